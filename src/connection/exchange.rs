@@ -1,0 +1,105 @@
+//! One request and its response, as their connection sees them.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+};
+
+use bytes::Bytes;
+
+// The stages; 0 is that before: the request is handled, or its body is on its way.
+
+/// HTTP/2: the body has ended, but its end is held back until every chunk of it was flushed.
+const HELD: u8 = 1;
+/// HTTP/2: every chunk was flushed; the end may go.
+const RELEASED: u8 = 2;
+/// The server has all of the response; the flush that follows is the one that counts.
+const AWAITING: u8 = 3;
+
+/// The flush of one response.
+///
+/// HTTP/1 runs a connection in one task: hyper takes the last frame, drops the body, writes and flushes. So the
+/// first completed flush after the body's drop, with more bytes written than when the head was handed over,
+/// is the flush of this response.
+///
+/// HTTP/2 copies bodies into per-stream queues and drops them long before the bytes leave. So each chunk is
+/// handed over as guarded `Bytes` that tells when it has gone into the write buffer, and the end of the stream
+/// is held back until no chunk is left and a later flush completed. What then still has to leave is the end of
+/// the stream alone (or, without a body, the head): it is queued when the body is dropped, and a connection
+/// writes all that is queued after each time it has read. So the flush that counts is the first that
+/// completes after a read that came after the drop.
+#[derive(Debug, Default)]
+pub(crate) struct Exchange {
+    stage: AtomicU8,
+    /// HTTP/1: bytes written when the head was handed over. HTTP/2: reads begun when the body was dropped.
+    mark: AtomicU64,
+    /// Chunks handed out and not yet in the write buffer.
+    chunks: Arc<AtomicUsize>,
+}
+
+impl Exchange {
+    pub(crate) fn set_mark(&self, mark: u64) {
+        self.mark.store(mark, Ordering::Release);
+    }
+
+    pub(crate) fn mark(&self) -> u64 {
+        self.mark.load(Ordering::Acquire)
+    }
+
+    /// Wraps a chunk so that it counts until the server has written it.
+    pub(crate) fn guard(&self, chunk: Bytes) -> Bytes {
+        // AcqRel on both sides of the count: the flush that sees zero comes after the writes that made it so.
+        self.chunks.fetch_add(1, Ordering::AcqRel);
+        Bytes::from_owner(Guarded { chunk, chunks: self.chunks.clone() })
+    }
+
+    pub(crate) fn has_chunks_out(&self) -> bool {
+        self.chunks.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn hold(&self) {
+        self.stage.store(HELD, Ordering::Release);
+    }
+
+    pub(crate) fn is_held(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == HELD
+    }
+
+    pub(crate) fn is_released(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == RELEASED
+    }
+
+    pub(crate) fn is_awaiting(&self) -> bool {
+        self.stage.load(Ordering::Acquire) == AWAITING
+    }
+
+    pub(crate) fn await_flush(&self) {
+        self.stage.store(AWAITING, Ordering::Release);
+    }
+
+    /// A flush completed: does it release a held end?
+    pub(crate) fn release(&self) -> bool {
+        !self.has_chunks_out()
+            && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+/// A chunk of a body that tells when it is dropped.
+///
+/// h2 drops it under its own lock: so this does nothing but count.
+struct Guarded {
+    chunk: Bytes,
+    chunks: Arc<AtomicUsize>,
+}
+
+impl AsRef<[u8]> for Guarded {
+    fn as_ref(&self) -> &[u8] {
+        &self.chunk
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        self.chunks.fetch_sub(1, Ordering::AcqRel);
+    }
+}

@@ -1,0 +1,48 @@
+//! A listener whose connections are tracked.
+
+use std::io;
+
+use axum::serve::Listener;
+
+use super::TrackedIo;
+
+/// Wraps any [`axum::serve::Listener`], so that its connections know of flushes and of clients that leave.
+///
+/// ```no_run
+/// # async fn serve(app: axum::Router) -> std::io::Result<()> {
+/// use tower_epilogue::{Epilogue, TrackedListener};
+///
+/// let listener = TrackedListener::new(tokio::net::TcpListener::bind("127.0.0.1:3000").await?);
+/// axum::serve(listener, Epilogue::new().make_service(app)).await
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct TrackedListener<L> {
+    inner: L,
+}
+
+impl<L> TrackedListener<L> {
+    /// Wraps `inner`.
+    pub fn new(inner: L) -> Self {
+        Self { inner }
+    }
+
+    /// The listener inside.
+    pub fn get_ref(&self) -> &L {
+        &self.inner
+    }
+}
+
+impl<L: Listener> Listener for TrackedListener<L> {
+    type Io = TrackedIo<L::Io>;
+    type Addr = L::Addr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (io, addr) = self.inner.accept().await;
+        (TrackedIo::new(io), addr)
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.inner.local_addr()
+    }
+}

@@ -1,0 +1,22 @@
+//! What a connection really tells of its client: when a response was flushed, and when the client left.
+//!
+//! What hyper shows a tower layer is not enough: a response body is dropped before its last bytes are written,
+//! and a response future is dropped for other reasons than a client that left, or not at all. So the IO is
+//! wrapped, and this room keeps the account: [`TrackedIo`] reports reads, writes and flushes, [`Connection`]
+//! holds the exchanges that are in flight on it and tells each what became of it.
+
+pub use self::io::TrackedIo;
+#[cfg(feature = "serve")]
+pub use self::listener::TrackedListener;
+pub use self::state::Connection;
+pub(crate) use self::{
+    exchange::Exchange,
+    state::{Party, WhyDropped},
+};
+
+mod exchange;
+mod io;
+#[cfg(feature = "serve")]
+mod listener;
+mod socket;
+mod state;

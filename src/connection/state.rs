@@ -1,0 +1,334 @@
+//! The account of one connection, shared by its IO and by the exchanges in flight on it.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Waker},
+};
+
+use atomic_waker::AtomicWaker;
+
+use super::{exchange::Exchange, socket::Watch};
+use crate::pool::{Straggler, lock};
+
+/// Who is told what became of an exchange: the request's lifecycle.
+///
+/// None of this runs user code (contract rule 11): it is called from the connection's reads and flushes.
+pub(crate) trait Party: Send + Sync {
+    /// For a drain.
+    fn as_straggler(self: Arc<Self>) -> Arc<dyn Straggler>;
+    fn exchange(&self) -> &Exchange;
+    fn is_http2(&self) -> bool;
+    /// Every byte of the response was taken by the kernel.
+    fn flushed(&self);
+    /// Every chunk of a held body was flushed: its end may go.
+    fn released(&self);
+    /// The client closed its side, or reset the connection.
+    fn left(&self);
+    /// The connection is gone, with the response not flushed.
+    fn closed(&self);
+    /// The kernel takes no more bytes for now.
+    fn stalled(&self);
+    /// Whether the handler is to finish in place although the client closed its side.
+    fn hides_end_of_input(&self) -> bool;
+}
+
+/// Why a response future or body was dropped by the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WhyDropped {
+    /// The client left: it closed, reset, or cancelled its stream.
+    ClientLeft,
+    /// The connection ended from our side, or something between dropped it.
+    NotTheClient,
+}
+
+/// What a completed flush did.
+enum Found {
+    Flushed(Arc<dyn Party>),
+    Released(Arc<dyn Party>),
+}
+
+/// The handle of a tracked connection: what its IO saw.
+///
+/// [`TrackedIo::connection`](super::TrackedIo::connection) gives it out. Cloning is cheap.
+#[derive(Clone)]
+pub struct Connection(pub(crate) Arc<State>);
+
+#[derive(Default)]
+pub(crate) struct State {
+    /// Bytes that the IO has accepted.
+    written: AtomicU64,
+    /// Reads begun.
+    reads: AtomicU64,
+    /// The client closed its sending side, reset the connection, or a write failed.
+    client_left: AtomicBool,
+    /// The end of input was seen but not shown.
+    hidden_end: AtomicBool,
+    /// Writes are refused: the response on its way must not look whole.
+    refused: AtomicBool,
+    /// `poll_shutdown` was called: everything before it was flushed.
+    shut: AtomicBool,
+    /// The IO is gone.
+    closed: AtomicBool,
+    /// An exchange may be held or awaiting; lets a flush that nobody waits for pass without the lock.
+    waiting: AtomicBool,
+    parties: Mutex<Vec<Arc<dyn Party>>>,
+    /// The task that drives the connection.
+    task: AtomicWaker,
+    watch: Mutex<Watch>,
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("written", &self.written())
+            .field("client_left", &self.client_left())
+            .field("in_flight", &lock(&self.0.parties).len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Connection {
+    pub(super) fn new(watch: Watch) -> Self {
+        Self(Arc::new(State { watch: Mutex::new(watch), ..State::default() }))
+    }
+
+    /// The bytes that the kernel (under TLS: the TLS session) has accepted so far.
+    #[must_use]
+    pub fn written(&self) -> u64 {
+        self.0.written.load(Ordering::Acquire)
+    }
+
+    /// Whether the client closed its sending side, reset the connection, or a write failed. Costs no system
+    /// call.
+    #[must_use]
+    pub fn client_left(&self) -> bool {
+        self.0.client_left.load(Ordering::Acquire)
+    }
+}
+
+// === for the lifecycle ===
+
+impl Connection {
+    /// A request arrived. It is told what happens until it [leaves](Self::leave) or is resolved.
+    pub(crate) fn enter(&self, party: Arc<dyn Party>) {
+        let too_late = {
+            let mut parties = lock(&self.0.parties);
+            parties.push(party.clone());
+            self.client_left()
+        };
+        if too_late {
+            // The end of input came along with this (pipelined) request.
+            party.left();
+        }
+    }
+
+    /// A request ended without a flush to wait for.
+    pub(crate) fn leave(&self, party: &dyn Party) {
+        let gone = {
+            let mut parties = lock(&self.0.parties);
+            let place =
+                parties.iter().position(|other| std::ptr::addr_eq(Arc::as_ptr(other), std::ptr::from_ref(party)));
+            place.map(|place| parties.swap_remove(place))
+        };
+        drop(gone);
+        self.show_hidden_end();
+    }
+
+    /// The head of a response is handed over.
+    pub(crate) fn head(&self, exchange: &Exchange) {
+        exchange.set_mark(self.written());
+    }
+
+    /// HTTP/2: the body has ended; its end is held until its chunks are flushed.
+    pub(crate) fn hold(&self, exchange: &Exchange) {
+        exchange.hold();
+        self.0.waiting.store(true, Ordering::Release);
+        // The chunks may have been flushed before this, and no flush would come of itself.
+        self.wake();
+    }
+
+    /// The server has the whole response.
+    pub(crate) fn await_flush(&self, party: &dyn Party) {
+        let exchange = party.exchange();
+        if party.is_http2() {
+            exchange.set_mark(self.0.reads.load(Ordering::Acquire));
+        }
+        exchange.await_flush();
+        self.0.waiting.store(true, Ordering::Release);
+        if self.0.closed.load(Ordering::Acquire) {
+            // Too late for a flush to tell: an orderly close comes after everything was flushed.
+            if self.0.shut.load(Ordering::Acquire) {
+                party.flushed();
+            } else {
+                party.closed();
+            }
+            self.leave(party);
+        } else if party.is_http2() {
+            self.wake();
+        }
+    }
+
+    /// Why the server drops what is in flight.
+    pub(crate) fn why_dropped(&self, http2: bool) -> WhyDropped {
+        let alive = !self.0.closed.load(Ordering::Acquire);
+        if self.client_left() || (http2 && alive) {
+            // On a living HTTP/2 connection nothing but a RST_STREAM makes the server drop a stream's work
+            // (RFC 9113, section 6.4).
+            WhyDropped::ClientLeft
+        } else {
+            WhyDropped::NotTheClient
+        }
+    }
+
+    /// Refuses all further writes: what is on its way is broken off.
+    pub(crate) fn refuse_writes(&self) {
+        self.0.refused.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Watches the socket itself for a client that leaves, which hyper does not see behind unread or pipelined
+    /// bytes. Registers `cx`, and costs nothing when never called.
+    pub(crate) fn watch(&self, cx: &mut Context<'_>) {
+        if self.client_left() || self.0.closed.load(Ordering::Acquire) {
+            return;
+        }
+        let left = lock(&self.0.watch).poll_left(cx);
+        if left {
+            self.saw_client_leave();
+        }
+    }
+
+    /// Has the connection's task look again.
+    pub(crate) fn wake(&self) {
+        self.0.task.wake();
+    }
+
+    /// The requests in flight.
+    #[cfg(feature = "serve")]
+    pub(crate) fn in_flight(&self) -> Vec<Arc<dyn Straggler>> {
+        lock(&self.0.parties).iter().map(|party| party.clone().as_straggler()).collect()
+    }
+
+    fn show_hidden_end(&self) {
+        if self.0.hidden_end.load(Ordering::Acquire) {
+            self.wake();
+        }
+    }
+}
+
+// === for the IO ===
+
+impl Connection {
+    pub(super) fn register(&self, waker: &Waker) {
+        self.0.task.register(waker);
+    }
+
+    pub(super) fn read_begins(&self) {
+        self.0.reads.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn wrote(&self, bytes: usize) {
+        self.0.written.fetch_add(bytes as u64, Ordering::AcqRel);
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        self.0.refused.load(Ordering::Acquire)
+    }
+
+    /// The client closed its side or reset the connection: everything in flight learns of it at once.
+    pub(super) fn saw_client_leave(&self) {
+        if self.0.client_left.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let parties: Vec<_> = lock(&self.0.parties).clone();
+        for party in parties {
+            party.left();
+        }
+    }
+
+    /// Whether the end of input is to be kept from the server for now.
+    pub(super) fn hides_end_of_input(&self) -> bool {
+        let hide = {
+            let parties = lock(&self.0.parties);
+            !parties.is_empty() && parties.iter().all(|party| party.hides_end_of_input())
+        };
+        self.0.hidden_end.store(hide, Ordering::Release);
+        hide
+    }
+
+    pub(super) fn has_hidden_end(&self) -> bool {
+        self.0.hidden_end.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stalled(&self) {
+        let parties: Vec<_> = lock(&self.0.parties).clone();
+        for party in parties {
+            party.stalled();
+        }
+    }
+
+    /// A flush completed.
+    pub(super) fn flushed(&self) {
+        // Cleared first: whoever begins to wait during the search sets it again, for the next flush.
+        if !self.0.waiting.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        // One at a time, so that nobody is told anything under the lock.
+        loop {
+            match self.next_flushed() {
+                Some(Found::Flushed(party)) => party.flushed(),
+                Some(Found::Released(party)) => party.released(),
+                None => break,
+            }
+        }
+        self.show_hidden_end();
+    }
+
+    fn next_flushed(&self) -> Option<Found> {
+        let (written, reads) = (self.written(), self.0.reads.load(Ordering::Acquire));
+        let mut parties = lock(&self.0.parties);
+        let mut others = false;
+        for (place, party) in parties.iter().enumerate() {
+            let exchange = party.exchange();
+            if exchange.release() {
+                return Some(Found::Released(party.clone()));
+            }
+            if exchange.is_awaiting() {
+                let now = if party.is_http2() { reads } else { written };
+                if now > exchange.mark() {
+                    return Some(Found::Flushed(parties.swap_remove(place)));
+                }
+                others = true;
+            }
+            others |= exchange.is_held();
+        }
+        if others {
+            self.0.waiting.store(true, Ordering::Release);
+        }
+        None
+    }
+
+    /// An orderly close began: hyper flushes everything before it.
+    pub(super) fn shutting_down(&self) {
+        self.0.shut.store(true, Ordering::Release);
+    }
+
+    pub(super) fn closed(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        // The watch owns a share of the socket, and lifecycles own this state: let the socket go now.
+        *lock(&self.0.watch) = Watch::default();
+        let shut = self.0.shut.load(Ordering::Acquire);
+        let parties = std::mem::take(&mut *lock(&self.0.parties));
+        for party in parties {
+            if shut && party.exchange().is_awaiting() {
+                party.flushed();
+            } else {
+                party.closed();
+            }
+        }
+    }
+}

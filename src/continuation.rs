@@ -1,0 +1,288 @@
+//! Work that runs after the response: [`Continuation`], and the slot that carries it there.
+//!
+//! ```
+//! use axum::{Router, routing::post};
+//! use tower_epilogue::Continuation;
+//!
+//! async fn signup(name: String) -> (Continuation, &'static str) {
+//!     let mail = Continuation::new(async move {
+//!         // … which takes seconds, and nobody waits for it.
+//!         println!("welcome, {name}");
+//!     });
+//!     (mail, "We'll email you as soon as this is done.")
+//! }
+//!
+//! let app: Router = Router::new().route("/signup", post(signup));
+//! # let _ = app;
+//! ```
+
+use std::{
+    cell::RefCell,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    sync::{Arc, Mutex, Weak},
+};
+
+use axum_core::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
+use http::Extensions;
+use tracing::Span;
+
+use crate::pool::{Pool, carry::Work, caught, lock};
+
+/// Work that runs after the response was flushed.
+///
+/// Return it beside the response, as axum returns headers: `(Continuation, R)`, or
+/// `(StatusCode, Continuation, R)`. A service that is not an axum handler [attaches](Self::attach) it. Several
+/// in one response run one after the other, in the order in which they were added.
+///
+/// A returned continuation runs exactly once, whatever becomes of its response (contract rule 1): it starts
+/// when the response was flushed, when it is known that it never will be, or when the patience with a slow
+/// reader is over. It shares the request's time limit (rule 6), its span and its hooks. A panic costs this
+/// request only.
+///
+/// # Cancel safety
+///
+/// At the time limit, or at a drain's deadline, it is dropped at its next `.await`, and hooks see
+/// [`ConnectionStatus::TIMEOUT`](crate::ConnectionStatus::TIMEOUT). A client that leaves never ends it.
+///
+/// One that is dropped *without* having been put into a response was not promised to anybody: it does not run,
+/// and a warning says so.
+#[must_use = "a continuation runs only if it is returned with a response"]
+pub struct Continuation {
+    kind: Option<Kind>,
+    span: Span,
+}
+
+/// What a continuation does.
+pub(crate) enum Kind {
+    Async(Work),
+    Blocking(Box<dyn FnOnce() + Send>),
+}
+
+impl Continuation {
+    /// Work for the runtime. It must not block its thread: see [`blocking`](Self::blocking).
+    ///
+    /// The span that is current now is current again while it runs.
+    pub fn new<F>(work: F) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self { kind: Some(Kind::Async(Box::pin(work))), span: Span::current() }
+    }
+
+    /// Work that blocks: it runs on a thread of its own, inside the runtime's context.
+    ///
+    /// A thread cannot be ended from outside. At the time limit its request ends without it; the thread is
+    /// counted and named in the log until it ends ([`Epilogue::stuck`](crate::Epilogue::stuck)). It does not
+    /// hold up the end of the process. At most 500 run at once (`BLOCKING_MAX_THREADS` in the environment
+    /// changes that), the others wait.
+    pub fn blocking<F>(work: F) -> Self
+    where
+        F: FnOnce() + Send + 'static,
+    {
+        Self { kind: Some(Kind::Blocking(Box::new(work))), span: Span::current() }
+    }
+
+    /// Puts it into a response of any tower service, behind those that are there already.
+    pub fn attach<B>(self, response: &mut http::Response<B>) {
+        self.attach_to(response.extensions_mut());
+    }
+
+    /// Puts it into a response's extensions, behind those that are there already.
+    pub fn attach_to(self, extensions: &mut Extensions) {
+        let slot = extensions.get_or_insert_with(|| Slot(Arc::new(Waiting::new())));
+        lock(&slot.0.list).push(self);
+    }
+
+    /// Takes all that a response carries; nothing the second time.
+    pub(crate) fn take_from(extensions: &mut Extensions) -> Vec<Self> {
+        if extensions.is_empty() {
+            return Vec::new();
+        }
+        match extensions.remove::<Slot>() {
+            Some(slot) => std::mem::take(&mut *lock(&slot.0.list)),
+            None => Vec::new(),
+        }
+    }
+
+    /// The work and the span that it belongs to. From here on, whoever has them answers for them.
+    pub(crate) fn into_work(mut self) -> (Kind, Span) {
+        let span = std::mem::replace(&mut self.span, Span::none());
+        let kind = self.kind.take();
+        (kind.unwrap_or_else(|| Kind::Async(Box::pin(async {}))), span)
+    }
+}
+
+impl fmt::Debug for Continuation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.kind {
+            Some(Kind::Async(_)) => "async",
+            Some(Kind::Blocking(_)) => "blocking",
+            None => "taken",
+        };
+        f.debug_tuple("Continuation").field(&kind).finish()
+    }
+}
+
+impl Drop for Continuation {
+    fn drop(&mut self) {
+        if let Some(kind) = self.kind.take() {
+            let _span = self.span.enter();
+            tracing::warn!("a continuation was dropped without having been returned with a response: it does not run");
+            caught::discard(kind);
+        }
+    }
+}
+
+impl IntoResponseParts for Continuation {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Self::Error> {
+        self.attach_to(parts.extensions_mut());
+        Ok(parts)
+    }
+}
+
+impl IntoResponse for Continuation {
+    fn into_response(self) -> Response {
+        (self, ()).into_response()
+    }
+}
+
+/// Whoever takes in a continuation whose response went astray: the request that made it.
+pub(crate) trait Adopt: Send + Sync {
+    /// Takes it in; gives it back if this request has ended.
+    fn adopt(&self, continuation: Continuation) -> Result<(), Continuation>;
+}
+
+thread_local! {
+    static CURRENT: RefCell<Option<Weak<dyn Adopt>>> = const { RefCell::new(None) };
+}
+
+/// Runs `f`, during which the continuations that are put into responses belong to `request`.
+pub(crate) fn within<T>(request: &Arc<impl Adopt + 'static>, f: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Weak<dyn Adopt>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            CURRENT.with(|current| current.replace(self.0.take()));
+        }
+    }
+    let weak: Weak<dyn Adopt> = Arc::downgrade(request) as _;
+    let _restore = Restore(CURRENT.with(|current| current.replace(Some(weak))));
+    f()
+}
+
+/// The response extension. Cloned extensions share one list, so each continuation is taken once.
+#[derive(Clone)]
+struct Slot(Arc<Waiting>);
+
+struct Waiting {
+    list: Mutex<Vec<Continuation>>,
+    home: Option<Weak<dyn Adopt>>,
+}
+
+impl Waiting {
+    fn new() -> Self {
+        Self { list: Mutex::default(), home: CURRENT.with(|current| current.borrow().clone()) }
+    }
+}
+
+impl Drop for Waiting {
+    /// The response was dropped before any of our services saw it: what it promised still runs (contract
+    /// rule 1), with the request that made it, or else on its own in the default pool.
+    fn drop(&mut self) {
+        for continuation in std::mem::take(&mut *lock(&self.list)) {
+            let home = self.home.as_ref().and_then(Weak::upgrade);
+            let homeless = match home {
+                Some(home) => home.adopt(continuation),
+                None => Err(continuation),
+            };
+            if let Err(continuation) = homeless {
+                run_alone(continuation);
+            }
+        }
+    }
+}
+
+/// Runs a continuation that has no request (any more): without limit and hooks, but tracked and logged.
+pub(crate) fn run_alone(continuation: Continuation) {
+    use tracing::Instrument as _;
+
+    let (kind, span) = continuation.into_work();
+    tracing::warn!(
+        parent: &span,
+        "a continuation's response was dropped before any layer saw it: the continuation runs on its own"
+    );
+    let pool = Pool::global().clone();
+    let runner = pool.clone();
+    let in_span = span.clone();
+    let work = async move {
+        let result = match kind {
+            Kind::Async(mut work) => {
+                std::future::poll_fn(|cx| match caught::poll(work.as_mut(), cx) {
+                    Ok(polled) => polled.map(Ok),
+                    Err(payload) => std::task::Poll::Ready(Err(payload)),
+                })
+                .await
+            }
+            Kind::Blocking(work) => {
+                crate::pool::blocking::Blocking::start(work, runner, in_span, "unknown".to_owned()).await
+            }
+        };
+        if let Err(payload) = result {
+            tracing::error!(message = crate::pool::panic_message(&*payload), "a continuation panicked");
+        }
+    };
+    if let Err(work) = pool.spawn(work.instrument(span)) {
+        pool.report_lost("unknown", "its response was dropped where no runtime is there to run it");
+        caught::discard(work);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn counting(count: &Arc<AtomicUsize>) -> Continuation {
+        let count = count.clone();
+        Continuation::new(async move {
+            count.fetch_add(1, Ordering::SeqCst);
+        })
+    }
+
+    #[tokio::test]
+    async fn rule_01_cloned_extensions_give_a_continuation_once() {
+        let count = Arc::new(AtomicUsize::new(0));
+        let mut response = (counting(&count), counting(&count), "body").into_response();
+        let mut copy = response.extensions().clone();
+        assert_eq!(
+            Continuation::take_from(response.extensions_mut()).into_iter().map(Continuation::into_work).count(),
+            2
+        );
+        assert!(Continuation::take_from(&mut copy).is_empty());
+        assert!(Continuation::take_from(response.extensions_mut()).is_empty());
+    }
+
+    #[tokio::test]
+    async fn rule_01_a_response_that_no_layer_saw_still_keeps_its_promise() {
+        let count = Arc::new(AtomicUsize::new(0));
+        drop((counting(&count), "body").into_response());
+        while count.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(count.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_continuation_that_was_never_returned_does_not_run() {
+        let count = Arc::new(AtomicUsize::new(0));
+        drop(counting(&count));
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(count.load(Ordering::SeqCst), 0);
+    }
+}

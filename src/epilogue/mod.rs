@@ -1,0 +1,159 @@
+//! [`Epilogue`]: owns and tracks what runs after responses, and serves apps so that it is exact.
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use tokio::task::LocalKey;
+
+use crate::{
+    event::Event,
+    pool::{CarryKey, Feed, Pool, Settings},
+};
+
+#[cfg(feature = "serve")]
+pub use self::{
+    make_service::{MakeService, MakeServiceFuture, Service},
+    report::{DrainReport, Straggler},
+    serve::{Serve, WithGracefulShutdown},
+};
+
+#[cfg(feature = "serve")]
+mod make_service;
+#[cfg(feature = "serve")]
+mod report;
+#[cfg(feature = "serve")]
+mod serve;
+
+/// Owns what runs after responses, tracks it, and serves apps so that the moment of the flush and the client's
+/// leaving are known exactly.
+///
+/// Cloning is cheap; clones are the same `Epilogue`.
+///
+/// ```no_run
+/// use axum::{Router, routing::get};
+/// use tower_epilogue::{EarlyCloseLayer, Epilogue};
+///
+/// # #[tokio::main] async fn main() -> std::io::Result<()> {
+/// let app = Router::new().route("/", get(|| async { "hello" })).layer(EarlyCloseLayer::new());
+/// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+/// Epilogue::new()
+///     .serve(listener, app)
+///     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct Epilogue {
+    pub(crate) pool: Arc<Pool>,
+}
+
+impl Epilogue {
+    /// One with the default settings.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Begins with the default settings.
+    #[must_use]
+    pub fn builder() -> EpilogueBuilder {
+        EpilogueBuilder::default()
+    }
+
+    /// How many pieces of work run or wait beside the connections: continuations with their hooks, and handlers
+    /// and bodies that outlived their response.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.pool.running()
+    }
+
+    /// How many threads of blocking continuations are still busy past their limit.
+    #[must_use]
+    pub fn stuck(&self) -> usize {
+        self.pool.stuck()
+    }
+
+    /// How many requests had something left to run when their runtime ended.
+    #[must_use]
+    pub fn lost(&self) -> usize {
+        self.pool.lost()
+    }
+
+    /// Waits until every event so far has been given to the [event function](EpilogueBuilder::on_event).
+    pub async fn events_delivered(&self) {
+        if let Some(feed) = &self.pool.feed {
+            feed.delivered().await;
+        }
+    }
+}
+
+/// Sets an [`Epilogue`] up.
+#[derive(Default)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct EpilogueBuilder {
+    pool: Pool,
+}
+
+impl fmt::Debug for EpilogueBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EpilogueBuilder").field("settings", &self.settings()).finish_non_exhaustive()
+    }
+}
+
+impl EpilogueBuilder {
+    fn settings(&self) -> &Settings {
+        &self.pool.settings
+    }
+
+    /// How long a slow reader is waited for before its continuation starts; 30 s by default.
+    ///
+    /// It counts while the server has bytes that the client does not take, not while the body is produced.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.pool.settings.patience = patience;
+        self
+    }
+
+    /// How long each hook may run; 5 s by default. At the limit it is dropped at its next `.await`, and the
+    /// hooks after it run.
+    pub fn hook_limit(mut self, limit: Duration) -> Self {
+        self.pool.settings.hook_limit = limit;
+        self
+    }
+
+    /// How long a drain waits for connections, continuations and hooks before it cuts what is left, with
+    /// status TIMEOUT; 30 s by default. `None` waits without end.
+    pub fn drain_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
+        self.pool.settings.drain_deadline = deadline.into();
+        self
+    }
+
+    /// Has `listener` called with every phase change of every request: for journals, metrics and tests.
+    ///
+    /// It is called in a task of its own, never under a lock, in a destructor or in a flush. Events of one
+    /// request come in their order. It should return quickly: what happens meanwhile waits in memory. A panic
+    /// in it is logged. Without a listener no event is made.
+    pub fn on_event<F>(mut self, listener: F) -> Self
+    where
+        F: Fn(&Event) + Send + Sync + 'static,
+    {
+        self.pool.feed = Some(Feed::new(Arc::new(listener)));
+        self
+    }
+
+    /// Has a task-local of yours go along into continuations, hooks and handlers that outlive their response,
+    /// where its value is a clone of the one that was in scope around our innermost layer.
+    ///
+    /// What is scoped inside of the handler, around the future of a continuation, needs no help.
+    pub fn carry<T>(mut self, key: &'static LocalKey<T>) -> Self
+    where
+        T: Clone + Send + Sync + 'static,
+    {
+        self.pool.carries.push(Box::new(CarryKey(key)));
+        self
+    }
+
+    /// Ready for use.
+    #[must_use]
+    pub fn build(self) -> Epilogue {
+        Epilogue { pool: Arc::new(self.pool) }
+    }
+}

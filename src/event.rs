@@ -1,0 +1,119 @@
+//! What happened to a request, phase by phase, for journals, metrics and tests.
+
+use std::{fmt, time::Duration};
+
+use crate::status::ConnectionStatus;
+
+/// Names one request within this process; never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub(crate) u64);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// One thing that happened to one request.
+///
+/// Handed to the function given to [`EpilogueBuilder::on_event`](crate::EpilogueBuilder::on_event), for each
+/// request in the order in which things happened to it, [`EventKind::Ended`] last.
+#[derive(Clone, Debug)]
+pub struct Event {
+    pub(crate) request: RequestId,
+    pub(crate) kind: EventKind,
+    pub(crate) status: ConnectionStatus,
+    pub(crate) at: Duration,
+}
+
+impl Event {
+    /// The request that it happened to.
+    #[must_use]
+    pub fn request(&self) -> RequestId {
+        self.request
+    }
+
+    /// What happened.
+    #[must_use]
+    pub fn kind(&self) -> &EventKind {
+        &self.kind
+    }
+
+    /// The request's status right after it.
+    #[must_use]
+    pub fn status(&self) -> ConnectionStatus {
+        self.status
+    }
+
+    /// The time since the request's arrival; never less than that of the request's event before.
+    #[must_use]
+    pub fn at(&self) -> Duration {
+        self.at
+    }
+}
+
+/// What an [`Event`] tells of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EventKind {
+    /// The handler, and whatever stands inside the innermost of our layers, was first polled.
+    HandlerStart,
+    /// Its future returned, or panicked; also after a [`finish`](crate::Lifecycle::finish).
+    HandlerEnd,
+    /// Its future was dropped before it returned.
+    HandlerDropped,
+    /// A [`finish`](crate::Lifecycle::finish) learnt the fate of its response.
+    FinishResolved,
+    /// The response left whole.
+    Flushed {
+        /// The length of its body, in bytes.
+        bytes: u64,
+    },
+    /// The client left before its response was flushed.
+    Aborted,
+    /// A body of unknown length was produced to its end.
+    BodyEnd,
+    /// A body of unknown length was dropped before its end.
+    BodyDropped,
+    /// A continuation was started.
+    ContinuationStart,
+    /// It returned, or panicked.
+    ContinuationEnd,
+    /// It was dropped before its end; a blocking one was given up.
+    ContinuationDropped,
+    /// A hook was started.
+    HookStart {
+        /// Its place in the order of running, from 0.
+        hook: usize,
+    },
+    /// It returned, panicked, or ran out of its own time.
+    HookEnd {
+        /// Its place in the order of running, from 0.
+        hook: usize,
+    },
+    /// Nothing more will happen to this request.
+    Ended,
+}
+
+impl EventKind {
+    /// The event's name in snake case, as journals and logs write it.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::HandlerStart => "handler_start",
+            Self::HandlerEnd => "handler_end",
+            Self::HandlerDropped => "handler_dropped",
+            Self::FinishResolved => "finish_resolved",
+            Self::Flushed { .. } => "flushed",
+            Self::Aborted => "aborted",
+            Self::BodyEnd => "body_end",
+            Self::BodyDropped => "body_dropped",
+            Self::ContinuationStart => "continuation_start",
+            Self::ContinuationEnd => "continuation_end",
+            Self::ContinuationDropped => "continuation_dropped",
+            Self::HookStart { .. } => "hook_start",
+            Self::HookEnd { .. } => "hook_end",
+            Self::Ended => "ended",
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! The one clock that bounds a request, from its arrival to its continuation's end (contract rule 6).
+
+use std::{
+    fmt,
+    future::Future as _,
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep};
+
+use crate::pool::lock;
+
+/// Which time a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum ClockKind {
+    /// The time on the wall: sleeping and waiting count.
+    #[default]
+    Wall,
+    /// The time in which the request's own code runs: its futures' polls. Neither sleep nor IO counts, as in
+    /// PHP on Unix.
+    Busy,
+}
+
+/// From when on a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// From the request's arrival: what a layer says.
+    Arrival,
+    /// From now: what the handler says.
+    Now,
+}
+
+const NEVER: u64 = u64::MAX;
+/// How much a single poll may overrun the limit before it is reported.
+const OVERSTAY: Duration = Duration::from_millis(10);
+
+/// What a measured poll did to the clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Measured {
+    /// The busy time is used up.
+    pub(super) exhausted: bool,
+    /// The poll ran so far past the limit.
+    pub(super) overstayed: Option<Duration>,
+}
+
+/// All times are nanoseconds since the request's arrival, so that they fit an atomic.
+pub(super) struct Clock {
+    arrived: Instant,
+    /// Wall clock: when the limit passes, or `NEVER`.
+    deadline: AtomicU64,
+    /// Busy clock: what may be used, or `NEVER`.
+    budget: AtomicU64,
+    used: AtomicU64,
+    busy: AtomicBool,
+    timer: Mutex<Option<Pin<Box<Sleep>>>>,
+    armed: AtomicBool,
+}
+
+impl fmt::Debug for Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Clock").field("left", &self.left()).finish_non_exhaustive()
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(NEVER)
+}
+
+impl Clock {
+    pub(super) fn new(arrived: Instant) -> Self {
+        Self {
+            arrived,
+            deadline: AtomicU64::new(NEVER),
+            budget: AtomicU64::new(NEVER),
+            used: AtomicU64::new(0),
+            busy: AtomicBool::new(false),
+            timer: Mutex::new(None),
+            armed: AtomicBool::new(false),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        nanos(self.arrived.elapsed())
+    }
+
+    /// Sets the limit, from `start` on. Zero lifts it, and so does one too long to reckon with.
+    ///
+    /// The orderings are those of independent settings: a poll that is being measured meanwhile may be judged
+    /// by the limit before or by the one after. `Release` and `Acquire` make the timer see the latest.
+    pub(super) fn set(&self, limit: Duration, start: Start, kind: Option<ClockKind>) {
+        if let Some(kind) = kind {
+            self.busy.store(kind == ClockKind::Busy, Ordering::Release);
+        }
+        let limit = if limit.is_zero() { NEVER } else { nanos(limit) };
+        if self.busy.load(Ordering::Acquire) {
+            self.used.store(0, Ordering::Release);
+            self.budget.store(limit, Ordering::Release);
+            self.deadline.store(NEVER, Ordering::Release);
+        } else {
+            self.budget.store(NEVER, Ordering::Release);
+            let start = match start {
+                Start::Arrival => 0,
+                Start::Now => self.now(),
+            };
+            self.deadline.store(limit.saturating_add(start), Ordering::Release);
+        }
+        // One that runs is moved by whoever calls `arm` next; it is never early, since it looks at the deadline.
+        self.armed.store(false, Ordering::Release);
+    }
+
+    /// What is left of the limit; `None` without one.
+    pub(super) fn left(&self) -> Option<Duration> {
+        let budget = self.budget.load(Ordering::Acquire);
+        if budget != NEVER {
+            return Some(Duration::from_nanos(budget.saturating_sub(self.used.load(Ordering::Acquire))));
+        }
+        let deadline = self.deadline.load(Ordering::Acquire);
+        (deadline != NEVER).then(|| Duration::from_nanos(deadline.saturating_sub(self.now())))
+    }
+
+    /// What is left on the busy clock; `None` if that is not the one that counts.
+    pub(super) fn busy_left(&self) -> Option<Duration> {
+        self.busy.load(Ordering::Acquire).then(|| self.left()).flatten()
+    }
+
+    /// Whether a wall limit is set and has passed.
+    pub(super) fn is_past(&self) -> bool {
+        let deadline = self.deadline.load(Ordering::Acquire);
+        deadline != NEVER && self.now() >= deadline
+    }
+
+    /// Runs one poll of the user's on this clock. Without a limit that costs two loads.
+    pub(super) fn measure<T>(&self, poll: impl FnOnce() -> T) -> (T, Measured) {
+        let deadline = self.deadline.load(Ordering::Acquire);
+        let budget = self.budget.load(Ordering::Acquire);
+        let mut measured = Measured { exhausted: false, overstayed: None };
+        if deadline == NEVER && budget == NEVER {
+            return (poll(), measured);
+        }
+        let began = self.now();
+        let result = poll();
+        let ended = self.now();
+        // Read again: the poll may have restarted the limit.
+        let deadline = self.deadline.load(Ordering::Acquire);
+        let budget = self.budget.load(Ordering::Acquire);
+        if budget == NEVER {
+            let over = Duration::from_nanos(ended.saturating_sub(deadline));
+            measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
+        } else {
+            let spent = ended - began;
+            let used = self.used.fetch_add(spent, Ordering::AcqRel).saturating_add(spent);
+            measured.exhausted = used >= budget;
+            let over = Duration::from_nanos(used.saturating_sub(budget));
+            measured.overstayed = (measured.exhausted && over > OVERSTAY).then_some(over);
+        }
+        (result, measured)
+    }
+
+    /// Has `waker` woken when the wall limit passes; true if it has passed.
+    ///
+    /// The timer is made at the first call, so that a request which never waits pays nothing for its limit.
+    /// `waker` is asked for when a timer has to be started or moved, not at each call.
+    pub(super) fn arm(&self, waker: impl FnOnce() -> Waker) -> bool {
+        let deadline = self.deadline.load(Ordering::Acquire);
+        if deadline == NEVER {
+            return false;
+        }
+        if self.armed.swap(true, Ordering::AcqRel) {
+            return self.now() >= deadline;
+        }
+        let Some(at) = self.arrived.checked_add(Duration::from_nanos(deadline)) else {
+            return false;
+        };
+        let mut timer = lock(&self.timer);
+        let sleep = match timer.as_mut() {
+            Some(sleep) => {
+                sleep.as_mut().reset(at);
+                sleep
+            }
+            None => timer.insert(Box::pin(tokio::time::sleep_until(at))),
+        };
+        // The waker only sets flags and wakes tasks, and takes no lock of this clock: it may run right here.
+        sleep.as_mut().poll(&mut Context::from_waker(&waker())).is_ready()
+    }
+
+    /// Gives the timer back.
+    pub(super) fn stop(&self) {
+        if self.armed.swap(true, Ordering::AcqRel) {
+            *lock(&self.timer) = None;
+        }
+    }
+}
+
+/// Resolves after `duration`, or at once if that is zero.
+pub(super) fn poll_timer(timer: &mut Option<Pin<Box<Sleep>>>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+    let sleep = match timer {
+        Some(sleep) => {
+            if sleep.deadline() != at {
+                sleep.as_mut().reset(at);
+            }
+            sleep
+        }
+        None => timer.insert(Box::pin(tokio::time::sleep_until(at))),
+    };
+    sleep.as_mut().poll(cx)
+}
+
+/// A waker that calls `wake` with what `target` still points to.
+pub(super) struct LimitWaker<T>(pub(super) std::sync::Weak<T>);
+
+/// What a passed limit does.
+pub(super) trait Limited: Send + Sync + 'static {
+    fn limit_passed(&self);
+}
+
+impl<T: Limited> std::task::Wake for LimitWaker<T> {
+    fn wake(self: Arc<Self>) {
+        if let Some(target) = self.0.upgrade() {
+            target.limit_passed();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn setting_the_limit_restarts_it() {
+        let clock = Clock::new(Instant::now());
+        clock.set(Duration::from_secs(30), Start::Now, None);
+        tokio::time::advance(Duration::from_secs(25)).await;
+        assert_eq!(clock.left(), Some(Duration::from_secs(5)));
+        clock.set(Duration::from_secs(20), Start::Now, None);
+        tokio::time::advance(Duration::from_secs(19)).await;
+        assert!(!clock.is_past());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert!(clock.is_past(), "25 s + 20 s = 45 s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn zero_and_absurd_limits_are_no_limits() {
+        let clock = Clock::new(Instant::now());
+        for limit in [Duration::ZERO, Duration::MAX] {
+            clock.set(limit, Start::Now, None);
+            assert_eq!(clock.left(), None, "{limit:?}");
+            assert!(!clock.arm(|| Waker::noop().clone()));
+        }
+        clock.set(Duration::from_secs(1), Start::Now, Some(ClockKind::Busy));
+        assert_eq!(clock.left(), Some(Duration::from_secs(1)));
+        clock.set(Duration::ZERO, Start::Now, None);
+        assert_eq!(clock.left(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn busy_time_is_the_time_of_polls_alone() {
+        let clock = Clock::new(Instant::now());
+        clock.set(Duration::from_secs(1), Start::Now, Some(ClockKind::Busy));
+        tokio::time::advance(Duration::from_secs(60)).await;
+        let ((), measured) = clock.measure(|| ());
+        assert!(!measured.exhausted);
+        assert!(!clock.arm(|| Waker::noop().clone()));
+        assert_eq!(clock.left(), Some(Duration::from_secs(1)));
+    }
+}

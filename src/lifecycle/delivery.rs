@@ -1,0 +1,154 @@
+//! The outermost body: what the server takes, watched until it is flushed.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum_core::body::Body;
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as _, Frame, SizeHint};
+
+use super::shared::Shared;
+
+/// A body that counts what leaves, and whose drop tells the request what became of it.
+pub(super) struct Delivery {
+    shared: Arc<Shared>,
+    body: Body,
+    /// The server has taken the last frame, or is never to take any.
+    complete: bool,
+    failed: bool,
+    held: Held,
+}
+
+/// On a tracked HTTP/2 connection the end is held back until what was sent is flushed: only so does a
+/// RST_STREAM in the meantime show as an abort, and the flush as a flush.
+enum Held {
+    /// Nothing to hold: HTTP/1, or no tracked connection.
+    Never,
+    /// Frames go through.
+    Open,
+    /// The body has ended. With its trailers, if it had any.
+    End(Option<HeaderMap>),
+    Gone,
+}
+
+impl Delivery {
+    /// Watches `body`; `bodiless` if the server is not to send one (HEAD, 204, 304).
+    pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool) -> Body {
+        let complete = bodiless || body.is_end_stream();
+        let held = if shared.http2 && shared.connection.is_some() && !complete { Held::Open } else { Held::Never };
+        Body::new(Self { shared, body, complete, failed: false, held })
+    }
+
+    fn fail(&mut self, error: axum_core::Error) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
+        self.failed = true;
+        Poll::Ready(Some(Err(error)))
+    }
+
+    /// Gives the held end out once everything before it is flushed.
+    fn poll_held(&mut self) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
+        if !self.shared.exchange.is_released() {
+            return Poll::Pending;
+        }
+        self.complete = true;
+        match std::mem::replace(&mut self.held, Held::Gone) {
+            Held::End(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
+            _ => Poll::Ready(None),
+        }
+    }
+
+    fn hold(&mut self, trailers: Option<HeaderMap>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
+        self.held = Held::End(trailers);
+        if let Some(connection) = &self.shared.connection {
+            connection.hold(&self.shared.exchange);
+        }
+        self.shared.reader_begins();
+        self.poll_held()
+    }
+}
+
+impl http_body::Body for Delivery {
+    type Data = Bytes;
+    type Error = axum_core::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        // Registered before the look, so that what changes after it wakes us.
+        this.shared.response_waker.register(cx.waker());
+        if this.failed || matches!(this.held, Held::Gone) {
+            return Poll::Ready(None);
+        }
+        if this.shared.is_broken_off() {
+            let why = axum_core::Error::new("the response was broken off: its time limit passed, or its client left");
+            return this.fail(why);
+        }
+        if matches!(this.held, Held::End(_)) {
+            return this.poll_held();
+        }
+        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+            // The producer, and not the reader, is waited for. A limit cuts us through the response's waker.
+            this.shared.producer_begins();
+            this.shared.arm();
+            return Poll::Pending;
+        };
+        let holds = matches!(this.held, Held::Open);
+        let frame = match frame {
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return this.fail(error),
+            None if holds => return this.hold(None),
+            None => {
+                this.complete = true;
+                return Poll::Ready(None);
+            }
+        };
+        let frame = match frame.into_data() {
+            Ok(data) => {
+                this.shared.count_body_bytes(data.len());
+                let data = if holds { this.shared.exchange.guard(data) } else { data };
+                this.shared.reader_begins();
+                let last = this.body.is_end_stream();
+                this.complete = last && !holds;
+                if !this.complete {
+                    // Whether it is polled again depends on the reader: the limit must not.
+                    this.shared.arm();
+                }
+                Frame::data(data)
+            }
+            Err(frame) => match frame.into_trailers() {
+                Ok(trailers) if holds => return this.hold(Some(trailers)),
+                Ok(trailers) => {
+                    this.complete = true;
+                    Frame::trailers(trailers)
+                }
+                Err(frame) => frame,
+            },
+        };
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self.held {
+            Held::Never => self.body.is_end_stream(),
+            Held::Open | Held::End(_) => false,
+            Held::Gone => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        // First what the response came to, then, with the field, the producer's drop: whether that goes on
+        // without its reader depends on it.
+        self.shared.body_dropped(self.complete, self.failed);
+    }
+}

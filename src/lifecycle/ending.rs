@@ -1,0 +1,252 @@
+//! The one driver of a request's end: waits for its response, runs its continuations, then its hooks.
+
+use std::{
+    future::{Future, poll_fn},
+    ops::ControlFlow,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use tokio::time::{Instant, Sleep};
+use tracing::Instrument as _;
+
+use super::{
+    clock::poll_timer,
+    hooks::{End, Hook},
+    shared::Shared,
+    transitions::Verdict,
+    word,
+};
+use crate::{
+    continuation::{Continuation, Kind},
+    event::EventKind,
+    pool::{Captured, Listed, Straggler, blocking::Blocking, carry::carried, caught, lock},
+};
+
+type Pending = (Continuation, Vec<Box<dyn Captured>>);
+
+/// Starts the task. Where no runtime is left to run it, that is said, and nothing else can be done.
+pub(super) fn start(shared: Arc<Shared>) {
+    let pool = shared.pool.clone();
+    let weak: std::sync::Weak<dyn Straggler> = Arc::downgrade(&shared) as _;
+    let ending = Ending { _listed: pool.list(weak), shared, ended: false };
+    if let Err(work) = pool.spawn(ending.run()) {
+        caught::discard(work);
+    }
+}
+
+struct Ending {
+    shared: Arc<Shared>,
+    _listed: Listed,
+    ended: bool,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.shared.pool.report_lost(&self.shared.route(), "the runtime ended before the request did");
+        }
+    }
+}
+
+/// What the work after a response came to.
+enum Outcome {
+    Ended,
+    Dropped,
+}
+
+impl Ending {
+    async fn run(mut self) {
+        while let Some((continuation, captured)) = self.next_continuation().await {
+            self.run_continuation(continuation, captured).await;
+        }
+        self.run_hooks().await;
+        self.ended = true;
+    }
+
+    /// The next continuation, once the response is flushed or will not be; `None` when the hooks may run.
+    async fn next_continuation(&self) -> Option<Pending> {
+        let mut patience = None;
+        poll_fn(|cx| self.poll_next(&mut patience, cx)).await
+    }
+
+    fn poll_next(&self, patience: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<Option<Pending>> {
+        let shared = &self.shared;
+        shared.ending_waker.register(cx.waker());
+        if shared.word().known_sent().is_none() {
+            shared.arm();
+            if let Some(at) = shared.patience_ends() {
+                if poll_timer(patience, at, cx).is_ready() {
+                    tracing::info!(route = shared.route(), "the reader is slow: its request goes on without it");
+                    shared.give_up_on_reader();
+                }
+            }
+        }
+        if shared.word().known_sent().is_none() {
+            return Poll::Pending;
+        }
+        let mut core = lock(&shared.core);
+        if let Some(continuation) = core.continuations.pop_front() {
+            return Poll::Ready(Some(continuation));
+        }
+        // Under the lock, so that no continuation can come in between.
+        let settled = shared.change(None, |word| word.is_settled().then(|| word.with(word::HOOKS)));
+        if settled.is_some() {
+            return Poll::Ready(None);
+        }
+        drop(core);
+        // The rest of a handler, or of a producer, runs and may still bring a continuation.
+        shared.arm();
+        Poll::Pending
+    }
+
+    async fn run_continuation(&self, continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
+        let shared = &self.shared;
+        shared.change(Some(EventKind::ContinuationStart), |word| Some(word.with(word::CONTINUING)));
+        let (kind, span) = continuation.into_work();
+        let outcome = match kind {
+            Kind::Async(work) => {
+                let mut work = Box::pin(carried(captured, work));
+                let outcome = self.run_to_limit(work.as_mut()).instrument(span.clone()).await;
+                let _span = span.enter();
+                caught::discard(work);
+                outcome
+            }
+            Kind::Blocking(mut work) => {
+                for value in captured {
+                    work = value.around_blocking(work);
+                }
+                self.run_blocking(Blocking::start(work, shared.pool.clone(), span, shared.route())).await
+            }
+        };
+        let event = match outcome {
+            Outcome::Ended => EventKind::ContinuationEnd,
+            Outcome::Dropped => {
+                tracing::warn!(route = shared.route(), "a continuation was dropped at its limit");
+                EventKind::ContinuationDropped
+            }
+        };
+        shared.change(Some(event), |word| Some(word.without(word::CONTINUING)));
+    }
+
+    async fn run_to_limit<F>(&self, mut work: Pin<&mut F>) -> Outcome
+    where
+        F: Future<Output = ()>,
+    {
+        let shared = &self.shared;
+        poll_fn(|cx| {
+            shared.ending_waker.register(cx.waker());
+            match shared.measure("continuation", || caught::poll(work.as_mut(), cx)) {
+                Ok(Poll::Ready(())) => return Poll::Ready(Outcome::Ended),
+                Err(payload) => {
+                    shared.panicked("a continuation", &payload);
+                    return Poll::Ready(Outcome::Ended);
+                }
+                Ok(Poll::Pending) => {}
+            }
+            shared.arm();
+            match shared.verdict() {
+                Some(Verdict::TimedOut) => Poll::Ready(Outcome::Dropped),
+                Some(Verdict::Abandoned) | None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// A thread counts as one long poll: on the busy clock, all of its time is busy.
+    async fn run_blocking(&self, mut work: Blocking) -> Outcome {
+        let shared = &self.shared;
+        let busy_until = shared.clock.busy_left().and_then(|left| Instant::now().checked_add(left));
+        let mut timer = None;
+        poll_fn(|cx| {
+            shared.ending_waker.register(cx.waker());
+            if let Poll::Ready(result) = Pin::new(&mut work).poll(cx) {
+                if let Err(payload) = result {
+                    shared.panicked("a continuation", &payload);
+                }
+                return Poll::Ready(Outcome::Ended);
+            }
+            shared.arm();
+            if let Some(at) = busy_until {
+                if poll_timer(&mut timer, at, cx).is_ready() {
+                    shared.time_out();
+                }
+            }
+            if shared.verdict() != Some(Verdict::TimedOut) {
+                return Poll::Pending;
+            }
+            if work.give_up() {
+                tracing::warn!(
+                    route = shared.route(),
+                    "a blocking continuation ran past its limit: its thread is stuck until it returns"
+                );
+                return Poll::Ready(Outcome::Dropped);
+            }
+            // It ended in this moment; the next poll has its result.
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await
+    }
+
+    async fn run_hooks(&self) {
+        let shared = &self.shared;
+        let mut index = 0;
+        loop {
+            let Some(hook) = self.next_hook() else { return };
+            shared.tell(EventKind::HookStart { hook: index });
+            let outcome = self.run_hook(hook).await;
+            shared.tell(EventKind::HookEnd { hook: index });
+            index += 1;
+            if outcome.is_break() {
+                let skipped = std::mem::take(&mut lock(&shared.core).hooks);
+                if !skipped.is_empty() {
+                    tracing::info!(
+                        route = shared.route(),
+                        skipped = skipped.len(),
+                        "a hook stopped the hooks after it"
+                    );
+                }
+                caught::discard(skipped);
+            }
+        }
+    }
+
+    /// The next hook; when there is none, the request ends, under the lock, so that no hook can come too late
+    /// to run and too early to be refused.
+    fn next_hook(&self) -> Option<Hook> {
+        let mut core = lock(&self.shared.core);
+        let hook = core.hooks.pop_front();
+        if hook.is_none() {
+            self.shared.end(|_| true);
+        }
+        hook
+    }
+
+    async fn run_hook(&self, hook: Hook) -> ControlFlow<()> {
+        let shared = &self.shared;
+        let end = End { shared: shared.clone() };
+        let (run, span, captured) = hook.into_parts();
+        let mut work = Box::pin(carried(captured, Hook::run(run, end)));
+        let polled = poll_fn(|cx| match caught::poll(work.as_mut(), cx) {
+            Ok(polled) => polled.map(Ok),
+            Err(payload) => Poll::Ready(Err(payload)),
+        });
+        let limit = shared.pool.settings.hook_limit;
+        let result = tokio::time::timeout(limit, polled).instrument(span.clone()).await;
+        let _span = span.enter();
+        caught::discard(work);
+        match result {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(payload)) => {
+                shared.panicked("a hook", &payload);
+                ControlFlow::Continue(())
+            }
+            Err(_) => {
+                tracing::warn!(route = shared.route(), ?limit, "a hook ran past its own limit and was dropped");
+                ControlFlow::Continue(())
+            }
+        }
+    }
+}

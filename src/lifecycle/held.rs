@@ -1,0 +1,307 @@
+//! The innermost response future: the handler's, which may have to go on without its client.
+
+use std::{
+    future::{Future, poll_fn},
+    panic::resume_unwind,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum_core::{BoxError, body::Body, response::Response};
+use bytes::{Buf, Bytes};
+use http::StatusCode;
+use http_body_util::BodyExt as _;
+use tracing::{Instrument as _, Span};
+
+use super::{
+    producer::{self, Producer},
+    shared::Shared,
+    transitions::{HandlerEnd, Verdict},
+};
+use crate::{
+    continuation::{Continuation, within},
+    pool::{Captured, carry::carried, caught, lock},
+};
+
+/// A response body that our services take: every [`http_body::Body`] that can move to another task.
+///
+/// Implemented for all of them; there is nothing to implement.
+pub trait SendBody: Send + 'static {
+    /// The body as axum's, which costs nothing if that is what it is.
+    fn into_body(self) -> Body;
+}
+
+impl<B> SendBody for B
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Buf,
+    B::Error: Into<BoxError>,
+{
+    fn into_body(self) -> Body {
+        let mut this = Some(self);
+        // What is a `Body` already, as everything inside axum is, is not boxed again.
+        if let Some(body) = (&mut this as &mut dyn std::any::Any).downcast_mut::<Option<Body>>().and_then(Option::take)
+        {
+            return body;
+        }
+        match this {
+            // For `Bytes`, copying all of it out is taking it.
+            Some(body) => Body::new(
+                body.map_frame(|frame| frame.map_data(|mut data| -> Bytes { data.copy_to_bytes(data.remaining()) })),
+            ),
+            None => Body::empty(),
+        }
+    }
+}
+
+/// What goes along when a handler moves to a task of its own.
+struct Surroundings {
+    span: Span,
+    captured: Vec<Box<dyn Captured>>,
+}
+
+/// A handler's future that can be moved to a task of its own: when it is dropped while aborts are ignored, and
+/// after `finish`.
+pub(super) struct Held<F> {
+    future: Option<Pin<Box<F>>>,
+    shared: Arc<Shared>,
+    depth: u32,
+    started: bool,
+    /// Taken when the handler first waits; a handler that never does pays nothing for it.
+    context: Option<Surroundings>,
+    /// Kept as a pointer, since a destructor cannot ask for the bounds that it takes.
+    detach: fn(Pin<Box<F>>, Arc<Shared>, Surroundings),
+}
+
+/// What our services answer when the handler may not.
+pub(crate) fn answer(verdict: Verdict) -> Response {
+    let (status, text) = match verdict {
+        Verdict::TimedOut => (StatusCode::SERVICE_UNAVAILABLE, "The time limit for this request has passed.\n"),
+        // Nobody reads it: 499 is what nginx logs for a client that closed its connection.
+        Verdict::Abandoned => (StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST), ""),
+    };
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    if !text.is_empty() {
+        let plain = http::HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(http::header::CONTENT_TYPE, plain);
+    }
+    response
+}
+
+impl<F, B, E> Held<F>
+where
+    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+    B: SendBody,
+{
+    pub(super) fn new(future: F, shared: Arc<Shared>, depth: u32) -> Self {
+        Self { future: Some(Box::pin(future)), shared, depth, started: false, context: None, detach: detach::<F, B, E> }
+    }
+
+    /// Polls the handler; answers for it when it may not go on, or has finished its response.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, E>> {
+        let Some(future) = self.future.as_mut() else {
+            return Poll::Pending;
+        };
+        if !self.started {
+            self.started = true;
+            self.shared.handler_started();
+        }
+        let shared = &self.shared;
+        let polled = within(shared, || shared.measure("handler", || caught::poll(future.as_mut(), cx)));
+        let innermost = self.is_innermost();
+        match polled {
+            Ok(Poll::Ready(result)) => {
+                self.discard();
+                let response = result.map(|response| self.returned(response, innermost));
+                if innermost {
+                    self.shared.handler_ended(HandlerEnd::Ended);
+                }
+                Poll::Ready(response)
+            }
+            Ok(Poll::Pending) if innermost => self.waits(cx).map(Ok),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(payload) => {
+                self.discard();
+                if innermost {
+                    self.shared.panicked("a handler", &payload);
+                    self.shared.handler_ended(HandlerEnd::Ended);
+                }
+                resume_unwind(payload)
+            }
+        }
+    }
+
+    /// The handler returned.
+    fn returned(&self, response: http::Response<B>, innermost: bool) -> Response {
+        let mut response = response.map(SendBody::into_body);
+        collect(&self.shared, &mut response);
+        if !innermost {
+            return response;
+        }
+        // It may have called `finish` without ever waiting for it: then that is its answer.
+        let response = match lock(&self.shared.core).finished.take() {
+            Some(finished) => {
+                caught::discard(response);
+                finished
+            }
+            None => response,
+        };
+        watched(&self.shared, response)
+    }
+
+    /// The handler waits: for something of its own, or for us.
+    fn waits(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
+        let shared = &self.shared;
+        // Registered before the looks, so that what changes after them wakes us.
+        shared.handler_waker.register(cx.waker());
+        if self.context.is_none() {
+            self.context = Some(Surroundings::capture(shared));
+        }
+        let finished = lock(&shared.core).finished.take();
+        if let Some(mut response) = finished {
+            collect(shared, &mut response);
+            self.go_on_alone();
+            return Poll::Ready(watched(&self.shared, response));
+        }
+        shared.arm();
+        match shared.verdict() {
+            Some(verdict) => {
+                self.discard();
+                self.shared.handler_ended(HandlerEnd::Dropped);
+                Poll::Ready(answer(verdict))
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl<F> Held<F> {
+    fn is_innermost(&self) -> bool {
+        self.shared.is_innermost(self.depth)
+    }
+
+    fn go_on_alone(&mut self) {
+        if let Some(future) = self.future.take() {
+            let context = self.context.take().unwrap_or_else(|| Surroundings::capture(&self.shared));
+            (self.detach)(future, self.shared.clone(), context);
+        }
+    }
+
+    fn discard(&mut self) {
+        caught::discard(self.future.take());
+    }
+}
+
+impl<F> Drop for Held<F> {
+    fn drop(&mut self) {
+        if self.future.is_none() {
+            return;
+        }
+        if self.started && self.is_innermost() {
+            if self.shared.survives_drop() {
+                self.go_on_alone();
+            } else {
+                self.discard();
+                self.shared.handler_ended(HandlerEnd::Dropped);
+            }
+        } else {
+            // Ours is inside of it, and decides for itself.
+            self.discard();
+        }
+    }
+}
+
+impl Surroundings {
+    fn capture(shared: &Shared) -> Self {
+        Self {
+            span: Span::current(),
+            captured: shared.pool.carries.iter().filter_map(|carry| carry.capture()).collect(),
+        }
+    }
+}
+
+/// Takes the continuations out of a response.
+pub(super) fn collect(shared: &Shared, response: &mut Response) {
+    for continuation in Continuation::take_from(response.extensions_mut()) {
+        if let Err(continuation) = shared.add_continuation(continuation) {
+            crate::continuation::run_alone(continuation);
+        }
+    }
+}
+
+/// Watches the body of what the handler answered.
+fn watched(shared: &Arc<Shared>, response: Response) -> Response {
+    let bodiless = is_bodiless(shared, response.status());
+    response.map(|body| Producer::watch(body, shared, bodiless))
+}
+
+/// Whether the server is not to send this response's body (RFC 9110, section 6.4.1).
+pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
+    shared.method() == http::Method::HEAD
+        || status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
+}
+
+/// Lets a handler go on in a tracked task.
+fn detach<F, B, E>(mut future: Pin<Box<F>>, shared: Arc<Shared>, context: Surroundings)
+where
+    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+    B: SendBody,
+{
+    let owner = shared.clone();
+    let work = async move {
+        let outcome = poll_fn(|cx| {
+            owner.handler_waker.register(cx.waker());
+            let polled = within(&owner, || owner.measure("handler", || caught::poll(future.as_mut(), cx)));
+            match polled {
+                Ok(Poll::Ready(result)) => return Poll::Ready(Ok(Some(result))),
+                Err(payload) => return Poll::Ready(Err(payload)),
+                Ok(Poll::Pending) => {}
+            }
+            owner.arm();
+            if owner.verdict().is_some() { Poll::Ready(Ok(None)) } else { Poll::Pending }
+        })
+        .await;
+        caught::discard(future);
+        let how = match outcome {
+            Ok(Some(result)) => {
+                if let Ok(response) = result {
+                    let mut response = response.map(SendBody::into_body);
+                    collect(&owner, &mut response);
+                    go_nowhere(&owner, response);
+                }
+                HandlerEnd::Ended
+            }
+            Ok(None) => HandlerEnd::Dropped,
+            Err(payload) => {
+                owner.panicked("a handler", &payload);
+                HandlerEnd::Ended
+            }
+        };
+        owner.handler_ended(how);
+    };
+    let work = carried(context.captured, work).instrument(context.span);
+    if let Err(work) = shared.pool.spawn(work) {
+        caught::discard(work);
+        shared.handler_ended(HandlerEnd::Dropped);
+    }
+    // Whoever waits for the handler's end is the task that runs the hooks.
+    shared.ensure_ending();
+}
+
+/// A response that comes too late to be sent. If its client left and that is ignored, its body is still
+/// produced to its end (contract rule 5); after `finish` it is dropped (rule 7).
+fn go_nowhere(shared: &Arc<Shared>, response: Response) {
+    let body = response.into_body();
+    let bodiless = shared.method() == http::Method::HEAD || http_body::Body::is_end_stream(&body);
+    if bodiless || !shared.survives_drop() || shared.is_finished() {
+        caught::discard(body);
+        return;
+    }
+    let streamed = http_body::Body::size_hint(&body).exact().is_none();
+    shared.producer_started();
+    producer::drain(shared, body, streamed);
+}

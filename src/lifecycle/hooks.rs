@@ -1,0 +1,146 @@
+//! What runs at a request's end: [`ShutdownHook`], and the [`End`] that it is told.
+
+use std::{fmt, future::Future, ops::ControlFlow, pin::Pin, sync::Arc, time::Duration};
+
+use tracing::Span;
+
+use super::{LifecycleError, shared::Shared};
+use crate::{
+    event::RequestId,
+    pool::Captured,
+    status::{ConnectionStatus, Sent},
+};
+
+/// How a request ended, as its hooks see it.
+///
+/// Handler, body and continuation are over, and the response was flushed, aborted, broken off or given up on.
+pub struct End {
+    pub(super) shared: Arc<Shared>,
+}
+
+impl fmt::Debug for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("End")
+            .field("route", &self.route())
+            .field("status", &self.status())
+            .field("sent", &self.sent())
+            .finish_non_exhaustive()
+    }
+}
+
+impl End {
+    /// Whether the client aborted, whether the limit passed, both or neither: `connection_status()`.
+    #[must_use]
+    pub fn status(&self) -> ConnectionStatus {
+        self.shared.word().status()
+    }
+
+    /// What became of the response.
+    #[must_use]
+    pub fn sent(&self) -> Sent {
+        self.shared.word().known_sent().unwrap_or(Sent::BrokenOff)
+    }
+
+    /// The first panic of handler, body, continuation or an earlier hook, if there was one:
+    /// `error_get_last()`.
+    #[must_use]
+    pub fn panic(&self) -> Option<String> {
+        self.shared.panic()
+    }
+
+    /// The time since the request's arrival.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.shared.elapsed()
+    }
+
+    /// The bytes of the response's body that were handed to the server.
+    #[must_use]
+    pub fn body_bytes(&self) -> u64 {
+        self.shared.body_bytes()
+    }
+
+    /// The method and the matched route, or the path where no route is known.
+    #[must_use]
+    pub fn route(&self) -> String {
+        self.shared.route()
+    }
+
+    /// The request's name within this process.
+    #[must_use]
+    pub fn request(&self) -> RequestId {
+        self.shared.id()
+    }
+
+    /// Registers one more hook, to run in this same pass, behind those that are registered already.
+    ///
+    /// # Errors
+    ///
+    /// If the request has ended, which it has not while the hook that was given this runs.
+    pub fn on_shutdown<F, Fut>(&self, hook: F) -> Result<(), LifecycleError>
+    where
+        F: FnOnce(End) -> Fut + Send + 'static,
+        Fut: Future<Output: HookOutcome> + Send + 'static,
+    {
+        self.shared.add_hook(Hook::new(hook))
+    }
+}
+
+/// What a hook returns: `()`, or a [`ControlFlow`] whose `Break` skips the hooks that are left.
+pub trait HookOutcome: Send {
+    /// Whether the hooks that are left run.
+    fn goes_on(self) -> ControlFlow<()>;
+}
+
+impl HookOutcome for () {
+    fn goes_on(self) -> ControlFlow<()> {
+        ControlFlow::Continue(())
+    }
+}
+
+impl HookOutcome for ControlFlow<()> {
+    fn goes_on(self) -> ControlFlow<()> {
+        self
+    }
+}
+
+type Outcome = Pin<Box<dyn Future<Output = ControlFlow<()>> + Send>>;
+
+/// A registered hook.
+pub(crate) struct Hook {
+    run: Box<dyn FnOnce(End) -> Outcome + Send>,
+    pub(super) span: Span,
+    pub(super) captured: Vec<Box<dyn Captured>>,
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hook").finish_non_exhaustive()
+    }
+}
+
+impl Hook {
+    pub(crate) fn new<F, Fut>(hook: F) -> Self
+    where
+        F: FnOnce(End) -> Fut + Send + 'static,
+        Fut: Future<Output: HookOutcome> + Send + 'static,
+    {
+        Self {
+            run: Box::new(move |end| {
+                let outcome = hook(end);
+                Box::pin(async move { outcome.await.goes_on() })
+            }),
+            span: Span::current(),
+            captured: Vec::new(),
+        }
+    }
+
+    /// The hook's whole run; the hook's function is called at the first poll, where a panic is caught.
+    pub(super) async fn run(run: Box<dyn FnOnce(End) -> Outcome + Send>, end: End) -> ControlFlow<()> {
+        run(end).await
+    }
+
+    pub(super) fn into_parts(self) -> (Box<dyn FnOnce(End) -> Outcome + Send>, Span, Vec<Box<dyn Captured>>) {
+        (self.run, self.span, self.captured)
+    }
+}

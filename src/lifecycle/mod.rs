@@ -1,0 +1,317 @@
+//! One request's life, and the handle to it: [`Lifecycle`].
+//!
+//! A request's state is one shared record, made by the outermost of our services and found by the others in
+//! the request's extensions. The outermost watches the response until it is flushed, runs the continuations
+//! and the hooks; the innermost holds the handler's future. What stands between sees ordinary requests and
+//! responses.
+
+use std::{convert::Infallible, fmt, future::Future, sync::Arc, time::Duration};
+
+use axum_core::{
+    extract::{FromRequestParts, OptionalFromRequestParts},
+    response::IntoResponse,
+};
+use http::request::Parts;
+
+#[cfg(feature = "serve")]
+pub(crate) use self::service::begin;
+pub use self::{
+    clock::ClockKind,
+    error::{LifecycleError, MissingLifecycle},
+    held::SendBody,
+    hooks::{End, HookOutcome},
+    service::ResponseFuture,
+    word::Phase,
+};
+pub(crate) use self::{
+    held::answer,
+    hooks::Hook,
+    service::{Drive, Hold, enter},
+    shared::Shared,
+};
+use crate::{
+    event::{EventKind, RequestId},
+    pool::lock,
+    status::{ConnectionStatus, Sent},
+};
+
+mod clock;
+mod delivery;
+mod ending;
+mod error;
+mod held;
+mod hooks;
+mod producer;
+mod service;
+mod shared;
+mod transitions;
+mod word;
+
+/// The handle to one request's life: everything that a handler can ask of it or set.
+///
+/// An extractor, whichever of the layers are installed. With none of them, and outside of
+/// [`Epilogue::serve`](crate::Epilogue::serve), it is rejected with a 500 that names the cure;
+/// `Option<Lifecycle>` is then `None`. Cloning is cheap, and clones may be kept: after the end, reading still
+/// works and setting does nothing.
+///
+/// ```
+/// use std::time::Duration;
+/// use axum::{Router, routing::post};
+/// use tower_epilogue::{IgnoreAbortLayer, Lifecycle, LifecycleError};
+///
+/// async fn report(lifecycle: Lifecycle) -> Result<(), LifecycleError> {
+///     lifecycle.ignore_abort(true);
+///     lifecycle.set_time_limit(Duration::from_secs(20));
+///     lifecycle.on_shutdown(|end| async move {
+///         println!("{} ended: {}", end.route(), end.status());
+///     })?;
+///     lifecycle.finish("working on it").await?;
+///     // … the client no longer waits.
+///     Ok(())
+/// }
+///
+/// let app: Router = Router::new().route("/report", post(report)).layer(IgnoreAbortLayer::new());
+/// # let _ = app;
+/// ```
+#[derive(Clone)]
+pub struct Lifecycle(pub(crate) Arc<Shared>);
+
+impl fmt::Debug for Lifecycle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl Lifecycle {
+    /// The request's name within this process.
+    #[must_use]
+    pub fn id(&self) -> RequestId {
+        self.0.id()
+    }
+
+    /// How the connection and the limit fare: PHP's `connection_status()`.
+    #[must_use]
+    pub fn status(&self) -> ConnectionStatus {
+        self.0.word().status()
+    }
+
+    /// Where in its life the request is.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.0.word().phase()
+    }
+
+    /// Whether the client left before its response was flushed: PHP's `connection_aborted()`. Costs no system
+    /// call.
+    #[must_use]
+    pub fn is_aborted(&self) -> bool {
+        self.status().is_aborted()
+    }
+
+    /// Waits until the client has left; for ever if it stays.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped, as in `tokio::select!`.
+    pub async fn aborted(&self) {
+        self.0.wait_for(|word| word.status().is_aborted().then_some(())).await;
+    }
+
+    /// Sets whether the handler and the body's producer run on when the client leaves, and tells the setting
+    /// before: PHP's `ignore_user_abort(true)`. To read it without setting it, see
+    /// [`ignores_abort`](Self::ignores_abort).
+    ///
+    /// Turned off after an abort, the work ends at its next `.await`.
+    #[expect(clippy::must_use_candidate, reason = "called for what it sets")]
+    pub fn ignore_abort(&self, ignore: bool) -> bool {
+        self.0.set_ignore_abort(ignore)
+    }
+
+    /// Whether an abort is ignored, by the setting or by a [`shield`](Self::shield).
+    #[must_use]
+    pub fn ignores_abort(&self) -> bool {
+        self.0.word().ignores_abort()
+    }
+
+    /// Ignores aborts while the guard lives: a critical section. Guards nest, and leave the setting alone.
+    ///
+    /// When the last one is dropped after an abort that is not ignored, the work ends at its next `.await`.
+    ///
+    /// # Panics
+    ///
+    /// If 4,095 guards of one request live already.
+    pub fn shield(&self) -> Shield {
+        self.0.shield();
+        Shield(self.0.clone())
+    }
+
+    /// Restarts the time limit from now: PHP's `set_time_limit`. After 25 s, a limit of 20 s makes 45 s in
+    /// all. Zero lifts it, as does one too long to reckon with. The kind of clock stays: see
+    /// [`TimeLimitLayer::busy`](crate::TimeLimitLayer::busy).
+    ///
+    /// It can be set without a [`TimeLimitLayer`](crate::TimeLimitLayer). After the limit has passed it does
+    /// nothing.
+    pub fn set_time_limit(&self, limit: Duration) {
+        self.0.clock.set(limit, clock::Start::Now, None);
+        self.0.arm();
+    }
+
+    /// What is left of the time limit; `None` without one.
+    #[must_use]
+    pub fn time_left(&self) -> Option<Duration> {
+        self.0.clock.left()
+    }
+
+    /// Registers a hook for the request's end: PHP's `register_shutdown_function`. Shutdown is the request's,
+    /// not the server's.
+    ///
+    /// Hooks run once, in the order of their registration, when handler, body and continuation have ended and
+    /// the response was flushed, or will not be. Each has a time limit of its own
+    /// ([`hook_limit`](crate::EpilogueBuilder::hook_limit), 5 s). It returns `()`, or a
+    /// [`ControlFlow`](std::ops::ControlFlow) whose `Break` skips the hooks that are left.
+    ///
+    /// # Errors
+    ///
+    /// If the request's last hook has run: the hook is dropped.
+    pub fn on_shutdown<F, Fut>(&self, hook: F) -> Result<(), LifecycleError>
+    where
+        F: FnOnce(End) -> Fut + Send + 'static,
+        Fut: Future<Output: HookOutcome> + Send + 'static,
+    {
+        self.0.add_hook(Hook::new(hook))
+    }
+
+    /// Lets a response leave and goes on: PHP's `fastcgi_finish_request`.
+    ///
+    /// The response passes through the middleware outside of our innermost service, as a returned one does.
+    /// From then on the handler is its own continuation, which an abort no longer ends. It resolves when the
+    /// response was [flushed](Sent::Flushed), or will not be. What the handler returns after it goes nowhere,
+    /// but for a continuation in it, which runs.
+    ///
+    /// # Errors
+    ///
+    /// If it was called before, or the handler has returned already; the response is dropped.
+    ///
+    /// # Cancel safety
+    ///
+    /// It begins with the first poll. Dropped after that, the response leaves all the same.
+    pub async fn finish(&self, response: impl IntoResponse) -> Result<Sent, LifecycleError> {
+        self.0.finish(response.into_response())?;
+        let sent = self.0.wait_for(word::Word::known_sent).await;
+        self.0.tell(EventKind::FinishResolved);
+        Ok(sent)
+    }
+}
+
+/// Ignores aborts while it lives. Made by [`Lifecycle::shield`].
+#[derive(Debug)]
+#[must_use = "a shield holds only while it lives: bind it to a name"]
+pub struct Shield(Arc<Shared>);
+
+impl Drop for Shield {
+    fn drop(&mut self) {
+        self.0.unshield();
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Lifecycle {
+    type Rejection = MissingLifecycle;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
+        parts.extensions.get().cloned().ok_or(MissingLifecycle(()))
+    }
+}
+
+impl<S: Send + Sync> OptionalFromRequestParts<S> for Lifecycle {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
+        Ok(parts.extensions.get().cloned())
+    }
+}
+
+// === what the handle asks of the record ===
+
+impl Shared {
+    /// What a layer says: the limit counts from the request's arrival.
+    pub(crate) fn start_time_limit(&self, limit: Duration, kind: ClockKind) {
+        self.clock.set(limit, clock::Start::Arrival, Some(kind));
+    }
+
+    /// Whether this is the first of our services to shape the response.
+    pub(crate) fn shapes_response(&self) -> bool {
+        self.change(None, |word| (!word.has(word::SHAPED)).then(|| word.with(word::SHAPED))).is_some()
+    }
+
+    pub(crate) fn set_ignore_abort(&self, ignore: bool) -> bool {
+        let changed =
+            self.change(None, |word| Some(if ignore { word.with(word::IGNORE) } else { word.without(word::IGNORE) }));
+        self.reconsider();
+        changed.is_some_and(|change| change.old.has(word::IGNORE))
+    }
+
+    fn shield(&self) {
+        let too_many = self.change(None, word::Word::shielded).is_none() && self.word().shielded().is_none();
+        assert!(!too_many, "a request has at most 4,095 shields at a time");
+    }
+
+    fn unshield(&self) {
+        self.change(None, |word| Some(word.unshielded()));
+        self.reconsider();
+    }
+
+    /// An abort may no longer be ignored.
+    fn reconsider(&self) {
+        if self.word().is_abandoned() {
+            self.abandon();
+            self.wake_all();
+        }
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.word().has(word::FINISHED)
+    }
+
+    fn finish(&self, response: axum_core::response::Response) -> Result<(), LifecycleError> {
+        let mut core = lock(&self.core);
+        let changed = self.change(None, |word| {
+            (!word.has(word::FINISHED) && word.has(word::HANDLER)).then(|| word.with(word::FINISHED))
+        });
+        let refusal = match changed {
+            None if self.is_finished() => Some(error::Kind::FinishedTwice),
+            None => Some(error::Kind::AlreadyAnswered),
+            // The client is gone and the handler runs on without it: there is nobody to answer.
+            Some(change) if change.new.has(word::HEAD) => {
+                drop(core);
+                let mut response = response;
+                held::collect(self, &mut response);
+                crate::pool::caught::discard(response);
+                return Ok(());
+            }
+            Some(_) => None,
+        };
+        if let Some(kind) = refusal {
+            drop(core);
+            crate::pool::caught::discard(response);
+            return Err(LifecycleError::new(kind));
+        }
+        core.finished = Some(response);
+        drop(core);
+        self.handler_waker.wake();
+        Ok(())
+    }
+
+    async fn wait_for<T>(&self, found: impl Fn(word::Word) -> Option<T>) -> T {
+        loop {
+            // Enlisted before the look, so that what changes after it is heard of.
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            self.change(None, |word| Some(word.with(word::AWAITED)));
+            if let Some(value) = found(self.word()) {
+                return value;
+            }
+            changed.await;
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The innermost body: what the handler gave, watched while it is produced.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum_core::{BoxError, body::Body};
+use bytes::Bytes;
+use http_body::{Body as _, Frame, SizeHint};
+
+use super::shared::Shared;
+use crate::{event::EventKind, pool::caught};
+
+/// A body that is produced on its request's clock, whose end is noticed, and which goes on without its reader
+/// where aborts are ignored.
+pub(super) struct Producer {
+    /// `None` once it has ended: it is never polled again, whatever stands outside.
+    body: Option<Body>,
+    shared: Arc<Shared>,
+    /// Its length is not known: its end is told of.
+    streamed: bool,
+}
+
+impl Producer {
+    /// Watches `body`, unless there is nothing to watch: it is empty, or never to be sent.
+    pub(super) fn watch(body: Body, shared: &Arc<Shared>, bodiless: bool) -> Body {
+        if bodiless || body.is_end_stream() {
+            return body;
+        }
+        shared.producer_started();
+        let streamed = body.size_hint().exact().is_none();
+        Body::new(Self { body: Some(body), shared: shared.clone(), streamed })
+    }
+
+    fn end(&mut self, event: EventKind) {
+        if let Some(body) = self.body.take() {
+            caught::discard(body);
+            self.shared.producer_ended(self.streamed.then_some(event));
+        }
+    }
+}
+
+impl http_body::Body for Producer {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let this = &mut *self;
+        let Some(body) = this.body.as_mut() else {
+            return Poll::Ready(None);
+        };
+        if this.shared.verdict().is_some() {
+            this.end(EventKind::BodyDropped);
+            return Poll::Ready(Some(Err(
+                "the response was broken off: its time limit passed, or its client left".into()
+            )));
+        }
+        let polled = this.shared.measure("body", || caught::call(|| Pin::new(&mut *body).poll_frame(cx)));
+        match polled {
+            Ok(Poll::Pending) => {
+                this.shared.arm();
+                Poll::Pending
+            }
+            Ok(Poll::Ready(Some(Ok(frame)))) => {
+                if body.is_end_stream() {
+                    this.end(EventKind::BodyEnd);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Ok(Poll::Ready(Some(Err(error)))) => {
+                this.end(EventKind::BodyDropped);
+                Poll::Ready(Some(Err(error.into_inner())))
+            }
+            Ok(Poll::Ready(None)) => {
+                this.end(EventKind::BodyEnd);
+                Poll::Ready(None)
+            }
+            Err(payload) => {
+                this.shared.panicked("a response's body", &payload);
+                this.end(EventKind::BodyDropped);
+                Poll::Ready(Some(Err("the response's body panicked".into())))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        if self.shared.survives_drop() {
+            if let Some(body) = self.body.take() {
+                drain(&self.shared, body, self.streamed);
+            }
+        }
+        self.end(EventKind::BodyDropped);
+    }
+}
+
+/// Runs a body's producer to its end, for a reader that left and whose leaving is ignored (contract rule 5).
+pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
+    let owner = shared.clone();
+    let work = async move {
+        let ended = poll_fn(|cx| {
+            // The outermost body is gone; its waker is free.
+            owner.response_waker.register(cx.waker());
+            loop {
+                let polled =
+                    owner.measure("body", || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
+                match polled {
+                    Ok(Poll::Ready(Some(Ok(_)))) if owner.verdict().is_none() => {}
+                    Ok(Poll::Ready(None)) => return Poll::Ready(true),
+                    Ok(Poll::Ready(Some(_))) => return Poll::Ready(false),
+                    Err(payload) => {
+                        owner.panicked("a response's body", &payload);
+                        return Poll::Ready(false);
+                    }
+                    Ok(Poll::Pending) => {
+                        owner.arm();
+                        if owner.verdict().is_some() {
+                            return Poll::Ready(false);
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+        })
+        .await;
+        caught::discard(body);
+        let event = if ended { EventKind::BodyEnd } else { EventKind::BodyDropped };
+        owner.producer_ended(streamed.then_some(event));
+    };
+    if let Err(work) = shared.pool.spawn(work) {
+        caught::discard(work);
+        shared.producer_ended(streamed.then_some(EventKind::BodyDropped));
+    }
+}

@@ -1,0 +1,331 @@
+//! What all of our services do with a request: [`enter`] it, and drive its future with a [`Drive`].
+
+use std::{
+    fmt,
+    future::Future,
+    panic::resume_unwind,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum_core::{body::Body, response::Response};
+use http::{Request, StatusCode, Version};
+use pin_project_lite::pin_project;
+
+use super::{
+    Lifecycle,
+    delivery::Delivery,
+    held::{self, Held, SendBody},
+    shared::{Arrival, Shared},
+};
+use crate::pool::{Pool, caught};
+
+/// One of our services' place in one request.
+#[derive(Debug)]
+pub(crate) struct Entered {
+    shared: Arc<Shared>,
+    depth: u32,
+    catches_panics: bool,
+}
+
+/// Finds the request's lifecycle, or makes it: then this service is the outermost, and drives it.
+pub(crate) fn enter<B>(request: &mut Request<B>) -> Entered
+where
+    B: http_body::Body,
+{
+    match request.extensions().get::<Lifecycle>() {
+        Some(lifecycle) => Entered::inside(lifecycle.0.clone(), request),
+        None => {
+            let arrival = arrival(Pool::global().clone(), None, request);
+            Entered::first(arrival, request, false)
+        }
+    }
+}
+
+/// Begins a request's life in `pool`, on `connection`: this service is the outermost.
+#[cfg(feature = "serve")]
+pub(crate) fn begin<B>(
+    pool: &Arc<Pool>,
+    connection: Option<&crate::connection::Connection>,
+    request: &mut Request<B>,
+) -> Entered
+where
+    B: http_body::Body,
+{
+    let arrival = arrival(pool.clone(), connection.cloned(), request);
+    Entered::first(arrival, request, true)
+}
+
+fn arrival<B: http_body::Body>(
+    pool: Arc<Pool>,
+    connection: Option<crate::connection::Connection>,
+    request: &Request<B>,
+) -> Arrival {
+    Arrival {
+        pool,
+        connection,
+        method: request.method().clone(),
+        uri: request.uri().clone(),
+        http2: request.version() == Version::HTTP_2,
+        uploaded: request.body().is_end_stream(),
+    }
+}
+
+impl Entered {
+    fn first<B>(arrival: Arrival, request: &mut Request<B>, catches_panics: bool) -> Self {
+        let shared = Shared::new(arrival);
+        request.extensions_mut().insert(Lifecycle(shared.clone()));
+        Self { catches_panics, ..Self::inside(shared, request) }
+    }
+
+    fn inside<B>(shared: Arc<Shared>, request: &Request<B>) -> Self {
+        note_route(&shared, request);
+        let depth = shared.enter_service();
+        Self { shared, depth, catches_panics: false }
+    }
+
+    pub(crate) fn lifecycle(&self) -> Lifecycle {
+        Lifecycle(self.shared.clone())
+    }
+
+    /// Holds the inner service's future, which was made after [`enter`].
+    pub(crate) fn hold<F, B, E>(&self, future: F) -> Hold<F>
+    where
+        F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+        B: SendBody,
+    {
+        // Services that are nested directly have entered by now, and need no box of ours; those behind a router
+        // enter at the first poll.
+        if self.shared.is_innermost(self.depth) {
+            Hold::Held { held: Held::new(future, self.shared.clone(), self.depth) }
+        } else {
+            Hold::Plain { future, shared: self.shared.clone() }
+        }
+    }
+
+    /// Drives the request's life around `inner`, if this is the outermost service.
+    pub(crate) fn drive<F>(self, inner: F) -> Drive<F> {
+        let driver = self.is_driver().then(|| Driver {
+            shared: self.shared,
+            catches_panics: self.catches_panics,
+            handed_over: false,
+        });
+        Drive { driver, inner: Inner::Waiting { inner } }
+    }
+
+    fn is_driver(&self) -> bool {
+        self.depth == 1
+    }
+}
+
+#[cfg(feature = "serve")]
+fn note_route<B>(shared: &Shared, request: &Request<B>) {
+    if !shared.has_route() {
+        if let Some(path) = request.extensions().get::<axum::extract::MatchedPath>() {
+            shared.set_route(path.as_str().into());
+        }
+    }
+}
+
+#[cfg(not(feature = "serve"))]
+fn note_route<B>(_: &Shared, _: &Request<B>) {}
+
+pin_project! {
+    /// The inner service's future.
+    #[project = HoldProjection]
+    pub(crate) enum Hold<F> {
+        /// Another of our services is inside.
+        Plain { #[pin] future: F, shared: Arc<Shared> },
+        /// The innermost, for all that is known.
+        Held { held: Held<F> },
+    }
+}
+
+impl<F, B, E> Future for Hold<F>
+where
+    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+    B: SendBody,
+{
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            HoldProjection::Held { held } => held.poll(cx),
+            HoldProjection::Plain { future, shared } => future.poll(cx).map_ok(|response| {
+                let mut response = response.map(SendBody::into_body);
+                // What middleware between our services has added.
+                held::collect(shared, &mut response);
+                response
+            }),
+        }
+    }
+}
+
+pin_project! {
+    /// What is outside of the inner service's future: in the outermost service, the driver.
+    ///
+    /// The fields' order is the order of their drops: first the driver says why, then the handler's future
+    /// decides what that means for it.
+    pub(crate) struct Drive<F> {
+        driver: Option<Driver>,
+        #[pin]
+        inner: Inner<F>,
+    }
+}
+
+pin_project! {
+    #[project = InnerProjection]
+    enum Inner<F> {
+        Waiting { #[pin] inner: F },
+        /// Answered without it.
+        Gone,
+    }
+}
+
+impl<F, E> Future for Inner<F>
+where
+    F: Future<Output = Result<Response, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            InnerProjection::Waiting { inner } => inner.poll(cx),
+            InnerProjection::Gone => Poll::Pending,
+        }
+    }
+}
+
+impl<F, E> Future for Drive<F>
+where
+    F: Future<Output = Result<Response, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        let Some(driver) = this.driver else {
+            return this.inner.poll(cx);
+        };
+        let polled = match caught::poll(this.inner.as_mut(), cx) {
+            Ok(Poll::Pending) => driver.poll(this.inner.as_mut(), cx),
+            Ok(ready) => ready,
+            Err(payload) => {
+                this.inner.set(Inner::Gone);
+                driver.panicked(payload)
+            }
+        };
+        polled.map(|result| driver.hand_over(result))
+    }
+}
+
+pin_project! {
+    /// The response future of our services.
+    pub struct ResponseFuture<F> {
+        #[pin]
+        drive: Drive<Hold<F>>,
+    }
+}
+
+impl<F> ResponseFuture<F> {
+    pub(crate) fn new(drive: Drive<Hold<F>>) -> Self {
+        Self { drive }
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+    B: SendBody,
+{
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().drive.poll(cx)
+    }
+}
+
+/// What the outermost of our services does beside its inner future.
+#[derive(Debug)]
+struct Driver {
+    shared: Arc<Shared>,
+    catches_panics: bool,
+    handed_over: bool,
+}
+
+impl Driver {
+    /// The inner future waits. If it may not, the innermost service is let answer, so that the middleware
+    /// between sees an ordinary response; if that is not to be had at once, the answer is ours.
+    fn poll<F, E>(&self, mut inner: Pin<&mut Inner<F>>, cx: &mut Context<'_>) -> Poll<Result<Response, E>>
+    where
+        F: Future<Output = Result<Response, E>>,
+    {
+        let shared = &self.shared;
+        // Registered before the look, so that what changes after it wakes us.
+        shared.response_waker.register(cx.waker());
+        shared.arm();
+        if let Some(connection) = shared.connection.as_ref().filter(|_| !shared.http2) {
+            connection.watch(cx);
+        }
+        let Some(verdict) = shared.verdict() else {
+            return Poll::Pending;
+        };
+        shared.handler_waker.wake();
+        match caught::poll(inner.as_mut(), cx) {
+            Ok(Poll::Pending) => {
+                inner.set(Inner::Gone);
+                Poll::Ready(Ok(held::answer(verdict)))
+            }
+            Ok(ready) => ready,
+            Err(payload) => {
+                inner.set(Inner::Gone);
+                self.panicked(payload)
+            }
+        }
+    }
+
+    /// Under our own server a panic is a 500; elsewhere it goes on as if we were not there.
+    fn panicked<E>(&self, payload: caught::Payload) -> Poll<Result<Response, E>> {
+        if self.shared.panic().is_none() {
+            self.shared.panicked("a middleware", &payload);
+        }
+        if !self.catches_panics {
+            resume_unwind(payload);
+        }
+        let mut response = Response::new(Body::from("Internal Server Error\n"));
+        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+        Poll::Ready(Ok(response))
+    }
+
+    fn hand_over<E>(&mut self, result: Result<Response, E>) -> Result<Response, E> {
+        self.handed_over = true;
+        let shared = &self.shared;
+        match result {
+            Ok(mut response) => {
+                held::collect(shared, &mut response);
+                let bodiless = held::is_bodiless(shared, response.status());
+                shared.response_leaves();
+                Ok(response.map(|body| Delivery::watch(body, shared.clone(), bodiless)))
+            }
+            Err(error) => {
+                shared.response_failed();
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if !self.handed_over {
+            self.shared.response_lost();
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! What one request is: its word, its clock, its connection, and what is still to run for it.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc, Mutex, OnceLock, Weak,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    task::Waker,
+    time::Duration,
+};
+
+use atomic_waker::AtomicWaker;
+use axum_core::response::Response;
+use http::{Method, Uri};
+use tokio::{sync::Notify, time::Instant};
+
+use super::{
+    clock::{Clock, LimitWaker},
+    hooks::Hook,
+    word::{self, Word},
+};
+use crate::{
+    connection::{Connection, Exchange},
+    continuation::Continuation,
+    event::{Event, EventKind, RequestId},
+    pool::{Captured, Pool, caught, lock, panic_message},
+};
+
+/// The parts of a request that are known when it arrives.
+pub(crate) struct Arrival {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) connection: Option<Connection>,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) http2: bool,
+    /// Whether the request's body was over at once.
+    pub(crate) uploaded: bool,
+}
+
+pub(crate) struct Shared {
+    me: Weak<Self>,
+    id: RequestId,
+    arrived: Instant,
+    pub(super) pool: Arc<Pool>,
+    pub(super) connection: Option<Connection>,
+    method: Method,
+    uri: Uri,
+    route: OnceLock<Arc<str>>,
+    pub(super) http2: bool,
+    word: AtomicU32,
+    /// Held across a transition and its event, so that events come in the order of the transitions. Only with
+    /// an event function.
+    order: Mutex<()>,
+    pub(super) clock: Clock,
+    pub(super) exchange: Exchange,
+    pub(super) core: Mutex<Core>,
+    body_bytes: AtomicU64,
+    /// Since when the reader, and not the producer, is waited for: nanoseconds since arrival, 0 for not.
+    waiting_since: AtomicU64,
+    /// How many of our services this request has entered.
+    depth: AtomicU32,
+    /// The outermost response future, then the outermost body.
+    pub(super) response_waker: AtomicWaker,
+    /// The innermost response future, then the task that its handler goes on in.
+    pub(super) handler_waker: AtomicWaker,
+    pub(super) ending_waker: AtomicWaker,
+    /// For those who await the abort or the fate of the response.
+    pub(super) changed: Notify,
+}
+
+/// What is still to run.
+#[derive(Default)]
+pub(super) struct Core {
+    pub(super) continuations: VecDeque<(Continuation, Vec<Box<dyn Captured>>)>,
+    pub(super) hooks: VecDeque<Hook>,
+    /// The response that was given to `finish`, until the innermost service takes it.
+    pub(super) finished: Option<Response>,
+    panic: Option<String>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lifecycle")
+            .field("request", &self.id)
+            .field("route", &self.route())
+            .field("state", &self.word())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(arrival: Arrival) -> Arc<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let Arrival { pool, connection, method, uri, http2, uploaded } = arrival;
+        if let Some(feed) = &pool.feed {
+            feed.ensure_delivery();
+        }
+        let arrived = Instant::now();
+        let word = if uploaded { word::UPLOADED } else { 0 };
+        let shared = Arc::new_cyclic(|me| Self {
+            me: me.clone(),
+            // Relaxed: only uniqueness matters.
+            id: RequestId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            arrived,
+            pool,
+            connection,
+            method,
+            uri,
+            route: OnceLock::new(),
+            http2,
+            word: AtomicU32::new(word),
+            order: Mutex::new(()),
+            clock: Clock::new(arrived),
+            exchange: Exchange::default(),
+            core: Mutex::default(),
+            body_bytes: AtomicU64::new(0),
+            waiting_since: AtomicU64::new(0),
+            depth: AtomicU32::new(0),
+            response_waker: AtomicWaker::new(),
+            handler_waker: AtomicWaker::new(),
+            ending_waker: AtomicWaker::new(),
+            changed: Notify::new(),
+        });
+        if let Some(connection) = &shared.connection {
+            connection.enter(shared.clone());
+        }
+        shared
+    }
+
+    // === what it is ===
+
+    pub(crate) fn id(&self) -> RequestId {
+        self.id
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.arrived.elapsed()
+    }
+
+    pub(super) fn method(&self) -> &Method {
+        &self.method
+    }
+
+    pub(crate) fn set_route(&self, route: Arc<str>) {
+        // A nested router matches a longer route later, on the same request; the first is that of the outermost
+        // router, which is the whole one in axum.
+        let _ = self.route.set(route);
+    }
+
+    pub(crate) fn has_route(&self) -> bool {
+        self.route.get().is_some()
+    }
+
+    /// Method and matched route, else method and path; never a query.
+    pub(crate) fn route(&self) -> String {
+        let path = self.route.get().map_or_else(|| self.uri.path(), |route| route);
+        format!("{} {path}", self.method)
+    }
+
+    pub(crate) fn body_bytes(&self) -> u64 {
+        self.body_bytes.load(Ordering::Acquire)
+    }
+
+    pub(super) fn count_body_bytes(&self, bytes: usize) {
+        self.body_bytes.fetch_add(bytes as u64, Ordering::AcqRel);
+    }
+
+    pub(crate) fn word(&self) -> Word {
+        Word(self.word.load(Ordering::Acquire))
+    }
+
+    pub(super) fn arc(&self) -> Option<Arc<Self>> {
+        self.me.upgrade()
+    }
+
+    /// One more of our services was entered. The innermost is the one whose number stays the highest.
+    pub(crate) fn enter_service(&self) -> u32 {
+        self.depth.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    pub(crate) fn is_innermost(&self, depth: u32) -> bool {
+        self.depth.load(Ordering::Acquire) == depth
+    }
+
+    // === transitions ===
+
+    /// Changes the word, and tells of it. `None` from `change` means that this may not happen (any more).
+    ///
+    /// AcqRel: whoever sees the new word sees what was done before it.
+    pub(super) fn change(
+        &self,
+        event: Option<EventKind>,
+        mut change: impl FnMut(Word) -> Option<Word>,
+    ) -> Option<Change> {
+        let told = self.pool.feed.as_ref().zip(event);
+        let _order = told.is_some().then(|| lock(&self.order));
+        let old = self
+            .word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
+                let word = Word(word);
+                // `Ended` is the last that happens.
+                (!word.has(word::ENDED)).then(|| change(word)).flatten().map(|word| word.0)
+            })
+            .ok()
+            .map(Word)?;
+        // The same function of the same word.
+        let new = change(old).unwrap_or(old);
+        if let Some((feed, kind)) = told {
+            feed.push(Event { request: self.id, kind, status: new.status(), at: self.elapsed() });
+        }
+        Some(Change { old, new })
+    }
+
+    /// Tells of something that changes nothing.
+    pub(super) fn tell(&self, event: EventKind) {
+        if self.pool.feed.is_some() {
+            self.change(Some(event), Some);
+        }
+    }
+
+    /// Wakes everybody who looks at the word.
+    pub(super) fn wake_all(&self) {
+        self.response_waker.wake();
+        self.handler_waker.wake();
+        self.ending_waker.wake();
+        self.wake_awaiting();
+    }
+
+    pub(super) fn wake_awaiting(&self) {
+        if self.word().has(word::AWAITED) {
+            self.changed.notify_waiters();
+        }
+    }
+
+    // === panics ===
+
+    pub(super) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
+        let message = panic_message(&**payload);
+        tracing::error!(route = self.route(), message, "{what} panicked");
+        let mut core = lock(&self.core);
+        core.panic.get_or_insert(message);
+        drop(core);
+        self.change(None, |word| Some(word.with(word::PANICKED)));
+    }
+
+    pub(crate) fn panic(&self) -> Option<String> {
+        self.word().has(word::PANICKED).then(|| lock(&self.core).panic.clone()).flatten()
+    }
+
+    // === the clock ===
+
+    /// Polls something of the user's on this request's clock.
+    pub(super) fn measure<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
+        let (result, measured) = self.clock.measure(poll);
+        if let Some(over) = measured.overstayed {
+            tracing::warn!(
+                route = self.route(),
+                ?over,
+                "a poll of the {what} was stuck: it ran past the time limit without an await"
+            );
+        }
+        if measured.exhausted {
+            self.time_out();
+        }
+        result
+    }
+
+    /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.
+    pub(super) fn arm(&self) {
+        if self.clock.arm(|| Waker::from(Arc::new(LimitWaker(self.me.clone())))) {
+            self.time_out();
+        }
+    }
+
+    // === a slow reader ===
+
+    /// The server has a frame and has not asked for the next.
+    pub(super) fn reader_begins(&self) {
+        if self.waiting_since.load(Ordering::Acquire) == 0 {
+            let now = u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
+            self.waiting_since.store(now, Ordering::Release);
+            self.ending_waker.wake();
+        }
+    }
+
+    /// The producer is waited for.
+    pub(super) fn producer_begins(&self) {
+        self.waiting_since.store(0, Ordering::Release);
+    }
+
+    /// When the patience with the reader is over; `None` while the reader is not what is waited for.
+    pub(super) fn patience_ends(&self) -> Option<Instant> {
+        match self.waiting_since.load(Ordering::Acquire) {
+            0 => None,
+            since => (self.arrived + Duration::from_nanos(since)).checked_add(self.pool.settings.patience),
+        }
+    }
+}
+
+/// A transition that took place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Change {
+    pub(super) old: Word,
+    pub(super) new: Word,
+}

@@ -1,0 +1,398 @@
+//! Everything that can happen to a request, one method each, whoever notices it.
+//!
+//! None of these runs user code: they are called from destructors, from flushes and from timers. They change
+//! the word, tell of it, and wake whoever has to act.
+
+use std::sync::Arc;
+
+use super::{
+    LifecycleError,
+    clock::Limited,
+    ending,
+    error::Kind,
+    hooks::Hook,
+    shared::Shared,
+    word::{self, Word},
+};
+use crate::{
+    connection::{Exchange, Party, WhyDropped},
+    continuation::{Adopt, Continuation},
+    event::EventKind,
+    pool::{Description, Straggler, caught, lock},
+    status::{ConnectionStatus, Sent},
+};
+
+/// How the handler's future ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HandlerEnd {
+    /// It returned or panicked.
+    Ended,
+    Dropped,
+}
+
+/// Why the handler's future, or the body's producer, is to be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// The limit passed, or a drain's deadline.
+    TimedOut,
+    /// The client left, and aborts are not ignored.
+    Abandoned,
+}
+
+// === the handler ===
+
+impl Shared {
+    /// First poll of any of our futures: whatever is inside the innermost counts as the handler.
+    pub(super) fn handler_started(&self) {
+        if !self.word().has(word::HANDLER) {
+            self.change(Some(EventKind::HandlerStart), |word| {
+                (!word.has(word::HANDLER)).then(|| word.with(word::HANDLER))
+            });
+        }
+    }
+
+    pub(super) fn handler_ended(&self, how: HandlerEnd) {
+        let event = match how {
+            HandlerEnd::Ended => EventKind::HandlerEnd,
+            HandlerEnd::Dropped => EventKind::HandlerDropped,
+        };
+        self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
+        self.progress();
+    }
+
+    /// Whether the work is to end now. After `finish` an abort no longer ends it (contract rule 7).
+    pub(crate) fn verdict(&self) -> Option<Verdict> {
+        let word = self.word();
+        if word.status().is_timeout() {
+            Some(Verdict::TimedOut)
+        } else if word.is_abandoned() && !word.has(word::FINISHED) {
+            Some(Verdict::Abandoned)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a handler whose future is dropped by somebody else goes on in a task of its own.
+    pub(super) fn survives_drop(&self) -> bool {
+        let word = self.word();
+        word.status() == ConnectionStatus::ABORTED && word.ignores_abort()
+    }
+}
+
+// === the response ===
+
+impl Shared {
+    /// The outermost service hands the response over.
+    pub(super) fn response_leaves(&self) {
+        if let Some(connection) = &self.connection {
+            connection.head(&self.exchange);
+        }
+        let changed = self.change(None, |word| Some(word.with(word::HEAD)));
+        if changed.is_some_and(|change| change.new.has(word::WORK | word::HANDLER)) {
+            self.ensure_ending();
+        }
+    }
+
+    /// The service gave an error instead of a response.
+    pub(super) fn response_failed(&self) {
+        self.decide(Sent::BrokenOff);
+    }
+
+    /// The outermost response future was dropped before there was a response.
+    pub(super) fn response_lost(&self) {
+        self.dropped_by_server(self.why_dropped());
+    }
+
+    fn why_dropped(&self) -> WhyDropped {
+        match &self.connection {
+            Some(connection) => connection.why_dropped(self.http2),
+            // Nothing tells: it reads as the client's abort, unless even the runtime is gone.
+            None if tokio::runtime::Handle::try_current().is_ok() => WhyDropped::ClientLeft,
+            None => WhyDropped::NotTheClient,
+        }
+    }
+
+    fn dropped_by_server(&self, why: WhyDropped) {
+        match why {
+            WhyDropped::ClientLeft => {
+                self.abort();
+                self.decide(Sent::Aborted);
+            }
+            WhyDropped::NotTheClient => self.decide(Sent::BrokenOff),
+        }
+    }
+
+    /// The outermost body is dropped by the server. This is the one place where it is decided how it ended.
+    ///
+    /// - `complete`: the server took its last frame, or was never to take any.
+    /// - `failed`: it gave an error.
+    pub(super) fn body_dropped(&self, complete: bool, failed: bool) {
+        if failed {
+            return self.decide(Sent::BrokenOff);
+        }
+        match &self.connection {
+            // HTTP/1: a server that lets go of a body may still write what it took of it (a handler that
+            // declared less than it gave); if it gives up instead, the IO goes and says so.
+            Some(connection) if complete || !self.http2 => {
+                self.reader_begins();
+                connection.await_flush(self);
+            }
+            None if complete => self.flushed_whole(),
+            Some(_) | None => self.dropped_by_server(self.why_dropped()),
+        }
+    }
+
+    fn flushed_whole(&self) {
+        let bytes = self.body_bytes();
+        let changed = self.change(Some(EventKind::Flushed { bytes }), |word| {
+            word.sent().is_none().then(|| word.with_sent(Sent::Flushed))
+        });
+        if changed.is_some() {
+            self.wake_awaiting();
+            self.progress();
+        }
+    }
+
+    /// The client left; the first to notice says so.
+    fn abort(&self) {
+        let changed = self.change(Some(EventKind::Aborted), |word| {
+            (word.sent().is_none() && !word.status().is_aborted()).then(|| word.with_status(ConnectionStatus::ABORTED))
+        });
+        if changed.is_some() {
+            self.wake_all();
+        }
+        self.abandon();
+    }
+
+    /// Acts on an abort that is not (any more) ignored.
+    pub(super) fn abandon(&self) {
+        let changed = self
+            .change(None, |word| (word.is_abandoned() && word.sent().is_none()).then(|| word.with_sent(Sent::Aborted)));
+        if changed.is_some() {
+            // hyper may hold on to the response (pipelined bytes, an unread upload): its writes are refused.
+            self.break_off();
+            self.wake_all();
+            self.progress();
+        }
+    }
+
+    /// Decides the fate of a response that was not flushed, and that nothing more is to be heard of.
+    fn decide(&self, sent: Sent) {
+        let changed = self.change(None, |word| Some(word.with_sent(sent).with(word::HEAD)).filter(|new| *new != word));
+        if let Some(connection) = &self.connection {
+            connection.leave(self);
+        }
+        if changed.is_some() {
+            self.wake_awaiting();
+            self.progress();
+        }
+    }
+
+    /// Makes sure that a response on its way never looks whole: on HTTP/1 the IO refuses its bytes, on HTTP/2
+    /// the body fails at its next poll.
+    fn break_off(&self) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| !self.http2) {
+            connection.refuse_writes();
+        }
+        self.response_waker.wake();
+    }
+
+    /// The patience with a slow reader is over.
+    pub(super) fn give_up_on_reader(&self) {
+        self.change(None, |word| word.sent().is_none().then(|| word.with_sent(Sent::GivenUp)));
+        self.wake_awaiting();
+    }
+
+    /// Whether the outermost body is to fail.
+    pub(super) fn is_broken_off(&self) -> bool {
+        matches!(self.word().sent(), Some(Sent::Aborted | Sent::BrokenOff))
+    }
+}
+
+// === the body's producer ===
+
+impl Shared {
+    pub(super) fn producer_started(&self) {
+        self.change(None, |word| Some(word.with(word::PRODUCER)));
+    }
+
+    /// `event` is there for bodies of unknown length.
+    pub(super) fn producer_ended(&self, event: Option<EventKind>) {
+        self.change(event, |word| word.has(word::PRODUCER).then(|| word.without(word::PRODUCER)));
+        self.progress();
+    }
+
+    pub(crate) fn uploaded(&self) {
+        self.change(None, |word| Some(word.with(word::UPLOADED)));
+    }
+}
+
+// === the limit ===
+
+impl Shared {
+    /// The limit passed.
+    pub(super) fn time_out(&self) {
+        let changed = self.change(None, |word| {
+            if word.status().is_timeout() || word.has(word::HOOKS) {
+                return None;
+            }
+            let word = word.with_status(ConnectionStatus::TIMEOUT);
+            // Before the head it is answered with a 503; after it, what is on its way is broken off.
+            Some(if word.has(word::HEAD) { word.with_sent(Sent::BrokenOff) } else { word })
+        });
+        let Some(change) = changed else { return };
+        tracing::warn!(route = self.route(), phase = change.old.phase().name(), "the time limit passed");
+        if change.old.sent().is_none() && change.new.sent().is_some() {
+            self.break_off();
+        }
+        self.wake_all();
+        self.progress();
+    }
+}
+
+impl Limited for Shared {
+    fn limit_passed(&self) {
+        if self.clock.is_past() {
+            self.time_out();
+        }
+    }
+}
+
+// === what is still to run ===
+
+impl Shared {
+    /// Takes in a continuation. `Err` if the request has ended.
+    pub(crate) fn add_continuation(&self, continuation: Continuation) -> Result<(), Continuation> {
+        let captured = self.pool.carries.iter().filter_map(|carry| carry.capture()).collect();
+        let mut core = lock(&self.core);
+        if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
+            return Err(continuation);
+        }
+        core.continuations.push_back((continuation, captured));
+        drop(core);
+        self.more_work();
+        Ok(())
+    }
+
+    pub(crate) fn add_hook(&self, mut hook: Hook) -> Result<(), LifecycleError> {
+        hook.captured = self.pool.carries.iter().filter_map(|carry| carry.capture()).collect();
+        let mut core = lock(&self.core);
+        if self.change(None, |word| Some(word.with(word::WORK))).is_none() {
+            drop(core);
+            caught::discard(hook);
+            return Err(LifecycleError::new(Kind::HookTooLate));
+        }
+        core.hooks.push_back(hook);
+        drop(core);
+        self.more_work();
+        Ok(())
+    }
+
+    fn more_work(&self) {
+        let word = self.word();
+        if word.has(word::ENDING) {
+            self.ending_waker.wake();
+        } else if word.has(word::HEAD) {
+            self.ensure_ending();
+        }
+    }
+
+    /// Starts the task that brings the request to its end, unless there is one.
+    pub(super) fn ensure_ending(&self) {
+        let started = self.change(None, |word| (!word.has(word::ENDING)).then(|| word.with(word::ENDING)));
+        if let Some(me) = started.and_then(|_| self.arc()) {
+            ending::start(me);
+        }
+    }
+
+    /// Something ended: is that the end of all?
+    pub(super) fn progress(&self) {
+        let word = self.word();
+        if word.has(word::ENDING) {
+            self.ending_waker.wake();
+        } else if word.is_settled() {
+            if self.end(|word| word.is_settled() && !word.has(word::WORK | word::ENDING)).is_none()
+                && self.word().has(word::WORK)
+            {
+                self.ensure_ending();
+            }
+        }
+    }
+
+    /// Ends the request, if `may` says so of the word as it is.
+    pub(super) fn end(&self, may: impl Fn(Word) -> bool) -> Option<()> {
+        self.change(Some(EventKind::Ended), |word| may(word).then(|| word.with(word::ENDED)))?;
+        self.clock.stop();
+        if let Some(connection) = &self.connection {
+            connection.leave(self);
+        }
+        self.wake_awaiting();
+        Some(())
+    }
+}
+
+impl Adopt for Shared {
+    fn adopt(&self, continuation: Continuation) -> Result<(), Continuation> {
+        tracing::warn!(
+            route = self.route(),
+            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same"
+        );
+        self.add_continuation(continuation)
+    }
+}
+
+// === what the connection tells ===
+
+impl Party for Shared {
+    fn as_straggler(self: Arc<Self>) -> Arc<dyn Straggler> {
+        self
+    }
+
+    fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    fn is_http2(&self) -> bool {
+        self.http2
+    }
+
+    fn flushed(&self) {
+        self.flushed_whole();
+    }
+
+    fn released(&self) {
+        self.response_waker.wake();
+    }
+
+    fn left(&self) {
+        self.abort();
+    }
+
+    fn closed(&self) {
+        let aborted = self.word().status().is_aborted();
+        self.decide(if aborted { Sent::Aborted } else { Sent::BrokenOff });
+        // A handler or body that nobody drops (it was handed to another task) learns of it here.
+        self.wake_all();
+    }
+
+    fn stalled(&self) {
+        if self.word().has(word::HEAD) {
+            self.arm();
+        }
+    }
+
+    fn hides_end_of_input(&self) -> bool {
+        let word = self.word();
+        word.has(word::UPLOADED) && word.ignores_abort()
+    }
+}
+
+impl Straggler for Shared {
+    fn cut(&self) {
+        self.time_out();
+    }
+
+    fn describe(&self) -> Description {
+        Description { route: self.route(), age: self.elapsed(), phase: self.word().phase().name() }
+    }
+}

@@ -1,0 +1,216 @@
+//! The state of one request in one word, so that what ends it and what it does cannot disagree.
+//!
+//! Every transition is one compare-and-swap on this word. Handler end, body end, flush, abort, limit, drain
+//! and drop come in any order and from any thread; each asks the word whether it still may happen.
+
+use std::fmt;
+
+use crate::status::{ConnectionStatus, Sent};
+
+/// A snapshot of the word.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Word(pub(super) u32);
+
+// Bits 0 and 1 are those of `ConnectionStatus`.
+const STATUS: u32 = 0b11;
+// Bits 2 to 4: the fate of the response, 0 while it is open.
+const SENT_SHIFT: u32 = 2;
+const SENT: u32 = 0b111 << SENT_SHIFT;
+
+/// The handler's future exists and has not returned.
+pub(super) const HANDLER: u32 = 1 << 5;
+/// The producer of the response's body exists and has not ended.
+pub(super) const PRODUCER: u32 = 1 << 6;
+/// The response was handed to the server, or never will be.
+pub(super) const HEAD: u32 = 1 << 7;
+/// Waiting for a slow reader is over.
+pub(super) const GAVE_UP: u32 = 1 << 8;
+/// A task brings this request to its end.
+pub(super) const ENDING: u32 = 1 << 9;
+/// Nothing more happens.
+pub(super) const ENDED: u32 = 1 << 10;
+/// `ignore_abort(true)`.
+pub(super) const IGNORE: u32 = 1 << 11;
+/// `finish` was called.
+pub(super) const FINISHED: u32 = 1 << 12;
+/// There is, or was, a continuation or a hook.
+pub(super) const WORK: u32 = 1 << 13;
+/// The request's body was read to its end.
+pub(super) const UPLOADED: u32 = 1 << 14;
+/// A continuation runs.
+pub(super) const CONTINUING: u32 = 1 << 15;
+/// The hooks run.
+pub(super) const HOOKS: u32 = 1 << 16;
+/// Somebody awaits the abort or the fate of the response.
+pub(super) const AWAITED: u32 = 1 << 17;
+/// Something of the user's panicked.
+pub(super) const PANICKED: u32 = 1 << 18;
+/// An early close has shaped the response.
+pub(super) const SHAPED: u32 = 1 << 19;
+// Bits 20 to 31: the number of shields.
+const SHIELD: u32 = 1 << 20;
+
+impl Word {
+    pub(crate) fn has(self, bits: u32) -> bool {
+        self.0 & bits != 0
+    }
+
+    pub(crate) fn with(self, bits: u32) -> Self {
+        Self(self.0 | bits)
+    }
+
+    pub(crate) fn without(self, bits: u32) -> Self {
+        Self(self.0 & !bits)
+    }
+
+    pub(crate) fn status(self) -> ConnectionStatus {
+        ConnectionStatus::from_bits_truncate((self.0 & STATUS) as u8)
+    }
+
+    pub(crate) fn with_status(self, status: ConnectionStatus) -> Self {
+        self.with(u32::from(status.bits()))
+    }
+
+    /// The fate of the response; `None` while it is open.
+    pub(crate) fn sent(self) -> Option<Sent> {
+        match (self.0 & SENT) >> SENT_SHIFT {
+            0 => None,
+            1 => Some(Sent::Flushed),
+            2 => Some(Sent::Aborted),
+            _ => Some(Sent::BrokenOff),
+        }
+    }
+
+    /// Decides the fate of the response, unless it is decided.
+    pub(crate) fn with_sent(self, sent: Sent) -> Self {
+        if self.sent().is_some() {
+            return self;
+        }
+        let code = match sent {
+            Sent::Flushed => 1,
+            Sent::Aborted => 2,
+            Sent::BrokenOff => 3,
+            Sent::GivenUp => return self.with(GAVE_UP),
+        };
+        self.with(code << SENT_SHIFT)
+    }
+
+    /// The fate of the response as far as anybody waits for it.
+    pub(crate) fn known_sent(self) -> Option<Sent> {
+        self.sent().or(self.has(GAVE_UP).then_some(Sent::GivenUp))
+    }
+
+    /// Whether an abort is ignored: by the setting or by a shield.
+    pub(crate) fn ignores_abort(self) -> bool {
+        self.has(IGNORE) || self.0 >= SHIELD
+    }
+
+    pub(crate) fn shielded(self) -> Option<Self> {
+        self.0.checked_add(SHIELD).map(Self)
+    }
+
+    pub(crate) fn unshielded(self) -> Self {
+        Self(self.0 - SHIELD)
+    }
+
+    /// Whether the client left and that is to end the work.
+    pub(crate) fn is_abandoned(self) -> bool {
+        self.status().is_aborted() && !self.ignores_abort()
+    }
+
+    /// Whether all that the hooks wait for has happened.
+    pub(crate) fn is_settled(self) -> bool {
+        self.has(HEAD) && !self.has(HANDLER | PRODUCER) && self.known_sent().is_some()
+    }
+
+    pub(crate) fn phase(self) -> Phase {
+        if self.has(ENDED) {
+            Phase::Ended
+        } else if self.has(HOOKS) {
+            Phase::Ending
+        } else if self.has(CONTINUING) || (self.has(FINISHED) && self.known_sent().is_some()) {
+            Phase::Continuing
+        } else if self.has(HEAD) {
+            Phase::Sending
+        } else {
+            Phase::Handling
+        }
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}/{}/{:#x}", self.phase(), self.status(), self.0)
+    }
+}
+
+/// Where in its life a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Phase {
+    /// The handler runs and has not answered.
+    Handling,
+    /// The response is on its way.
+    Sending,
+    /// The response is gone; the continuation, or the rest of a handler that called
+    /// [`finish`](crate::Lifecycle::finish), runs.
+    Continuing,
+    /// The hooks run.
+    Ending,
+    /// All is over.
+    Ended,
+}
+
+impl Phase {
+    /// The phase in one lower-case word.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Handling => "handling",
+            Self::Sending => "sending",
+            Self::Continuing => "continuing",
+            Self::Ending => "ending",
+            Self::Ended => "ended",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fate_of_a_response_is_decided_once() {
+        let word = Word(0).with_sent(Sent::GivenUp);
+        assert_eq!((word.sent(), word.known_sent()), (None, Some(Sent::GivenUp)));
+        let word = word.with_sent(Sent::Flushed).with_sent(Sent::Aborted);
+        assert_eq!(word.known_sent(), Some(Sent::Flushed));
+        assert_eq!(Word(0).with_sent(Sent::Aborted).sent(), Some(Sent::Aborted));
+        assert_eq!(Word(0).with_sent(Sent::BrokenOff).sent(), Some(Sent::BrokenOff));
+    }
+
+    #[test]
+    fn shields_nest_and_leave_the_setting_alone() {
+        let aborted = Word(0).with_status(ConnectionStatus::ABORTED);
+        assert!(aborted.is_abandoned());
+        let two = aborted.shielded().and_then(Word::shielded).unwrap();
+        assert!(!two.is_abandoned());
+        assert!(!two.unshielded().is_abandoned());
+        assert!(two.unshielded().unshielded().is_abandoned());
+        assert_eq!(two.unshielded().unshielded(), aborted);
+        assert!(!aborted.with(IGNORE).is_abandoned());
+        let full = (0..4095).fold(Word(0), |word, _| word.shielded().unwrap());
+        assert_eq!(full.shielded(), None);
+    }
+
+    #[test]
+    fn hooks_wait_for_handler_body_and_response() {
+        let sent = Word(0).with(HEAD).with_sent(Sent::Flushed);
+        assert!(sent.is_settled());
+        assert!(!sent.with(HANDLER).is_settled());
+        assert!(!sent.with(PRODUCER).is_settled());
+        assert!(!sent.without(HEAD).is_settled());
+        assert!(!Word(0).with(HEAD).is_settled());
+        assert!(Word(0).with(HEAD | GAVE_UP).is_settled());
+    }
+}

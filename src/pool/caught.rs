@@ -1,0 +1,38 @@
+//! A panic anywhere in user code costs that request only (contract rule 11).
+
+use std::{
+    any::Any,
+    future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+/// What a panic carried.
+pub(crate) type Payload = Box<dyn Any + Send>;
+
+/// Polls a future of the user's; a panic comes back as a value.
+///
+/// Unwind safety is asserted because a future that panicked is never polled again, only dropped.
+pub(crate) fn poll<F>(future: Pin<&mut F>, cx: &mut Context<'_>) -> Result<Poll<F::Output>, Payload>
+where
+    F: Future + ?Sized,
+{
+    catch_unwind(AssertUnwindSafe(|| future.poll(cx)))
+}
+
+/// Calls a function of the user's.
+pub(crate) fn call<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
+    catch_unwind(AssertUnwindSafe(f))
+}
+
+/// Drops a value of the user's, whose destructor may panic while a connection's task is polled, which would
+/// take the other requests of that connection with it.
+pub(crate) fn discard<T>(value: T) {
+    if let Err(payload) = call(move || drop(value)) {
+        tracing::error!(
+            message = super::panic_message(&*payload),
+            "a destructor panicked while a request's work was dropped"
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! Where work that outlives its response runs: tracked, so that a drain can wait for it and name it.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::{
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use self::{
+    carry::{Captured, Carry, CarryKey},
+    feed::Feed,
+};
+
+pub(crate) mod blocking;
+pub(crate) mod carry;
+pub(crate) mod caught;
+mod feed;
+
+/// What can be told of, and done to, something that a drain still waits for.
+pub(crate) trait Straggler: Send + Sync {
+    /// Ends its work at the next await, with status TIMEOUT.
+    fn cut(&self);
+    /// What it is, for the drain's report.
+    fn describe(&self) -> Description;
+}
+
+/// A straggler in words.
+#[derive(Clone, Debug)]
+pub(crate) struct Description {
+    pub(crate) route: String,
+    pub(crate) age: Duration,
+    pub(crate) phase: &'static str,
+}
+
+/// The settings that everything of one pool shares.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Settings {
+    /// How long a slow reader is waited for before the continuation starts.
+    pub(crate) patience: Duration,
+    /// How long one hook may run.
+    pub(crate) hook_limit: Duration,
+    /// How long a drain waits before it cuts; `None` is for ever.
+    pub(crate) drain_deadline: Option<Duration>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            patience: Duration::from_secs(30),
+            hook_limit: Duration::from_secs(5),
+            drain_deadline: Some(Duration::from_secs(30)),
+        }
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Pool {
+    pub(crate) settings: Settings,
+    pub(crate) feed: Option<Feed>,
+    pub(crate) carries: Vec<Box<dyn Carry>>,
+    tracker: TaskTracker,
+    live: Mutex<HashMap<u64, Weak<dyn Straggler>>>,
+    next_key: AtomicU64,
+    /// Blocking continuations that passed their limit and whose thread has not ended.
+    stuck: AtomicUsize,
+    /// Continuations that could not be run, because no runtime was left to run them.
+    lost: AtomicUsize,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("settings", &self.settings)
+            .field("running", &self.tracker.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Locks, also after a panic under the lock: no user code runs under any of our locks (contract rule 11), so
+/// what they guard is whole.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Takes a place in the pool's list of stragglers; gives it back when dropped.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    pool: Arc<Pool>,
+    key: u64,
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        lock(&self.pool.live).remove(&self.key);
+    }
+}
+
+impl Pool {
+    /// The process's default pool, for layers that no [`Epilogue`](crate::Epilogue) stands around.
+    pub(crate) fn global() -> &'static Arc<Self> {
+        static GLOBAL: LazyLock<Arc<Pool>> = LazyLock::new(Arc::default);
+        &GLOBAL
+    }
+
+    /// Runs `work` as a tracked task. `Err` gives it back where no runtime is there to run it.
+    pub(crate) fn spawn<F>(&self, work: F) -> Result<(), F>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        match Handle::try_current() {
+            Ok(runtime) => {
+                self.tracker.spawn_on(work, &runtime);
+                Ok(())
+            }
+            Err(_) => Err(work),
+        }
+    }
+
+    /// Puts a straggler on the list that a drain's report is made from.
+    pub(crate) fn list(self: &Arc<Self>, straggler: Weak<dyn Straggler>) -> Listed {
+        // Relaxed: only uniqueness matters.
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        lock(&self.live).insert(key, straggler);
+        Listed { pool: self.clone(), key }
+    }
+
+    /// Everything on the list that is still alive.
+    #[cfg(feature = "serve")]
+    pub(crate) fn stragglers(&self) -> Vec<Arc<dyn Straggler>> {
+        lock(&self.live).values().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn running(&self) -> usize {
+        self.tracker.len()
+    }
+
+    /// Waits until nothing runs. A tracker counts as ended only when closed, and it can be opened again.
+    #[cfg(feature = "serve")]
+    pub(crate) async fn idle(&self) {
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+
+    /// A blocking continuation passed its limit; its thread cannot be ended.
+    pub(crate) fn stuck_started(&self) {
+        self.stuck.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stuck_ended(&self) {
+        self.stuck.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn stuck(&self) -> usize {
+        self.stuck.load(Ordering::Relaxed)
+    }
+
+    /// Says that a continuation could not be run (contract rule 13).
+    pub(crate) fn report_lost(&self, route: &str, why: &'static str) {
+        self.lost.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(route, why, "a continuation was lost");
+    }
+
+    pub(crate) fn lost(&self) -> usize {
+        self.lost.load(Ordering::Relaxed)
+    }
+}
+
+/// A panic's message, as far as it has one.
+pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
+    payload
+        .downcast_ref::<&str>()
+        .map(ToString::to_string)
+        .or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".to_owned())
+}
