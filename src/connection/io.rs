@@ -25,6 +25,8 @@ impl<IO: 'static> TrackedIo<IO> {
     ///
     /// A [`TcpStream`](tokio::net::TcpStream) or [`UnixStream`](tokio::net::UnixStream) is watched for a
     /// client that leaves even while nobody reads; of any other IO only what its reads and writes tell is seen.
+    ///
+    /// `TCP_NODELAY` is set on a `TcpStream`; below a TLS stream, set it yourself.
     pub fn new(io: IO) -> Self {
         let socket = Socket::new(io);
         let connection = Connection::new(socket.watch());
