@@ -17,11 +17,11 @@
 //! ```
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     convert::Infallible,
     fmt,
     future::Future,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Mutex},
 };
 
 use axum_core::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
@@ -91,8 +91,8 @@ impl Continuation {
 
     /// Puts it into a response's extensions, behind those that are there already.
     pub fn attach_to(self, extensions: &mut Extensions) {
-        let slot = extensions.get_or_insert_with(|| Slot(Arc::new(Waiting::new())));
-        lock(&slot.0.list).push(self);
+        let slot = extensions.get_or_insert_with(|| Slot(Arc::default()));
+        lock(&slot.0.0).push(self);
     }
 
     /// Takes all that a response carries; nothing the second time.
@@ -101,7 +101,7 @@ impl Continuation {
             return Vec::new();
         }
         match extensions.remove::<Slot>() {
-            Some(slot) => std::mem::take(&mut *lock(&slot.0.list)),
+            Some(slot) => std::mem::take(&mut *lock(&slot.0.0)),
             None => Vec::new(),
         }
     }
@@ -150,57 +150,48 @@ impl IntoResponse for Continuation {
     }
 }
 
-/// Whoever takes in a continuation whose response went astray: the request that made it.
-pub(crate) trait Adopt: Send + Sync {
-    /// Takes it in; gives it back if this request has ended.
-    fn adopt(&self, continuation: Continuation) -> Result<(), Continuation>;
-}
-
 thread_local! {
-    static CURRENT: RefCell<Option<Weak<dyn Adopt>>> = const { RefCell::new(None) };
+    /// A handler is being polled on this thread.
+    static POLLING: Cell<bool> = const { Cell::new(false) };
+    /// What was lost meanwhile together with its response.
+    static STRAY: RefCell<Vec<Continuation>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f`, during which the continuations that are put into responses belong to `request`.
-pub(crate) fn within<T>(request: &Arc<impl Adopt + 'static>, f: impl FnOnce() -> T) -> T {
-    struct Restore(Option<Weak<dyn Adopt>>);
+/// Runs `f`, a poll of a request's handler, and gives the continuations whose responses were dropped in it: an
+/// inner middleware replaced them. They belong to that request (contract rule 1).
+pub(crate) fn watching<T>(f: impl FnOnce() -> T) -> (T, Vec<Continuation>) {
+    struct Restore(bool);
     impl Drop for Restore {
         fn drop(&mut self) {
-            CURRENT.with(|current| current.replace(self.0.take()));
+            POLLING.set(self.0);
         }
     }
-    let weak: Weak<dyn Adopt> = Arc::downgrade(request) as _;
-    let _restore = Restore(CURRENT.with(|current| current.replace(Some(weak))));
-    f()
+    let restore = Restore(POLLING.replace(true));
+    let result = f();
+    drop(restore);
+    // An empty `Vec` costs no allocation.
+    (result, STRAY.take())
 }
 
 /// The response extension. Cloned extensions share one list, so each continuation is taken once.
 #[derive(Clone)]
 struct Slot(Arc<Waiting>);
 
-struct Waiting {
-    list: Mutex<Vec<Continuation>>,
-    home: Option<Weak<dyn Adopt>>,
-}
-
-impl Waiting {
-    fn new() -> Self {
-        Self { list: Mutex::default(), home: CURRENT.with(|current| current.borrow().clone()) }
-    }
-}
+#[derive(Default)]
+struct Waiting(Mutex<Vec<Continuation>>);
 
 impl Drop for Waiting {
     /// The response was dropped before any of our services saw it: what it promised still runs (contract
-    /// rule 1), with the request that made it, or else on its own in the default pool.
+    /// rule 1), with the request whose handler is being polled, or else on its own in the default pool.
     fn drop(&mut self) {
-        for continuation in std::mem::take(&mut *lock(&self.list)) {
-            let home = self.home.as_ref().and_then(Weak::upgrade);
-            let homeless = match home {
-                Some(home) => home.adopt(continuation),
-                None => Err(continuation),
-            };
-            if let Err(continuation) = homeless {
-                run_alone(continuation);
-            }
+        let stray = std::mem::take(&mut *lock(&self.0));
+        if stray.is_empty() {
+            return;
+        }
+        if POLLING.get() {
+            STRAY.with_borrow_mut(|all| all.extend(stray));
+        } else {
+            stray.into_iter().for_each(run_alone);
         }
     }
 }
@@ -212,7 +203,7 @@ pub(crate) fn run_alone(continuation: Continuation) {
     let (kind, span) = continuation.into_work();
     tracing::warn!(
         parent: &span,
-        "a continuation's response was dropped before any layer saw it: the continuation runs on its own"
+        "a continuation's response was dropped before its request could take it: it runs on its own"
     );
     let pool = Pool::global().clone();
     let runner = pool.clone();

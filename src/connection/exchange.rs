@@ -1,7 +1,7 @@
 //! One request and its response, as their connection sees them.
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 
@@ -33,8 +33,8 @@ pub(crate) struct Exchange {
     stage: AtomicU8,
     /// HTTP/1: bytes written when the head was handed over. HTTP/2: reads begun when the body was dropped.
     mark: AtomicU64,
-    /// Chunks handed out and not yet in the write buffer.
-    chunks: Arc<AtomicUsize>,
+    /// Chunks handed out and not yet in the write buffer; there only where chunks are guarded.
+    chunks: OnceLock<Arc<AtomicUsize>>,
 }
 
 impl Exchange {
@@ -49,12 +49,13 @@ impl Exchange {
     /// Wraps a chunk so that it counts until the server has written it.
     pub(crate) fn guard(&self, chunk: Bytes) -> Bytes {
         // AcqRel on both sides of the count: the flush that sees zero comes after the writes that made it so.
-        self.chunks.fetch_add(1, Ordering::AcqRel);
-        Bytes::from_owner(Guarded { chunk, chunks: self.chunks.clone() })
+        let chunks = self.chunks.get_or_init(Arc::default);
+        chunks.fetch_add(1, Ordering::AcqRel);
+        Bytes::from_owner(Guarded { chunk, chunks: chunks.clone() })
     }
 
     pub(crate) fn has_chunks_out(&self) -> bool {
-        self.chunks.load(Ordering::Acquire) > 0
+        self.chunks.get().is_some_and(|chunks| chunks.load(Ordering::Acquire) > 0)
     }
 
     pub(crate) fn hold(&self) {

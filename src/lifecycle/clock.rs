@@ -144,7 +144,8 @@ impl Clock {
         if deadline == NEVER && budget == NEVER {
             return (poll(), measured);
         }
-        let began = self.now();
+        // The wall clock needs no look before the poll: past its limit no poll begins.
+        let began = if budget == NEVER { 0 } else { self.now() };
         let result = poll();
         let ended = self.now();
         // Read again: the poll may have restarted the limit.
@@ -152,9 +153,9 @@ impl Clock {
         let budget = self.budget.load(Ordering::Acquire);
         if budget == NEVER {
             let over = Duration::from_nanos(ended.saturating_sub(deadline));
-            measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
+            measured.overstayed = (over > OVERSTAY).then_some(over);
         } else {
-            let spent = ended - began;
+            let spent = ended.saturating_sub(began);
             let used = self.used.fetch_add(spent, Ordering::AcqRel).saturating_add(spent);
             measured.exhausted = used >= budget;
             let over = Duration::from_nanos(used.saturating_sub(budget));

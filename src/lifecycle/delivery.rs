@@ -11,12 +11,16 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::shared::Shared;
+use super::{producer, shared::Shared};
+use crate::pool::caught;
 
 /// A body that counts what leaves, and whose drop tells the request what became of it.
 pub(super) struct Delivery {
     shared: Arc<Shared>,
-    body: Body,
+    /// `None` once it went on without us.
+    body: Option<Body>,
+    /// No inner body of ours watches its producer: then this one does.
+    bare: bool,
     /// The server has taken the last frame, or is never to take any.
     complete: bool,
     failed: bool,
@@ -40,12 +44,34 @@ impl Delivery {
     pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool) -> Body {
         let complete = bodiless || body.is_end_stream();
         let held = if shared.http2 && shared.connection.is_some() && !complete { Held::Open } else { Held::Never };
-        Body::new(Self { shared, body, complete, failed: false, held })
+        let bare = !complete && !shared.has_producer();
+        Body::new(Self { shared, body: Some(body), bare, complete, failed: false, held })
     }
 
     fn fail(&mut self, error: axum_core::Error) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
         self.failed = true;
         Poll::Ready(Some(Err(error)))
+    }
+
+    /// The next frame of what is inside.
+    fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
+        let Some(body) = self.body.as_mut() else {
+            return Poll::Ready(None);
+        };
+        if !self.bare {
+            return Pin::new(body).poll_frame(cx);
+        }
+        match self.shared.measure("body", || caught::call(|| Pin::new(body).poll_frame(cx))) {
+            Ok(polled) => polled,
+            Err(payload) => {
+                self.shared.panicked("a response's body", &payload);
+                Poll::Ready(Some(Err(axum_core::Error::new("the response's body panicked"))))
+            }
+        }
+    }
+
+    fn has_ended(&self) -> bool {
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     /// Gives the held end out once everything before it is flushed.
@@ -91,7 +117,7 @@ impl http_body::Body for Delivery {
         if matches!(this.held, Held::End(_)) {
             return this.poll_held();
         }
-        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
+        let Poll::Ready(frame) = this.poll_body(cx) else {
             // The producer, and not the reader, is waited for. A limit cuts us through the response's waker.
             this.shared.producer_begins();
             this.shared.arm();
@@ -112,7 +138,7 @@ impl http_body::Body for Delivery {
                 this.shared.count_body_bytes(data.len());
                 let data = if holds { this.shared.exchange.guard(data) } else { data };
                 this.shared.reader_begins();
-                let last = this.body.is_end_stream();
+                let last = this.has_ended();
                 this.complete = last && !holds;
                 if !this.complete {
                     // Whether it is polled again depends on the reader: the limit must not.
@@ -134,21 +160,37 @@ impl http_body::Body for Delivery {
 
     fn is_end_stream(&self) -> bool {
         match self.held {
-            Held::Never => self.body.is_end_stream(),
+            Held::Never => self.has_ended(),
             Held::Open | Held::End(_) => false,
             Held::Gone => true,
         }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 
 impl Drop for Delivery {
     fn drop(&mut self) {
-        // First what the response came to, then, with the field, the producer's drop: whether that goes on
-        // without its reader depends on it.
+        // First what the response came to, then the producer's drop: whether that goes on without its reader
+        // depends on it.
+        let unfinished = self.bare && !self.complete && !self.failed;
+        if unfinished {
+            self.shared.producer_started();
+        }
         self.shared.body_dropped(self.complete, self.failed);
+        let body = self.body.take();
+        if unfinished {
+            match body {
+                Some(body) if self.shared.survives_drop() => producer::drain(&self.shared, body, false),
+                body => {
+                    caught::discard(body);
+                    self.shared.producer_ended(None);
+                }
+            }
+        } else {
+            caught::discard(body);
+        }
     }
 }

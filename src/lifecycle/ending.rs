@@ -50,6 +50,31 @@ impl Drop for Ending {
     }
 }
 
+/// How long a slow reader is waited for.
+#[derive(Default)]
+struct Patience {
+    /// When it is over; there while the reader is what is waited for.
+    ends: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Patience {
+    fn poll(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Poll<()> {
+        if !shared.waits_for_reader() {
+            self.ends = None;
+            return Poll::Pending;
+        }
+        let ends = match self.ends {
+            Some(ends) => ends,
+            None => match Instant::now().checked_add(shared.pool.settings.patience) {
+                Some(ends) => *self.ends.insert(ends),
+                None => return Poll::Pending,
+            },
+        };
+        poll_timer(&mut self.timer, ends, cx)
+    }
+}
+
 /// What the work after a response came to.
 enum Outcome {
     Ended,
@@ -67,20 +92,18 @@ impl Ending {
 
     /// The next continuation, once the response is flushed or will not be; `None` when the hooks may run.
     async fn next_continuation(&self) -> Option<Pending> {
-        let mut patience = None;
+        let mut patience = Patience::default();
         poll_fn(|cx| self.poll_next(&mut patience, cx)).await
     }
 
-    fn poll_next(&self, patience: &mut Option<Pin<Box<Sleep>>>, cx: &mut Context<'_>) -> Poll<Option<Pending>> {
+    fn poll_next(&self, patience: &mut Patience, cx: &mut Context<'_>) -> Poll<Option<Pending>> {
         let shared = &self.shared;
         shared.ending_waker.register(cx.waker());
         if shared.word().known_sent().is_none() {
             shared.arm();
-            if let Some(at) = shared.patience_ends() {
-                if poll_timer(patience, at, cx).is_ready() {
-                    tracing::info!(route = shared.route(), "the reader is slow: its request goes on without it");
-                    shared.give_up_on_reader();
-                }
+            if patience.poll(shared, cx).is_ready() {
+                tracing::info!(route = shared.route(), "the reader is slow: its request goes on without it");
+                shared.give_up_on_reader();
             }
         }
         if shared.word().known_sent().is_none() {

@@ -20,7 +20,7 @@ use super::{
     transitions::{HandlerEnd, Verdict},
 };
 use crate::{
-    continuation::{Continuation, within},
+    continuation::{self, Continuation},
     pool::{Captured, carry::carried, caught, lock},
 };
 
@@ -109,7 +109,7 @@ where
             self.shared.handler_started();
         }
         let shared = &self.shared;
-        let polled = within(shared, || shared.measure("handler", || caught::poll(future.as_mut(), cx)));
+        let polled = poll_handler(shared, future.as_mut(), cx);
         let innermost = self.is_innermost();
         match polled {
             Ok(Poll::Ready(result)) => {
@@ -144,7 +144,7 @@ where
         let response = match lock(&self.shared.core).finished.take() {
             Some(finished) => {
                 caught::discard(response);
-                finished
+                *finished
             }
             None => response,
         };
@@ -160,7 +160,8 @@ where
             self.context = Some(Surroundings::capture(shared));
         }
         let finished = lock(&shared.core).finished.take();
-        if let Some(mut response) = finished {
+        if let Some(response) = finished {
+            let mut response = *response;
             collect(shared, &mut response);
             self.go_on_alone();
             return Poll::Ready(watched(&self.shared, response));
@@ -222,12 +223,33 @@ impl Surroundings {
     }
 }
 
+/// One poll of the handler, on its request's clock.
+fn poll_handler<F: Future>(
+    shared: &Shared,
+    future: Pin<&mut F>,
+    cx: &mut Context<'_>,
+) -> Result<Poll<F::Output>, caught::Payload> {
+    let (polled, stray) = continuation::watching(|| shared.measure("handler", || caught::poll(future, cx)));
+    for continuation in stray {
+        tracing::warn!(
+            route = shared.route(),
+            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same"
+        );
+        keep(shared, continuation);
+    }
+    polled
+}
+
+fn keep(shared: &Shared, continuation: Continuation) {
+    if let Err(continuation) = shared.add_continuation(continuation) {
+        continuation::run_alone(continuation);
+    }
+}
+
 /// Takes the continuations out of a response.
 pub(super) fn collect(shared: &Shared, response: &mut Response) {
     for continuation in Continuation::take_from(response.extensions_mut()) {
-        if let Err(continuation) = shared.add_continuation(continuation) {
-            crate::continuation::run_alone(continuation);
-        }
+        keep(shared, continuation);
     }
 }
 
@@ -255,8 +277,7 @@ where
     let work = async move {
         let outcome = poll_fn(|cx| {
             owner.handler_waker.register(cx.waker());
-            let polled = within(&owner, || owner.measure("handler", || caught::poll(future.as_mut(), cx)));
-            match polled {
+            match poll_handler(&owner, future.as_mut(), cx) {
                 Ok(Poll::Ready(result)) => return Poll::Ready(Ok(Some(result))),
                 Err(payload) => return Poll::Ready(Err(payload)),
                 Ok(Poll::Pending) => {}

@@ -295,7 +295,7 @@ impl Shared {
             crate::pool::caught::discard(response);
             return Err(LifecycleError::new(kind));
         }
-        core.finished = Some(response);
+        core.finished = Some(Box::new(response));
         drop(core);
         self.handler_waker.wake();
         Ok(())

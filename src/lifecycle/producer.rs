@@ -20,25 +20,23 @@ pub(super) struct Producer {
     /// `None` once it has ended: it is never polled again, whatever stands outside.
     body: Option<Body>,
     shared: Arc<Shared>,
-    /// Its length is not known: its end is told of.
-    streamed: bool,
 }
 
 impl Producer {
-    /// Watches `body`, unless there is nothing to watch: it is empty, or never to be sent.
+    /// Watches `body`, unless it is never to be sent, or its length is known: nearly all of those are whole in
+    /// memory, and the outermost body does for them what is left to do.
     pub(super) fn watch(body: Body, shared: &Arc<Shared>, bodiless: bool) -> Body {
-        if bodiless || body.is_end_stream() {
+        if bodiless || body.is_end_stream() || body.size_hint().exact().is_some() {
             return body;
         }
         shared.producer_started();
-        let streamed = body.size_hint().exact().is_none();
-        Body::new(Self { body: Some(body), shared: shared.clone(), streamed })
+        Body::new(Self { body: Some(body), shared: shared.clone() })
     }
 
     fn end(&mut self, event: EventKind) {
         if let Some(body) = self.body.take() {
             caught::discard(body);
-            self.shared.producer_ended(self.streamed.then_some(event));
+            self.shared.producer_ended(Some(event));
         }
     }
 }
@@ -102,7 +100,7 @@ impl Drop for Producer {
     fn drop(&mut self) {
         if self.shared.survives_drop() {
             if let Some(body) = self.body.take() {
-                drain(&self.shared, body, self.streamed);
+                drain(&self.shared, body, true);
             }
         }
         self.end(EventKind::BodyDropped);

@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
     time::Duration,
@@ -57,8 +57,8 @@ pub(crate) struct Shared {
     pub(super) exchange: Exchange,
     pub(super) core: Mutex<Core>,
     body_bytes: AtomicU64,
-    /// Since when the reader, and not the producer, is waited for: nanoseconds since arrival, 0 for not.
-    waiting_since: AtomicU64,
+    /// The reader, and not the producer, is waited for.
+    reader_waits: AtomicBool,
     /// How many of our services this request has entered.
     depth: AtomicU32,
     /// The outermost response future, then the outermost body.
@@ -76,8 +76,8 @@ pub(super) struct Core {
     pub(super) continuations: VecDeque<(Continuation, Vec<Box<dyn Captured>>)>,
     pub(super) hooks: VecDeque<Hook>,
     /// The response that was given to `finish`, until the innermost service takes it.
-    pub(super) finished: Option<Response>,
-    panic: Option<String>,
+    pub(super) finished: Option<Box<Response>>,
+    panic: Option<Box<str>>,
 }
 
 impl fmt::Debug for Shared {
@@ -116,7 +116,7 @@ impl Shared {
             exchange: Exchange::default(),
             core: Mutex::default(),
             body_bytes: AtomicU64::new(0),
-            waiting_since: AtomicU64::new(0),
+            reader_waits: AtomicBool::new(false),
             depth: AtomicU32::new(0),
             response_waker: AtomicWaker::new(),
             handler_waker: AtomicWaker::new(),
@@ -240,13 +240,13 @@ impl Shared {
         let message = panic_message(&**payload);
         tracing::error!(route = self.route(), message, "{what} panicked");
         let mut core = lock(&self.core);
-        core.panic.get_or_insert(message);
+        core.panic.get_or_insert(message.into());
         drop(core);
         self.change(None, |word| Some(word.with(word::PANICKED)));
     }
 
     pub(crate) fn panic(&self) -> Option<String> {
-        self.word().has(word::PANICKED).then(|| lock(&self.core).panic.clone()).flatten()
+        self.word().has(word::PANICKED).then(|| lock(&self.core).panic.clone()).flatten().map(String::from)
     }
 
     // === the clock ===
@@ -254,7 +254,7 @@ impl Shared {
     /// Polls something of the user's on this request's clock.
     pub(super) fn measure<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
         let (result, measured) = self.clock.measure(poll);
-        if let Some(over) = measured.overstayed {
+        if let Some(over) = measured.overstayed.filter(|_| !self.word().status().is_timeout()) {
             tracing::warn!(
                 route = self.route(),
                 ?over,
@@ -278,24 +278,19 @@ impl Shared {
 
     /// The server has a frame and has not asked for the next.
     pub(super) fn reader_begins(&self) {
-        if self.waiting_since.load(Ordering::Acquire) == 0 {
-            let now = u64::try_from(self.elapsed().as_nanos()).unwrap_or(u64::MAX).max(1);
-            self.waiting_since.store(now, Ordering::Release);
+        if !self.reader_waits.load(Ordering::Acquire) {
+            self.reader_waits.store(true, Ordering::Release);
             self.ending_waker.wake();
         }
     }
 
     /// The producer is waited for.
     pub(super) fn producer_begins(&self) {
-        self.waiting_since.store(0, Ordering::Release);
+        self.reader_waits.store(false, Ordering::Release);
     }
 
-    /// When the patience with the reader is over; `None` while the reader is not what is waited for.
-    pub(super) fn patience_ends(&self) -> Option<Instant> {
-        match self.waiting_since.load(Ordering::Acquire) {
-            0 => None,
-            since => (self.arrived + Duration::from_nanos(since)).checked_add(self.pool.settings.patience),
-        }
+    pub(super) fn waits_for_reader(&self) -> bool {
+        self.reader_waits.load(Ordering::Acquire)
     }
 }
 

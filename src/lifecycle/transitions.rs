@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     connection::{Exchange, Party, WhyDropped},
-    continuation::{Adopt, Continuation},
+    continuation::Continuation,
     event::EventKind,
     pool::{Description, Straggler, caught, lock},
     status::{ConnectionStatus, Sent},
@@ -216,6 +216,10 @@ impl Shared {
         self.change(None, |word| Some(word.with(word::PRODUCER)));
     }
 
+    pub(super) fn has_producer(&self) -> bool {
+        self.word().has(word::PRODUCER)
+    }
+
     /// `event` is there for bodies of unknown length.
     pub(super) fn producer_ended(&self, event: Option<EventKind>) {
         self.change(event, |word| word.has(word::PRODUCER).then(|| word.without(word::PRODUCER)));
@@ -328,16 +332,6 @@ impl Shared {
         }
         self.wake_awaiting();
         Some(())
-    }
-}
-
-impl Adopt for Shared {
-    fn adopt(&self, continuation: Continuation) -> Result<(), Continuation> {
-        tracing::warn!(
-            route = self.route(),
-            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same"
-        );
-        self.add_continuation(continuation)
     }
 }
 

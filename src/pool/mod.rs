@@ -2,16 +2,16 @@
 
 use std::{
     any::Any,
-    collections::HashMap,
     fmt,
     future::Future,
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
+use slab::Slab;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
@@ -68,8 +68,7 @@ pub(crate) struct Pool {
     pub(crate) feed: Option<Feed>,
     pub(crate) carries: Vec<Box<dyn Carry>>,
     tracker: TaskTracker,
-    live: Mutex<HashMap<u64, Weak<dyn Straggler>>>,
-    next_key: AtomicU64,
+    live: Mutex<Slab<Weak<dyn Straggler>>>,
     /// Blocking continuations that passed their limit and whose thread has not ended.
     stuck: AtomicUsize,
     /// Continuations that could not be run, because no runtime was left to run them.
@@ -95,12 +94,12 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 pub(crate) struct Listed {
     pool: Arc<Pool>,
-    key: u64,
+    key: usize,
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        lock(&self.pool.live).remove(&self.key);
+        lock(&self.pool.live).remove(self.key);
     }
 }
 
@@ -127,16 +126,14 @@ impl Pool {
 
     /// Puts a straggler on the list that a drain's report is made from.
     pub(crate) fn list(self: &Arc<Self>, straggler: Weak<dyn Straggler>) -> Listed {
-        // Relaxed: only uniqueness matters.
-        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-        lock(&self.live).insert(key, straggler);
+        let key = lock(&self.live).insert(straggler);
         Listed { pool: self.clone(), key }
     }
 
     /// Everything on the list that is still alive.
     #[cfg(feature = "serve")]
     pub(crate) fn stragglers(&self) -> Vec<Arc<dyn Straggler>> {
-        lock(&self.live).values().filter_map(Weak::upgrade).collect()
+        lock(&self.live).iter().filter_map(|(_, straggler)| straggler.upgrade()).collect()
     }
 
     pub(crate) fn running(&self) -> usize {
