@@ -1,8 +1,10 @@
-//! A draft.
+// Shown always; compiled as a test where its server exists.
+#![cfg_attr(any(not(doctest), feature = "serve"), doc = include_str!("../README.md"))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod early_close;
 pub mod ignore_abort;
+pub mod manual;
 pub mod shutdown_hook;
 pub mod time_limit;
 
@@ -17,14 +19,12 @@ mod status;
 #[cfg(feature = "serve")]
 pub use self::connection::TrackedListener;
 #[cfg(feature = "serve")]
-pub use self::epilogue::{
-    DrainReport, MakeService, MakeServiceFuture, Serve, Service, Straggler, WithGracefulShutdown,
-};
+pub use self::epilogue::{MakeService, MakeServiceFuture, Serve, WithGracefulShutdown};
 pub use self::{
-    connection::{Connection, TrackedIo},
+    connection::{Connection, HalfClose, Linger, SocketHandle, TrackedIo, TrackedSocket, Tracking},
     continuation::Continuation,
     early_close::{EarlyClose, EarlyCloseLayer},
-    epilogue::{Epilogue, EpilogueBuilder},
+    epilogue::{DrainReport, Epilogue, EpilogueBuilder, Service, Straggler},
     event::{Event, EventKind, RequestId},
     ignore_abort::{IgnoreAbort, IgnoreAbortLayer},
     lifecycle::{

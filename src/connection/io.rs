@@ -1,14 +1,18 @@
 //! The IO wrapper that keeps a connection's account.
 
 use std::{
+    future::Future,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    time::{Instant, Sleep},
+};
 
-use super::{Connection, socket::Socket};
+use super::{Connection, Tracking, linger::Close, socket::{Socket, SocketHandle, Watch}};
 
 /// An IO whose [`Connection`] knows when responses were flushed and when the client left.
 ///
@@ -18,19 +22,50 @@ use super::{Connection, socket::Socket};
 pub struct TrackedIo<IO> {
     socket: Socket<IO>,
     connection: Connection,
+    tracking: Tracking,
+    close: Close,
+    stall: Stall,
+}
+
+/// A write that waits for its client.
+#[derive(Debug, Default)]
+struct Stall {
+    since: Option<Instant>,
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<IO: 'static> TrackedIo<IO> {
-    /// Wraps `io`.
+    /// Wraps `io`, with the default [settings](Tracking).
     ///
     /// A [`TcpStream`](tokio::net::TcpStream) or [`UnixStream`](tokio::net::UnixStream) is watched for a
-    /// client that leaves even while nobody reads; of any other IO only what its reads and writes tell is seen.
+    /// client that leaves even while nobody reads; of any other IO only what its reads and writes tell is seen,
+    /// unless it is [told](Self::over) of the socket below.
     ///
-    /// `TCP_NODELAY` is set on a `TcpStream`; below a TLS stream, set it yourself.
+    /// `TCP_NODELAY` and the timeouts of [`Tracking`] are set on a `TcpStream`.
     pub fn new(io: IO) -> Self {
-        let socket = Socket::new(io);
-        let connection = Connection::new(socket.watch());
-        Self { socket, connection }
+        Self::with(io, &Tracking::default())
+    }
+
+    /// Wraps `io`.
+    pub fn with(io: IO, tracking: &Tracking) -> Self {
+        let socket = Socket::new(io, tracking);
+        let watch = socket.watch(tracking.half_close);
+        Self::build(socket, watch, tracking)
+    }
+
+    /// Wraps `io`, which is a TLS stream, or another wrapper, over the socket of `below`.
+    pub fn over(io: IO, below: &SocketHandle, tracking: &Tracking) -> Self {
+        Self::build(Socket::Other(io), below.watch(tracking.half_close), tracking)
+    }
+
+    fn build(socket: Socket<IO>, watch: Watch, tracking: &Tracking) -> Self {
+        Self {
+            socket,
+            connection: Connection::new(watch, tracking.half_close),
+            tracking: tracking.clone(),
+            close: Close::default(),
+            stall: Stall::default(),
+        }
     }
 
     /// The handle to what this IO sees.
@@ -55,18 +90,38 @@ impl<IO> TrackedIo<IO> {
         })
     }
 
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    fn wrote(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match written {
             Poll::Ready(Ok(bytes)) => {
+                self.stall.since = None;
                 self.connection.wrote(bytes);
                 Poll::Ready(Ok(bytes))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(error))),
             Poll::Pending => {
                 self.connection.stalled();
-                Poll::Pending
+                let Some(limit) = self.tracking.write_stall else {
+                    return Poll::Pending;
+                };
+                ready!(self.stall.poll(limit, cx));
+                let stalled = io::Error::new(io::ErrorKind::TimedOut, "the client takes no more bytes");
+                Poll::Ready(Err(self.failed(stalled)))
             }
         }
+    }
+}
+
+impl Stall {
+    fn poll(&mut self, limit: std::time::Duration, cx: &mut Context<'_>) -> Poll<()> {
+        let now = Instant::now();
+        let Some(ends) = self.since.get_or_insert(now).checked_add(limit) else {
+            return Poll::Pending;
+        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
+        if timer.deadline() != ends {
+            timer.as_mut().reset(ends);
+        }
+        timer.as_mut().poll(cx)
     }
 }
 
@@ -82,7 +137,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
         let room = buf.remaining();
         match ready!(Pin::new(&mut self.socket).poll_read(cx, buf)) {
             Ok(()) if buf.filled().len() == before && room > 0 => {
-                self.connection.saw_client_leave();
+                self.connection.saw_end_of_input();
                 if self.connection.hides_end_of_input() {
                     return Poll::Pending;
                 }
@@ -94,14 +149,14 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
     }
 }
 
-impl<IO: AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.connection.register(cx.waker());
         if let Some(error) = self.refused() {
             return Poll::Ready(Err(error));
         }
         let written = Pin::new(&mut self.socket).poll_write(cx, buf);
-        self.wrote(written)
+        self.wrote(written, cx)
     }
 
     fn poll_write_vectored(
@@ -114,7 +169,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
             return Poll::Ready(Err(error));
         }
         let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
-        self.wrote(written)
+        self.wrote(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -135,10 +190,13 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.connection.is_refused() {
-            self.connection.shutting_down();
+        let this = &mut *self;
+        if this.connection.is_refused() {
+            return Pin::new(&mut this.socket).poll_shutdown(cx);
         }
-        Pin::new(&mut self.socket).poll_shutdown(cx)
+        this.connection.shutting_down();
+        let unread = this.connection.has_unread_upload();
+        this.close.poll(&mut this.socket, &this.tracking, unread, cx)
     }
 }
 

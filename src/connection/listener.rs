@@ -4,7 +4,7 @@ use std::io;
 
 use axum::serve::Listener;
 
-use super::TrackedIo;
+use super::{TrackedIo, Tracking};
 
 /// Wraps any [`axum::serve::Listener`], so that its connections know of flushes and of clients that leave.
 ///
@@ -19,12 +19,18 @@ use super::TrackedIo;
 #[derive(Debug)]
 pub struct TrackedListener<L> {
     inner: L,
+    tracking: Tracking,
 }
 
 impl<L> TrackedListener<L> {
-    /// Wraps `inner`.
+    /// Wraps `inner`, with the default [settings](Tracking).
     pub fn new(inner: L) -> Self {
-        Self { inner }
+        Self::with(inner, Tracking::default())
+    }
+
+    /// Wraps `inner`.
+    pub fn with(inner: L, tracking: Tracking) -> Self {
+        Self { inner, tracking }
     }
 
     /// The listener inside.
@@ -39,7 +45,7 @@ impl<L: Listener> Listener for TrackedListener<L> {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         let (io, addr) = self.inner.accept().await;
-        (TrackedIo::new(io), addr)
+        (TrackedIo::with(io, &self.tracking), addr)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {

@@ -5,7 +5,11 @@
 //! wrapped, and this room keeps the account: [`TrackedIo`] reports reads, writes and flushes, [`Connection`]
 //! holds the exchanges that are in flight on it and tells each what became of it.
 
-pub use self::io::TrackedIo;
+pub use self::{
+    io::TrackedIo,
+    settings::{HalfClose, Linger, Tracking},
+    socket::{SocketHandle, TrackedSocket},
+};
 #[cfg(feature = "serve")]
 pub use self::listener::TrackedListener;
 pub use self::state::Connection;
@@ -16,7 +20,9 @@ pub(crate) use self::{
 
 mod exchange;
 mod io;
+mod linger;
 #[cfg(feature = "serve")]
 mod listener;
+mod settings;
 mod socket;
 mod state;

@@ -17,6 +17,8 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::settings::{HalfClose, Tracking};
+
 /// The IO below a [`TrackedIo`](super::TrackedIo).
 ///
 /// tokio's sockets are kept in an `Arc`, so that a [`Watch`] can await their readiness beside the server's
@@ -29,13 +31,10 @@ pub(super) enum Socket<IO> {
 }
 
 impl<IO: 'static> Socket<IO> {
-    pub(super) fn new(io: IO) -> Self {
+    pub(super) fn new(io: IO, tracking: &Tracking) -> Self {
         let mut io = Some(io);
         if let Some(tcp) = take_as::<IO, TcpStream>(&mut io) {
-            // A held end of stream is a small write behind others: with Nagle's algorithm (RFC 9293, section
-            // 3.7.4) it would wait for the client's delayed acknowledgement, which is 40 ms on Linux. That it
-            // cannot be set on a socket that was closed meanwhile does not matter.
-            let _ = tcp.set_nodelay(true);
+            tracking.apply(&tcp);
             return Self::Tcp(Arc::new(tcp));
         }
         #[cfg(unix)]
@@ -48,11 +47,11 @@ impl<IO: 'static> Socket<IO> {
         }
     }
 
-    pub(super) fn watch(&self) -> Watch {
+    pub(super) fn watch(&self, half_close: HalfClose) -> Watch {
         match self {
-            Self::Tcp(tcp) => Watch::Idle(Source::Tcp(tcp.clone())),
+            Self::Tcp(tcp) => Watch::Idle(Source::Tcp(tcp.clone()), half_close),
             #[cfg(unix)]
-            Self::Unix(unix) => Watch::Idle(Source::Unix(unix.clone())),
+            Self::Unix(unix) => Watch::Idle(Source::Unix(unix.clone()), half_close),
             Self::Other(_) => Watch::None,
         }
     }
@@ -169,6 +168,92 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
     }
 }
 
+/// A socket that a TLS stream, or another wrapper, is put around before a [`TrackedIo`](super::TrackedIo).
+///
+/// It lets the [`TrackedIo`](super::TrackedIo) above watch the socket for a client that leaves, which nothing above
+/// the encryption can see while bytes wait unread.
+///
+/// ```no_run
+/// # async fn accept<T>(tcp: tokio::net::TcpStream, tls: impl AsyncFnOnce(tower_epilogue::TrackedSocket) -> T)
+/// # where T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static {
+/// use tower_epilogue::{TrackedIo, TrackedSocket, Tracking};
+///
+/// let tracking = Tracking::new();
+/// let socket = TrackedSocket::new(tcp, &tracking);
+/// let below = socket.handle();
+/// let io = TrackedIo::over(tls(socket).await, &below, &tracking);
+/// # let _ = io;
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct TrackedSocket(Socket<TcpStream>);
+
+impl TrackedSocket {
+    /// Sets the socket up as [`TrackedIo`](super::TrackedIo) would.
+    pub fn new(tcp: TcpStream, tracking: &Tracking) -> Self {
+        Self(Socket::new(tcp, tracking))
+    }
+
+    /// For [`TrackedIo::over`](super::TrackedIo::over).
+    #[must_use]
+    pub fn handle(&self) -> SocketHandle {
+        SocketHandle(match &self.0 {
+            Socket::Tcp(tcp) => Some(Source::Tcp(tcp.clone())),
+            #[cfg(unix)]
+            Socket::Unix(unix) => Some(Source::Unix(unix.clone())),
+            Socket::Other(_) => None,
+        })
+    }
+}
+
+impl AsyncRead for TrackedSocket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TrackedSocket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+/// A [`TrackedSocket`] that was given away.
+#[derive(Clone)]
+pub struct SocketHandle(Option<Source>);
+
+impl SocketHandle {
+    pub(super) fn watch(&self, half_close: HalfClose) -> Watch {
+        self.0.clone().map_or(Watch::None, |source| Watch::Idle(source, half_close))
+    }
+}
+
+impl fmt::Debug for SocketHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SocketHandle").finish_non_exhaustive()
+    }
+}
+
 /// What a [`Watch`] watches.
 #[derive(Clone)]
 pub(super) enum Source {
@@ -178,24 +263,27 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// Resolves when the peer has closed its sending side or reset the connection, whatever bytes still wait
-    /// to be read.
-    async fn left(self) {
-        // tokio's priority readiness includes "read closed" (EPOLLRDHUP), which is set with bytes still queued.
-        loop {
-            let ready = match &self {
-                Self::Tcp(tcp) => tcp.ready(Interest::PRIORITY).await,
-                #[cfg(unix)]
-                Self::Unix(unix) => unix.ready(Interest::PRIORITY).await,
-            };
-            match ready {
-                Ok(ready) if ready.is_read_closed() || ready.is_write_closed() => return,
-                // Urgent data, which HTTP does not know (RFC 9110 has no use for it): it would stay ready for
-                // ever. Leave the watching to the reads.
-                Ok(_) => std::future::pending().await,
-                // The runtime's IO driver is gone, and with it every connection.
-                Err(_) => return,
-            }
+    /// Resolves when the peer has left, whatever bytes still wait to be read.
+    async fn left(self, half_close: HalfClose) {
+        let interest = match half_close {
+            // tokio's priority readiness includes "read closed" (EPOLLRDHUP), which a FIN sets with bytes still
+            // queued.
+            HalfClose::Abort => Interest::PRIORITY,
+            // A reset alone.
+            HalfClose::Serve => Interest::ERROR,
+        };
+        let ready = match &self {
+            Self::Tcp(tcp) => tcp.ready(interest).await,
+            #[cfg(unix)]
+            Self::Unix(unix) => unix.ready(interest).await,
+        };
+        match ready {
+            Ok(ready) if ready.is_read_closed() || ready.is_write_closed() || ready.is_error() => {}
+            // Urgent data, for which HTTP has no use: it would stay ready for ever. Leave the watching to the
+            // reads.
+            Ok(_) => std::future::pending().await,
+            // The runtime's IO driver is gone, and with it every connection.
+            Err(_) => {}
         }
     }
 }
@@ -208,14 +296,14 @@ impl Source {
 pub(super) enum Watch {
     #[default]
     None,
-    Idle(Source),
+    Idle(Source, HalfClose),
     Waiting(Pin<Box<dyn Future<Output = ()> + Send>>),
 }
 
 impl Watch {
     pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Self::Idle(source) = self {
-            let left = source.clone().left();
+        if let Self::Idle(source, half_close) = self {
+            let left = source.clone().left(*half_close);
             *self = Self::Waiting(Box::pin(left));
         }
         match self {
@@ -226,7 +314,7 @@ impl Watch {
                 }
                 left
             }
-            Self::None | Self::Idle(_) => false,
+            Self::None | Self::Idle(..) => false,
         }
     }
 }

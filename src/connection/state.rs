@@ -11,14 +11,17 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-use super::{exchange::Exchange, socket::Watch};
-use crate::pool::{Straggler, lock};
+use super::{HalfClose, exchange::Exchange, socket::Watch};
+#[cfg(feature = "serve")]
+use crate::pool::Straggler;
+use crate::pool::lock;
 
 /// Who is told what became of an exchange: the request's lifecycle.
 ///
 /// None of this runs user code (contract rule 11): it is called from the connection's reads and flushes.
 pub(crate) trait Party: Send + Sync {
     /// For a drain.
+    #[cfg(feature = "serve")]
     fn as_straggler(self: Arc<Self>) -> Arc<dyn Straggler>;
     fn exchange(&self) -> &Exchange;
     fn is_http2(&self) -> bool;
@@ -33,7 +36,7 @@ pub(crate) trait Party: Send + Sync {
     /// The kernel takes no more bytes for now.
     fn stalled(&self);
     /// Whether the handler is to finish in place although the client closed its side.
-    fn hides_end_of_input(&self) -> bool;
+    fn hides_end_of_input(&self, serves_half_closed: bool) -> bool;
 }
 
 /// Why a response future or body was dropped by the server.
@@ -65,6 +68,12 @@ pub(crate) struct State {
     reads: AtomicU64,
     /// The client closed its sending side, reset the connection, or a write failed.
     client_left: AtomicBool,
+    /// A client that closed its sending side is not taken to have left.
+    serves_half_closed: bool,
+    /// A request has arrived on it.
+    used: AtomicBool,
+    /// A request was answered before it was read to its end.
+    unread_upload: AtomicBool,
     /// The end of input was seen but not shown.
     hidden_end: AtomicBool,
     /// Writes are refused: the response on its way must not look whole.
@@ -92,8 +101,9 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(super) fn new(watch: Watch) -> Self {
-        Self(Arc::new(State { watch: Mutex::new(watch), ..State::default() }))
+    pub(super) fn new(watch: Watch, half_close: HalfClose) -> Self {
+        let serves_half_closed = half_close == HalfClose::Serve;
+        Self(Arc::new(State { watch: Mutex::new(watch), serves_half_closed, ..State::default() }))
     }
 
     /// The bytes that the kernel (under TLS: the TLS session) has accepted so far.
@@ -115,6 +125,7 @@ impl Connection {
 impl Connection {
     /// A request arrived. It is told what happens until it [leaves](Self::leave) or is resolved.
     pub(crate) fn enter(&self, party: Arc<dyn Party>) {
+        self.0.used.store(true, Ordering::Release);
         let too_late = {
             let mut parties = lock(&self.0.parties);
             parties.push(party.clone());
@@ -184,6 +195,11 @@ impl Connection {
         }
     }
 
+    /// A request was answered before it was read to its end.
+    pub(crate) fn left_unread(&self) {
+        self.0.unread_upload.store(true, Ordering::Release);
+    }
+
     /// Refuses all further writes: what is on its way is broken off.
     pub(crate) fn refuse_writes(&self) {
         self.0.refused.store(true, Ordering::Release);
@@ -205,6 +221,12 @@ impl Connection {
     /// Has the connection's task look again.
     pub(crate) fn wake(&self) {
         self.0.task.wake();
+    }
+
+    /// Whether a request has arrived yet.
+    #[cfg(feature = "serve")]
+    pub(crate) fn was_used(&self) -> bool {
+        self.0.used.load(Ordering::Acquire)
     }
 
     /// The requests in flight.
@@ -235,6 +257,18 @@ impl Connection {
         self.0.written.fetch_add(bytes as u64, Ordering::AcqRel);
     }
 
+    /// Whether a client may still be sending a request that was answered.
+    pub(super) fn has_unread_upload(&self) -> bool {
+        self.0.unread_upload.load(Ordering::Acquire)
+    }
+
+    /// The client closed its sending side.
+    pub(super) fn saw_end_of_input(&self) {
+        if !self.0.serves_half_closed {
+            self.saw_client_leave();
+        }
+    }
+
     pub(super) fn is_refused(&self) -> bool {
         self.0.refused.load(Ordering::Acquire)
     }
@@ -254,7 +288,7 @@ impl Connection {
     pub(super) fn hides_end_of_input(&self) -> bool {
         let hide = {
             let parties = lock(&self.0.parties);
-            !parties.is_empty() && parties.iter().all(|party| party.hides_end_of_input())
+            !parties.is_empty() && parties.iter().all(|party| party.hides_end_of_input(self.0.serves_half_closed))
         };
         self.0.hidden_end.store(hide, Ordering::Release);
         hide

@@ -11,17 +11,21 @@ use crate::{
 
 #[cfg(feature = "serve")]
 pub use self::{
-    make_service::{MakeService, MakeServiceFuture, Service},
-    report::{DrainReport, Straggler},
+    make_service::{MakeService, MakeServiceFuture},
     serve::{Serve, WithGracefulShutdown},
 };
+pub use self::{
+    report::{DrainReport, Straggler},
+    service::Service,
+};
 
+mod drain;
 #[cfg(feature = "serve")]
 mod make_service;
-#[cfg(feature = "serve")]
 mod report;
 #[cfg(feature = "serve")]
 mod serve;
+mod service;
 
 /// Owns what runs after responses, tracks it, and serves apps so that the moment of the flush and the client's
 /// leaving are known exactly.
@@ -44,6 +48,8 @@ mod serve;
 #[derive(Clone, Debug, Default)]
 pub struct Epilogue {
     pub(crate) pool: Arc<Pool>,
+    #[cfg(feature = "serve")]
+    server: serve::Settings,
 }
 
 impl Epilogue {
@@ -91,6 +97,8 @@ impl Epilogue {
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct EpilogueBuilder {
     pool: Pool,
+    #[cfg(feature = "serve")]
+    server: serve::Settings,
 }
 
 impl fmt::Debug for EpilogueBuilder {
@@ -154,6 +162,43 @@ impl EpilogueBuilder {
     /// Ready for use.
     #[must_use]
     pub fn build(self) -> Epilogue {
-        Epilogue { pool: Arc::new(self.pool) }
+        Epilogue {
+            pool: Arc::new(self.pool),
+            #[cfg(feature = "serve")]
+            server: self.server,
+        }
+    }
+}
+
+/// Settings of [`Epilogue::serve`].
+#[cfg(feature = "serve")]
+impl EpilogueBuilder {
+    /// How its connections are treated whose clients are slow, silent or gone half-way.
+    pub fn tracking(mut self, tracking: crate::connection::Tracking) -> Self {
+        self.server.tracking = tracking;
+        self
+    }
+
+    /// How long a client may take to send a request's head, 30 s by default; on a new connection that includes
+    /// the wait for its first byte. On HTTP/1 it counts anew for each request, from its first byte on. `None`
+    /// waits without end, as `axum::serve` does.
+    pub fn header_read_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.server.header_read = limit.into();
+        self
+    }
+
+    /// How often an HTTP/2 client is pinged, 30 s by default, and how long it may take to answer, 20 s by default
+    /// (RFC 9113, section 6.7). `None` does not ping.
+    pub fn http2_keep_alive(mut self, every: impl Into<Option<Duration>>, answer_within: Duration) -> Self {
+        self.server.http2_ping = every.into();
+        self.server.http2_pong = answer_within;
+        self
+    }
+
+    /// How many streams an HTTP/2 client may have open at once, 200 by default (`SETTINGS_MAX_CONCURRENT_STREAMS`,
+    /// RFC 9113, section 6.5.2).
+    pub fn http2_max_streams(mut self, streams: u32) -> Self {
+        self.server.http2_streams = streams;
+        self
     }
 }

@@ -11,6 +11,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use axum::serve::Listener;
@@ -24,12 +25,13 @@ use hyper_util::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Epilogue,
-    make_service::{MakeService, Service},
-    report::{DrainReport, Straggler},
+    Epilogue, Service,
+    drain::drain,
+    make_service::MakeService,
+    report::DrainReport,
 };
 use crate::{
-    connection::{Connection, TrackedIo},
+    connection::{Connection, TrackedIo, Tracking},
     lifecycle::SendBody,
     pool::{Pool, lock},
 };
@@ -44,13 +46,36 @@ impl Epilogue {
     /// # Differences from `axum::serve`
     ///
     /// Every connection is tracked. Awaited with a graceful shutdown, it returns when the connections *and* the
-    /// continuations and hooks have ended, and says what it had to cut. hyper's timer is installed, so its
-    /// limit for reading a request's head (30 s) is active.
+    /// continuations and hooks have ended, and says what it had to cut. A client that is slow to send a request's
+    /// head, or does not answer HTTP/2 pings, is disconnected; see the settings of
+    /// [`EpilogueBuilder`](crate::EpilogueBuilder).
     pub fn serve<L, S>(&self, listener: L, app: S) -> Serve<L, S>
     where
         L: Listener,
     {
         Serve { listener, app, epilogue: self.clone() }
+    }
+}
+
+/// What `axum::serve` leaves off or to hyper's defaults.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub(super) tracking: Tracking,
+    pub(super) header_read: Option<Duration>,
+    pub(super) http2_ping: Option<Duration>,
+    pub(super) http2_pong: Duration,
+    pub(super) http2_streams: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tracking: Tracking::default(),
+            header_read: Some(Duration::from_secs(30)),
+            http2_ping: Some(Duration::from_secs(30)),
+            http2_pong: Duration::from_secs(20),
+            http2_streams: 200,
+        }
     }
 }
 
@@ -119,7 +144,7 @@ where
     type IntoFuture = Running;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(Server::new(self.epilogue.pool.clone()).run(self, pending()))
+        Box::pin(Server::new(&self.epilogue).run(self, pending()))
     }
 }
 
@@ -136,13 +161,14 @@ where
     type IntoFuture = Running;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(Server::new(self.serve.epilogue.pool.clone()).run(self.serve, self.signal))
+        Box::pin(Server::new(&self.serve.epilogue).run(self.serve, self.signal))
     }
 }
 
 /// The connections of one server.
 struct Server {
     pool: Arc<Pool>,
+    settings: Settings,
     connections: TaskTracker,
     open: Arc<Mutex<HashMap<u64, Connection>>>,
     next: AtomicU64,
@@ -162,9 +188,10 @@ impl Drop for StopOnDrop {
 }
 
 impl Server {
-    fn new(pool: Arc<Pool>) -> Self {
+    fn new(epilogue: &Epilogue) -> Self {
         Self {
-            pool,
+            pool: epilogue.pool.clone(),
+            settings: epilogue.server.clone(),
             connections: TaskTracker::new(),
             open: Arc::default(),
             next: AtomicU64::new(0),
@@ -193,7 +220,9 @@ impl Server {
         let mut signal = pin!(signal);
         loop {
             tokio::select! {
-                (io, address) = listener.accept() => self.accept(TrackedIo::new(io), address, &make_service),
+                (io, address) = listener.accept() => {
+                    self.accept(TrackedIo::with(io, &self.settings.tracking), address, &make_service);
+                }
                 () = &mut signal => break,
             }
         }
@@ -220,69 +249,22 @@ impl Server {
         lock(&self.open).insert(key, connection);
         let open = Open { key, open: self.open.clone() };
         let (stop, kill) = (self.stop.clone(), self.kill.clone());
+        let settings = self.settings.clone();
         self.connections.spawn(async move {
             let _open = open;
             tokio::select! {
-                () = serve_connection(io, service, stop) => {}
+                () = serve_connection(io, service, stop, settings) => {}
                 () = kill.cancelled() => {}
             }
         });
     }
 
-    /// Waits for everything, to the deadline; then cuts, and gives the hooks their time.
     async fn drain(&self) -> DrainReport {
         self.stop.cancel();
         self.connections.close();
-        let mut report = DrainReport::default();
-        let Some(deadline) = self.pool.settings.drain_deadline else {
-            self.ended().await;
-            self.delivered().await;
-            return report;
-        };
-        if tokio::time::timeout(deadline, self.ended()).await.is_err() {
-            report = self.cut();
-            tracing::warn!(%report, "the drain's deadline has passed");
-            // Hooks have their own limit each; a request rarely has many.
-            if tokio::time::timeout(self.pool.settings.hook_limit, self.ended()).await.is_err() {
-                self.kill.cancel();
-                let _ = tokio::time::timeout(self.pool.settings.hook_limit, self.ended()).await;
-            }
-        }
-        self.delivered().await;
-        report
-    }
-
-    async fn ended(&self) {
-        self.connections.wait().await;
-        // What runs after responses: nothing can be added once no connection is left but by what runs itself,
-        // and the tracker waits for that as well.
-        self.pool.idle().await;
-    }
-
-    async fn delivered(&self) {
-        if let Some(feed) = &self.pool.feed {
-            feed.delivered().await;
-        }
-    }
-
-    /// Cuts what is left, and names it.
-    fn cut(&self) -> DrainReport {
-        let connections: Vec<_> = lock(&self.open).values().cloned().collect();
-        let mut stragglers = self.pool.stragglers();
-        for connection in &connections {
-            for straggler in connection.in_flight() {
-                if !stragglers.iter().any(|other| Arc::as_ptr(other).addr() == Arc::as_ptr(&straggler).addr()) {
-                    stragglers.push(straggler);
-                }
-            }
-        }
-        let mut report = DrainReport {
-            stragglers: stragglers.iter().map(|straggler| Straggler::from(straggler.describe())).collect(),
-        };
-        report.stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
-        for straggler in stragglers {
-            straggler.cut();
-        }
+        let in_flight = || lock(&self.open).values().flat_map(Connection::in_flight).collect();
+        let report = drain(&self.pool, Some(&self.connections), in_flight).await;
+        self.kill.cancel();
         report
     }
 }
@@ -299,8 +281,12 @@ impl Drop for Open {
     }
 }
 
-async fn serve_connection<IO, A, S, B>(io: TrackedIo<IO>, service: Service<S, A>, stop: CancellationToken)
-where
+async fn serve_connection<IO, A, S, B>(
+    io: TrackedIo<IO>,
+    service: Service<S, A>,
+    stop: CancellationToken,
+    settings: Settings,
+) where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     A: Clone + Send + Sync + 'static,
     S: tower_service::Service<Request<Body>, Response = http::Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -308,10 +294,16 @@ where
     B: SendBody,
 {
     let mut builder = Builder::new(TokioExecutor::new());
-    // Without a timer hyper's limit for reading a head is off.
-    builder.http1().timer(TokioTimer::new());
-    // For WebSockets over HTTP/2 (RFC 8441).
-    builder.http2().timer(TokioTimer::new()).enable_connect_protocol();
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(settings.header_read);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(settings.http2_ping)
+        .keep_alive_timeout(settings.http2_pong)
+        .max_concurrent_streams(settings.http2_streams)
+        // For WebSockets over HTTP/2 (RFC 8441).
+        .enable_connect_protocol();
+    let connection = io.connection().clone();
     let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service)));
     let result = tokio::select! {
         result = serving.as_mut() => result,
@@ -319,8 +311,24 @@ where
             serving.as_mut().graceful_shutdown();
             serving.await
         }
+        () = never_used(&connection, settings.header_read) => {
+            tracing::debug!("a client connected and sent no request: it is disconnected");
+            return;
+        }
     };
     if let Err(error) = result {
         tracing::trace!(error, "a connection ended with an error");
     }
+}
+
+/// Resolves when no request has come in time: hyper counts the time for a head from the head's first byte, and
+/// before the protocol is known nobody counts.
+async fn never_used(connection: &Connection, limit: Option<Duration>) {
+    if let Some(limit) = limit {
+        tokio::time::sleep(limit).await;
+        if !connection.was_used() {
+            return;
+        }
+    }
+    pending().await
 }

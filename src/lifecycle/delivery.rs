@@ -105,18 +105,47 @@ impl http_body::Body for Delivery {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = &mut *self;
-        // Registered before the look, so that what changes after it wakes us.
-        this.shared.response_waker.register(cx.waker());
         if this.failed || matches!(this.held, Held::Gone) {
             return Poll::Ready(None);
         }
         if this.shared.is_broken_off() {
-            let why = axum_core::Error::new("the response was broken off: its time limit passed, or its client left");
-            return this.fail(why);
+            return this.fail(broken_off());
         }
-        if matches!(this.held, Held::End(_)) {
-            return this.poll_held();
+        let polled = if matches!(this.held, Held::End(_)) { this.poll_held() } else { this.poll_next(cx) };
+        if polled.is_pending() {
+            // Registered before the second look, so that what changes after it wakes us.
+            this.shared.response_waker.register(cx.waker());
+            if this.shared.is_broken_off() {
+                return this.fail(broken_off());
+            }
+            if matches!(this.held, Held::End(_)) {
+                return this.poll_held();
+            }
         }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self.held {
+            Held::Never => self.has_ended(),
+            Held::Open | Held::End(_) => false,
+            Held::Gone => true,
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+    }
+}
+
+fn broken_off() -> axum_core::Error {
+    axum_core::Error::new("the response was broken off: its time limit passed, or its client left")
+}
+
+impl Delivery {
+    /// The next frame, before anything is held.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
+        let this = self;
         let Poll::Ready(frame) = this.poll_body(cx) else {
             // The producer, and not the reader, is waited for. A limit cuts us through the response's waker.
             this.shared.producer_begins();
@@ -156,18 +185,6 @@ impl http_body::Body for Delivery {
             },
         };
         Poll::Ready(Some(Ok(frame)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self.held {
-            Held::Never => self.has_ended(),
-            Held::Open | Held::End(_) => false,
-            Held::Gone => true,
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

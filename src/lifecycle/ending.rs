@@ -84,7 +84,8 @@ enum Outcome {
 impl Ending {
     async fn run(mut self) {
         while let Some((continuation, captured)) = self.next_continuation().await {
-            self.run_continuation(continuation, captured).await;
+            // Boxed: a request that has hooks alone does not carry the room for it.
+            Box::pin(self.run_continuation(continuation, captured)).await;
         }
         self.run_hooks().await;
         self.ended = true;
@@ -250,8 +251,7 @@ impl Ending {
     async fn run_hook(&self, hook: Hook) -> ControlFlow<()> {
         let shared = &self.shared;
         let end = End { shared: shared.clone() };
-        let (run, span, captured) = hook.into_parts();
-        let mut work = Box::pin(carried(captured, Hook::run(run, end)));
+        let (mut work, span) = hook.start(end);
         let polled = poll_fn(|cx| match caught::poll(work.as_mut(), cx) {
             Ok(polled) => polled.map(Ok),
             Err(payload) => Poll::Ready(Err(payload)),

@@ -7,7 +7,7 @@ use tracing::Span;
 use super::{LifecycleError, shared::Shared};
 use crate::{
     event::RequestId,
-    pool::Captured,
+    pool::{Captured, carry::carried},
     status::{ConnectionStatus, Sent},
 };
 
@@ -104,7 +104,8 @@ impl HookOutcome for ControlFlow<()> {
     }
 }
 
-type Outcome = Pin<Box<dyn Future<Output = ControlFlow<()>> + Send>>;
+/// What a hook's future is kept as.
+pub(super) type Outcome = Pin<Box<dyn Future<Output = ControlFlow<()>> + Send>>;
 
 /// A registered hook.
 pub(crate) struct Hook {
@@ -126,21 +127,17 @@ impl Hook {
         Fut: Future<Output: HookOutcome> + Send + 'static,
     {
         Self {
-            run: Box::new(move |end| {
-                let outcome = hook(end);
-                Box::pin(async move { outcome.await.goes_on() })
-            }),
+            // The user's function is called at the first poll, where a panic is caught.
+            run: Box::new(move |end| Box::pin(async move { hook(end).await.goes_on() })),
             span: Span::current(),
             captured: Vec::new(),
         }
     }
 
-    /// The hook's whole run; the hook's function is called at the first poll, where a panic is caught.
-    pub(super) async fn run(run: Box<dyn FnOnce(End) -> Outcome + Send>, end: End) -> ControlFlow<()> {
-        run(end).await
-    }
-
-    pub(super) fn into_parts(self) -> (Box<dyn FnOnce(End) -> Outcome + Send>, Span, Vec<Box<dyn Captured>>) {
-        (self.run, self.span, self.captured)
+    /// Its future, and the span that it belongs to.
+    pub(super) fn start(self, end: End) -> (Outcome, Span) {
+        let work = (self.run)(end);
+        let work = if self.captured.is_empty() { work } else { Box::pin(carried(self.captured, work)) };
+        (work, self.span)
     }
 }

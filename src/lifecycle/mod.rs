@@ -13,8 +13,6 @@ use axum_core::{
 };
 use http::request::Parts;
 
-#[cfg(feature = "serve")]
-pub(crate) use self::service::begin;
 pub use self::{
     clock::ClockKind,
     error::{LifecycleError, MissingLifecycle},
@@ -26,7 +24,7 @@ pub use self::{
 pub(crate) use self::{
     held::answer,
     hooks::Hook,
-    service::{Drive, Hold, enter},
+    service::{Drive, Hold, begin, enter},
     shared::Shared,
 };
 use crate::{

@@ -44,7 +44,6 @@ where
 }
 
 /// Begins a request's life in `pool`, on `connection`: this service is the outermost.
-#[cfg(feature = "serve")]
 pub(crate) fn begin<B>(
     pool: &Arc<Pool>,
     connection: Option<&crate::connection::Connection>,

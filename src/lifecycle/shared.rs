@@ -143,12 +143,14 @@ impl Shared {
         &self.method
     }
 
+    #[cfg(feature = "serve")]
     pub(crate) fn set_route(&self, route: Arc<str>) {
         // A nested router matches a longer route later, on the same request; the first is that of the outermost
         // router, which is the whole one in axum.
         let _ = self.route.set(route);
     }
 
+    #[cfg(feature = "serve")]
     pub(crate) fn has_route(&self) -> bool {
         self.route.get().is_some()
     }

@@ -3,6 +3,7 @@
 //! None of these runs user code: they are called from destructors, from flushes and from timers. They change
 //! the word, tell of it, and wake whoever has to act.
 
+#[cfg(feature = "serve")]
 use std::sync::Arc;
 
 use super::{
@@ -147,7 +148,11 @@ impl Shared {
         let changed = self.change(Some(EventKind::Flushed { bytes }), |word| {
             word.sent().is_none().then(|| word.with_sent(Sent::Flushed))
         });
-        if changed.is_some() {
+        if let Some(change) = changed {
+            if let Some(connection) = self.connection.as_ref().filter(|_| !change.new.has(word::UPLOADED)) {
+                // If the connection is closed now, its client must get to read this all the same.
+                connection.left_unread();
+            }
             self.wake_awaiting();
             self.progress();
         }
@@ -338,6 +343,7 @@ impl Shared {
 // === what the connection tells ===
 
 impl Party for Shared {
+    #[cfg(feature = "serve")]
     fn as_straggler(self: Arc<Self>) -> Arc<dyn Straggler> {
         self
     }
@@ -375,9 +381,9 @@ impl Party for Shared {
         }
     }
 
-    fn hides_end_of_input(&self) -> bool {
+    fn hides_end_of_input(&self, serves_half_closed: bool) -> bool {
         let word = self.word();
-        word.has(word::UPLOADED) && word.ignores_abort()
+        word.has(word::UPLOADED) && (serves_half_closed || word.ignores_abort())
     }
 }
 

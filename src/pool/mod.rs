@@ -131,7 +131,6 @@ impl Pool {
     }
 
     /// Everything on the list that is still alive.
-    #[cfg(feature = "serve")]
     pub(crate) fn stragglers(&self) -> Vec<Arc<dyn Straggler>> {
         lock(&self.live).iter().filter_map(|(_, straggler)| straggler.upgrade()).collect()
     }
@@ -141,7 +140,6 @@ impl Pool {
     }
 
     /// Waits until nothing runs. A tracker counts as ended only when closed, and it can be opened again.
-    #[cfg(feature = "serve")]
     pub(crate) async fn idle(&self) {
         self.tracker.close();
         self.tracker.wait().await;

@@ -1,0 +1,225 @@
+//! How connections are treated whose clients are slow, silent, or gone half-way.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::TcpStream;
+
+/// What a client's FIN means while its request is in flight.
+///
+/// TCP lets a client shut its sending side and go on reading (RFC 9293, section 3.6); few do, and a FIN is mostly
+/// the first sign of a client that left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum HalfClose {
+    /// The client has left: what hyper and nginx take it for. Where aborts are ignored it is served all the same,
+    /// and its status says ABORTED.
+    #[default]
+    Abort,
+    /// A client that has sent its whole request gets its whole response. That it really left shows by a reset,
+    /// or by a failing write.
+    Serve,
+}
+
+/// The bounds of a lingering close.
+///
+/// A connection that is closed while its client still sends is reset by the kernel, and the response that was on
+/// its way is lost with it (RFC 9112, section 9.6). So what still comes is read and thrown away, within these
+/// bounds, for a client whose request was not read to its end, or of whom bytes are waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linger {
+    pub(super) bytes: u64,
+    pub(super) idle: Duration,
+    pub(super) total: Duration,
+    pub(super) at_once: usize,
+}
+
+impl Default for Linger {
+    fn default() -> Self {
+        Self {
+            bytes: 64 * 1024 * 1024,
+            idle: Duration::from_secs(2),
+            total: Duration::from_secs(10),
+            at_once: 1_000,
+        }
+    }
+}
+
+impl Linger {
+    /// 64 MiB, 2 s without a byte, 10 s in all, and 1,000 connections at once.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many bytes are thrown away at most.
+    #[must_use]
+    pub const fn bytes(mut self, bytes: u64) -> Self {
+        self.bytes = bytes;
+        self
+    }
+
+    /// How long no byte may come.
+    #[must_use]
+    pub const fn idle(mut self, idle: Duration) -> Self {
+        self.idle = idle;
+        self
+    }
+
+    /// How long it may take in all, also while the server drains.
+    #[must_use]
+    pub const fn total(mut self, total: Duration) -> Self {
+        self.total = total;
+        self
+    }
+
+    /// How many connections may linger at once; those beyond are closed at once, so that slow clients cannot
+    /// hold the server's connections.
+    #[must_use]
+    pub const fn at_once(mut self, connections: usize) -> Self {
+        self.at_once = connections;
+        self
+    }
+}
+
+/// How tracked connections are treated: settings of a [`TrackedListener`](crate::TrackedListener), of a
+/// [`TrackedIo`](crate::TrackedIo), and of [`Epilogue::serve`](crate::Epilogue::serve) through
+/// [`EpilogueBuilder::tracking`](crate::EpilogueBuilder::tracking).
+///
+/// Clones share the count of lingering connections.
+#[derive(Clone, Debug)]
+pub struct Tracking {
+    pub(super) half_close: HalfClose,
+    pub(super) linger: Option<Linger>,
+    pub(super) write_stall: Option<Duration>,
+    keep_alive: Option<Duration>,
+    unacknowledged: Option<Duration>,
+    lingering: Arc<AtomicUsize>,
+}
+
+impl Default for Tracking {
+    fn default() -> Self {
+        Self {
+            half_close: HalfClose::default(),
+            linger: Some(Linger::default()),
+            write_stall: Some(Duration::from_secs(60)),
+            keep_alive: Some(Duration::from_secs(30)),
+            unacknowledged: Some(Duration::from_secs(30)),
+            lingering: Arc::default(),
+        }
+    }
+}
+
+impl Tracking {
+    /// The default settings.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// What a client's FIN means; by default, that it left.
+    #[must_use]
+    pub fn half_close(mut self, half_close: HalfClose) -> Self {
+        self.half_close = half_close;
+        self
+    }
+
+    /// The bounds of a lingering close; `None` closes at once.
+    #[must_use]
+    pub fn linger(mut self, linger: impl Into<Option<Linger>>) -> Self {
+        self.linger = linger.into();
+        self
+    }
+
+    /// How long a write may wait for a client that takes no byte, 60 s by default; then the client counts as
+    /// gone. `None` waits without end.
+    ///
+    /// It is the connection's: an HTTP/2 client that leaves one stream unread while it reads others does not
+    /// stall it.
+    #[must_use]
+    pub fn write_stall(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.write_stall = limit.into();
+        self
+    }
+
+    /// After how long without a byte the client's machine is probed, 30 s by default; it counts as gone when
+    /// three probes, a third of that time apart, are not answered (TCP keep-alive, RFC 9293, section 3.8.4). `None`
+    /// leaves the system's setting.
+    #[must_use]
+    pub fn keep_alive(mut self, after: impl Into<Option<Duration>>) -> Self {
+        self.keep_alive = after.into();
+        self
+    }
+
+    /// How long bytes may stay unacknowledged before the client's machine counts as gone, 30 s by default
+    /// (`TCP_USER_TIMEOUT`, RFC 5482; on Linux and Android only). `None` leaves the system's setting.
+    #[must_use]
+    pub fn unacknowledged(mut self, limit: impl Into<Option<Duration>>) -> Self {
+        self.unacknowledged = limit.into();
+        self
+    }
+
+    /// Sets a socket up. A socket that was closed meanwhile refuses, which does not matter.
+    pub(super) fn apply(&self, tcp: &TcpStream) {
+        let set = || -> io::Result<()> {
+            // A held end of stream is a small write behind others: with Nagle's algorithm (RFC 9293, section
+            // 3.7.4) it would wait for the client's delayed acknowledgement, which is 40 ms on Linux.
+            tcp.set_nodelay(true)?;
+            let socket = SockRef::from(tcp);
+            if let Some(after) = self.keep_alive {
+                socket.set_tcp_keepalive(&keep_alive(after))?;
+            }
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            if let Some(limit) = self.unacknowledged {
+                socket.set_tcp_user_timeout(Some(limit))?;
+            }
+            Ok(())
+        };
+        if let Err(error) = set() {
+            tracing::trace!(%error, "a socket's options could not be set");
+        }
+    }
+
+    /// A place among the lingering, if there is one.
+    pub(super) fn begin_linger(&self) -> Option<Lingering> {
+        let linger = self.linger?;
+        // Relaxed: a count that guards nothing but itself.
+        if self.lingering.fetch_add(1, Ordering::Relaxed) >= linger.at_once {
+            self.lingering.fetch_sub(1, Ordering::Relaxed);
+            tracing::debug!("too many connections linger: one is closed at once");
+            return None;
+        }
+        Some(Lingering { limits: linger, count: self.lingering.clone() })
+    }
+}
+
+fn keep_alive(after: Duration) -> TcpKeepalive {
+    // Whole seconds are all that the socket option knows.
+    let interval = (after / 3).max(Duration::from_secs(1));
+    let options = TcpKeepalive::new().with_time(after.max(Duration::from_secs(1)));
+    #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "redox", target_os = "solaris")))]
+    let options = options.with_interval(interval);
+    #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "redox", target_os = "solaris", windows)))]
+    let options = options.with_retries(3);
+    options
+}
+
+/// A place among the lingering connections.
+#[derive(Debug)]
+pub(super) struct Lingering {
+    pub(super) limits: Linger,
+    count: Arc<AtomicUsize>,
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,77 @@
+//! Waiting for everything to end, to a deadline (contract rule 10).
+
+use std::sync::Arc;
+
+use tokio_util::task::TaskTracker;
+
+use super::{DrainReport, Epilogue, Straggler};
+use crate::pool::{self, Pool};
+
+impl Epilogue {
+    /// Waits until nothing runs any more after responses; for servers other than [`Epilogue::serve`], which does it
+    /// by itself. Stop the server first: what it begins afterwards is waited for as well.
+    ///
+    /// At the [deadline](crate::EpilogueBuilder::drain_deadline) what is left is cut with status TIMEOUT, its hooks
+    /// run, and the report names it. It can be called again, and several times at once.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it waits no longer, and cuts nothing.
+    pub async fn drain(&self) -> DrainReport {
+        drain(&self.pool, None, Vec::new).await
+    }
+}
+
+/// Waits for the connections, and then for the pool, to the pool's deadline; then cuts what is left, and gives the hooks their time.
+///
+/// `in_flight` gives what is not (yet) the pool's: the requests on connections.
+pub(super) async fn drain(
+    pool: &Arc<Pool>,
+    connections: Option<&TaskTracker>,
+    in_flight: impl Fn() -> Vec<Arc<dyn pool::Straggler>>,
+) -> DrainReport {
+    // What runs after responses comes after the connections: once none is left, only what runs itself can add to
+    // it, and the pool waits for that.
+    let ended = || async {
+        if let Some(connections) = connections {
+            connections.wait().await;
+        }
+        pool.idle().await;
+    };
+    let mut report = DrainReport::default();
+    match pool.settings.drain_deadline {
+        None => ended().await,
+        Some(deadline) if tokio::time::timeout(deadline, ended()).await.is_ok() => {}
+        Some(_) => {
+            report = cut(pool, in_flight());
+            tracing::warn!(%report, "the drain's deadline has passed");
+            // Hooks have a limit each. Twice that is enough for all but the most stubborn.
+            if tokio::time::timeout(pool.settings.hook_limit * 2, ended()).await.is_err() {
+                tracing::error!(running = pool.running(), "the drain ends with work still running");
+            }
+        }
+    }
+    if let Some(feed) = &pool.feed {
+        feed.delivered().await;
+    }
+    report
+}
+
+/// Cuts what is left, and names it.
+fn cut(pool: &Pool, in_flight: Vec<Arc<dyn pool::Straggler>>) -> DrainReport {
+    let mut stragglers = pool.stragglers();
+    for request in in_flight {
+        // A request with a continuation or a hook is on both lists.
+        if !stragglers.iter().any(|other| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(&request))) {
+            stragglers.push(request);
+        }
+    }
+    let mut report = DrainReport {
+        stragglers: stragglers.iter().map(|straggler| Straggler::from(straggler.describe())).collect(),
+    };
+    report.stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
+    for straggler in stragglers {
+        straggler.cut();
+    }
+    report
+}

@@ -1,0 +1,114 @@
+//! The outermost of our services: it begins each request's life on its connection.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum_core::{BoxError, body::Body, response::Response};
+use bytes::Bytes;
+use http::Request;
+use http_body::{Frame, SizeHint};
+
+use super::Epilogue;
+use crate::{
+    connection::{Connection, TrackedIo},
+    lifecycle::{Lifecycle, ResponseFuture, SendBody, begin},
+    pool::Pool,
+};
+
+impl Epilogue {
+    /// Wraps the app's service for one connection, for an accept loop of your own.
+    ///
+    /// `io` is what the server reads and writes; see [`TrackedIo`].
+    pub fn wrap<IO, S>(&self, io: &TrackedIo<IO>, service: S) -> Service<S>
+    where
+        IO: 'static,
+    {
+        Service::new(service, self.pool.clone(), io.connection().clone(), None)
+    }
+}
+
+/// An app on one connection.
+#[derive(Clone, Debug)]
+pub struct Service<S, A = ()> {
+    inner: S,
+    pool: Arc<Pool>,
+    connection: Connection,
+    #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "for `ConnectInfo`, which is axum's"))]
+    address: Option<A>,
+}
+
+impl<S, A> Service<S, A> {
+    pub(super) fn new(inner: S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self {
+        Self { inner, pool, connection, address }
+    }
+}
+
+impl<S, A, ReqBody, ResBody> tower_service::Service<Request<ReqBody>> for Service<S, A>
+where
+    S: tower_service::Service<Request<Body>, Response = http::Response<ResBody>>,
+    S::Future: Send + 'static,
+    A: Clone + Send + Sync + 'static,
+    ReqBody: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+    ReqBody::Error: Into<BoxError>,
+    ResBody: SendBody,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+        let entered = begin(&self.pool, Some(&self.connection), &mut request);
+        #[cfg(feature = "serve")]
+        if let Some(address) = &self.address {
+            use axum::extract::ConnectInfo;
+            request.extensions_mut().insert(ConnectInfo(address.clone()));
+        }
+        let lifecycle = entered.lifecycle();
+        let request = request
+            .map(|body| if body.is_end_stream() { Body::empty() } else { Body::new(Upload { body, lifecycle }) });
+        let hold = entered.hold(self.inner.call(request));
+        ResponseFuture::new(entered.drive(hold))
+    }
+}
+
+/// A request's body that tells when it was read to its end.
+struct Upload<B> {
+    body: B,
+    lifecycle: Lifecycle,
+}
+
+impl<B> http_body::Body for Upload<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(frame) = &polled {
+            if frame.is_none() || self.body.is_end_stream() {
+                self.lifecycle.0.uploaded();
+            }
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

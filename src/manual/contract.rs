@@ -1,0 +1,196 @@
+//! The thirteen rules, what keeps each of them, and the cases that they leave open.
+//!
+//! The numbers are those that the comments and the tests of this crate cite. What a rule does not cover yet is
+//! said with it.
+//!
+//! # 1. A returned continuation runs exactly once
+//!
+//! Whatever becomes of its response: flushed, or not because the client left, because a middleware put another
+//! response in its place, or because the response was dropped before any layer saw it. It starts when
+//! the response was flushed, or when it is known that it never will be, or when the
+//! [patience](crate::EpilogueBuilder::patience) with a slow reader is over.
+//!
+//! What stops it half-way is the time limit, the deadline of a drain, or the end of the runtime; each is logged
+//! with the route, and the drain's report names it. A continuation that was *not* put into a response was
+//! promised to nobody: dropped, it does not run, and a warning says so.
+//!
+//! Kept by `continuation` (the slot in the response, which is emptied once) and `lifecycle::ending` (the one task
+//! that runs it).
+//!
+//! # 2. Hooks run exactly once, in the order of their registration
+//!
+//! They run when the handler, the producer of the body and the continuations have ended, in whatever way, and
+//! the response was flushed, aborted, broken off or given up on. A hook that a hook registers runs after those that
+//! are waiting. One that panics is logged, and the rest run. One that returns
+//! [`ControlFlow::Break`](std::ops::ControlFlow::Break) skips the rest. Each has the
+//! [hook limit](crate::EpilogueBuilder::hook_limit) to itself.
+//!
+//! A hook that comes after the last one has run is refused with an
+//! [error](crate::LifecycleError::is_too_late). It is never taken and then forgotten.
+//!
+//! Kept by `lifecycle::ending`, which takes the next hook and ends the request under one lock.
+//!
+//! # 3. The status is a set of two bits
+//!
+//! [`ABORTED`](crate::ConnectionStatus::ABORTED): the client left before its response was flushed.
+//! [`TIMEOUT`](crate::ConnectionStatus::TIMEOUT): the time limit, or the deadline of a drain, ended the work. Bits
+//! are added and never taken away, so either order gives 3. A client that leaves after its whole response was
+//! flushed has not aborted.
+//!
+//! On a tracked connection the first bit comes from the connection alone: an outer middleware that drops the
+//! handler, and a server that stops, never read as the client. Without one, whatever drops the response reads
+//! as the client; a handler's panic does too, since it takes the response with it.
+//!
+//! Kept by `lifecycle::transitions` on the one word of `lifecycle::word`.
+//!
+//! # 4. An abort that is not ignored ends the work
+//!
+//! The handler's future, or the producer of the body, is dropped as soon as the connection knows, behind an
+//! unread upload or a pipelined request too. Then the hooks run.
+//!
+//! Kept by `connection` (who left) and `lifecycle::held`, `lifecycle::producer` (what is dropped).
+//!
+//! # 5. An abort that is ignored does not
+//!
+//! Handler and producer run to their end, and what they produce goes nowhere. Meanwhile the abort can be
+//! [read](crate::Lifecycle::is_aborted) and [awaited](crate::Lifecycle::aborted). A
+//! [shield](crate::Lifecycle::shield) ignores aborts while it lives; shields nest, and when the last one goes
+//! after an abort, the work ends at its next `.await`.
+//!
+//! A FIN counts as an abort at once. While aborts are ignored, writing goes on: a client that closed only
+//! its sending side still gets its response, which then counts as flushed, with the bit set. There is no setting
+//! that takes a FIN for anything else.
+//!
+//! Kept by `connection::io` (which hides the end of input from the server) and `lifecycle::held` (which moves a
+//! handler that was dropped all the same to a task of its own).
+//!
+//! # 6. One clock
+//!
+//! It runs from the arrival of the request to the end of its continuations. Setting the limit in the handler
+//! restarts it: 25 s and then a limit of 20 s make 45 s. Zero lifts it. It counts time on the wall, or
+//! [busy](crate::ClockKind::Busy) time. Work is dropped at its next `.await`; a poll that ran far past the limit
+//! is reported with its route once it returns. Before the head the client is answered with a 503; in the
+//! body the response is broken off, so that it never looks whole.
+//!
+//! Blocking work cannot be dropped: at the limit its request goes on without it, and its thread is counted
+//! ([`Epilogue::stuck`](crate::Epilogue::stuck)) and named in the log until it returns.
+//!
+//! Kept by `lifecycle::clock`, and `pool::blocking` for the threads.
+//!
+//! # 7. `finish` lets the response go, and the handler on
+//!
+//! [`finish`](crate::Lifecycle::finish) resolves with what became of the response. From then on the handler is its
+//! own continuation: no abort ends it, only the clock does. A second `finish` is an error value. There is nothing
+//! to write to any more, so nothing that comes late can reach this client or another.
+//!
+//! The response passes through the middleware outside of the innermost service of this crate. See
+//! [ordering](super::ordering#finish-and-the-innermost-layer) for where that is.
+//!
+//! Kept by `lifecycle::held`.
+//!
+//! # 8. The early close
+//!
+//! A body is buffered up to a limit, and its exact length declared. On HTTP/1 the connection closes after the flush
+//! (RFC 9112, section 9.6); HTTP/2 forbids such a header (RFC 9113, section 8.2.2), and gets none. A HEAD request
+//! gets the headers of its GET. Event streams, gRPC, upgrades, 1xx, 204 and 304 pass through untouched; bodies past
+//! the limit or the patience pass through as streams.
+//!
+//! Not covered: a client that is still sending when its response closes the connection may lose that
+//! response to a reset, because the connection does not linger to read the rest. Compression is left to
+//! other middleware.
+//!
+//! Kept by `early_close`.
+//!
+//! # 9. Bounds
+//!
+//! At most 500 blocking continuations run at once; the others wait for a thread. Of the rest, any number runs.
+//! [`Epilogue::running`](crate::Epilogue::running) tells how many, so that a middleware can refuse.
+//!
+//! Kept by `pool`, as far as it goes.
+//!
+//! # 10. The drain
+//!
+//! `Epilogue::serve` with a graceful shutdown returns when the last connection, continuation and hook has ended,
+//! or at the [deadline](crate::EpilogueBuilder::drain_deadline). What is then left is cut with status TIMEOUT, its
+//! hooks get their time, and the report names each piece: route, age, and phase.
+//!
+//! Not covered: `axum::serve` and accept loops of your own do not wait for continuations.
+//!
+//! Kept by `epilogue::serve`.
+//!
+//! # 11. A panic costs one request
+//!
+//! Nothing of yours runs inside a destructor, a flush or a lock of this crate, and a panic in a handler, body,
+//! continuation, hook or event function is caught, logged, and told to hooks ([`End::panic`](crate::End::panic)).
+//! What *is* run where it must be is the destructor of work that ends: a panic there is caught as well.
+//!
+//! In a process built with `panic = "abort"` no panic is caught, and none of this holds.
+//!
+//! Kept by `pool::caught`.
+//!
+//! # 12. The layers compose
+//!
+//! Any of them, in any order, on routers and on routes, beside other middleware: [ordering](super::ordering)
+//! says what each order means.
+//!
+//! Kept by `lifecycle::service`: the layers only set wishes on a record that they share.
+//!
+//! # 13. Nothing is silent
+//!
+//! What is dropped, cut or given up is logged with its route, and told to the
+//! [event function](crate::EpilogueBuilder::on_event). [`Epilogue`](crate::Epilogue) counts what runs, what is stuck
+//! and what was lost.
+//!
+//! Kept by `event` and `pool`.
+//!
+//! # What the rules leave open
+//!
+//! **Several continuations in one response** run one after the other, in the order in which they were added. The
+//! clock is one for all of them.
+//!
+//! **A response that is dropped before any layer saw it**, by a middleware or by the handler itself, keeps its
+//! promise: its continuation runs with the request whose handler made it, and a warning tells of it. If that
+//! request has ended, or there is none, it runs on its own, without limit and hooks; a drain does not wait
+//! for such a one.
+//!
+//! **What a handler returns after the client left, or after `finish`,** goes nowhere; a continuation in it
+//! runs. If the client left and that is ignored, a body of unknown length is still produced to its end; after
+//! `finish` it is dropped.
+//!
+//! **A limit that passes before the continuation has started** (a slow reader used the time up) still starts
+//! it, and drops it at its first `.await`: what it does before that is done. A blocking one is started and given
+//! up in the same moment, so it runs to its end, as a stuck thread. Nothing restarts a limit that has
+//! passed.
+//!
+//! **A blocking continuation that still waits for its thread** at the limit counts as stuck. It runs when a
+//! thread is free.
+//!
+//! **The patience** is for readers, not for producers: it begins when the server takes a frame of the body, and
+//! begins again each time the server has to wait for the next one.
+//!
+//! **Given up** ([`Sent::GivenUp`](crate::Sent::GivenUp)) is not the end of a response: it may still be flushed,
+//! or aborted, while the continuation runs, and the status and the hooks then see that. Hooks wait for the
+//! producer even so; the limit is what ends a producer whose reader never reads.
+//!
+//! **The limit of a layer counts from the arrival,** and so includes what middleware and upload took; of several
+//! around a route the innermost holds. [`set_time_limit`](crate::Lifecycle::set_time_limit) counts from the
+//! call.
+//!
+//! **A timed-out handler's response** is the 503 of this crate. It is flushed like any other: hooks then see
+//! TIMEOUT together with [`Sent::Flushed`](crate::Sent::Flushed).
+//!
+//! **A retry between two layers** makes the handler run again inside of one request. There is one clock for all
+//! attempts, and the continuations of every attempt run, those of responses that were thrown away too.
+//!
+//! **A timeout or other middleware outside of a layer** that drops the handler: on a tracked connection that is
+//! no abort, so ignoring aborts does not save the handler, and the status stays NORMAL. Without one it reads
+//! as the client's abort, and does.
+//!
+//! **HEAD** never produces its body, except where an early close has to measure one whose length is not known.
+//!
+//! **Hooks and continuations that come late.** While hooks run, another hook can be registered, but a continuation
+//! can no longer join the request: it runs on its own.
+//!
+//! **At a drain's deadline** a handler that has not answered is answered for with a 503, and a response on its way
+//! is broken off. Everything gets one hook limit to come to its end; then the connections that are left are
+//! closed, and after one more hook limit the server returns.

@@ -1,0 +1,111 @@
+//! How to choose the limits.
+//!
+//! | setting | default | bounds |
+//! |---|---|---|
+//! | [`TimeLimitLayer`](crate::TimeLimitLayer) | 30 s; no layer, no limit | a request, from its arrival to the end of its continuations |
+//! | [`patience`](crate::EpilogueBuilder::patience) | 30 s | how long a continuation waits for a slow reader |
+//! | [`hook_limit`](crate::EpilogueBuilder::hook_limit) | 5 s | each hook |
+//! | [`drain_deadline`](crate::EpilogueBuilder::drain_deadline) | 30 s | how long a stopping server waits before it cuts |
+//! | [`EarlyCloseLayer::buffer_limit`](crate::EarlyCloseLayer::buffer_limit) | 1 MiB | what is held in memory to measure a body |
+//! | [`EarlyCloseLayer::patience`](crate::EarlyCloseLayer::patience) | 1 s | how long a head waits to have its body measured |
+//!
+//! # The time limit
+//!
+//! It is the one limit that everything of a request shares: the upload, the middleware, the handler, the body, a
+//! reader who takes the body slowly, and the continuations. Nothing sets it by itself: a router without the layer
+//! has no limit, under `Epilogue::serve` either. Choose it for the work that a client waits for, with the slowest
+//! client you want to serve, and give routes that are known to take longer a layer of their own.
+//!
+//! A continuation that outlasts it should say so, rather than have the limit raised for everyone. The limit is
+//! lifted or restarted from inside, with a handle that went along:
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_epilogue::{Continuation, Lifecycle};
+//!
+//! async fn export(lifecycle: Lifecycle) -> (Continuation, &'static str) {
+//!     let work = Continuation::new(async move {
+//!         for _part in 0..10 {
+//!             lifecycle.set_time_limit(Duration::from_secs(60)); // a minute for each part
+//!             // …
+//!         }
+//!     });
+//!     (work, "It will be there in some minutes.\n")
+//! }
+//! # let _ = export;
+//! ```
+//!
+//! That restarts a clock that is still running. A continuation whose limit has passed before it started is beyond
+//! help: so where readers may be slow, restart the limit in the handler, just before it returns.
+//!
+//! Event streams and long polls are responses that are meant to last:
+//! [`TimeLimitLayer::off`](crate::TimeLimitLayer::off) on their routes. An upgraded connection is past its
+//! response, and no limit reaches it.
+//!
+//! # Wall time or busy time
+//!
+//! Time on the wall is what clients and proxies see, so it is the default. It ends a request whose
+//! database hangs.
+//!
+//! [Busy](crate::TimeLimitLayer::busy) time counts the polls of the request's own code, and no waiting. It is
+//! right where work may wait for long but must not compute for long: it ends a runaway loop (if that has an
+//! `.await` in it) and leaves a slow upstream alone. It never ends a request that hangs, nor a body whose reader has
+//! stalled; with it, something else must bound those. PHP on Unix counts like this. A thread of a blocking
+//! continuation is busy for all its time.
+//!
+//! Neither can end code that never reaches an `.await`. That is reported when it does.
+//!
+//! # Patience with a slow reader
+//!
+//! A continuation waits until its response was flushed. A client that reads slowly, or not at all, would hold it up
+//! for as long as it likes; after the patience the continuation starts, and the response goes on beside it. Short
+//! responses fit the kernel's buffers and are flushed at once, whatever their reader does, so patience is about
+//! long ones.
+//!
+//! **A slow reader spends the time limit as well.** On the wall clock, what the reader takes is missing for the
+//! continuation, and when the limit passes the response is broken off and the continuation gets no further than
+//! its first `.await`. So let the patience be well below the limit, with room between the two for the
+//! continuation. Both defaults are 30 s: a server with long responses should lower the patience, or restart the limit
+//! in its handlers.
+//!
+//! The patience counts while the server has bytes that the client does not take. It starts anew whenever the server
+//! waits for the body's producer: a stream that trickles is not its reader's fault.
+//!
+//! # The limit of hooks
+//!
+//! Hooks run after everything, on their own time, the limit having passed or not. Each has the hook limit to itself.
+//! They hold up nobody but a drain. Give them what one write to the slowest store takes; what may take longer is a
+//! continuation. A hook that blocks its thread is not ended by its limit.
+//!
+//! # The deadline of a drain
+//!
+//! It bounds how long a stopping server waits for open requests *and* for continuations, so it should be no
+//! shorter than the limit that these have: a drain that cuts breaks promises, if loudly. At the deadline the
+//! work that is left is dropped, hooks get one hook limit, connections are then closed, and after at most one more
+//! hook limit the server returns. Whoever runs the process has to allow for all of that: with the defaults
+//! 30 + 5 + 5 s, after which the process may be killed.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_epilogue::Epilogue;
+//!
+//! // A minute between the signal and the kill:
+//! let epilogue = Epilogue::builder()
+//!     .drain_deadline(Duration::from_secs(45))
+//!     .hook_limit(Duration::from_secs(5))
+//!     .patience(Duration::from_secs(10))
+//!     .build();
+//! # let _ = epilogue;
+//! ```
+//!
+//! `None` waits for as long as it takes. Threads of blocking continuations that are stuck are not waited for,
+//! and an upgraded connection is not either.
+//!
+//! # Early close: buffer and patience
+//!
+//! Both concern bodies of unknown length only; a known length is declared as it is. The buffer is held once for each
+//! response that is being measured, so the limit times the concurrent requests is what it may cost in memory.
+//! A body that outgrows it streams on without a declared length, which is no loss but of the length.
+//!
+//! The patience is how long the head of such a response may be late. A stream whose first bytes matter (progress, a
+//! page that renders as it comes) wants zero, which measures only what is there at once.

@@ -1,0 +1,21 @@
+//! What this crate promises, and how to choose its settings: prose, and no code to call.
+//!
+//! - [`contract`]: the thirteen rules that comments and tests cite by number, what keeps each of them, and
+//!   the cases that they leave open.
+//! - [`ordering`]: why the order of the layers does not matter, and where other middleware stands.
+//! - [`limits`]: how to choose the time limit, the patience, the limit of hooks, the deadline of a drain, and
+//!   the buffer of an early close.
+//! - [`connection`]: what "flushed" and "aborted" mean on HTTP/1 and on HTTP/2, and what cannot be known.
+//!
+//! # Words
+//!
+//! *Flushed*: the kernel took every byte of the response. *Aborted*: the client left before that. A
+//! *continuation* is work that runs after the response; a *hook* is what runs at the very end of its request. To
+//! *drain* is to finish what is open when the server stops. The *producer* is what a response's body is made by:
+//! a stream of the handler's, for example. *Tracked* is a connection whose IO is a
+//! [`TrackedIo`](crate::TrackedIo).
+
+pub mod connection;
+pub mod contract;
+pub mod limits;
+pub mod ordering;
