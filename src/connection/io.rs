@@ -12,7 +12,11 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{Connection, Tracking, linger::Close, socket::{Socket, SocketHandle, Watch}};
+use super::{
+    Connection, Tracking,
+    linger::Close,
+    socket::{Socket, SocketHandle, Watch},
+};
 
 /// An IO whose [`Connection`] knows when responses were flushed and when the client left.
 ///
@@ -100,6 +104,7 @@ impl<IO> TrackedIo<IO> {
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(error))),
             Poll::Pending => {
                 self.connection.stalled();
+                self.connection.watch(cx);
                 let Some(limit) = self.tracking.write_stall else {
                     return Poll::Pending;
                 };

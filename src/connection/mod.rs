@@ -5,17 +5,17 @@
 //! wrapped, and this room keeps the account: [`TrackedIo`] reports reads, writes and flushes, [`Connection`]
 //! holds the exchanges that are in flight on it and tells each what became of it.
 
-pub use self::{
-    io::TrackedIo,
-    settings::{HalfClose, Linger, Tracking},
-    socket::{SocketHandle, TrackedSocket},
-};
 #[cfg(feature = "serve")]
 pub use self::listener::TrackedListener;
 pub use self::state::Connection;
 pub(crate) use self::{
     exchange::Exchange,
     state::{Party, WhyDropped},
+};
+pub use self::{
+    io::TrackedIo,
+    settings::{HalfClose, Linger, Tracking},
+    socket::{SocketHandle, TrackedSocket},
 };
 
 mod exchange;

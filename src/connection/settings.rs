@@ -43,12 +43,7 @@ pub struct Linger {
 
 impl Default for Linger {
     fn default() -> Self {
-        Self {
-            bytes: 64 * 1024 * 1024,
-            idle: Duration::from_secs(2),
-            total: Duration::from_secs(10),
-            at_once: 1_000,
-        }
+        Self { bytes: 64 * 1024 * 1024, idle: Duration::from_secs(2), total: Duration::from_secs(10), at_once: 1_000 }
     }
 }
 

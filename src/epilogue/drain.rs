@@ -66,9 +66,8 @@ fn cut(pool: &Pool, in_flight: Vec<Arc<dyn pool::Straggler>>) -> DrainReport {
             stragglers.push(request);
         }
     }
-    let mut report = DrainReport {
-        stragglers: stragglers.iter().map(|straggler| Straggler::from(straggler.describe())).collect(),
-    };
+    let mut report =
+        DrainReport { stragglers: stragglers.iter().map(|straggler| Straggler::from(straggler.describe())).collect() };
     report.stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
     for straggler in stragglers {
         straggler.cut();

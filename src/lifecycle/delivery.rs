@@ -115,6 +115,7 @@ impl http_body::Body for Delivery {
         if polled.is_pending() {
             // Registered before the second look, so that what changes after it wakes us.
             this.shared.response_waker.register(cx.waker());
+            this.shared.watch_client(cx);
             if this.shared.is_broken_off() {
                 return this.fail(broken_off());
             }

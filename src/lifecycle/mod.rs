@@ -42,6 +42,7 @@ mod hooks;
 mod producer;
 mod service;
 mod shared;
+mod told;
 mod transitions;
 mod word;
 

@@ -270,9 +270,7 @@ impl Driver {
         // Registered before the look, so that what changes after it wakes us.
         shared.response_waker.register(cx.waker());
         shared.arm();
-        if let Some(connection) = shared.connection.as_ref().filter(|_| !shared.http2) {
-            connection.watch(cx);
-        }
+        shared.watch_client(cx);
         let Some(verdict) = shared.verdict() else {
             return Poll::Pending;
         };
@@ -296,6 +294,8 @@ impl Driver {
             self.shared.panicked("a middleware", &payload);
         }
         if !self.catches_panics {
+            // Said before the unwinding drops us: that drop is not the client's.
+            self.shared.response_failed();
             resume_unwind(payload);
         }
         let mut response = Response::new(Body::from("Internal Server Error\n"));

@@ -3,23 +3,20 @@
 //! None of these runs user code: they are called from destructors, from flushes and from timers. They change
 //! the word, tell of it, and wake whoever has to act.
 
-#[cfg(feature = "serve")]
-use std::sync::Arc;
+use std::task::Context;
 
 use super::{
-    LifecycleError,
-    clock::Limited,
-    ending,
+    LifecycleError, ending,
     error::Kind,
     hooks::Hook,
     shared::Shared,
     word::{self, Word},
 };
 use crate::{
-    connection::{Exchange, Party, WhyDropped},
+    connection::WhyDropped,
     continuation::Continuation,
     event::EventKind,
-    pool::{Description, Straggler, caught, lock},
+    pool::{caught, lock},
     status::{ConnectionStatus, Sent},
 };
 
@@ -91,6 +88,9 @@ impl Shared {
         let changed = self.change(None, |word| Some(word.with(word::HEAD)));
         if changed.is_some_and(|change| change.new.has(word::WORK | word::HANDLER)) {
             self.ensure_ending();
+        } else {
+            // Its fate may be known before it leaves: the client is gone.
+            self.progress();
         }
     }
 
@@ -143,7 +143,7 @@ impl Shared {
         }
     }
 
-    fn flushed_whole(&self) {
+    pub(super) fn flushed_whole(&self) {
         let bytes = self.body_bytes();
         let changed = self.change(Some(EventKind::Flushed { bytes }), |word| {
             word.sent().is_none().then(|| word.with_sent(Sent::Flushed))
@@ -159,7 +159,7 @@ impl Shared {
     }
 
     /// The client left; the first to notice says so.
-    fn abort(&self) {
+    pub(super) fn abort(&self) {
         let changed = self.change(Some(EventKind::Aborted), |word| {
             (word.sent().is_none() && !word.status().is_aborted()).then(|| word.with_status(ConnectionStatus::ABORTED))
         });
@@ -167,6 +167,13 @@ impl Shared {
             self.wake_all();
         }
         self.abandon();
+    }
+
+    /// Has a task woken when the client leaves. HTTP/2 needs no help: there the server always reads.
+    pub(super) fn watch_client(&self, cx: &mut Context<'_>) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| !self.http2) {
+            connection.watch(cx);
+        }
     }
 
     /// Acts on an abort that is not (any more) ignored.
@@ -182,7 +189,7 @@ impl Shared {
     }
 
     /// Decides the fate of a response that was not flushed, and that nothing more is to be heard of.
-    fn decide(&self, sent: Sent) {
+    pub(super) fn decide(&self, sent: Sent) {
         let changed = self.change(None, |word| Some(word.with_sent(sent).with(word::HEAD)).filter(|new| *new != word));
         if let Some(connection) = &self.connection {
             connection.leave(self);
@@ -259,14 +266,6 @@ impl Shared {
     }
 }
 
-impl Limited for Shared {
-    fn limit_passed(&self) {
-        if self.clock.is_past() {
-            self.time_out();
-        }
-    }
-}
-
 // === what is still to run ===
 
 impl Shared {
@@ -337,62 +336,5 @@ impl Shared {
         }
         self.wake_awaiting();
         Some(())
-    }
-}
-
-// === what the connection tells ===
-
-impl Party for Shared {
-    #[cfg(feature = "serve")]
-    fn as_straggler(self: Arc<Self>) -> Arc<dyn Straggler> {
-        self
-    }
-
-    fn exchange(&self) -> &Exchange {
-        &self.exchange
-    }
-
-    fn is_http2(&self) -> bool {
-        self.http2
-    }
-
-    fn flushed(&self) {
-        self.flushed_whole();
-    }
-
-    fn released(&self) {
-        self.response_waker.wake();
-    }
-
-    fn left(&self) {
-        self.abort();
-    }
-
-    fn closed(&self) {
-        let aborted = self.word().status().is_aborted();
-        self.decide(if aborted { Sent::Aborted } else { Sent::BrokenOff });
-        // A handler or body that nobody drops (it was handed to another task) learns of it here.
-        self.wake_all();
-    }
-
-    fn stalled(&self) {
-        if self.word().has(word::HEAD) {
-            self.arm();
-        }
-    }
-
-    fn hides_end_of_input(&self, serves_half_closed: bool) -> bool {
-        let word = self.word();
-        word.has(word::UPLOADED) && (serves_half_closed || word.ignores_abort())
-    }
-}
-
-impl Straggler for Shared {
-    fn cut(&self) {
-        self.time_out();
-    }
-
-    fn describe(&self) -> Description {
-        Description { route: self.route(), age: self.elapsed(), phase: self.word().phase().name() }
     }
 }

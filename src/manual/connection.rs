@@ -23,41 +23,59 @@
 //!
 //! The client left before its response was flushed. On a tracked connection one of these has happened:
 //!
-//! - it closed its sending side: a FIN;
+//! - it closed its sending side: a FIN (unless [that](crate::HalfClose) is not to count);
 //! - it reset the connection: an RST;
-//! - a write failed, because nobody is there any more;
+//! - a write failed, because nobody is there any more, or nobody has taken a byte for too long;
 //! - on HTTP/2, it cancelled its stream: a RST_STREAM (RFC 9113, section 6.4).
 //!
 //! Nothing else is an abort. A response that is broken off from our side, because its body failed or the limit
 //! passed, is [`BrokenOff`](crate::Sent::BrokenOff), without the bit. Everything in flight on an HTTP/1 or HTTP/2
 //! connection that the client closes is aborted, pipelined requests (RFC 9112, section 9.3.2) included. A client
-//! that leaves in the very moment of the flush has its response: the kernel has taken it.
+//! that leaves in the moment of the flush has aborted or not, whichever its connection sees first.
 //!
 //! Sockets of tokio are watched while a handler waits, also where the server does not read: behind an unread upload
 //! or a pipelined request. One thing hides a FIN: an upload that fills the receive window comes before
-//! it, and nobody learns of the one before somebody reads the other. Of any other IO, a TLS stream for one, only
-//! what its reads and writes tell is seen.
+//! it, and nobody learns of the one before somebody reads the other. Once the response is on its way, the reads and
+//! writes of the server are what tells.
+//!
+//! Of any other IO only what its reads and writes tell is seen. For a TLS stream, a
+//! [`TrackedSocket`](crate::TrackedSocket) below it and [`TrackedIo::over`](crate::TrackedIo::over) above it have the
+//! socket watched all the same.
 //!
 //! # What a FIN means
 //!
 //! In TCP, "I have nothing more to send" (RFC 9293, section 3.6): the other direction stays open, and a client may
 //! shut down its sending side after its request and wait for the response. In HTTP, practically every FIN is a client
 //! that is gone, and the two cannot be told apart until something is written. HTTP allows a client to close
-//! at any time (RFC 9112, section 9.5). So a FIN is an abort, at once.
+//! at any time (RFC 9112, section 9.5). So a FIN is an abort, at once, and one that comes together with its request
+//! can end that before its handler has begun.
 //!
-//! Where a client that closes only its half is to be served, ignore aborts on its routes: the handler runs on,
-//! what it answers is written, and if it is taken, hooks see [`Flushed`](crate::Sent::Flushed) next to ABORTED.
-//! This works when the request's body has been read to its end; with an unread one, the server ends the
-//! connection.
+//! Where clients that close only their half are to be served, there are two ways:
+//!
+//! - [`HalfClose::Serve`](crate::HalfClose::Serve), for all of a listener's connections. A FIN is then no abort at
+//!   all; that a client really left shows when something is written to it.
+//! - Ignored aborts, on a route. The handler runs on, what it answers is written, and if that is taken, hooks see
+//!   [`Flushed`](crate::Sent::Flushed) next to ABORTED.
+//!
+//! Both work once the request's body has been read to its end.
 //!
 //! # What nobody can know
 //!
-//! A client whose cable is pulled sends neither FIN nor RST. Nothing tells until TCP gives up resending, which takes
-//! many minutes, or never if there is nothing to send. The time limit bounds the request meanwhile, and the
-//! patience bounds the wait for the flush.
+//! A client whose cable is pulled sends neither FIN nor RST. It counts as gone when its machine leaves probes or bytes
+//! unanswered ([`keep_alive`](crate::Tracking::keep_alive), [`unacknowledged`](crate::Tracking::unacknowledged)), by
+//! default within a minute. A client whose machine answers while its program takes no byte counts as gone after the
+//! [write stall](crate::Tracking::write_stall).
 //!
 //! Behind a proxy, the client is the proxy. It takes responses at its own pace, and whether it closes its
 //! connection when *its* client leaves is its own setting.
+//!
+//! # Closing
+//!
+//! A server that closes while its client is still sending makes the kernel answer with a reset, which can destroy the
+//! response before it is read (RFC 9112, section 9.6). So a tracked connection first shuts its own side, and then
+//! reads what still comes and throws it away: until the client closes, too, or a bound of
+//! [`Linger`](crate::Linger) is reached. Only a client whose request was not read to its end, or of whom bytes are
+//! waiting, is waited for.
 //!
 //! # Breaking off
 //!
@@ -71,8 +89,8 @@
 //!
 //! - *Flushed* means that the body was read to its end and dropped. On HTTP/2 this can be long before its bytes
 //!   leave.
-//! - *Aborted* means that the future or the body was dropped before that, by whomever: the server because its client
-//!   left, a timeout further out, a panic. Only the end of the whole runtime is told apart.
+//! - *Aborted* means that the future or the body was dropped before that, by whomever: by the server because its
+//!   client left, by a timeout further out, by a panic. Only the end of the whole runtime is told apart.
 //! - hyper drops the work of an HTTP/1 client that left only if nothing of it waits to be read: behind an unread
 //!   upload or a pipelined request the handler runs to its end, and no abort is told.
 //! - A body that is cut at the limit fails when the server next asks for a frame, which a stalled reader can put
@@ -80,28 +98,33 @@
 //! - On HTTP/1, a handler that ignores an abort is moved to a task of its own, and its response goes nowhere. A client
 //!   that closed only its half does not get it.
 //!
+//! - A connection that closes while its client is still sending does not linger.
+//!
 //! # A loop of your own
 //!
-//! Whoever accepts connections hands each its own handle:
+//! Whoever accepts connections hands each its own handle, and drains at the end:
 //!
 //! ```no_run
-//! # #[cfg(feature = "serve")]
 //! # async fn run(epilogue: tower_epilogue::Epilogue, app: axum::Router) -> std::io::Result<()> {
 //! use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto, service::TowerToHyperService};
-//! use tower_epilogue::TrackedIo;
+//! use tower_epilogue::{TrackedIo, Tracking};
 //!
+//! let tracking = Tracking::new();
 //! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
 //! loop {
-//!     let (stream, _) = listener.accept().await?; // and a TLS handshake here, if there is one
-//!     let io = TrackedIo::new(stream);
+//!     let (stream, _) = tokio::select! {
+//!         accepted = listener.accept() => accepted?,
+//!         _ = tokio::signal::ctrl_c() => break,
+//!     };
+//!     let io = TrackedIo::with(stream, &tracking); // after a TLS handshake, if there is one
 //!     let service = TowerToHyperService::new(epilogue.wrap(&io, app.clone()));
 //!     tokio::spawn(async move {
 //!         let server = auto::Builder::new(TokioExecutor::new());
 //!         let _ = server.serve_connection_with_upgrades(TokioIo::new(io), service).await;
 //!     });
 //! }
+//! // … here, wait for the connections: that is the loop's own business.
+//! println!("{}", epilogue.drain().await);
+//! # Ok(())
 //! # }
 //! ```
-//!
-//! What such a loop does not have is the drain: [`Epilogue::running`](crate::Epilogue::running) says what is left to
-//! wait for.

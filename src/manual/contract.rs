@@ -10,8 +10,8 @@
 //! the response was flushed, or when it is known that it never will be, or when the
 //! [patience](crate::EpilogueBuilder::patience) with a slow reader is over.
 //!
-//! What stops it half-way is the time limit, the deadline of a drain, or the end of the runtime; each is logged
-//! with the route, and the drain's report names it. A continuation that was *not* put into a response was
+//! What stops it half-way is the time limit, the deadline of a drain, or the end of the runtime. Each is logged
+//! with the route, and a drain's report names what it cut. A continuation that was *not* put into a response was
 //! promised to nobody: dropped, it does not run, and a warning says so.
 //!
 //! Kept by `continuation` (the slot in the response, which is emptied once) and `lifecycle::ending` (the one task
@@ -26,7 +26,8 @@
 //! [hook limit](crate::EpilogueBuilder::hook_limit) to itself.
 //!
 //! A hook that comes after the last one has run is refused with an
-//! [error](crate::LifecycleError::is_too_late). It is never taken and then forgotten.
+//! [error](crate::LifecycleError::is_too_late). It is never taken and then forgotten, unless the runtime ends
+//! before the request does; that is logged.
 //!
 //! Kept by `lifecycle::ending`, which takes the next hook and ends the request under one lock.
 //!
@@ -57,9 +58,9 @@
 //! [shield](crate::Lifecycle::shield) ignores aborts while it lives; shields nest, and when the last one goes
 //! after an abort, the work ends at its next `.await`.
 //!
-//! A FIN counts as an abort at once. While aborts are ignored, writing goes on: a client that closed only
-//! its sending side still gets its response, which then counts as flushed, with the bit set. There is no setting
-//! that takes a FIN for anything else.
+//! A FIN counts as an abort at once, unless the connection [serves](crate::HalfClose::Serve) clients that closed
+//! only their half. While aborts are ignored, writing goes on: such a client still gets its response, which then
+//! counts as flushed, with the bit set.
 //!
 //! Kept by `connection::io` (which hides the end of input from the server) and `lifecycle::held` (which moves a
 //! handler that was dropped all the same to a task of its own).
@@ -93,13 +94,12 @@
 //! A body is buffered up to a limit, and its exact length declared. On HTTP/1 the connection closes after the flush
 //! (RFC 9112, section 9.6); HTTP/2 forbids such a header (RFC 9113, section 8.2.2), and gets none. A HEAD request
 //! gets the headers of its GET. Event streams, gRPC, upgrades, 1xx, 204 and 304 pass through untouched; bodies past
-//! the limit or the patience pass through as streams.
+//! the limit or the patience pass through as streams. A tracked connection that closes while its client is still
+//! sending lingers, so that the client reads its response.
 //!
-//! Not covered: a client that is still sending when its response closes the connection may lose that
-//! response to a reset, because the connection does not linger to read the rest. Compression is left to
-//! other middleware.
+//! Compression is left to other middleware.
 //!
-//! Kept by `early_close`.
+//! Kept by `early_close`, and `connection::linger` for the close.
 //!
 //! # 9. Bounds
 //!
@@ -114,9 +114,10 @@
 //! or at the [deadline](crate::EpilogueBuilder::drain_deadline). What is then left is cut with status TIMEOUT, its
 //! hooks get their time, and the report names each piece: route, age, and phase.
 //!
-//! Not covered: `axum::serve` and accept loops of your own do not wait for continuations.
+//! `axum::serve` and accept loops of your own do not wait for continuations: stop them, and then call
+//! [`Epilogue::drain`](crate::Epilogue::drain).
 //!
-//! Kept by `epilogue::serve`.
+//! Kept by `epilogue::drain`.
 //!
 //! # 11. A panic costs one request
 //!
@@ -149,13 +150,13 @@
 //! clock is one for all of them.
 //!
 //! **A response that is dropped before any layer saw it**, by a middleware or by the handler itself, keeps its
-//! promise: its continuation runs with the request whose handler made it, and a warning tells of it. If that
-//! request has ended, or there is none, it runs on its own, without limit and hooks; a drain does not wait
-//! for such a one.
+//! promise: its continuation runs with the request whose handler is being polled at that moment, and a warning tells
+//! of it. Dropped anywhere else, in another task for example, it runs on its own, without limit and hooks; a
+//! drain does not wait for such a one.
 //!
 //! **What a handler returns after the client left, or after `finish`,** goes nowhere; a continuation in it
-//! runs. If the client left and that is ignored, a body of unknown length is still produced to its end; after
-//! `finish` it is dropped.
+//! runs. If the client left and that is ignored, its body is still produced to its end; after `finish` it is
+//! dropped.
 //!
 //! **A limit that passes before the continuation has started** (a slow reader used the time up) still starts
 //! it, and drops it at its first `.await`: what it does before that is done. A blocking one is started and given
@@ -165,8 +166,9 @@
 //! **A blocking continuation that still waits for its thread** at the limit counts as stuck. It runs when a
 //! thread is free.
 //!
-//! **The patience** is for readers, not for producers: it begins when the server takes a frame of the body, and
-//! begins again each time the server has to wait for the next one.
+//! **The patience** is for readers, not for producers: it begins when the server takes a frame of the body, and is
+//! never over while the server waits for the next one. A reader who takes a long body at a steady pace is slow as
+//! well, once the patience is over.
 //!
 //! **Given up** ([`Sent::GivenUp`](crate::Sent::GivenUp)) is not the end of a response: it may still be flushed,
 //! or aborted, while the continuation runs, and the status and the hooks then see that. Hooks wait for the
@@ -192,5 +194,5 @@
 //! can no longer join the request: it runs on its own.
 //!
 //! **At a drain's deadline** a handler that has not answered is answered for with a 503, and a response on its way
-//! is broken off. Everything gets one hook limit to come to its end; then the connections that are left are
-//! closed, and after one more hook limit the server returns.
+//! is broken off. Everything gets twice the hook limit to come to its end; then the server closes the connections
+//! that are left, and returns.

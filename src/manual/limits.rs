@@ -8,6 +8,9 @@
 //! | [`drain_deadline`](crate::EpilogueBuilder::drain_deadline) | 30 s | how long a stopping server waits before it cuts |
 //! | [`EarlyCloseLayer::buffer_limit`](crate::EarlyCloseLayer::buffer_limit) | 1 MiB | what is held in memory to measure a body |
 //! | [`EarlyCloseLayer::patience`](crate::EarlyCloseLayer::patience) | 1 s | how long a head waits to have its body measured |
+//! | [`Tracking::write_stall`](crate::Tracking::write_stall) | 60 s | a connection whose client takes no byte |
+//! | [`Tracking::keep_alive`](crate::Tracking::keep_alive), [`unacknowledged`](crate::Tracking::unacknowledged) | 30 s each | a connection whose client is silent |
+//! | [`Linger`](crate::Linger) | 64 MiB, 2 s idle, 10 s in all | a closing connection whose client is still sending |
 //!
 //! # The time limit
 //!
@@ -68,8 +71,9 @@
 //! continuation. Both defaults are 30 s: a server with long responses should lower the patience, or restart the limit
 //! in its handlers.
 //!
-//! The patience counts while the server has bytes that the client does not take. It starts anew whenever the server
-//! waits for the body's producer: a stream that trickles is not its reader's fault.
+//! The patience counts while the server has bytes that the client has not taken, and is never over while it waits for
+//! the body's producer: a stream that trickles is not its reader's fault. That a slow reader makes progress does not
+//! prolong it.
 //!
 //! # The limit of hooks
 //!
@@ -81,9 +85,9 @@
 //!
 //! It bounds how long a stopping server waits for open requests *and* for continuations, so it should be no
 //! shorter than the limit that these have: a drain that cuts breaks promises, if loudly. At the deadline the
-//! work that is left is dropped, hooks get one hook limit, connections are then closed, and after at most one more
-//! hook limit the server returns. Whoever runs the process has to allow for all of that: with the defaults
-//! 30 + 5 + 5 s, after which the process may be killed.
+//! work that is left is dropped, hooks get twice the hook limit, and then the server closes the connections that are
+//! left and returns. Whoever runs the process has to allow for all of that: with the defaults 30 + 10 s, after
+//! which the process may be killed.
 //!
 //! ```
 //! use std::time::Duration;
@@ -109,3 +113,12 @@
 //!
 //! The patience is how long the head of such a response may be late. A stream whose first bytes matter (progress, a
 //! page that renders as it comes) wants zero, which measures only what is there at once.
+//!
+//! # Connections
+//!
+//! The limits of [`Tracking`](crate::Tracking) are about clients and not about requests: they end a connection that
+//! nobody is at the other end of, which then counts as an abort. They bound what the time limit does not, where none
+//! is set or aborts are ignored, and they need no thought unless clients are known to sleep.
+//!
+//! A connection lingers only if its client was still sending. A drain waits for it, so its total should stay
+//! well below the drain's deadline.

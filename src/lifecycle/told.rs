@@ -1,0 +1,74 @@
+//! Who tells a request what happened to it: its connection, its timer, and a drain.
+
+#[cfg(feature = "serve")]
+use std::sync::Arc;
+
+use super::{clock::Limited, shared::Shared, word};
+use crate::{
+    connection::{Exchange, Party},
+    pool::{Description, Straggler},
+    status::Sent,
+};
+
+impl Limited for Shared {
+    fn limit_passed(&self) {
+        if self.clock.is_past() {
+            self.time_out();
+        }
+    }
+}
+
+impl Party for Shared {
+    #[cfg(feature = "serve")]
+    fn as_straggler(self: Arc<Self>) -> Arc<dyn Straggler> {
+        self
+    }
+
+    fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
+    fn is_http2(&self) -> bool {
+        self.http2
+    }
+
+    fn flushed(&self) {
+        self.flushed_whole();
+    }
+
+    fn released(&self) {
+        self.response_waker.wake();
+    }
+
+    fn left(&self) {
+        self.abort();
+    }
+
+    fn closed(&self) {
+        let aborted = self.word().status().is_aborted();
+        self.decide(if aborted { Sent::Aborted } else { Sent::BrokenOff });
+        // A handler or body that nobody drops (it was handed to another task) learns of it here.
+        self.wake_all();
+    }
+
+    fn stalled(&self) {
+        if self.word().has(word::HEAD) {
+            self.arm();
+        }
+    }
+
+    fn hides_end_of_input(&self, serves_half_closed: bool) -> bool {
+        let word = self.word();
+        word.has(word::UPLOADED) && (serves_half_closed || word.ignores_abort())
+    }
+}
+
+impl Straggler for Shared {
+    fn cut(&self) {
+        self.time_out();
+    }
+
+    fn describe(&self) -> Description {
+        Description { route: self.route(), age: self.elapsed(), phase: self.word().phase().name() }
+    }
+}
