@@ -33,10 +33,9 @@
 //! connection that the client closes is aborted, pipelined requests (RFC 9112, section 9.3.2) included. A client
 //! that leaves in the moment of the flush has aborted or not, whichever its connection sees first.
 //!
-//! Sockets of tokio are watched while a handler waits, also where the server does not read: behind an unread upload
-//! or a pipelined request. One thing hides a FIN: an upload that fills the receive window comes before
-//! it, and nobody learns of the one before somebody reads the other. Once the response is on its way, the reads and
-//! writes of the server are what tells.
+//! Sockets of tokio are watched while a handler or a body waits, also where the server does not read: behind an
+//! unread upload or a pipelined request. One thing hides a FIN: an upload that fills the receive window comes
+//! before it, and nobody learns of the one before somebody reads the other.
 //!
 //! Of any other IO only what its reads and writes tell is seen. For a TLS stream, a
 //! [`TrackedSocket`](crate::TrackedSocket) below it and [`TrackedIo::over`](crate::TrackedIo::over) above it have the
@@ -53,11 +52,11 @@
 //! Where clients that close only their half are to be served, there are two ways:
 //!
 //! - [`HalfClose::Serve`](crate::HalfClose::Serve), for all of a listener's connections. A FIN is then no abort at
-//!   all; that a client really left shows when something is written to it.
+//!   all; that a client really left shows by a reset, or when something is written to it.
 //! - Ignored aborts, on a route. The handler runs on, what it answers is written, and if that is taken, hooks see
 //!   [`Flushed`](crate::Sent::Flushed) next to ABORTED.
 //!
-//! Both work once the request's body has been read to its end.
+//! Both work once the handler has begun and the request's body has been read to its end.
 //!
 //! # What nobody can know
 //!
@@ -90,7 +89,7 @@
 //! - *Flushed* means that the body was read to its end and dropped. On HTTP/2 this can be long before its bytes
 //!   leave.
 //! - *Aborted* means that the future or the body was dropped before that, by whomever: by the server because its
-//!   client left, by a timeout further out, by a panic. Only the end of the whole runtime is told apart.
+//!   client left, or by a timeout further out. Only a panic and the end of the whole runtime are told apart.
 //! - hyper drops the work of an HTTP/1 client that left only if nothing of it waits to be read: behind an unread
 //!   upload or a pipelined request the handler runs to its end, and no abort is told.
 //! - A body that is cut at the limit fails when the server next asks for a frame, which a stalled reader can put

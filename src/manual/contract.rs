@@ -40,7 +40,7 @@
 //!
 //! On a tracked connection the first bit comes from the connection alone: an outer middleware that drops the
 //! handler, and a server that stops, never read as the client. Without one, whatever drops the response reads
-//! as the client; a handler's panic does too, since it takes the response with it.
+//! as the client.
 //!
 //! Kept by `lifecycle::transitions` on the one word of `lifecycle::word`.
 //!

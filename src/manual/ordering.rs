@@ -104,10 +104,10 @@
 //! `CatchPanicLayer` *inside* of our innermost layer turns the panic into an ordinary 500 of the handler:
 //! [`End::panic`](crate::End::panic) knows nothing of it. *Outside* of it, the panic is recorded and goes on
 //! outwards, and `CatchPanicLayer` answers. With neither, the server of this crate answers with a 500 of its own;
-//! under another server, layers alone let the panic go on, and the status reads ABORTED.
+//! under another server, layers alone let the panic go on. Where it passes all of them, hooks see
+//! [`BrokenOff`](crate::Sent::BrokenOff), since what is answered further out is not seen.
 //!
-//! Panics in bodies, continuations and hooks never come past `CatchPanicLayer`; they are caught where they
-//! happen.
+//! Panics in bodies, continuations and hooks never reach `CatchPanicLayer`; they are caught where they happen.
 //!
 //! ## Load shedding, concurrency limits, retries
 //!
