@@ -73,7 +73,11 @@ where
                 tokio::task::yield_now().await;
             }
         };
-        if workers == 3 { runtime.block_on(requests) } else { runtime.block_on(runtime.spawn(requests)).unwrap() };
+        if workers == 3 {
+            runtime.block_on(requests)
+        } else {
+            runtime.block_on(runtime.spawn(requests)).unwrap()
+        };
     });
 }
 

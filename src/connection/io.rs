@@ -29,6 +29,8 @@ pub struct TrackedIo<IO> {
     tracking: Tracking,
     close: Close,
     stall: Stall,
+    /// Bytes have come that the server may not have acted on yet.
+    fresh: bool,
 }
 
 /// A write that waits for its client.
@@ -69,6 +71,7 @@ impl<IO: 'static> TrackedIo<IO> {
             tracking: tracking.clone(),
             close: Close::default(),
             stall: Stall::default(),
+            fresh: false,
         }
     }
 
@@ -142,13 +145,22 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
         let room = buf.remaining();
         match ready!(Pin::new(&mut self.socket).poll_read(cx, buf)) {
             Ok(()) if buf.filled().len() == before && room > 0 => {
+                if std::mem::take(&mut self.fresh) {
+                    // A FIN right behind a request: the server gets one turn to begin with it, in which the request
+                    // says whether aborts are ignored, and a handler that need not wait answers.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 self.connection.saw_end_of_input();
                 if self.connection.hides_end_of_input() {
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(()))
             }
-            Ok(()) => Poll::Ready(Ok(())),
+            Ok(()) => {
+                self.fresh = true;
+                Poll::Ready(Ok(()))
+            }
             Err(error) => Poll::Ready(Err(self.failed(error))),
         }
     }

@@ -10,6 +10,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use socket2::SockRef;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::{
@@ -73,14 +74,31 @@ impl<IO> fmt::Debug for Socket<IO> {
     }
 }
 
+/// One read. A short one has emptied the socket: then tokio's readiness is cleared, as its own reads do, which
+/// saves the system call that would only say so. It is cleared by saying "would block" where the readiness of
+/// *before* the read is known, so that what arrives after it is not missed.
 macro_rules! read {
     ($stream:expr, $cx:expr, $buf:expr) => {
         loop {
             ready!($stream.poll_read_ready($cx))?;
-            match $stream.try_read_buf($buf) {
-                Ok(_) => return Poll::Ready(Ok(())),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            let mut short = None;
+            let room = $buf.initialize_unfilled();
+            let read = $stream.try_io(Interest::READABLE, || {
+                let bytes = io::Read::read(&mut &*SockRef::from(&**$stream), room)?;
+                if bytes > 0 && bytes < room.len() {
+                    short = Some(bytes);
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                Ok(bytes)
+            });
+            match (short, read) {
+                (Some(bytes), _) | (None, Ok(bytes)) => {
+                    $buf.advance(bytes);
+                    return Poll::Ready(Ok(()));
+                }
+                (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                (None, Err(error)) => return Poll::Ready(Err(error)),
             }
         }
     };
@@ -152,7 +170,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        fn shut(socket: &socket2::SockRef<'_>) -> io::Result<()> {
+        fn shut(socket: &SockRef<'_>) -> io::Result<()> {
             match socket.shutdown(std::net::Shutdown::Write) {
                 // The peer is gone already, which is no reason to fail a shutdown.
                 Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
@@ -160,9 +178,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
             }
         }
         match self.get_mut() {
-            Self::Tcp(tcp) => Poll::Ready(shut(&socket2::SockRef::from(&**tcp))),
+            Self::Tcp(tcp) => Poll::Ready(shut(&SockRef::from(&**tcp))),
             #[cfg(unix)]
-            Self::Unix(unix) => Poll::Ready(shut(&socket2::SockRef::from(&**unix))),
+            Self::Unix(unix) => Poll::Ready(shut(&SockRef::from(&**unix))),
             Self::Other(io) => Pin::new(io).poll_shutdown(cx),
         }
     }
@@ -268,9 +286,10 @@ impl Source {
         let interest = match half_close {
             // tokio's priority readiness includes "read closed" (EPOLLRDHUP), which a FIN sets with bytes still
             // queued.
+            #[cfg(any(target_os = "linux", target_os = "android"))]
             HalfClose::Abort => Interest::PRIORITY,
-            // A reset alone.
-            HalfClose::Serve => Interest::ERROR,
+            // A reset alone: all that other systems tell while bytes wait.
+            _ => Interest::ERROR,
         };
         let ready = match &self {
             Self::Tcp(tcp) => tcp.ready(interest).await,

@@ -14,7 +14,7 @@ use atomic_waker::AtomicWaker;
 use super::{HalfClose, exchange::Exchange, socket::Watch};
 #[cfg(feature = "serve")]
 use crate::pool::Straggler;
-use crate::pool::lock;
+use crate::pool::{lock, runtime_lives};
 
 /// Who is told what became of an exchange: the request's lifecycle.
 ///
@@ -185,10 +185,10 @@ impl Connection {
 
     /// Why the server drops what is in flight.
     pub(crate) fn why_dropped(&self, http2: bool) -> WhyDropped {
-        let alive = !self.0.closed.load(Ordering::Acquire);
-        if self.client_left() || (http2 && alive) {
-            // On a living HTTP/2 connection nothing but a RST_STREAM makes the server drop a stream's work
-            // (RFC 9113, section 6.4).
+        // On a living HTTP/2 connection nothing but a RST_STREAM (RFC 9113, section 6.4) makes the server drop a
+        // stream's work; and one that was closed in order had no stream left but such.
+        let reset = || !self.0.closed.load(Ordering::Acquire) || self.0.shut.load(Ordering::Acquire);
+        if self.client_left() || (http2 && reset() && runtime_lives()) {
             WhyDropped::ClientLeft
         } else {
             WhyDropped::NotTheClient
@@ -361,6 +361,10 @@ impl Connection {
             if shut && party.exchange().is_awaiting() {
                 party.flushed();
             } else {
+                if shut && party.is_http2() {
+                    // Closed in order: this stream was reset, and its task has not run since.
+                    party.left();
+                }
                 party.closed();
             }
         }

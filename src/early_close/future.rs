@@ -100,6 +100,9 @@ where
             let (mut parts, body) = response.into_parts();
             if this.settings.close && *this.version <= Version::HTTP_11 {
                 parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+                // hyper adds `keep-alive` to a 1.1 response for a 1.0 client that asked for it, whatever the response
+                // says; not to a 1.0 response.
+                parts.version = *this.version;
             }
             if let Some(length) = body.size_hint().exact() {
                 // The body of a HEAD response may have been taken off already, with its length.

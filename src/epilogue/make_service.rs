@@ -16,7 +16,7 @@ use crate::{
 };
 
 impl Epilogue {
-    /// Makes the app's service for each connection of a [`TrackedListener`], for [`axum::serve`].
+    /// Makes the app's service for each connection of a [`TrackedListener`], for [`axum::serve()`].
     ///
     /// It is the outermost of our services: in it a panic of the app becomes a 500. Requests carry
     /// [`ConnectInfo`](axum::extract::ConnectInfo) with the listener's address type.

@@ -37,6 +37,8 @@ pub(crate) enum Start {
     Now,
 }
 
+/// What the log says.
+pub(super) const LIMIT_PASSED: &str = "the time limit passed";
 const NEVER: u64 = u64::MAX;
 /// How much a single poll may overrun the limit before it is reported.
 const OVERSTAY: Duration = Duration::from_millis(10);

@@ -12,7 +12,7 @@ use tokio::time::{Instant, Sleep};
 use tracing::Instrument as _;
 
 use super::{
-    clock::poll_timer,
+    clock::{LIMIT_PASSED, poll_timer},
     hooks::{End, Hook},
     shared::Shared,
     transitions::Verdict,
@@ -53,21 +53,20 @@ impl Drop for Ending {
 /// How long a slow reader is waited for.
 #[derive(Default)]
 struct Patience {
-    /// When it is over; there while the reader is what is waited for.
-    ends: Option<Instant>,
+    /// The wait that is timed, and when it is over.
+    wait: Option<(u32, Instant)>,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patience {
     fn poll(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Poll<()> {
-        if !shared.waits_for_reader() {
-            self.ends = None;
+        let Some(number) = shared.wait_for_reader() else {
             return Poll::Pending;
-        }
-        let ends = match self.ends {
-            Some(ends) => ends,
-            None => match Instant::now().checked_add(shared.pool.settings.patience) {
-                Some(ends) => *self.ends.insert(ends),
+        };
+        let ends = match self.wait {
+            Some((timed, ends)) if timed == number => ends,
+            _ => match Instant::now().checked_add(shared.pool.settings.patience) {
+                Some(ends) => self.wait.insert((number, ends)).1,
                 None => return Poll::Pending,
             },
         };
@@ -194,7 +193,7 @@ impl Ending {
             shared.arm();
             if let Some(at) = busy_until {
                 if poll_timer(&mut timer, at, cx).is_ready() {
-                    shared.time_out();
+                    shared.time_out(LIMIT_PASSED);
                 }
             }
             if shared.verdict() != Some(Verdict::TimedOut) {

@@ -9,7 +9,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum_core::{body::Body, response::Response};
+use axum_core::response::{IntoResponse, Response};
 use http::{Request, StatusCode, Version};
 use pin_project_lite::pin_project;
 
@@ -298,9 +298,7 @@ impl Driver {
             self.shared.response_failed();
             resume_unwind(payload);
         }
-        let mut response = Response::new(Body::from("Internal Server Error\n"));
-        *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-        Poll::Ready(Ok(response))
+        Poll::Ready(Ok((StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()))
     }
 
     fn hand_over<E>(&mut self, result: Result<Response, E>) -> Result<Response, E> {

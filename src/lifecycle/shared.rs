@@ -5,7 +5,7 @@ use std::{
     fmt,
     sync::{
         Arc, Mutex, OnceLock, Weak,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
     time::Duration,
@@ -17,7 +17,7 @@ use http::{Method, Uri};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    clock::{Clock, LimitWaker},
+    clock::{Clock, LIMIT_PASSED, LimitWaker},
     hooks::Hook,
     word::{self, Word},
 };
@@ -57,8 +57,9 @@ pub(crate) struct Shared {
     pub(super) exchange: Exchange,
     pub(super) core: Mutex<Core>,
     body_bytes: AtomicU64,
-    /// The reader, and not the producer, is waited for.
-    reader_waits: AtomicBool,
+    /// Whom the response waits for: odd for its reader, even for its producer. Counted, so that a wait is not
+    /// taken for the one before.
+    waits: AtomicU32,
     /// How many of our services this request has entered.
     depth: AtomicU32,
     /// The outermost response future, then the outermost body.
@@ -116,7 +117,7 @@ impl Shared {
             exchange: Exchange::default(),
             core: Mutex::default(),
             body_bytes: AtomicU64::new(0),
-            reader_waits: AtomicBool::new(false),
+            waits: AtomicU32::new(0),
             depth: AtomicU32::new(0),
             response_waker: AtomicWaker::new(),
             handler_waker: AtomicWaker::new(),
@@ -264,7 +265,7 @@ impl Shared {
             );
         }
         if measured.exhausted {
-            self.time_out();
+            self.time_out(LIMIT_PASSED);
         }
         result
     }
@@ -272,7 +273,7 @@ impl Shared {
     /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.
     pub(super) fn arm(&self) {
         if self.clock.arm(|| Waker::from(Arc::new(LimitWaker(self.me.clone())))) {
-            self.time_out();
+            self.time_out(LIMIT_PASSED);
         }
     }
 
@@ -280,19 +281,25 @@ impl Shared {
 
     /// The server has a frame and has not asked for the next.
     pub(super) fn reader_begins(&self) {
-        if !self.reader_waits.load(Ordering::Acquire) {
-            self.reader_waits.store(true, Ordering::Release);
+        // Only the task that the response is in changes the count.
+        let waits = self.waits.load(Ordering::Acquire);
+        if waits % 2 == 0 {
+            self.waits.store(waits.wrapping_add(1), Ordering::Release);
             self.ending_waker.wake();
         }
     }
 
     /// The producer is waited for.
     pub(super) fn producer_begins(&self) {
-        self.reader_waits.store(false, Ordering::Release);
+        let waits = self.waits.load(Ordering::Acquire);
+        if waits % 2 == 1 {
+            self.waits.store(waits.wrapping_add(1), Ordering::Release);
+        }
     }
 
-    pub(super) fn waits_for_reader(&self) -> bool {
-        self.reader_waits.load(Ordering::Acquire)
+    /// The number of the wait, if it is the reader that is waited for.
+    pub(super) fn wait_for_reader(&self) -> Option<u32> {
+        Some(self.waits.load(Ordering::Acquire)).filter(|waits| waits % 2 == 1)
     }
 }
 

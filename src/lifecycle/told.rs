@@ -3,7 +3,11 @@
 #[cfg(feature = "serve")]
 use std::sync::Arc;
 
-use super::{clock::Limited, shared::Shared, word};
+use super::{
+    clock::{LIMIT_PASSED, Limited},
+    shared::Shared,
+    word,
+};
 use crate::{
     connection::{Exchange, Party},
     pool::{Description, Straggler},
@@ -13,7 +17,7 @@ use crate::{
 impl Limited for Shared {
     fn limit_passed(&self) {
         if self.clock.is_past() {
-            self.time_out();
+            self.time_out(LIMIT_PASSED);
         }
     }
 }
@@ -65,7 +69,7 @@ impl Party for Shared {
 
 impl Straggler for Shared {
     fn cut(&self) {
-        self.time_out();
+        self.time_out("the drain's deadline passed: what is left is cut");
     }
 
     fn describe(&self) -> Description {

@@ -16,7 +16,7 @@ use crate::{
     connection::WhyDropped,
     continuation::Continuation,
     event::EventKind,
-    pool::{caught, lock},
+    pool::{caught, lock, runtime_lives},
     status::{ConnectionStatus, Sent},
 };
 
@@ -107,8 +107,8 @@ impl Shared {
     fn why_dropped(&self) -> WhyDropped {
         match &self.connection {
             Some(connection) => connection.why_dropped(self.http2),
-            // Nothing tells: it reads as the client's abort, unless even the runtime is gone.
-            None if tokio::runtime::Handle::try_current().is_ok() => WhyDropped::ClientLeft,
+            // Nothing tells: it reads as the client's abort, unless even the runtime ends.
+            None if runtime_lives() => WhyDropped::ClientLeft,
             None => WhyDropped::NotTheClient,
         }
     }
@@ -246,8 +246,8 @@ impl Shared {
 // === the limit ===
 
 impl Shared {
-    /// The limit passed.
-    pub(super) fn time_out(&self) {
+    /// The limit passed, or a drain's deadline: the work ends at its next `.await`.
+    pub(super) fn time_out(&self, why: &'static str) {
         let changed = self.change(None, |word| {
             if word.status().is_timeout() || word.has(word::HOOKS) {
                 return None;
@@ -257,7 +257,7 @@ impl Shared {
             Some(if word.has(word::HEAD) { word.with_sent(Sent::BrokenOff) } else { word })
         });
         let Some(change) = changed else { return };
-        tracing::warn!(route = self.route(), phase = change.old.phase().name(), "the time limit passed");
+        tracing::warn!(route = self.route(), phase = change.old.phase().name(), "{why}");
         if change.old.sent().is_none() && change.new.sent().is_some() {
             self.break_off();
         }
@@ -329,9 +329,10 @@ impl Shared {
 
     /// Ends the request, if `may` says so of the word as it is.
     pub(super) fn end(&self, may: impl Fn(Word) -> bool) -> Option<()> {
-        self.change(Some(EventKind::Ended), |word| may(word).then(|| word.with(word::ENDED)))?;
+        let ended = self.change(Some(EventKind::Ended), |word| may(word).then(|| word.with(word::ENDED)))?;
         self.clock.stop();
-        if let Some(connection) = &self.connection {
+        // A response that was given up on may still be on its way, and needs its connection to let its end go.
+        if let Some(connection) = self.connection.as_ref().filter(|_| ended.new.sent().is_some()) {
             connection.leave(self);
         }
         self.wake_awaiting();

@@ -169,6 +169,20 @@ impl Pool {
     }
 }
 
+/// Whether a runtime is here that has not begun to end.
+///
+/// A runtime that ends drops its tasks, which looks like a client that left. A task that never ends tells: an
+/// ending runtime refuses it at once.
+pub(crate) fn runtime_lives() -> bool {
+    let Ok(runtime) = Handle::try_current() else {
+        return false;
+    };
+    let probe = runtime.spawn(std::future::pending::<()>());
+    let lives = !probe.is_finished();
+    probe.abort();
+    lives
+}
+
 /// A panic's message, as far as it has one.
 pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
     payload

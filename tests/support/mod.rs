@@ -17,7 +17,6 @@ use tokio::{
 };
 use tower_epilogue::{DrainReport, Epilogue, EpilogueBuilder, Event, EventKind, RequestId};
 
-
 pub mod h2client;
 
 /// How long anything may take before the test fails; nothing waits so long when all is well.
@@ -272,4 +271,312 @@ impl Reply {
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
+}
+
+impl Reply {
+    /// The body without its chunks' framing; `None` if it is not framed in chunks that came to their end.
+    pub fn dechunked(&self) -> Option<Vec<u8>> {
+        let (mut rest, mut body) = (&self.body[..], Vec::new());
+        loop {
+            let line = find(rest, b"\r\n")?;
+            let size = usize::from_str_radix(std::str::from_utf8(&rest[..line]).ok()?, 16).ok()?;
+            rest = &rest[line + 2..];
+            let end = size.checked_add(2).filter(|end| *end <= rest.len())?;
+            if &rest[size..end] != b"\r\n" {
+                return None;
+            }
+            body.extend_from_slice(&rest[..size]);
+            rest = &rest[end..];
+            if size == 0 {
+                return rest.is_empty().then_some(body);
+            }
+        }
+    }
+}
+
+/// Holds work back until the test opens it; open from then on.
+#[derive(Clone)]
+pub struct Gate(Arc<tokio::sync::watch::Sender<bool>>);
+
+impl Gate {
+    pub fn closed() -> Self {
+        Self(Arc::new(tokio::sync::watch::Sender::new(false)))
+    }
+
+    pub fn open(&self) {
+        self.0.send_replace(true);
+    }
+
+    pub fn is_open(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    pub async fn passed(&self) {
+        self.0.subscribe().wait_for(|open| *open).await.unwrap();
+    }
+}
+
+/// An hour of a paused clock, which passes at once when nothing else is to happen.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A server under `Epilogue::serve` whose connections are in memory: under a paused clock, which jumps to the
+/// next timer while sockets are waited for, but not while these are.
+pub struct MemoryServer {
+    pub journal: Journal,
+    pub epilogue: Epilogue,
+    connections: tokio::sync::mpsc::UnboundedSender<tokio::io::DuplexStream>,
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<io::Result<DrainReport>>,
+}
+
+struct MemoryListener(tokio::sync::mpsc::UnboundedReceiver<tokio::io::DuplexStream>);
+
+impl axum::serve::Listener for MemoryListener {
+    type Io = tokio::io::DuplexStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.0.recv().await {
+            Some(io) => (io, ()),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Ok(())
+    }
+}
+
+impl MemoryServer {
+    pub fn start(app: Router) -> Self {
+        Self::with(app, |builder| builder)
+    }
+
+    pub fn with(app: Router, setup: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder) -> Self {
+        let journal = Journal::default();
+        let epilogue = setup(journal.epilogue()).build();
+        let (connections, incoming) = tokio::sync::mpsc::unbounded_channel();
+        let (stop, stopped) = oneshot::channel();
+        let serve = epilogue.serve(MemoryListener(incoming), app).with_graceful_shutdown(async {
+            let _ = stopped.await;
+        });
+        Self { journal, epilogue, connections, stop, task: tokio::spawn(serve.into_future()) }
+    }
+
+    /// A connection that takes 64 KiB before its reader has to read.
+    pub fn connect(&self) -> MemoryClient {
+        self.connect_narrow(64 * 1024)
+    }
+
+    /// A connection that takes that many bytes before its reader has to read.
+    pub fn connect_narrow(&self, bytes: usize) -> MemoryClient {
+        let (stream, io) = tokio::io::duplex(bytes);
+        self.connections.send(io).unwrap();
+        MemoryClient { stream }
+    }
+
+    /// One request on a connection of its own, read to the end of the connection.
+    pub async fn get(&self, path: &str) -> Reply {
+        let mut client = self.connect();
+        client.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await;
+        client.reply().await
+    }
+
+    /// Waits until `count` requests have ended.
+    pub async fn ended(&self, count: usize) {
+        let journal = &self.journal;
+        let ended = async {
+            loop {
+                let news = journal.news.notified();
+                tokio::pin!(news);
+                news.as_mut().enable();
+                if journal.events().iter().filter(|event| *event.kind() == EventKind::Ended).count() >= count {
+                    return;
+                }
+                news.await;
+            }
+        };
+        let waited = tokio::time::timeout(HOUR, ended).await;
+        assert!(waited.is_ok(), "{count} requests should have ended: {:#?}", journal.events());
+    }
+
+    /// Drains, and gives the report.
+    pub async fn stop(self) -> DrainReport {
+        drop(self.stop);
+        tokio::time::timeout(HOUR, self.task).await.expect("the server drains").unwrap().unwrap()
+    }
+}
+
+/// A client of raw bytes on a connection in memory.
+pub struct MemoryClient {
+    pub stream: tokio::io::DuplexStream,
+}
+
+impl MemoryClient {
+    pub async fn send(&mut self, bytes: &str) {
+        self.stream.write_all(bytes.as_bytes()).await.unwrap();
+    }
+
+    /// Reads to the end of the connection.
+    pub async fn reply(&mut self) -> Reply {
+        let mut bytes = Vec::new();
+        let read = tokio::time::timeout(HOUR, self.stream.read_to_end(&mut bytes)).await;
+        let error = read.expect("the server closes the connection").err();
+        Reply::parse(bytes, error)
+    }
+
+    /// Reads until `marker` has come.
+    pub async fn read_until(&mut self, marker: &str) -> String {
+        let mut bytes = Vec::new();
+        let read = async {
+            while find(&bytes, marker.as_bytes()).is_none() {
+                assert!(self.stream.read_buf(&mut bytes).await.unwrap() > 0, "closed before {marker:?}: {bytes:?}");
+            }
+        };
+        tokio::time::timeout(HOUR, read).await.expect(marker);
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+/// Everything that is logged in this process from the first call on, one line a record, its spans in front:
+/// look for what only your test can have logged.
+pub fn logs() -> Logs {
+    static LOGS: std::sync::OnceLock<Logs> = std::sync::OnceLock::new();
+    LOGS.get_or_init(|| {
+        let logs = Logs::default();
+        let writer = logs.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG)
+            .with_ansi(false)
+            .without_time()
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+        logs
+    })
+    .clone()
+}
+
+/// What [`logs`] gives.
+#[derive(Clone, Default)]
+pub struct Logs(Arc<Mutex<Vec<u8>>>);
+
+impl Logs {
+    /// The lines that contain `marker`.
+    pub fn with(&self, marker: &str) -> Vec<String> {
+        let bytes = self.0.lock().unwrap();
+        String::from_utf8_lossy(&bytes).lines().filter(|line| line.contains(marker)).map(ToOwned::to_owned).collect()
+    }
+}
+
+impl io::Write for Logs {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the code of the test's own app did, in order.
+#[derive(Clone, Default)]
+pub struct Notes {
+    list: Arc<Mutex<Vec<String>>>,
+    news: Arc<Notify>,
+}
+
+impl Notes {
+    pub fn add(&self, note: impl Into<String>) {
+        self.list.lock().unwrap().push(note.into());
+        self.news.notify_waiters();
+    }
+
+    pub fn all(&self) -> Vec<String> {
+        self.list.lock().unwrap().clone()
+    }
+
+    pub fn has(&self, note: &str) -> bool {
+        self.list.lock().unwrap().iter().any(|other| other == note)
+    }
+
+    /// Waits until `note` has been made.
+    pub async fn seen(&self, note: &str) {
+        self.until(note, |notes| notes.iter().any(|other| other == note)).await;
+    }
+
+    /// Waits until `count` notes have been made.
+    pub async fn count(&self, count: usize) {
+        self.until(&format!("{count} notes"), |notes| notes.len() >= count).await;
+    }
+
+    async fn until(&self, what: &str, found: impl Fn(&[String]) -> bool) {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            loop {
+                let news = self.news.notified();
+                tokio::pin!(news);
+                news.as_mut().enable();
+                if found(&self.list.lock().unwrap()) {
+                    return;
+                }
+                news.await;
+            }
+        });
+        assert!(waited.await.is_ok(), "it never happened: {what}, of {:?}", self.all());
+    }
+
+    /// Makes a note when it is dropped.
+    pub fn on_drop(&self, note: &'static str) -> NoteOnDrop {
+        NoteOnDrop { notes: self.clone(), note }
+    }
+}
+
+/// Made by [`Notes::on_drop`].
+pub struct NoteOnDrop {
+    notes: Notes,
+    note: &'static str,
+}
+
+impl Drop for NoteOnDrop {
+    fn drop(&mut self) {
+        self.notes.add(self.note);
+    }
+}
+
+impl Client {
+    /// Reads one response to its end, however that is marked: by a length, by a last chunk (which is taken out
+    /// of the framing), or, where neither is declared, by the end of the connection. Without a body if
+    /// `bodiless`.
+    pub async fn response(&mut self, bodiless: bool) -> Reply {
+        let mut bytes = Vec::new();
+        soon("a whole response", async {
+            loop {
+                if let Some(reply) = whole_response(&bytes, bodiless) {
+                    return reply;
+                }
+                if self.stream.read_buf(&mut bytes).await.unwrap() == 0 {
+                    let reply = Reply::parse(bytes, None);
+                    let framed = reply.header("content-length").or(reply.header("transfer-encoding")).is_some();
+                    assert!(!framed && reply.status != 0, "broken off: {reply:?}");
+                    return reply;
+                }
+            }
+        })
+        .await
+    }
+}
+
+fn whole_response(bytes: &[u8], bodiless: bool) -> Option<Reply> {
+    find(bytes, b"\r\n\r\n")?;
+    let mut reply = Reply::parse(bytes.to_vec(), None);
+    if bodiless || matches!(reply.status, 204 | 304) {
+        return Some(reply);
+    }
+    if reply.header("transfer-encoding").is_some() {
+        reply.body = reply.dechunked()?;
+        return Some(reply);
+    }
+    let length: usize = reply.header("content-length")?.parse().unwrap();
+    (reply.body.len() >= length).then_some(reply)
 }
