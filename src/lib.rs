@@ -1,5 +1,7 @@
 // Shown always; compiled as a test where its server exists.
 #![cfg_attr(any(not(doctest), feature = "serve"), doc = include_str!("../README.md"))]
+// The documentation is read with all features; without `serve` some of what it links to is not there.
+#![cfg_attr(not(feature = "serve"), allow(rustdoc::broken_intra_doc_links))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod early_close;

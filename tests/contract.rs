@@ -15,10 +15,10 @@ mod rule_03;
 mod rule_04;
 #[path = "contract/rule_05.rs"]
 mod rule_05;
-//#[path = "contract/rule_06.rs"]
-//mod rule_06;
-//#[path = "contract/rule_06_parts.rs"]
-//mod rule_06_parts;
+#[path = "contract/rule_06.rs"]
+mod rule_06;
+#[path = "contract/rule_06_parts.rs"]
+mod rule_06_parts;
 //#[path = "contract/rule_07.rs"]
 //mod rule_07;
 //#[path = "contract/rule_10.rs"]

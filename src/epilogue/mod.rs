@@ -31,20 +31,6 @@ mod service;
 /// leaving are known exactly.
 ///
 /// Cloning is cheap; clones are the same `Epilogue`.
-///
-/// ```no_run
-/// use axum::{Router, routing::get};
-/// use tower_epilogue::{EarlyCloseLayer, Epilogue};
-///
-/// # #[tokio::main] async fn main() -> std::io::Result<()> {
-/// let app = Router::new().route("/", get(|| async { "hello" })).layer(EarlyCloseLayer::new());
-/// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-/// Epilogue::new()
-///     .serve(listener, app)
-///     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
-///     .await?;
-/// # Ok(()) }
-/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Epilogue {
     pub(crate) pool: Arc<Pool>,

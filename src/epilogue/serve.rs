@@ -38,6 +38,20 @@ impl Epilogue {
     /// an `axum::Router`, or any service of requests with axum's body. Requests carry
     /// [`ConnectInfo`](axum::extract::ConnectInfo) with the listener's address type.
     ///
+    /// ```no_run
+    /// use axum::{Router, routing::get};
+    /// use tower_epilogue::{EarlyCloseLayer, Epilogue};
+    ///
+    /// # #[tokio::main] async fn main() -> std::io::Result<()> {
+    /// let app = Router::new().route("/", get(|| async { "hello" })).layer(EarlyCloseLayer::new());
+    /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    /// Epilogue::new()
+    ///     .serve(listener, app)
+    ///     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Differences from `axum::serve`
     ///
     /// Every connection is tracked. Awaited with a graceful shutdown, it returns when the connections *and* the

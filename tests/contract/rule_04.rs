@@ -10,7 +10,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use tower::ServiceExt;
-use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, ShutdownHookLayer};
+use tower_epilogue::{EarlyCloseLayer, ShutdownHookLayer};
 
 use crate::{
     common::{Asked, Leave, held_back, settled, told},
@@ -220,39 +220,4 @@ async fn a_dropped_body_reads_as_an_abort_without_a_server_of_ours() {
     drop(body);
     settled().await;
     assert_eq!(notes.all(), ["body dropped", "hook: ABORTED, Aborted"]);
-}
-
-#[tokio::test]
-async fn a_request_that_begins_when_its_client_has_left_is_aborted_at_once() {
-    let (notes, gate) = (Notes::default(), Gate::closed());
-    let (first, second, opens) = (notes.clone(), notes.clone(), gate.clone());
-    let app = Router::new()
-        .route(
-            "/first",
-            get(async move || {
-                first.add("first");
-                opens.passed().await;
-            })
-            .layer(IgnoreAbortLayer::new()),
-        )
-        .route(
-            "/second",
-            get(async move || {
-                let _dropped = second.on_drop("second dropped");
-                pending::<()>().await;
-            }),
-        );
-    let server = Server::start(app).await;
-    let mut client = server.connect().await;
-    client.send_get("/first").await;
-    client.send_get("/second").await;
-    notes.seen("first").await;
-    client.half_close().await;
-    server.journal.seen("aborted").await;
-    gate.open();
-    server.journal.ended(2).await;
-    assert_eq!(notes.all(), ["first", "second dropped"]);
-    let lines = server.journal.lines_of(server.journal.requests()[1]);
-    assert!(lines.contains(&"aborted/1".to_owned()), "{lines:?}");
-    assert!(server.stop().await.is_clean());
 }

@@ -1,0 +1,246 @@
+//! Where the limit finds a request: before the head, in the body, in the continuation.
+
+use std::{future::pending, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+use tower_epilogue::{
+    Continuation, EarlyCloseLayer, EventKind, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer,
+};
+
+use crate::{
+    common::{SHORT, held_back, settled, told},
+    support::{
+        Gate, Notes, Server,
+        h2client::{Http2, read},
+        soon,
+    },
+};
+
+fn limited(notes: &Notes) -> impl Fn(Router) -> Router + use<> {
+    let notes = notes.clone();
+    move |app| app.layer((TimeLimitLayer::new(SHORT), ShutdownHookLayer::new(told(&notes))))
+}
+
+#[tokio::test]
+async fn before_the_head_it_is_a_503() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        let _dropped = theirs.on_drop("dropped");
+        pending::<()>().await;
+    };
+    let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    assert_eq!(client.response(false).await.status, 503);
+    assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().status, 503);
+    server.journal.ended(2).await;
+    assert_eq!(notes.all(), ["dropped", "hook: TIMEOUT, Flushed"].repeat(2));
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+/// It streams, of unknown and of known length; it does not end before the limit.
+fn endless(kind: &str, notes: &Notes) -> Response {
+    let body = held_back(notes, &Gate::closed(), "first", "second");
+    match kind {
+        "chunked" => body.into_response(),
+        "declared" => ([(http::header::CONTENT_LENGTH, "11")], body).into_response(),
+        _ => panic!("no such kind: {kind}"),
+    }
+}
+
+#[tokio::test]
+async fn in_the_body_the_connection_is_closed_and_never_a_well_formed_end_on_http1() {
+    for (kind, early_close) in ["chunked", "declared"].into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let app = limited(&notes)(Router::new().route("/", get(async move || endless(kind, &theirs))));
+        let app = if early_close { app.layer(EarlyCloseLayer::new().patience(Duration::ZERO)) } else { app };
+        let server = Server::start(app).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        let reply = client.reply().await;
+        assert_eq!(reply.status, 200, "{kind}");
+        if reply.header("content-length").is_some() {
+            assert_eq!(reply.text(), "first", "{kind}: short of what was declared");
+        } else {
+            assert_eq!(reply.dechunked(), None, "{kind}: no last chunk in {:?}", reply.text());
+            assert!(reply.text().contains("first"));
+        }
+        server.journal.ended(1).await;
+        assert_eq!(notes.all(), ["producing", "body dropped", "hook: TIMEOUT, BrokenOff"], "{kind}");
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn in_the_body_the_stream_is_reset_and_the_connection_lives_on_http2() {
+    for kind in ["chunked", "declared"] {
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let app = limited(&notes)(Router::new().route("/", get(async move || endless(kind, &theirs))));
+        let server = Server::start(app.route("/ping", get(async || "pong"))).await;
+        let mut client = Http2::connect(server.address).await;
+        let error = client.get("/").await.unwrap_err();
+        assert!(error.is_reset() && error.is_remote(), "{error}");
+        server.journal.ended(1).await;
+        assert_eq!(notes.all(), ["producing", "body dropped", "hook: TIMEOUT, BrokenOff"], "{kind}");
+        assert_eq!(client.get("/ping").await.unwrap().body, b"pong");
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_the_body_it_is_an_error_without_a_server_of_ours() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let app = limited(&notes)(Router::new().route("/", get(async move || endless("chunked", &theirs))));
+    let response = app.oneshot(http::Request::new(Body::empty())).await.unwrap();
+    assert!(response.into_body().collect().await.is_err());
+    settled().await;
+    assert_eq!(notes.all(), ["producing", "body dropped", "hook: TIMEOUT, BrokenOff"]);
+}
+
+/// While an early close holds the head back, the limit is before the head.
+#[tokio::test]
+async fn in_a_body_that_is_being_measured_it_is_a_503() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let app = limited(&notes)(Router::new().route("/", get(async move || endless("chunked", &theirs))));
+    let app = app.layer(EarlyCloseLayer::new().patience(Duration::from_secs(60)));
+    let server = Server::start(app).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    let reply = client.response(false).await;
+    assert_eq!((reply.status, reply.header("connection")), (503, Some("close")));
+    assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().status, 503);
+    server.journal.ended(2).await;
+    assert_eq!(notes.all(), ["producing", "body dropped", "hook: TIMEOUT, Flushed"].repeat(2));
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+/// A reader that stops keeps the server from asking the body: status and hooks come at once all the same.
+#[tokio::test]
+async fn a_reader_that_stops_does_not_put_off_the_limit() {
+    for known_length in [false, true] {
+        for http2 in [false, true] {
+            let notes = Notes::default();
+            let frames = stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from_static(&[b'x'; 65_536])));
+            let handler = async move || {
+                if known_length {
+                    return Body::from(vec![b'x'; 20_000_000]);
+                }
+                Body::from_stream(frames.take(320))
+            };
+            let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+            if http2 {
+                let mut client = Http2::connect(server.address).await;
+                let response = client.start("GET", "/").await;
+                notes.count(1).await;
+                let whole = soon("the end", async { read(response.await.unwrap()).await });
+                assert!(whole.await.is_err(), "known length: {known_length}");
+            } else {
+                let mut client = server.connect().await;
+                client.send_get("/").await;
+                notes.count(1).await;
+                let reply = client.reply().await;
+                assert!(reply.body.len() < 20_000_000 && reply.dechunked().is_none());
+            }
+            server.journal.ended(1).await;
+            assert_eq!(notes.all(), ["hook: TIMEOUT, BrokenOff"], "http2: {http2}, known length: {known_length}");
+            assert!(server.stop().await.is_clean());
+        }
+    }
+}
+
+#[tokio::test]
+async fn in_the_continuation_it_is_dropped_and_the_response_was_whole() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        let continuation = Continuation::new(async move {
+            let _dropped = theirs.on_drop("continuation dropped");
+            pending::<()>().await;
+        });
+        (continuation, "hello")
+    };
+    let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    assert_eq!(client.response(false).await.text(), "hello");
+    assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"hello");
+    server.journal.ended(2).await;
+    assert_eq!(notes.all(), ["continuation dropped", "hook: TIMEOUT, Flushed"].repeat(2));
+    // The connection is as good as before.
+    client.send("HEAD / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(client.response(true).await.status, 200);
+    assert!(server.stop().await.is_clean());
+}
+
+/// The second one has not begun: it does not run on a clock that has run out, and nothing is silent about it.
+#[tokio::test]
+async fn the_continuations_behind_one_that_reached_the_limit_are_dropped_too() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        let waits = Continuation::new(pending());
+        let behind = Continuation::new(async move {
+            tokio::task::yield_now().await;
+            theirs.add("ran behind the limit");
+        });
+        (waits, behind, "hello")
+    };
+    let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+    assert_eq!(server.get("/").await.text(), "hello");
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["hook: TIMEOUT, Flushed"]);
+    let kinds: Vec<_> = server.journal.events().iter().map(|event| event.kind().clone()).collect();
+    let dropped = kinds.iter().filter(|kind| **kind == EventKind::ContinuationDropped).count();
+    assert_eq!(dropped, 2, "{kinds:?}");
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn in_the_rest_of_a_handler_that_finished_it_is_dropped_and_the_response_was_whole() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        let _dropped = theirs.on_drop("rest dropped");
+        lifecycle.finish("finished").await.unwrap();
+        pending::<()>().await;
+    };
+    let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+    assert_eq!(server.get("/").await.text(), "finished");
+    assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"finished");
+    server.journal.ended(2).await;
+    assert_eq!(notes.all(), ["rest dropped", "hook: TIMEOUT, Flushed"].repeat(2));
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn ignoring_aborts_does_not_ignore_the_limit() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        let _dropped = theirs.on_drop("dropped");
+        let _shield = lifecycle.shield();
+        pending::<()>().await;
+    };
+    let app = limited(&notes)(Router::new().route("/", get(handler))).layer(IgnoreAbortLayer::new());
+    let server = Server::start(app).await;
+    assert_eq!(server.get("/").await.status, 503);
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["dropped", "hook: TIMEOUT, Flushed"]);
+    assert!(server.stop().await.is_clean());
+}
