@@ -19,14 +19,14 @@ mod rule_05;
 mod rule_06;
 #[path = "contract/rule_06_parts.rs"]
 mod rule_06_parts;
-//#[path = "contract/rule_07.rs"]
-//mod rule_07;
-//#[path = "contract/rule_10.rs"]
-//mod rule_10;
-//#[path = "contract/rule_11.rs"]
-//mod rule_11;
-//#[path = "contract/surroundings.rs"]
-//mod surroundings;
+#[path = "contract/rule_07.rs"]
+mod rule_07;
+#[path = "contract/rule_10.rs"]
+mod rule_10;
+#[path = "contract/rule_11.rs"]
+mod rule_11;
+#[path = "contract/surroundings.rs"]
+mod surroundings;
 
 mod support;
 

@@ -161,6 +161,12 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
                 self.fresh = true;
                 Poll::Ready(Ok(()))
             }
+            Err(_) if std::mem::take(&mut self.fresh) => {
+                // The same turn for a request whose client reset the connection right behind it: the next read, or
+                // write, fails again.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             Err(error) => Poll::Ready(Err(self.failed(error))),
         }
     }
@@ -219,6 +225,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
 
 impl<IO> Drop for TrackedIo<IO> {
     fn drop(&mut self) {
+        if self.connection.is_reset() {
+            self.socket.reset();
+        }
         self.connection.closed();
     }
 }

@@ -58,6 +58,22 @@ impl<IO: 'static> Socket<IO> {
     }
 }
 
+impl<IO> Socket<IO> {
+    /// Has the socket end with a reset when it is dropped. What is written over TLS needs none: its end without a
+    /// `close_notify` tells as much (RFC 8446, section 6.1).
+    pub(super) fn reset(&self) {
+        let set = match self {
+            Self::Tcp(tcp) => SockRef::from(&**tcp).set_linger(Some(std::time::Duration::ZERO)),
+            #[cfg(unix)]
+            Self::Unix(_) => Ok(()),
+            Self::Other(_) => Ok(()),
+        };
+        if let Err(error) = set {
+            tracing::debug!(%error, "a connection could not be reset");
+        }
+    }
+}
+
 /// Takes the value out if `IO` is `T`: what a specialized impl would do.
 fn take_as<IO: 'static, T: 'static>(io: &mut Option<IO>) -> Option<T> {
     (io as &mut dyn Any).downcast_mut::<Option<T>>().and_then(Option::take)

@@ -78,6 +78,8 @@ pub(crate) struct State {
     hidden_end: AtomicBool,
     /// Writes are refused: the response on its way must not look whole.
     refused: AtomicBool,
+    /// The connection is to end with a reset.
+    reset: AtomicBool,
     /// `poll_shutdown` was called: everything before it was flushed.
     shut: AtomicBool,
     /// The IO is gone.
@@ -124,7 +126,7 @@ impl Connection {
 
 impl Connection {
     /// A request arrived. It is told what happens until it [leaves](Self::leave) or is resolved.
-    pub(crate) fn enter(&self, party: Arc<dyn Party>) {
+    pub(crate) fn enter(&self, party: &Arc<impl Party + 'static>) {
         self.0.used.store(true, Ordering::Release);
         let too_late = {
             let mut parties = lock(&self.0.parties);
@@ -200,8 +202,10 @@ impl Connection {
         self.0.unread_upload.store(true, Ordering::Release);
     }
 
-    /// Refuses all further writes: what is on its way is broken off.
-    pub(crate) fn refuse_writes(&self) {
+    /// Refuses all further writes: what is on its way is broken off. With `reset`, the connection does not end in
+    /// order either.
+    pub(crate) fn refuse_writes(&self, reset: bool) {
+        self.0.reset.fetch_or(reset, Ordering::AcqRel);
         self.0.refused.store(true, Ordering::Release);
         self.wake();
     }
@@ -267,6 +271,10 @@ impl Connection {
         if !self.0.serves_half_closed {
             self.saw_client_leave();
         }
+    }
+
+    pub(super) fn is_reset(&self) -> bool {
+        self.0.reset.load(Ordering::Acquire)
     }
 
     pub(super) fn is_refused(&self) -> bool {

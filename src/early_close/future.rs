@@ -194,7 +194,7 @@ fn declare(parts: &mut Parts, length: u64) {
 }
 
 /// The body failed while nothing of the response had left.
-fn failed(lifecycle: &Lifecycle, error: &axum_core::Error, parts: Parts) -> Response {
+fn failed(lifecycle: &Lifecycle, error: &axum_core::Error, mut parts: Parts) -> Response {
     // What broke it off, if that was us, knows the better answer.
     let mut response = match lifecycle.0.verdict() {
         Some(verdict) => answer(verdict),
@@ -203,8 +203,8 @@ fn failed(lifecycle: &Lifecycle, error: &axum_core::Error, parts: Parts) -> Resp
             (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()
         }
     };
-    if let Some(connection) = parts.headers.get(header::CONNECTION) {
-        response.headers_mut().insert(header::CONNECTION, connection.clone());
+    if let Some(connection) = parts.headers.remove(header::CONNECTION) {
+        response.headers_mut().insert(header::CONNECTION, connection);
     }
     response
 }

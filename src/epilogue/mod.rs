@@ -46,7 +46,6 @@ impl Epilogue {
     }
 
     /// Begins with the default settings.
-    #[must_use]
     pub fn builder() -> EpilogueBuilder {
         EpilogueBuilder::default()
     }

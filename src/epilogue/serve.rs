@@ -339,5 +339,5 @@ async fn never_used(connection: &Connection, limit: Option<Duration>) {
             return;
         }
     }
-    pending().await
+    pending::<()>().await;
 }

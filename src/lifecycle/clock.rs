@@ -63,6 +63,18 @@ pub(super) struct Clock {
     busy: AtomicBool,
     timer: Mutex<Option<Pin<Box<Sleep>>>>,
     armed: AtomicBool,
+    /// A poll is being measured. One that runs meanwhile on another thread (a body beside the handler that
+    /// finished it) is not counted, rather than twice.
+    measuring: AtomicBool,
+}
+
+/// Ends the measuring also when a poll panics.
+struct Measuring<'a>(&'a AtomicBool);
+
+impl Drop for Measuring<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
 }
 
 impl fmt::Debug for Clock {
@@ -85,6 +97,7 @@ impl Clock {
             busy: AtomicBool::new(false),
             timer: Mutex::new(None),
             armed: AtomicBool::new(false),
+            measuring: AtomicBool::new(false),
         }
     }
 
@@ -139,17 +152,21 @@ impl Clock {
     }
 
     /// Runs one poll of the user's on this clock. Without a limit that costs two loads.
+    ///
+    /// Polls nest, as services do; the outermost counts for all.
     pub(super) fn measure<T>(&self, poll: impl FnOnce() -> T) -> (T, Measured) {
         let deadline = self.deadline.load(Ordering::Acquire);
         let budget = self.budget.load(Ordering::Acquire);
         let mut measured = Measured { exhausted: false, overstayed: None };
-        if deadline == NEVER && budget == NEVER {
+        if (deadline == NEVER && budget == NEVER) || self.measuring.swap(true, Ordering::AcqRel) {
             return (poll(), measured);
         }
+        let measuring = Measuring(&self.measuring);
         // The wall clock needs no look before the poll: past its limit no poll begins.
         let began = if budget == NEVER { 0 } else { self.now() };
         let result = poll();
         let ended = self.now();
+        drop(measuring);
         // Read again: the poll may have restarted the limit.
         let deadline = self.deadline.load(Ordering::Acquire);
         let budget = self.budget.load(Ordering::Acquire);

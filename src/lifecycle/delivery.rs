@@ -43,7 +43,7 @@ impl Delivery {
     /// Watches `body`; `bodiless` if the server is not to send one (HEAD, 204, 304).
     pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool) -> Body {
         let complete = bodiless || body.is_end_stream();
-        let held = if shared.http2 && shared.connection.is_some() && !complete { Held::Open } else { Held::Never };
+        let held = if shared.http2() && shared.connection.is_some() && !complete { Held::Open } else { Held::Never };
         let bare = !complete && !shared.has_producer();
         Body::new(Self { shared, body: Some(body), bare, complete, failed: false, held })
     }

@@ -106,7 +106,8 @@ impl Ending {
                 shared.give_up_on_reader();
             }
         }
-        if shared.word().known_sent().is_none() {
+        let word = shared.word();
+        if word.known_sent().is_none() || word.drops_its_work() {
             return Poll::Pending;
         }
         let mut core = lock(&shared.core);
@@ -145,10 +146,7 @@ impl Ending {
         };
         let event = match outcome {
             Outcome::Ended => EventKind::ContinuationEnd,
-            Outcome::Dropped => {
-                tracing::warn!(route = shared.route(), "a continuation was dropped at its limit");
-                EventKind::ContinuationDropped
-            }
+            Outcome::Dropped => EventKind::ContinuationDropped,
         };
         shared.change(Some(event), |word| Some(word.without(word::CONTINUING)));
     }
@@ -170,7 +168,10 @@ impl Ending {
             }
             shared.arm();
             match shared.verdict() {
-                Some(Verdict::TimedOut) => Poll::Ready(Outcome::Dropped),
+                Some(Verdict::TimedOut) => {
+                    tracing::warn!(route = shared.route(), "a continuation was dropped at its limit");
+                    Poll::Ready(Outcome::Dropped)
+                }
                 Some(Verdict::Abandoned) | None => Poll::Pending,
             }
         })

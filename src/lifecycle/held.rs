@@ -10,7 +10,10 @@ use std::{
 
 use axum_core::{BoxError, body::Body, response::Response};
 use bytes::{Buf, Bytes};
-use http::StatusCode;
+use http::{
+    StatusCode,
+    header::{CONTENT_LENGTH, Entry},
+};
 use http_body_util::BodyExt as _;
 use tracing::{Instrument as _, Span};
 
@@ -71,7 +74,7 @@ pub(super) struct Held<F> {
     /// Taken when the handler first waits; a handler that never does pays nothing for it.
     context: Option<Surroundings>,
     /// Kept as a pointer, since a destructor cannot ask for the bounds that it takes.
-    detach: fn(Pin<Box<F>>, Arc<Shared>, Surroundings),
+    detach: fn(Pin<Box<F>>, &Arc<Shared>, Surroundings),
 }
 
 /// What our services answer when the handler may not.
@@ -114,11 +117,15 @@ where
         match polled {
             Ok(Poll::Ready(result)) => {
                 self.discard();
-                let response = result.map(|response| self.returned(response, innermost));
-                if innermost {
-                    self.shared.handler_ended(HandlerEnd::Ended);
-                }
-                Poll::Ready(response)
+                Poll::Ready(match result {
+                    Ok(response) => Ok(self.returned(response, innermost)),
+                    Err(error) => {
+                        if innermost {
+                            self.shared.handler_ended(HandlerEnd::Ended);
+                        }
+                        Err(error)
+                    }
+                })
             }
             Ok(Poll::Pending) if innermost => self.waits(cx).map(Ok),
             Ok(Poll::Pending) => Poll::Pending,
@@ -136,10 +143,11 @@ where
     /// The handler returned.
     fn returned(&self, response: http::Response<B>, innermost: bool) -> Response {
         let mut response = response.map(SendBody::into_body);
-        collect(&self.shared, &mut response);
         if !innermost {
+            collect(&self.shared, &mut response);
             return response;
         }
+        let continuations = Continuation::take_from(response.extensions_mut());
         // It may have called `finish` without ever waiting for it: then that is its answer.
         let response = match lock(&self.shared.core).finished.take() {
             Some(finished) => {
@@ -148,7 +156,10 @@ where
             }
             None => response,
         };
-        watched(&self.shared, response)
+        // The body's producer begins before the handler ends, so that the request does not end in between.
+        let response = watched(&self.shared, response);
+        self.shared.handler_returned(continuations);
+        response
     }
 
     /// The handler waits: for something of its own, or for us.
@@ -186,7 +197,7 @@ impl<F> Held<F> {
     fn go_on_alone(&mut self) {
         if let Some(future) = self.future.take() {
             let context = self.context.take().unwrap_or_else(|| Surroundings::capture(&self.shared));
-            (self.detach)(future, self.shared.clone(), context);
+            (self.detach)(future, &self.shared, context);
         }
     }
 
@@ -216,10 +227,7 @@ impl<F> Drop for Held<F> {
 
 impl Surroundings {
     fn capture(shared: &Shared) -> Self {
-        Self {
-            span: Span::current(),
-            captured: shared.pool.carries.iter().filter_map(|carry| carry.capture()).collect(),
-        }
+        Self { span: Span::current(), captured: shared.captured() }
     }
 }
 
@@ -267,8 +275,29 @@ pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
         || status == StatusCode::NOT_MODIFIED
 }
 
+/// Takes off what the server must not send with a response that has no body.
+pub(super) fn strip(shared: &Shared, response: &mut Response) {
+    if response.status() == StatusCode::NO_CONTENT || response.status().is_informational() {
+        // RFC 9110, section 8.6.
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    if !shared.http2() {
+        // hyper leaves the body out, and takes the length of a HEAD response from it.
+        return;
+    }
+    // Over HTTP/2 hyper sends whatever body there is.
+    let body = std::mem::replace(response.body_mut(), Body::empty());
+    // An empty one may have been stripped before, with a length that nobody knows.
+    let length =
+        http_body::Body::size_hint(&body).exact().filter(|length| *length > 0 && shared.method() == http::Method::HEAD);
+    if let (Some(length), Entry::Vacant(entry)) = (length, response.headers_mut().entry(CONTENT_LENGTH)) {
+        entry.insert(length.into());
+    }
+    caught::discard(body);
+}
+
 /// Lets a handler go on in a tracked task.
-fn detach<F, B, E>(mut future: Pin<Box<F>>, shared: Arc<Shared>, context: Surroundings)
+fn detach<F, B, E>(mut future: Pin<Box<F>>, shared: &Arc<Shared>, context: Surroundings)
 where
     F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
     B: SendBody,
@@ -287,22 +316,20 @@ where
         })
         .await;
         caught::discard(future);
-        let how = match outcome {
-            Ok(Some(result)) => {
-                if let Ok(response) = result {
-                    let mut response = response.map(SendBody::into_body);
-                    collect(&owner, &mut response);
-                    go_nowhere(&owner, response);
-                }
-                HandlerEnd::Ended
+        match outcome {
+            Ok(Some(Ok(response))) => {
+                let mut response = response.map(SendBody::into_body);
+                let continuations = Continuation::take_from(response.extensions_mut());
+                go_nowhere(&owner, response);
+                owner.handler_returned(continuations);
             }
-            Ok(None) => HandlerEnd::Dropped,
+            Ok(Some(Err(_))) => owner.handler_ended(HandlerEnd::Ended),
+            Ok(None) => owner.handler_ended(HandlerEnd::Dropped),
             Err(payload) => {
                 owner.panicked("a handler", &payload);
-                HandlerEnd::Ended
+                owner.handler_ended(HandlerEnd::Ended);
             }
-        };
-        owner.handler_ended(how);
+        }
     };
     let work = carried(context.captured, work).instrument(context.span);
     if let Err(work) = shared.pool.spawn(work) {

@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum_core::response::{IntoResponse, Response};
-use http::{Request, StatusCode, Version};
+use http::{Request, StatusCode};
 use pin_project_lite::pin_project;
 
 use super::{
@@ -66,7 +66,7 @@ fn arrival<B: http_body::Body>(
         connection,
         method: request.method().clone(),
         uri: request.uri().clone(),
-        http2: request.version() == Version::HTTP_2,
+        version: request.version(),
         uploaded: request.body().is_end_stream(),
     }
 }
@@ -308,6 +308,9 @@ impl Driver {
             Ok(mut response) => {
                 held::collect(shared, &mut response);
                 let bodiless = held::is_bodiless(shared, response.status());
+                if bodiless {
+                    held::strip(shared, &mut response);
+                }
                 shared.response_leaves();
                 Ok(response.map(|body| Delivery::watch(body, shared.clone(), bodiless)))
             }

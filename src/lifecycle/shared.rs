@@ -13,7 +13,7 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 use axum_core::response::Response;
-use http::{Method, Uri};
+use http::{Method, Uri, Version};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
@@ -34,7 +34,7 @@ pub(crate) struct Arrival {
     pub(crate) connection: Option<Connection>,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
-    pub(crate) http2: bool,
+    pub(crate) version: Version,
     /// Whether the request's body was over at once.
     pub(crate) uploaded: bool,
 }
@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     method: Method,
     uri: Uri,
     route: OnceLock<Arc<str>>,
-    pub(super) http2: bool,
+    pub(super) version: Version,
     word: AtomicU32,
     /// Held across a transition and its event, so that events come in the order of the transitions. Only with
     /// an event function.
@@ -94,7 +94,7 @@ impl fmt::Debug for Shared {
 impl Shared {
     pub(crate) fn new(arrival: Arrival) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let Arrival { pool, connection, method, uri, http2, uploaded } = arrival;
+        let Arrival { pool, connection, method, uri, version, uploaded } = arrival;
         if let Some(feed) = &pool.feed {
             feed.ensure_delivery();
         }
@@ -110,7 +110,7 @@ impl Shared {
             method,
             uri,
             route: OnceLock::new(),
-            http2,
+            version,
             word: AtomicU32::new(word),
             order: Mutex::new(()),
             clock: Clock::new(arrived),
@@ -125,7 +125,7 @@ impl Shared {
             changed: Notify::new(),
         });
         if let Some(connection) = &shared.connection {
-            connection.enter(shared.clone());
+            connection.enter(&shared);
         }
         shared
     }
@@ -138,6 +138,10 @@ impl Shared {
 
     pub(crate) fn elapsed(&self) -> Duration {
         self.arrived.elapsed()
+    }
+
+    pub(super) fn http2(&self) -> bool {
+        self.version == Version::HTTP_2
     }
 
     pub(super) fn method(&self) -> &Method {
@@ -158,7 +162,7 @@ impl Shared {
 
     /// Method and matched route, else method and path; never a query.
     pub(crate) fn route(&self) -> String {
-        let path = self.route.get().map_or_else(|| self.uri.path(), |route| route);
+        let path = self.route.get().map_or(self.uri.path(), AsRef::as_ref);
         format!("{} {path}", self.method)
     }
 

@@ -33,7 +33,7 @@ impl Party for Shared {
     }
 
     fn is_http2(&self) -> bool {
-        self.http2
+        self.http2()
     }
 
     fn flushed(&self) {

@@ -5,6 +5,8 @@
 
 use std::task::Context;
 
+use http::Version;
+
 use super::{
     LifecycleError, ending,
     error::Kind,
@@ -16,7 +18,7 @@ use crate::{
     connection::WhyDropped,
     continuation::Continuation,
     event::EventKind,
-    pool::{caught, lock, runtime_lives},
+    pool::{Captured, caught, lock, runtime_lives},
     status::{ConnectionStatus, Sent},
 };
 
@@ -56,6 +58,29 @@ impl Shared {
         };
         self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
         self.progress();
+    }
+
+    /// The handler returned, with these continuations.
+    pub(super) fn handler_returned(&self, continuations: Vec<Continuation>) {
+        if continuations.is_empty() {
+            return self.handler_ended(HandlerEnd::Ended);
+        }
+        // Under the lock that the ending task takes them from, so that none starts before the handler's end is
+        // told; and in one transition, so that the request cannot end before they are seen.
+        let mut core = lock(&self.core);
+        self.change(Some(EventKind::HandlerEnd), |word| {
+            word.has(word::HANDLER).then(|| word.without(word::HANDLER).with(word::WORK))
+        });
+        for continuation in continuations {
+            core.continuations.push_back((continuation, self.captured()));
+        }
+        drop(core);
+        self.more_work();
+    }
+
+    /// What goes along with work that leaves the request's task.
+    pub(super) fn captured(&self) -> Vec<Box<dyn Captured>> {
+        self.pool.carries.iter().filter_map(|carry| carry.capture()).collect()
     }
 
     /// Whether the work is to end now. After `finish` an abort no longer ends it (contract rule 7).
@@ -106,7 +131,7 @@ impl Shared {
 
     fn why_dropped(&self) -> WhyDropped {
         match &self.connection {
-            Some(connection) => connection.why_dropped(self.http2),
+            Some(connection) => connection.why_dropped(self.http2()),
             // Nothing tells: it reads as the client's abort, unless even the runtime ends.
             None if runtime_lives() => WhyDropped::ClientLeft,
             None => WhyDropped::NotTheClient,
@@ -129,12 +154,15 @@ impl Shared {
     /// - `failed`: it gave an error.
     pub(super) fn body_dropped(&self, complete: bool, failed: bool) {
         if failed {
+            if let Some(connection) = self.connection.as_ref().filter(|_| self.ends_by_close()) {
+                connection.refuse_writes(true);
+            }
             return self.decide(Sent::BrokenOff);
         }
         match &self.connection {
             // HTTP/1: a server that lets go of a body may still write what it took of it (a handler that
             // declared less than it gave); if it gives up instead, the IO goes and says so.
-            Some(connection) if complete || !self.http2 => {
+            Some(connection) if complete || !self.http2() => {
                 self.reader_begins();
                 connection.await_flush(self);
             }
@@ -171,7 +199,7 @@ impl Shared {
 
     /// Has a task woken when the client leaves. HTTP/2 needs no help: there the server always reads.
     pub(super) fn watch_client(&self, cx: &mut Context<'_>) {
-        if let Some(connection) = self.connection.as_ref().filter(|_| !self.http2) {
+        if let Some(connection) = self.connection.as_ref().filter(|_| !self.http2()) {
             connection.watch(cx);
         }
     }
@@ -203,10 +231,16 @@ impl Shared {
     /// Makes sure that a response on its way never looks whole: on HTTP/1 the IO refuses its bytes, on HTTP/2
     /// the body fails at its next poll.
     fn break_off(&self) {
-        if let Some(connection) = self.connection.as_ref().filter(|_| !self.http2) {
-            connection.refuse_writes();
+        if let Some(connection) = self.connection.as_ref().filter(|_| !self.http2()) {
+            connection.refuse_writes(self.ends_by_close());
         }
         self.response_waker.wake();
+    }
+
+    /// Whether the end of the connection may be the end of the response: then a broken one must end with a reset,
+    /// or its client cannot tell (RFC 9112, section 8).
+    fn ends_by_close(&self) -> bool {
+        self.version <= Version::HTTP_10
     }
 
     /// The patience with a slow reader is over.
@@ -260,6 +294,11 @@ impl Shared {
         tracing::warn!(route = self.route(), phase = change.old.phase().name(), "{why}");
         if change.old.sent().is_none() && change.new.sent().is_some() {
             self.break_off();
+            if self.wait_for_reader().is_some() {
+                // The server will not ask this body for more before its reader does, which may be never (on
+                // HTTP/2, a stream without flow-control window): for the contract it has ended now.
+                self.producer_ended(Some(EventKind::BodyDropped));
+            }
         }
         self.wake_all();
         self.progress();
@@ -271,7 +310,7 @@ impl Shared {
 impl Shared {
     /// Takes in a continuation. `Err` if the request has ended.
     pub(crate) fn add_continuation(&self, continuation: Continuation) -> Result<(), Continuation> {
-        let captured = self.pool.carries.iter().filter_map(|carry| carry.capture()).collect();
+        let captured = self.captured();
         let mut core = lock(&self.core);
         if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
             return Err(continuation);
@@ -283,7 +322,7 @@ impl Shared {
     }
 
     pub(crate) fn add_hook(&self, mut hook: Hook) -> Result<(), LifecycleError> {
-        hook.captured = self.pool.carries.iter().filter_map(|carry| carry.capture()).collect();
+        hook.captured = self.captured();
         let mut core = lock(&self.core);
         if self.change(None, |word| Some(word.with(word::WORK))).is_none() {
             drop(core);
@@ -318,12 +357,11 @@ impl Shared {
         let word = self.word();
         if word.has(word::ENDING) {
             self.ending_waker.wake();
-        } else if word.is_settled() {
-            if self.end(|word| word.is_settled() && !word.has(word::WORK | word::ENDING)).is_none()
-                && self.word().has(word::WORK)
-            {
-                self.ensure_ending();
-            }
+        } else if word.is_settled()
+            && self.end(|word| word.is_settled() && !word.has(word::WORK | word::ENDING)).is_none()
+            && self.word().has(word::WORK)
+        {
+            self.ensure_ending();
         }
     }
 

@@ -118,6 +118,11 @@ impl Word {
         self.status().is_aborted() && !self.ignores_abort()
     }
 
+    /// Whether handler or producer are about to be dropped, because the client left: nothing starts before that.
+    pub(crate) fn drops_its_work(self) -> bool {
+        self.is_abandoned() && (self.has(PRODUCER) || (self.has(HANDLER) && !self.has(FINISHED)))
+    }
+
     /// Whether all that the hooks wait for has happened.
     pub(crate) fn is_settled(self) -> bool {
         self.has(HEAD) && !self.has(HANDLER | PRODUCER) && self.known_sent().is_some()

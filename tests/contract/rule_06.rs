@@ -157,7 +157,9 @@ async fn burning_counts_as_busy_time() {
 #[tokio::test]
 async fn a_poll_that_overstays_is_reported_as_stuck_with_its_route() {
     let logs = logs();
-    for (route, limit) in [("/overstays-wall", TimeLimitLayer::new(SHORT)), ("/overstays-busy", TimeLimitLayer::busy(SHORT))] {
+    for (route, limit) in
+        [("/overstays-wall", TimeLimitLayer::new(SHORT)), ("/overstays-busy", TimeLimitLayer::busy(SHORT))]
+    {
         let handler = async || {
             burn(SHORT * 2);
             pending::<()>().await;

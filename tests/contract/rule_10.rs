@@ -1,0 +1,277 @@
+//! Drain: `serve` returns when the last continuation and hook has ended, or at the deadline, with a report that
+//! names each straggler.
+
+use std::{future::pending, time::Duration};
+
+use axum::{
+    Router,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
+
+use crate::{
+    common::{Asked, Leave, SHORT, held_back, told},
+    support::{Gate, Notes, Server, h2client::Http2, logs, soon},
+};
+
+#[tokio::test]
+async fn it_waits_for_continuations_and_hooks() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        let (hook, in_hook) = (theirs.clone(), opens.clone());
+        lifecycle
+            .on_shutdown(async move |_| {
+                in_hook.passed().await;
+                tokio::task::yield_now().await;
+                hook.add("hook");
+            })
+            .unwrap();
+        let continuation = Continuation::new(async move {
+            theirs.add("waits");
+            opens.passed().await;
+            tokio::task::yield_now().await;
+            theirs.add("continuation");
+        });
+        (continuation, "hello")
+    };
+    let mut server = Server::with(Router::new().route("/", get(handler)), |builder| builder.drain_deadline(None)).await;
+    assert_eq!(server.get("/").await.text(), "hello");
+    notes.seen("waits").await;
+    server.begin_drain();
+    // Nobody connects any more, while the continuation still waits.
+    soon("the listener closes", async {
+        while tokio::net::TcpStream::connect(server.address).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(notes.all(), ["waits"]);
+    gate.open();
+    let report = server.drained().await;
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(notes.all(), ["waits", "continuation", "hook"]);
+}
+
+#[tokio::test]
+async fn it_waits_for_requests_in_flight() {
+    for leave in [Leave::Close, Leave::ResetStream] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        let handler = async move || {
+            theirs.add("started");
+            opens.passed().await;
+            "hello"
+        };
+        let mut server = Server::start(Router::new().route("/", get(handler))).await;
+        let client = Asked::get(&server, leave).await;
+        notes.seen("started").await;
+        server.begin_drain();
+        gate.open();
+        match client {
+            Asked::Http1(mut client) => assert_eq!(client.reply().await.text(), "hello"),
+            Asked::Http2(_client, response) => {
+                let whole = crate::support::h2client::read(response.await.unwrap());
+                assert_eq!(soon("the rest", whole).await.unwrap().body, b"hello");
+            }
+        }
+        assert!(server.drained().await.is_clean());
+    }
+}
+
+/// Where the deadline finds a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    Handler,
+    HandlerWithoutItsClient,
+    Body,
+    BodyWithoutItsReader,
+    Continuation,
+    BlockingContinuation,
+    Hook,
+}
+
+impl At {
+    const ALL: [Self; 7] = [
+        Self::Handler,
+        Self::HandlerWithoutItsClient,
+        Self::Body,
+        Self::BodyWithoutItsReader,
+        Self::Continuation,
+        Self::BlockingContinuation,
+        Self::Hook,
+    ];
+
+    fn phase(self) -> &'static str {
+        match self {
+            Self::Handler => "handling",
+            // Its response will never be, and it runs beside any connection.
+            Self::HandlerWithoutItsClient | Self::Body | Self::BodyWithoutItsReader => "sending",
+            Self::Continuation | Self::BlockingContinuation => "continuing",
+            Self::Hook => "ending",
+        }
+    }
+}
+
+async fn handler(at: At, notes: Notes, lifecycle: Lifecycle) -> Response {
+    let never = Gate::closed();
+    match at {
+        At::Handler | At::HandlerWithoutItsClient => {
+            notes.add("here");
+            pending().await
+        }
+        At::Body | At::BodyWithoutItsReader => held_back(&notes, &never, "first", "second").into_response(),
+        At::Continuation => Continuation::new(async move {
+            notes.add("here");
+            pending().await
+        })
+        .into_response(),
+        At::BlockingContinuation => Continuation::blocking(move || {
+            notes.add("here");
+            // Past the deadline; a thread cannot be ended, and need not be waited for.
+            std::thread::sleep(SHORT * 10);
+        })
+        .into_response(),
+        At::Hook => {
+            let hook = async move |_| {
+                notes.add("here");
+                pending::<()>().await;
+            };
+            lifecycle.on_shutdown(hook).unwrap();
+            "hello".into_response()
+        }
+    }
+}
+
+/// Once it is there where the deadline is to find it, the report names it.
+async fn cut(at: At, leave: Leave, with_hook: bool) {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let app = Router::new().route("/", get(move |lifecycle| handler(at, theirs.clone(), lifecycle)));
+    let app = if with_hook { app.layer(ShutdownHookLayer::new(told(&notes))) } else { app };
+    let ignores = matches!(at, At::HandlerWithoutItsClient | At::BodyWithoutItsReader);
+    let app = if ignores { app.layer(IgnoreAbortLayer::new()) } else { app };
+    let mut server = Server::with(app, |builder| builder.drain_deadline(SHORT).hook_limit(SHORT * 2)).await;
+    let client = Asked::get(&server, leave).await;
+    notes.seen(if matches!(at, At::Body | At::BodyWithoutItsReader) { "producing" } else { "here" }).await;
+    let mut kept = None;
+    if ignores {
+        kept = Some(client.leave(leave).await);
+        server.journal.seen("aborted").await;
+    } else {
+        std::mem::forget(client);
+    }
+    server.begin_drain();
+    let journal = server.journal.clone();
+    let report = server.drained().await;
+    let what = format!("{at:?} {leave:?}, hook: {with_hook}: {report}");
+    assert_eq!(report.stragglers().len(), 1, "{what}");
+    let straggler = &report.stragglers()[0];
+    assert_eq!((straggler.route(), straggler.phase()), ("GET /", at.phase()), "{what}");
+    assert!(straggler.age() >= SHORT && straggler.age() < Duration::from_secs(10), "{what}");
+    let timeout = match (at, ignores) {
+        // Its response had left and its work had ended: the hooks' limit is their own.
+        (At::Hook, _) => "NORMAL",
+        (_, false) => "TIMEOUT",
+        (_, true) => "ABORTED | TIMEOUT",
+    };
+    if with_hook {
+        let told: Vec<_> = notes.all().into_iter().filter(|note| note.starts_with("hook: ")).collect();
+        assert_eq!(told.len(), 1, "{what}: {told:?}");
+        assert!(told[0].starts_with(&format!("hook: {timeout}, ")), "{what}: {told:?}");
+    }
+    let lines = journal.lines();
+    assert!(lines.last().unwrap().starts_with("ended/"), "{what}: {lines:?}");
+    drop(kept);
+}
+
+#[tokio::test]
+async fn at_the_deadline_the_report_names_each_straggler_and_its_hooks_see_timeout() {
+    for at in At::ALL {
+        for leave in [Leave::Close, Leave::ResetStream] {
+            cut(at, leave, true).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_report_names_stragglers_without_hooks_too() {
+    for at in At::ALL {
+        for leave in [Leave::Close, Leave::ResetStream] {
+            cut(at, leave, false).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_report_names_all_of_them_the_oldest_first() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let waits = |name: &'static str| {
+        let notes = theirs.clone();
+        get(async move || {
+            Continuation::new(async move {
+                notes.add(name);
+                pending::<()>().await;
+            })
+        })
+    };
+    let app = Router::new().route("/first", waits("first")).route("/second/{id}", waits("second"));
+    let server = Server::with(app, |builder| builder.drain_deadline(SHORT)).await;
+    let mut client = Http2::connect(server.address).await;
+    assert_eq!(client.get("/first").await.unwrap().status, 200);
+    notes.seen("first").await;
+    assert_eq!(client.get("/second/7").await.unwrap().status, 200);
+    notes.seen("second").await;
+    let report = server.stop().await;
+    let routes: Vec<_> = report.stragglers().iter().map(|straggler| straggler.route().to_owned()).collect();
+    assert_eq!(routes, ["GET /first", "GET /second/{id}"], "{report}");
+}
+
+#[tokio::test]
+async fn a_continuation_that_the_deadline_cuts_is_named_in_a_log() {
+    let logs = logs();
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        Continuation::new(async move {
+            theirs.add("here");
+            pending::<()>().await;
+        })
+    };
+    let app = Router::new().route("/cut-by-a-drain", get(handler));
+    let server = Server::with(app, |builder| builder.drain_deadline(SHORT)).await;
+    assert_eq!(server.get("/cut-by-a-drain").await.status, 200);
+    notes.seen("here").await;
+    assert!(!server.stop().await.is_clean());
+    let lines = logs.with("GET /cut-by-a-drain");
+    let named = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    assert_eq!((named("deadline has passed"), named("continuation was dropped")), (1, 1), "{lines:#?}");
+}
+
+#[tokio::test]
+async fn a_hook_gets_its_time_after_the_deadline() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        let hook = theirs.clone();
+        lifecycle
+            .on_shutdown(async move |end| {
+                tokio::time::sleep(SHORT).await;
+                hook.add(format!("hook: {}", end.status()));
+            })
+            .unwrap();
+        theirs.add("here");
+        pending::<()>().await;
+    };
+    let app = Router::new().route("/", get(handler));
+    let server = Server::with(app, |builder| builder.drain_deadline(SHORT)).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    notes.seen("here").await;
+    assert_eq!(server.stop().await.stragglers().len(), 1);
+    assert_eq!(notes.all(), ["here", "hook: TIMEOUT"]);
+    // It was answered, and not just let go.
+    assert_eq!(client.reply().await.status, 503);
+}

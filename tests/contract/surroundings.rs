@@ -1,0 +1,166 @@
+//! Task-locals and spans of a request go along into its continuation, its hooks, and a handler that outlives its
+//! response.
+
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{Next, from_fn},
+    routing::get,
+};
+use tower_epilogue::{Continuation, EpilogueBuilder, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
+use tracing::Instrument;
+
+use crate::{
+    common::{Asked, Leave},
+    support::{Gate, Notes, Server, logs},
+};
+
+tokio::task_local! {
+    static TENANT: String;
+    static UNSCOPED: String;
+}
+
+fn carries(builder: EpilogueBuilder) -> EpilogueBuilder {
+    builder.carry(&TENANT).carry(&UNSCOPED)
+}
+
+fn tenant() -> String {
+    assert!(UNSCOPED.try_with(|_| ()).is_err());
+    TENANT.try_with(String::clone).unwrap_or_else(|_| "nobody".to_owned())
+}
+
+/// Scopes the tenant's name around our layers.
+fn scoped(app: Router) -> Router {
+    app.layer(from_fn(async |request: Request, next: Next| TENANT.scope("acme".to_owned(), next.run(request)).await))
+}
+
+#[tokio::test]
+async fn a_carried_task_local_is_there_in_continuations_hooks_and_the_rest_of_a_handler() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        let note = |what: &'static str| {
+            let notes = theirs.clone();
+            move || notes.add(format!("{what}: {}", tenant()))
+        };
+        let (hook, continuation, blocking, rest) =
+            (note("hook"), note("continuation"), note("blocking continuation"), note("rest"));
+        lifecycle.on_shutdown(async move |_| hook()).unwrap();
+        lifecycle.finish("finished").await.unwrap();
+        tokio::task::yield_now().await;
+        rest();
+        (Continuation::new(async move { continuation() }), Continuation::blocking(blocking))
+    };
+    let layers = notes.clone();
+    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(async move |_| {
+        layers.add(format!("layer's hook: {}", tenant()));
+    }));
+    let server = Server::with(scoped(app), carries).await;
+    assert_eq!(server.get("/").await.text(), "finished");
+    server.journal.ended(1).await;
+    let expected = ["rest", "continuation", "blocking continuation", "layer's hook", "hook"];
+    assert_eq!(notes.all(), expected.map(|what| format!("{what}: acme")));
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn it_is_there_in_a_handler_and_a_body_whose_client_left() {
+    for leave in Leave::FOR_GOOD {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        let handler = async move || {
+            theirs.add("started");
+            opens.passed().await;
+            theirs.add(tenant());
+            let continuation = theirs.clone();
+            (Continuation::new(async move { continuation.add(tenant()) }), "hello")
+        };
+        let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new());
+        let server = Server::with(scoped(app), carries).await;
+        let client = Asked::get(&server, leave).await;
+        notes.seen("started").await;
+        let _left = client.leave(leave).await;
+        server.journal.seen("aborted").await;
+        gate.open();
+        server.journal.ended(1).await;
+        assert_eq!(notes.all(), ["started", "acme", "acme"], "{leave:?}");
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_carried_is_not_there() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        let notes = theirs.clone();
+        theirs.add(tenant());
+        (Continuation::new(async move { notes.add(tenant()) }), "hello")
+    };
+    let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new());
+    let server = Server::start(scoped(app)).await;
+    assert_eq!(server.get("/").await.text(), "hello");
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["acme", "nobody"]);
+    assert!(server.stop().await.is_clean());
+}
+
+/// What is logged in each phase stands in the span in which the handler ran.
+#[tokio::test]
+async fn the_span_of_the_request_is_there_in_continuations_hooks_and_the_rest_of_a_handler() {
+    let logs = logs();
+    let handler = async |lifecycle: Lifecycle| {
+        lifecycle.on_shutdown(async |_| tracing::info!("surroundings: hook")).unwrap();
+        lifecycle.finish("finished").await.unwrap();
+        tokio::task::yield_now().await;
+        tracing::info!("surroundings: rest");
+        (
+            Continuation::new(async { tracing::info!("surroundings: continuation") }),
+            Continuation::blocking(|| tracing::info!("surroundings: blocking continuation")),
+        )
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(ShutdownHookLayer::new(async |_| tracing::info!("surroundings: layer's hook")))
+        .layer(from_fn(async |request: Request, next: Next| {
+            next.run(request).instrument(tracing::info_span!("request_of_this_test", id = 7)).await
+        }));
+    let server = Server::start(app).await;
+    assert_eq!(server.get("/").await.text(), "finished");
+    server.journal.ended(1).await;
+    let lines = logs.with("surroundings: ");
+    assert_eq!(lines.len(), 5, "{lines:#?}");
+    for line in &lines {
+        assert!(line.contains("request_of_this_test{id=7}"), "{lines:#?}");
+    }
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn the_span_is_there_in_a_handler_whose_client_left() {
+    let logs = logs();
+    for leave in Leave::FOR_GOOD {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        let handler = async move || {
+            theirs.add("started");
+            opens.passed().await;
+            tracing::info!("went on without {leave:?}");
+        };
+        let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new()).layer(from_fn(
+            async |request: Request, next: Next| {
+                next.run(request).instrument(tracing::info_span!("request_that_was_left")).await
+            },
+        ));
+        let server = Server::start(app).await;
+        let client = Asked::get(&server, leave).await;
+        notes.seen("started").await;
+        let _left = client.leave(leave).await;
+        server.journal.seen("aborted").await;
+        gate.open();
+        server.journal.ended(1).await;
+        let lines = logs.with(&format!("went on without {leave:?}"));
+        assert!(lines.len() == 1 && lines[0].contains("request_that_was_left"), "{lines:#?}");
+        assert!(server.stop().await.is_clean());
+    }
+}
