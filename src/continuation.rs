@@ -52,6 +52,9 @@ use crate::pool::{Pool, carry::Work, caught, lock};
 pub struct Continuation {
     kind: Option<Kind>,
     span: Span,
+    /// Wait for the client's acknowledgement, so long at most.
+    #[cfg(feature = "acknowledged")]
+    after_acknowledged: Option<std::time::Duration>,
 }
 
 /// What a continuation does.
@@ -68,7 +71,7 @@ impl Continuation {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        Self { kind: Some(Kind::Async(Box::pin(work))), span: Span::current() }
+        Self::of(Kind::Async(Box::pin(work)))
     }
 
     /// Work that blocks: it runs on a thread of its own, inside the runtime's context.
@@ -81,7 +84,32 @@ impl Continuation {
     where
         F: FnOnce() + Send + 'static,
     {
-        Self { kind: Some(Kind::Blocking(Box::new(work))), span: Span::current() }
+        Self::of(Kind::Blocking(Box::new(work)))
+    }
+
+    fn of(kind: Kind) -> Self {
+        Self {
+            kind: Some(kind),
+            span: Span::current(),
+            #[cfg(feature = "acknowledged")]
+            after_acknowledged: None,
+        }
+    }
+
+    /// Has it start only when the client's machine has confirmed the whole response, and not when the kernel has
+    /// taken it; or, at the latest, so long after the flush. The time counts for the request's limit.
+    ///
+    /// A client that resets the connection meanwhile has aborted: the continuation starts, and the status says
+    /// ABORTED. Where the acknowledgement cannot be known (no tracked socket, or not Linux) it starts after the flush.
+    #[cfg(feature = "acknowledged")]
+    pub fn after_acknowledged(mut self, deadline: std::time::Duration) -> Self {
+        self.after_acknowledged = Some(deadline);
+        self
+    }
+
+    #[cfg(feature = "acknowledged")]
+    pub(crate) fn acknowledgement(&self) -> Option<std::time::Duration> {
+        self.after_acknowledged
     }
 
     /// Puts it into a response of any tower service, behind those that are there already.

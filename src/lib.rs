@@ -18,6 +18,8 @@ mod lifecycle;
 mod pool;
 mod status;
 
+#[cfg(feature = "acknowledged")]
+pub use self::connection::Acknowledged;
 #[cfg(feature = "serve")]
 pub use self::connection::TrackedListener;
 #[cfg(feature = "serve")]
@@ -30,8 +32,8 @@ pub use self::{
     event::{Event, EventKind, RequestId},
     ignore_abort::{IgnoreAbort, IgnoreAbortLayer},
     lifecycle::{
-        ClockKind, End, HookOutcome, Lifecycle, LifecycleError, MissingLifecycle, Phase, ResponseFuture, SendBody,
-        Shield,
+        ClockKind, End, Finish, HookOutcome, Lifecycle, LifecycleError, MissingLifecycle, Phase, ResponseFuture,
+        SendBody, Shield,
     },
     shutdown_hook::{ShutdownHook, ShutdownHookLayer},
     status::{ConnectionStatus, Sent},

@@ -12,11 +12,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{
-    Connection, Tracking,
-    linger::Close,
-    socket::{Socket, SocketHandle, Watch},
-};
+use super::{Connection, SocketHandle, Tracking, linger::Close, socket::Socket, watch::Source};
 
 /// An IO whose [`Connection`] knows when responses were flushed and when the client left.
 ///
@@ -55,19 +51,19 @@ impl<IO: 'static> TrackedIo<IO> {
     /// Wraps `io`.
     pub fn with(io: IO, tracking: &Tracking) -> Self {
         let socket = Socket::new(io, tracking);
-        let watch = socket.watch(tracking.half_close);
-        Self::build(socket, watch, tracking)
+        let source = socket.source();
+        Self::build(socket, source, tracking)
     }
 
     /// Wraps `io`, which is a TLS stream, or another wrapper, over the socket of `below`.
     pub fn over(io: IO, below: &SocketHandle, tracking: &Tracking) -> Self {
-        Self::build(Socket::Other(io), below.watch(tracking.half_close), tracking)
+        Self::build(Socket::Other(io), below.source(), tracking)
     }
 
-    fn build(socket: Socket<IO>, watch: Watch, tracking: &Tracking) -> Self {
+    fn build(socket: Socket<IO>, source: Option<Source>, tracking: &Tracking) -> Self {
         Self {
             socket,
-            connection: Connection::new(watch, tracking.half_close),
+            connection: Connection::new(source, tracking.half_close),
             tracking: tracking.clone(),
             close: Close::default(),
             stall: Stall::default(),

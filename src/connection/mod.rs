@@ -5,24 +5,34 @@
 //! wrapped, and this room keeps the account: [`TrackedIo`] reports reads, writes and flushes, [`Connection`]
 //! holds the exchanges that are in flight on it and tells each what became of it.
 
+#[cfg(feature = "acknowledged")]
+pub use self::acknowledged::Acknowledged;
+#[cfg(feature = "acknowledged")]
+pub(crate) use self::acknowledged::Delivered;
 #[cfg(feature = "serve")]
 pub use self::listener::TrackedListener;
 pub use self::state::Connection;
+pub use self::{
+    below::{SocketHandle, TrackedSocket},
+    io::TrackedIo,
+    settings::{HalfClose, Linger, Tracking},
+};
 pub(crate) use self::{
     exchange::Exchange,
     state::{Party, WhyDropped},
 };
-pub use self::{
-    io::TrackedIo,
-    settings::{HalfClose, Linger, Tracking},
-    socket::{SocketHandle, TrackedSocket},
-};
 
+#[cfg(feature = "acknowledged")]
+mod acknowledged;
+mod below;
 mod exchange;
 mod io;
 mod linger;
 #[cfg(feature = "serve")]
 mod listener;
+#[cfg(all(feature = "acknowledged", target_os = "linux"))]
+mod send_queue;
 mod settings;
 mod socket;
 mod state;
+mod watch;

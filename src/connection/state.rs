@@ -11,7 +11,11 @@ use std::{
 
 use atomic_waker::AtomicWaker;
 
-use super::{HalfClose, exchange::Exchange, socket::Watch};
+use super::{
+    HalfClose,
+    exchange::Exchange,
+    watch::{Source, Watch},
+};
 #[cfg(feature = "serve")]
 use crate::pool::Straggler;
 use crate::pool::{lock, runtime_lives};
@@ -90,6 +94,9 @@ pub(crate) struct State {
     /// The task that drives the connection.
     task: AtomicWaker,
     watch: Mutex<Watch>,
+    /// For those who ask what of it was acknowledged; gone with the IO.
+    #[cfg(feature = "acknowledged")]
+    source: Mutex<Option<Source>>,
 }
 
 impl fmt::Debug for Connection {
@@ -103,9 +110,19 @@ impl fmt::Debug for Connection {
 }
 
 impl Connection {
-    pub(super) fn new(watch: Watch, half_close: HalfClose) -> Self {
-        let serves_half_closed = half_close == HalfClose::Serve;
-        Self(Arc::new(State { watch: Mutex::new(watch), serves_half_closed, ..State::default() }))
+    pub(super) fn new(source: Option<Source>, half_close: HalfClose) -> Self {
+        Self(Arc::new(State {
+            serves_half_closed: half_close == HalfClose::Serve,
+            #[cfg(feature = "acknowledged")]
+            source: Mutex::new(source.clone()),
+            watch: Mutex::new(source.map_or(Watch::None, |source| Watch::Idle(source, half_close))),
+            ..State::default()
+        }))
+    }
+
+    #[cfg(feature = "acknowledged")]
+    pub(super) fn source(&self) -> Option<Source> {
+        lock(&self.0.source).clone()
     }
 
     /// The bytes that the kernel (under TLS: the TLS session) has accepted so far.
@@ -363,6 +380,8 @@ impl Connection {
         self.0.closed.store(true, Ordering::Release);
         // The watch owns a share of the socket, and lifecycles own this state: let the socket go now.
         *lock(&self.0.watch) = Watch::default();
+        #[cfg(feature = "acknowledged")]
+        lock(&self.0.source).take();
         let shut = self.0.shut.load(Ordering::Acquire);
         let parties = std::mem::take(&mut *lock(&self.0.parties));
         for party in parties {

@@ -127,6 +127,10 @@ impl Ending {
 
     async fn run_continuation(&self, continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
         let shared = &self.shared;
+        #[cfg(feature = "acknowledged")]
+        if let Some(deadline) = continuation.acknowledgement() {
+            self.wait_for_acknowledgement(deadline).await;
+        }
         shared.change(Some(EventKind::ContinuationStart), |word| Some(word.with(word::CONTINUING)));
         let (kind, span) = continuation.into_work();
         let outcome = match kind {
@@ -149,6 +153,31 @@ impl Ending {
             Outcome::Dropped => EventKind::ContinuationDropped,
         };
         shared.change(Some(event), |word| Some(word.without(word::CONTINUING)));
+    }
+
+    /// Waits until the flushed response is confirmed; to the deadline, and to the time limit.
+    #[cfg(feature = "acknowledged")]
+    async fn wait_for_acknowledgement(&self, deadline: std::time::Duration) {
+        use crate::connection::Acknowledged;
+
+        let shared = &self.shared;
+        if shared.word().known_sent() != Some(crate::status::Sent::Flushed) {
+            return;
+        }
+        let delivered = lock(&shared.core).delivered.take().unwrap_or_default();
+        let mut acknowledged = std::pin::pin!(tokio::time::timeout(deadline, delivered.acknowledged()));
+        let outcome = poll_fn(|cx| {
+            shared.ending_waker.register(cx.waker());
+            if let Poll::Ready(outcome) = acknowledged.as_mut().poll(cx) {
+                return Poll::Ready(outcome.ok());
+            }
+            shared.arm();
+            if shared.verdict() == Some(Verdict::TimedOut) { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await;
+        if outcome == Some(Acknowledged::Aborted) {
+            shared.never_acknowledged();
+        }
     }
 
     async fn run_to_limit<F>(&self, mut work: Pin<&mut F>) -> Outcome

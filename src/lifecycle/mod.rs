@@ -16,6 +16,7 @@ use http::request::Parts;
 pub use self::{
     clock::ClockKind,
     error::{LifecycleError, MissingLifecycle},
+    finish::Finish,
     held::SendBody,
     hooks::{End, HookOutcome},
     service::ResponseFuture,
@@ -27,16 +28,13 @@ pub(crate) use self::{
     service::{Drive, Hold, begin, enter},
     shared::Shared,
 };
-use crate::{
-    event::{EventKind, RequestId},
-    pool::lock,
-    status::{ConnectionStatus, Sent},
-};
+use crate::{event::RequestId, status::ConnectionStatus};
 
 mod clock;
 mod delivery;
 mod ending;
 mod error;
+mod finish;
 mod held;
 mod hooks;
 mod producer;
@@ -184,7 +182,7 @@ impl Lifecycle {
     ///
     /// The response passes through the middleware outside of our innermost service, as a returned one does.
     /// From then on the handler is its own continuation, which an abort no longer ends. It resolves when the
-    /// response was [flushed](Sent::Flushed), or will not be. What the handler returns after it goes nowhere,
+    /// response was [flushed](crate::Sent::Flushed), or will not be. What the handler returns after it goes nowhere,
     /// but for a continuation in it, which runs.
     ///
     /// # Errors
@@ -194,11 +192,8 @@ impl Lifecycle {
     /// # Cancel safety
     ///
     /// It begins with the first poll. Dropped after that, the response leaves all the same.
-    pub async fn finish(&self, response: impl IntoResponse) -> Result<Sent, LifecycleError> {
-        self.0.finish(response.into_response())?;
-        let sent = self.0.wait_for(word::Word::known_sent).await;
-        self.0.tell(EventKind::FinishResolved);
-        Ok(sent)
+    pub fn finish(&self, response: impl IntoResponse) -> Finish {
+        Finish::new(self.0.clone(), response.into_response())
     }
 }
 
@@ -267,40 +262,7 @@ impl Shared {
         }
     }
 
-    pub(super) fn is_finished(&self) -> bool {
-        self.word().has(word::FINISHED)
-    }
-
-    fn finish(&self, response: axum_core::response::Response) -> Result<(), LifecycleError> {
-        let mut core = lock(&self.core);
-        let changed = self.change(None, |word| {
-            (!word.has(word::FINISHED) && word.has(word::HANDLER)).then(|| word.with(word::FINISHED))
-        });
-        let refusal = match changed {
-            None if self.is_finished() => Some(error::Kind::FinishedTwice),
-            None => Some(error::Kind::AlreadyAnswered),
-            // The client is gone and the handler runs on without it: there is nobody to answer.
-            Some(change) if change.new.has(word::HEAD) => {
-                drop(core);
-                let mut response = response;
-                held::collect(self, &mut response);
-                crate::pool::caught::discard(response);
-                return Ok(());
-            }
-            Some(_) => None,
-        };
-        if let Some(kind) = refusal {
-            drop(core);
-            crate::pool::caught::discard(response);
-            return Err(LifecycleError::new(kind));
-        }
-        core.finished = Some(Box::new(response));
-        drop(core);
-        self.handler_waker.wake();
-        Ok(())
-    }
-
-    async fn wait_for<T>(&self, found: impl Fn(word::Word) -> Option<T>) -> T {
+    pub(super) async fn wait_for<T>(&self, found: impl Fn(word::Word) -> Option<T>) -> T {
         loop {
             // Enlisted before the look, so that what changes after it is heard of.
             let changed = self.changed.notified();

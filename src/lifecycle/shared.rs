@@ -79,6 +79,9 @@ pub(super) struct Core {
     /// The response that was given to `finish`, until the innermost service takes it.
     pub(super) finished: Option<Box<Response>>,
     panic: Option<Box<str>>,
+    /// The socket, for a continuation that waits for the client's acknowledgement.
+    #[cfg(feature = "acknowledged")]
+    pub(super) delivered: Option<crate::connection::Delivered>,
 }
 
 impl fmt::Debug for Shared {

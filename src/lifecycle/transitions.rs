@@ -111,12 +111,33 @@ impl Shared {
             connection.head(&self.exchange);
         }
         let changed = self.change(None, |word| Some(word.with(word::HEAD)));
+        #[cfg(feature = "acknowledged")]
+        if changed.is_some_and(|change| change.new.has(word::WORK)) {
+            self.keep_socket();
+        }
         if changed.is_some_and(|change| change.new.has(word::WORK | word::HANDLER)) {
             self.ensure_ending();
         } else {
             // Its fate may be known before it leaves: the client is gone.
             self.progress();
         }
+    }
+
+    /// For the continuations that wait for an acknowledgement: the server may close right after the flush.
+    #[cfg(feature = "acknowledged")]
+    fn keep_socket(&self) {
+        let mut core = lock(&self.core);
+        if core.continuations.iter().any(|(continuation, _)| continuation.acknowledgement().is_some()) {
+            core.delivered = self.connection.as_ref().map(crate::connection::Connection::keep_socket);
+        }
+    }
+
+    /// The client reset the connection after the flush, and before it had confirmed what it was asked to confirm.
+    #[cfg(feature = "acknowledged")]
+    pub(super) fn never_acknowledged(&self) {
+        let aborted = ConnectionStatus::ABORTED;
+        self.change(Some(EventKind::Aborted), |word| (!word.status().is_aborted()).then(|| word.with_status(aborted)));
+        self.wake_awaiting();
     }
 
     /// The service gave an error instead of a response.

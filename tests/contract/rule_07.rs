@@ -56,7 +56,10 @@ async fn the_response_leaves_and_the_handler_goes_on() {
         let rest = ["rest", "hook: NORMAL, Flushed"].repeat(2);
         let mut all = notes.all();
         all[2..].sort_unstable();
-        assert_eq!(all[..2], [format!("Flushed, {:?}", Phase::Continuing), format!("Flushed, {:?}", Phase::Continuing)]);
+        assert_eq!(
+            all[..2],
+            [format!("Flushed, {:?}", Phase::Continuing), format!("Flushed, {:?}", Phase::Continuing)]
+        );
         assert_eq!(all[2..], [rest[1], rest[1], rest[0], rest[0]]);
         drop(client);
         assert!(server.stop().await.is_clean());
@@ -272,9 +275,10 @@ async fn a_panic_in_the_rest_reaches_the_hooks_and_nobody_else() {
         lifecycle.finish("finished").await.unwrap();
         panic!("the rest panics, as this test wants it");
     };
-    let app = Router::new().route("/", get(handler)).route("/next", get(async || "next")).layer(
-        ShutdownHookLayer::new(async move |end: tower_epilogue::End| theirs.add(format!("{:?}", end.panic()))),
-    );
+    let app = Router::new()
+        .route("/", get(handler))
+        .route("/next", get(async || "next"))
+        .layer(ShutdownHookLayer::new(async move |end: tower_epilogue::End| theirs.add(format!("{:?}", end.panic()))));
     let server = Server::start(app).await;
     let mut client = Http2::connect(server.address).await;
     assert_eq!(client.get("/").await.unwrap().body, b"finished");

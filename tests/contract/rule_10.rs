@@ -105,9 +105,8 @@ impl At {
 
     fn phase(self) -> &'static str {
         match self {
-            Self::Handler => "handling",
-            // Its response will never be, and it runs beside any connection.
-            Self::HandlerWithoutItsClient | Self::Body | Self::BodyWithoutItsReader => "sending",
+            Self::Handler | Self::HandlerWithoutItsClient => "handling",
+            Self::Body | Self::BodyWithoutItsReader => "sending",
             Self::Continuation | Self::BlockingContinuation => "continuing",
             Self::Hook => "ending",
         }
@@ -217,7 +216,11 @@ async fn the_report_names_all_of_them_the_oldest_first() {
             })
         })
     };
-    let app = Router::new().route("/first", waits("first")).route("/second/{id}", waits("second"));
+    let app = Router::new()
+        .route("/first", waits("first"))
+        .route("/second/{id}", waits("second"))
+        // The matched route is known inside of the router alone.
+        .layer(IgnoreAbortLayer::off());
     let server = Server::with(app, |builder| builder.drain_deadline(SHORT)).await;
     let mut client = Http2::connect(server.address).await;
     assert_eq!(client.get("/first").await.unwrap().status, 200);

@@ -5,7 +5,7 @@ use std::{
     future::{Future, pending},
     pin::Pin,
     sync::{Arc, Mutex, OnceLock},
-    task::{Context, Poll},
+    task::Context,
 };
 
 use axum::{Router, routing::get};
@@ -79,10 +79,10 @@ async fn destructors_can_use_the_handle() {
                         axum::response::Response::default()
                     }
                     "body" => {
-                        let body = futures_util::stream::poll_fn(move |_| {
-                            let _held = &meddler;
+                        let body = futures_util::stream::once(async move {
+                            let _held = meddler;
                             theirs.add("here");
-                            Poll::<Option<Result<bytes::Bytes, std::io::Error>>>::Pending
+                            pending::<Result<&str, std::io::Error>>().await
                         });
                         axum::response::Response::new(axum::body::Body::from_stream(body))
                     }
@@ -194,9 +194,8 @@ async fn a_panic_of_the_event_function_harms_no_request() {
     let app = Router::new()
         .route("/", get(pending::<()>))
         .layer((TimeLimitLayer::new(SHORT), ShutdownHookLayer::new(told(&notes))));
-    let epilogue = Epilogue::builder()
-        .on_event(|_: &Event| panic!("the event function panics, as this test wants it"))
-        .build();
+    let epilogue =
+        Epilogue::builder().on_event(|_: &Event| panic!("the event function panics, as this test wants it")).build();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let server = tokio::spawn(epilogue.serve(listener, app).into_future());

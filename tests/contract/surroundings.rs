@@ -49,7 +49,7 @@ async fn a_carried_task_local_is_there_in_continuations_hooks_and_the_rest_of_a_
         lifecycle.finish("finished").await.unwrap();
         tokio::task::yield_now().await;
         rest();
-        (Continuation::new(async move { continuation() }), Continuation::blocking(blocking))
+        (Continuation::new(async move { continuation() }), Continuation::blocking(blocking), "late")
     };
     let layers = notes.clone();
     let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(async move |_| {
@@ -110,25 +110,25 @@ async fn what_is_not_carried_is_not_there() {
 async fn the_span_of_the_request_is_there_in_continuations_hooks_and_the_rest_of_a_handler() {
     let logs = logs();
     let handler = async |lifecycle: Lifecycle| {
-        lifecycle.on_shutdown(async |_| tracing::info!("surroundings: hook")).unwrap();
+        lifecycle.on_shutdown(async |_| tracing::info!("phase of this test: hook")).unwrap();
         lifecycle.finish("finished").await.unwrap();
         tokio::task::yield_now().await;
-        tracing::info!("surroundings: rest");
+        tracing::info!("phase of this test: rest");
         (
-            Continuation::new(async { tracing::info!("surroundings: continuation") }),
-            Continuation::blocking(|| tracing::info!("surroundings: blocking continuation")),
+            Continuation::new(async { tracing::info!("phase of this test: continuation") }),
+            Continuation::blocking(|| tracing::info!("phase of this test: blocking continuation")),
         )
     };
     let app = Router::new()
         .route("/", get(handler))
-        .layer(ShutdownHookLayer::new(async |_| tracing::info!("surroundings: layer's hook")))
+        .layer(ShutdownHookLayer::new(async |_| tracing::info!("phase of this test: layer's hook")))
         .layer(from_fn(async |request: Request, next: Next| {
             next.run(request).instrument(tracing::info_span!("request_of_this_test", id = 7)).await
         }));
     let server = Server::start(app).await;
     assert_eq!(server.get("/").await.text(), "finished");
     server.journal.ended(1).await;
-    let lines = logs.with("surroundings: ");
+    let lines = logs.with("phase of this test: ");
     assert_eq!(lines.len(), 5, "{lines:#?}");
     for line in &lines {
         assert!(line.contains("request_of_this_test{id=7}"), "{lines:#?}");

@@ -1,0 +1,90 @@
+//! Whether the client's machine has confirmed what was flushed to it.
+
+use std::time::Duration;
+
+use super::{Connection, watch::Source};
+
+/// What became of the wait for the client's acknowledgement.
+///
+/// Flushed means that the kernel took a response; acknowledged, that the TCP of the client's machine confirmed all of
+/// it (RFC 9293, section 3.8). That the program on it read it is more than either says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Acknowledged {
+    /// All of it was confirmed.
+    Yes,
+    /// The client reset the connection before that, or the response was never flushed.
+    Aborted,
+    /// It is not known: the connection is not tracked, its socket is not known to us, or the system does not tell
+    /// (all but Linux).
+    Unknown,
+}
+
+/// The socket that a response is flushed to.
+#[derive(Clone, Default)]
+pub(crate) struct Delivered {
+    source: Option<Source>,
+}
+
+impl Connection {
+    /// Keeps the socket for a later [`acknowledged`](Delivered::acknowledged), also when the server drops the IO.
+    pub(crate) fn keep_socket(&self) -> Delivered {
+        Delivered { source: self.source() }
+    }
+}
+
+/// The first look comes at once; a small write is confirmed after the delayed acknowledgement (40 ms on Linux).
+const FIRST: Duration = Duration::from_millis(1);
+const LAST: Duration = Duration::from_millis(100);
+
+impl Delivered {
+    /// Called after the flush: resolves when all that was written until now was confirmed, or never will be. There is no event for it: the send queue is looked at,
+    /// less and less often, up to ten times a second.
+    pub(crate) async fn acknowledged(&self) -> Acknowledged {
+        let Some(source) = &self.source else {
+            return Acknowledged::Unknown;
+        };
+        let upto = sent(source);
+        let mut pause = FIRST;
+        loop {
+            // A reset leaves the queue as it is for ever, so it is asked for first.
+            let reset = source.clone().left(super::HalfClose::Serve);
+            match unacknowledged(source) {
+                None => return Acknowledged::Unknown,
+                Some(queued) if sent(source).saturating_sub(queued) >= upto => return Acknowledged::Yes,
+                Some(_) => {}
+            }
+            tokio::select! {
+                biased;
+                () = reset => return Acknowledged::Aborted,
+                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST),
+            }
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn sent(source: &Source) -> u64 {
+    match source {
+        Source::Tcp(tcp) => tcp.sent(),
+        Source::Unix(unix) => unix.sent(),
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn unacknowledged(source: &Source) -> Option<u64> {
+    match source {
+        Source::Tcp(tcp) => super::send_queue::length(&tcp.stream).ok(),
+        Source::Unix(unix) => super::send_queue::length(&unix.stream).ok(),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn sent(_: &Source) -> u64 {
+    0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn unacknowledged(_: &Source) -> Option<u64> {
+    None
+}

@@ -1,0 +1,114 @@
+//! Whether a client has left, asked of the socket itself.
+
+use std::{
+    future::Future,
+    ops::Deref,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::Context,
+};
+
+#[cfg(unix)]
+use tokio::net::UnixStream;
+use tokio::{io::Interest, net::TcpStream};
+
+use super::HalfClose;
+
+/// A socket, and the bytes that were written to it.
+#[derive(Debug)]
+pub(super) struct Counted<S> {
+    pub(super) stream: S,
+    sent: AtomicU64,
+}
+
+impl<S> Counted<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self { stream, sent: AtomicU64::new(0) }
+    }
+
+    pub(super) fn count(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::AcqRel);
+    }
+
+    #[cfg(all(feature = "acknowledged", target_os = "linux"))]
+    pub(super) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Acquire)
+    }
+}
+
+impl<S> Deref for Counted<S> {
+    type Target = S;
+
+    fn deref(&self) -> &S {
+        &self.stream
+    }
+}
+
+/// The socket of a connection, shared with whoever reads and writes it.
+#[derive(Clone)]
+pub(super) enum Source {
+    Tcp(Arc<Counted<TcpStream>>),
+    #[cfg(unix)]
+    Unix(Arc<Counted<UnixStream>>),
+}
+
+impl Source {
+    /// Resolves when the peer has left, whatever bytes still wait to be read.
+    pub(super) async fn left(self, half_close: HalfClose) {
+        let interest = match half_close {
+            // tokio's priority readiness includes "read closed" (EPOLLRDHUP), which a FIN sets with bytes still
+            // queued.
+            #[cfg(any(target_os = "linux", target_os = "android"))]
+            HalfClose::Abort => Interest::PRIORITY,
+            // A reset alone: all that other systems tell while bytes wait.
+            _ => Interest::ERROR,
+        };
+        let ready = match &self {
+            Self::Tcp(tcp) => tcp.ready(interest).await,
+            #[cfg(unix)]
+            Self::Unix(unix) => unix.ready(interest).await,
+        };
+        match ready {
+            Ok(ready) if ready.is_read_closed() || ready.is_write_closed() || ready.is_error() => {}
+            // Urgent data, for which HTTP has no use: it would stay ready for ever. Leave the watching to the
+            // reads.
+            Ok(_) => std::future::pending().await,
+            // The runtime's IO driver is gone, and with it every connection.
+            Err(_) => {}
+        }
+    }
+}
+
+/// Whether the client has left, asked of the socket itself.
+///
+/// Begun at the first question, so that a connection whose handlers never wait pays nothing; kept from one
+/// request to the next.
+#[derive(Default)]
+pub(super) enum Watch {
+    #[default]
+    None,
+    Idle(Source, HalfClose),
+    Waiting(Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl Watch {
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Self::Idle(source, half_close) = self {
+            let left = source.clone().left(*half_close);
+            *self = Self::Waiting(Box::pin(left));
+        }
+        match self {
+            Self::Waiting(left) => {
+                let left = left.as_mut().poll(cx).is_ready();
+                if left {
+                    *self = Self::None;
+                }
+                left
+            }
+            Self::None | Self::Idle(..) => false,
+        }
+    }
+}

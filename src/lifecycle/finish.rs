@@ -1,0 +1,122 @@
+//! Letting a response leave while its handler goes on (contract rule 7).
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use axum_core::response::Response;
+
+use super::{
+    LifecycleError,
+    error::Kind,
+    held,
+    shared::Shared,
+    word::{self, Word},
+};
+use crate::{
+    event::EventKind,
+    pool::{caught, lock},
+    status::Sent,
+};
+
+/// The future of [`Lifecycle::finish`](crate::Lifecycle::finish).
+#[must_use = "nothing leaves until it is awaited"]
+pub struct Finish {
+    shared: Arc<Shared>,
+    /// Until the first poll.
+    response: Option<Box<Response>>,
+    sent: Option<Pin<Box<dyn Future<Output = Sent> + Send>>>,
+}
+
+impl fmt::Debug for Finish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Finish").field("begun", &self.sent.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Finish {
+    pub(super) fn new(shared: Arc<Shared>, response: Response) -> Self {
+        Self { shared, response: Some(Box::new(response)), sent: None }
+    }
+
+    /// Resolves when the client's machine has confirmed the whole response, and not when the kernel has taken it.
+    ///
+    /// How long that may take is up to you: put a `tokio::time::timeout` around it. Its socket is kept open until then.
+    ///
+    /// # Errors
+    ///
+    /// As `finish` itself.
+    #[cfg(feature = "acknowledged")]
+    pub async fn acknowledged(self) -> Result<crate::connection::Acknowledged, LifecycleError> {
+        use crate::connection::Acknowledged;
+
+        // Before the flush: the server may close right after it.
+        let delivered = self.shared.connection.as_ref().map(crate::connection::Connection::keep_socket);
+        match (self.await?, delivered) {
+            (Sent::Flushed, Some(delivered)) => Ok(delivered.acknowledged().await),
+            (Sent::Aborted | Sent::BrokenOff, _) => Ok(Acknowledged::Aborted),
+            (Sent::Flushed | Sent::GivenUp, _) => Ok(Acknowledged::Unknown),
+        }
+    }
+}
+
+impl Future for Finish {
+    type Output = Result<Sent, LifecycleError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        if let Some(response) = this.response.take() {
+            this.shared.finish(response)?;
+            let shared = this.shared.clone();
+            this.sent = Some(Box::pin(async move {
+                let sent = shared.wait_for(Word::known_sent).await;
+                shared.tell(EventKind::FinishResolved);
+                sent
+            }));
+        }
+        match &mut this.sent {
+            Some(sent) => Poll::Ready(Ok(ready!(sent.as_mut().poll(cx)))),
+            // It was refused at the first poll.
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Shared {
+    pub(super) fn is_finished(&self) -> bool {
+        self.word().has(word::FINISHED)
+    }
+
+    fn finish(&self, response: Box<Response>) -> Result<(), LifecycleError> {
+        let mut core = lock(&self.core);
+        let changed = self.change(None, |word| {
+            (!word.has(word::FINISHED) && word.has(word::HANDLER)).then(|| word.with(word::FINISHED))
+        });
+        let refusal = match changed {
+            None if self.is_finished() => Some(Kind::FinishedTwice),
+            None => Some(Kind::AlreadyAnswered),
+            // The client is gone and the handler runs on without it: there is nobody to answer.
+            Some(change) if change.new.has(word::HEAD) => {
+                drop(core);
+                let mut response = *response;
+                held::collect(self, &mut response);
+                caught::discard(response);
+                return Ok(());
+            }
+            Some(_) => None,
+        };
+        if let Some(kind) = refusal {
+            drop(core);
+            caught::discard(response);
+            return Err(LifecycleError::new(kind));
+        }
+        core.finished = Some(response);
+        drop(core);
+        self.handler_waker.wake();
+        Ok(())
+    }
+}

@@ -1,0 +1,105 @@
+//! Flushed means that the kernel took a response; acknowledged, that the client's machine confirmed it.
+#![cfg(all(feature = "acknowledged", target_os = "linux"))]
+
+mod support;
+
+use std::time::Duration;
+
+use axum::{Router, routing::get};
+use support::{Client, Server, soon};
+use tokio::net::TcpSocket;
+use tower_epilogue::{Acknowledged, ConnectionStatus, Continuation, EarlyCloseLayer, Lifecycle, LifecycleError};
+
+/// More than a client of [`slow_client`] takes without reading, and less than the server's kernel does.
+const SIZE: usize = 200_000;
+const LONG: Duration = Duration::from_secs(60);
+
+fn after(deadline: Duration) -> Router {
+    let handler = move || async move { (Continuation::new(async {}).after_acknowledged(deadline), vec![b'x'; SIZE]) };
+    Router::new().route("/", get(handler)).layer(EarlyCloseLayer::new())
+}
+
+/// One whose machine confirms few bytes before it reads them.
+async fn slow_client(server: &Server) -> Client {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4_096).unwrap();
+    Client { stream: soon("a connection", socket.connect(server.address)).await.unwrap() }
+}
+
+#[tokio::test]
+async fn the_continuation_waits_for_a_stopped_reader_to_go_on() {
+    let server = Server::start(after(LONG)).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    let flushed = server.journal.seen("flushed").await;
+    assert!(server.journal.lines().iter().all(|line| !line.starts_with("continuation")));
+    assert_eq!(client.reply().await.body.len(), SIZE);
+    let started = server.journal.seen("continuation_start").await;
+    assert!(started.at() > flushed.at());
+    server.journal.ended(1).await;
+    assert_eq!(server.journal.events().last().unwrap().status(), ConnectionStatus::NORMAL);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn the_continuation_starts_at_the_deadline_for_a_reader_that_never_goes_on() {
+    let deadline = Duration::from_millis(150);
+    let server = Server::start(after(deadline)).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    let flushed = server.journal.seen("flushed").await;
+    let started = server.journal.seen("continuation_start").await;
+    assert!(started.at() - flushed.at() >= deadline);
+    assert_eq!(started.status(), ConnectionStatus::NORMAL);
+    server.journal.ended(1).await;
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn a_reset_before_the_acknowledgement_is_an_abort() {
+    let server = Server::start(after(LONG)).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    server.journal.seen("flushed").await;
+    client.reset();
+    let started = server.journal.seen("continuation_start").await;
+    assert_eq!(started.status(), ConnectionStatus::ABORTED);
+    server.journal.ended(1).await;
+    assert!(server.stop().await.is_clean());
+}
+
+fn finishing(results: tokio::sync::mpsc::UnboundedSender<Acknowledged>) -> Router {
+    let handler = move |lifecycle: Lifecycle| async move {
+        results.send(lifecycle.finish(vec![b'x'; SIZE]).acknowledged().await?).unwrap();
+        Ok::<_, LifecycleError>(())
+    };
+    Router::new().route("/", get(handler)).layer(EarlyCloseLayer::new())
+}
+
+#[tokio::test]
+async fn a_finish_resolves_with_the_acknowledgement() {
+    let (results, mut known) = tokio::sync::mpsc::unbounded_channel();
+    let server = Server::start(finishing(results)).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    server.journal.seen("flushed").await;
+    assert!(known.try_recv().is_err(), "most of it is still in the kernel's queue");
+    assert_eq!(client.reply().await.body.len(), SIZE);
+    assert_eq!(soon("an acknowledgement", known.recv()).await, Some(Acknowledged::Yes));
+    server.journal.ended(1).await;
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn a_finish_resolves_with_the_reset() {
+    let (results, mut known) = tokio::sync::mpsc::unbounded_channel();
+    let server = Server::start(finishing(results)).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    server.journal.seen("flushed").await;
+    client.reset();
+    assert_eq!(soon("an acknowledgement", known.recv()).await, Some(Acknowledged::Aborted));
+    server.journal.ended(1).await;
+    assert!(server.stop().await.is_clean());
+}

@@ -1,0 +1,24 @@
+//! What callers, handlers, middleware and bodies do wrong, and what that may cost: that request only.
+#![allow(unreachable_pub, reason = "the modules of one suite")]
+
+#[path = "bad_input/bodies.rs"]
+mod bodies;
+#[allow(dead_code, reason = "another suite's, which uses all of it")]
+#[path = "contract/common.rs"]
+mod common;
+#[path = "bad_input/handle.rs"]
+mod handle;
+#[path = "bad_input/lengths.rs"]
+mod lengths;
+#[path = "bad_input/limits.rs"]
+mod limits;
+#[path = "bad_input/panics.rs"]
+mod panics;
+#[path = "bad_input/panics_in_drop.rs"]
+mod panics_in_drop;
+#[path = "bad_input/services.rs"]
+mod services;
+#[path = "bad_input/strays.rs"]
+mod strays;
+
+mod support;

@@ -1,0 +1,251 @@
+//! The handle, used too late, twice, or half.
+
+use std::{future::poll_fn, sync::mpsc, time::Duration};
+
+use axum::{Router, body::Body, extract::Request, response::IntoResponse, routing::get};
+use futures_util::future::join;
+use http::StatusCode;
+use http_body_util::BodyExt;
+use tower::ServiceExt;
+use tower_epilogue::{
+    Continuation, End, IgnoreAbortLayer, Lifecycle, LifecycleError, Phase, Sent, ShutdownHookLayer,
+};
+
+use crate::{
+    common::{held_back, settled, told},
+    support::{Gate, Notes, Server, h2client::Http2},
+};
+
+/// A handler that gives its handle away.
+fn giving() -> (Router, mpsc::Receiver<Lifecycle>) {
+    let (sender, receiver) = mpsc::channel();
+    let handler = async move |lifecycle: Lifecycle| {
+        sender.send(lifecycle).unwrap();
+        "hello"
+    };
+    (Router::new().route("/", get(handler)), receiver)
+}
+
+fn is_too_late(error: &LifecycleError) -> bool {
+    error.is_too_late() && !error.is_finished_twice() && !error.is_already_answered()
+}
+
+#[tokio::test]
+async fn a_hook_after_the_end_is_refused_and_dropped() {
+    let notes = Notes::default();
+    let (app, handles) = giving();
+    for with_hooks in [false, true] {
+        let app = app.clone();
+        let app = if with_hooks { app.layer(ShutdownHookLayer::new(async |_| ())) } else { app };
+        let server = Server::start(app).await;
+        assert_eq!(server.get("/").await.text(), "hello");
+        server.journal.ended(1).await;
+        let lifecycle = handles.recv().unwrap();
+        assert_eq!(lifecycle.phase(), Phase::Ended);
+        let (ran, dropped) = (notes.clone(), notes.on_drop("dropped"));
+        let error = lifecycle
+            .on_shutdown(async move |_| {
+                let _dropped = dropped;
+                ran.add("ran");
+            })
+            .unwrap_err();
+        assert!(is_too_late(&error), "{error:?}");
+        assert!(error.to_string().contains("the request has ended"), "{error}");
+        assert_eq!(error.into_response().status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(server.stop().await.is_clean());
+    }
+    assert_eq!(notes.all(), ["dropped", "dropped"]);
+}
+
+#[tokio::test]
+async fn a_hook_through_a_kept_end_is_refused_after_the_end() {
+    let (sender, ends) = mpsc::channel::<End>();
+    let hook = ShutdownHookLayer::new(move |end| {
+        sender.send(end).unwrap();
+        std::future::ready(())
+    });
+    let server = Server::start(Router::new().route("/", get(async || "hello")).layer(hook)).await;
+    assert_eq!(server.get("/").await.text(), "hello");
+    server.journal.ended(1).await;
+    let end = ends.recv().unwrap();
+    assert!(is_too_late(&end.on_shutdown(async |_| ()).unwrap_err()));
+    // Reading it works on.
+    assert_eq!((end.sent(), end.route(), end.body_bytes()), (Sent::Flushed, "GET /".to_owned(), 5));
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn a_kept_handle_reads_on_and_sets_nothing() {
+    let (app, handles) = giving();
+    let server = Server::start(app.layer(IgnoreAbortLayer::off())).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    assert_eq!(client.response(false).await.text(), "hello");
+    server.journal.ended(1).await;
+    let lifecycle = handles.recv().unwrap();
+    let before = server.journal.lines();
+    lifecycle.set_time_limit(Duration::from_nanos(1));
+    lifecycle.ignore_abort(true);
+    let shields = (lifecycle.shield(), lifecycle.shield());
+    drop(shields);
+    let error = lifecycle.finish("too late").await.unwrap_err();
+    assert!(error.is_already_answered() && !error.is_too_late() && !error.is_finished_twice());
+    assert!(lifecycle.status().is_normal() && !lifecycle.is_aborted() && !lifecycle.ignores_abort());
+    assert_eq!(lifecycle.phase(), Phase::Ended);
+    // The next request on the connection knows nothing of it.
+    client.send_get("/").await;
+    assert_eq!(client.response(false).await.text(), "hello");
+    server.journal.ended(2).await;
+    assert_eq!(server.journal.lines_of(lifecycle.id()), before);
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn finish_after_the_handler_has_answered_is_an_error_value() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        let (notes, gate) = (theirs.clone(), opens.clone());
+        let returned = gate.clone();
+        tokio::spawn(async move {
+            // The handler has returned, and its body is on its way.
+            notes.seen("producing").await;
+            let error = lifecycle.finish("too late").await.unwrap_err();
+            assert!(error.is_already_answered(), "{error:?}");
+            assert!(error.to_string().contains("has answered already"), "{error}");
+            notes.add("refused");
+            gate.open();
+        });
+        held_back(&theirs, &returned, "first ", "second")
+    };
+    let server = Server::start(Router::new().route("/", get(handler))).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    assert_eq!(client.response(false).await.text(), "first second");
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["producing", "refused", "produced", "body dropped"]);
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn of_two_at_once_one_counts_and_the_other_is_an_error_value() {
+    for http2 in [false, true] {
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            let other = lifecycle.clone();
+            let other = tokio::spawn(async move { other.finish("other").await });
+            let (one, other) = join(lifecycle.finish("one"), other).await;
+            let other = other.unwrap();
+            assert!(one.is_ok() != other.is_ok(), "{one:?} {other:?}");
+            assert!(one.as_ref().err().or(other.as_ref().err()).unwrap().is_finished_twice());
+            theirs.add(if one.is_ok() { "one" } else { "other" });
+        };
+        let server = Server::start(Router::new().route("/", get(handler))).await;
+        let body = if http2 {
+            Http2::connect(server.address).await.get("/").await.unwrap().body
+        } else {
+            server.get("/").await.body
+        };
+        server.journal.ended(1).await;
+        assert_eq!(notes.all(), [String::from_utf8(body).unwrap()]);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// Polls `finish` once, and drops it.
+async fn finish_once(lifecycle: &Lifecycle, response: impl IntoResponse) {
+    let mut finish = Box::pin(lifecycle.finish(response));
+    poll_fn(|cx| {
+        assert!(finish.as_mut().poll(cx).is_pending());
+        std::task::Poll::Ready(())
+    })
+    .await;
+}
+
+use std::future::Future as _;
+
+#[tokio::test]
+async fn a_finish_that_is_polled_once_and_dropped_has_finished() {
+    for waits in [false, true] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        let handler = async move |lifecycle: Lifecycle| {
+            let (first, second) = (theirs.clone(), theirs.clone());
+            finish_once(&lifecycle, (Continuation::new(async move { first.add("of the finished") }), "finished"))
+                .await;
+            if waits {
+                opens.passed().await;
+            }
+            theirs.add("rest");
+            // A handler that has not waited yet has its answer taken from there all the same.
+            (StatusCode::IM_A_TEAPOT, Continuation::new(async move { second.add("of the returned") }), "returned")
+        };
+        let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+        let server = Server::start(app).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        let reply = client.response(false).await;
+        assert_eq!((reply.status, reply.text().as_str()), (200, "finished"), "waits: {waits}");
+        gate.open();
+        server.journal.ended(1).await;
+        let mut all = notes.all();
+        assert_eq!(all.pop().unwrap(), "hook: NORMAL, Flushed");
+        all.sort_unstable();
+        assert_eq!(all, ["of the finished", "of the returned", "rest"], "waits: {waits}");
+        drop(client);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// It finishes and panics before it has ever waited: the response was promised, and leaves.
+#[tokio::test(start_paused = true)]
+async fn a_finish_before_a_panic_leaves_or_is_a_panic_but_never_hangs() {
+    let notes = Notes::default();
+    let handler = async |lifecycle: Lifecycle| -> () {
+        finish_once(&lifecycle, "finished").await;
+        panic!("the handler panics, as this test wants it");
+    };
+    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+    let server = Server::start(app).await;
+    let reply = server.get("/").await;
+    assert!(reply.text() == "finished" || reply.status == 500, "{reply:?}");
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["hook: NORMAL, Flushed"]);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handle_that_lives_longer_than_its_request_keeps_nothing_running() {
+    let (app, handles) = giving();
+    let notes = Notes::default();
+    let app = app.layer(ShutdownHookLayer::new(told(&notes)));
+    let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
+    let lifecycle = handles.recv().unwrap();
+    drop(response.into_body().collect().await.unwrap());
+    settled().await;
+    assert_eq!(notes.all(), ["hook: NORMAL, Flushed"]);
+    assert_eq!(lifecycle.phase(), Phase::Ended);
+}
+
+#[tokio::test]
+async fn without_a_service_of_ours_the_handle_is_refused_with_the_cure() {
+    let app = Router::new()
+        .route("/", get(async |_: Lifecycle| "never"))
+        .route("/optional", get(async |lifecycle: Option<Lifecycle>| format!("{}", lifecycle.is_some())));
+    let ask = |path: &str| app.clone().oneshot(Request::get(path).body(Body::empty()).unwrap());
+    let response = ask("/").await.unwrap();
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let text = response.into_body().collect().await.unwrap().to_bytes();
+    let text = std::str::from_utf8(&text).unwrap();
+    for cure in ["Lifecycle", "tower-epilogue", "Epilogue::serve", "make_service", ".layer(IgnoreAbortLayer::new())"] {
+        assert!(text.contains(cure), "{cure} in {text}");
+    }
+    let response = ask("/optional").await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "false");
+    let response = app.clone().layer(IgnoreAbortLayer::off());
+    let response = response.oneshot(Request::get("/optional").body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "true");
+}
