@@ -1,0 +1,55 @@
+//! Exact in an accept loop of your own, with hyper-util's auto builder: `TrackedIo` around the stream, and
+//! `epilogue.wrap` around the service.
+//!
+//! Run with: `cargo run --example hyper_util`
+//!
+//! ```sh
+//! curl -i localhost:3000/
+//! curl -i --http2-prior-knowledge localhost:3000/
+//! ```
+
+use std::{env, io, time::Duration};
+
+use axum::{Router, routing::get};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto::Builder, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use tokio::net::TcpListener;
+use tower_epilogue::{Continuation, Epilogue, TrackedIo};
+
+async fn hello() -> (Continuation, &'static str) {
+    (Continuation::new(async { println!("the response was flushed") }), "hello\n")
+}
+
+#[tokio::main]
+async fn main() -> io::Result<()> {
+    let app = Router::new().route("/", get(hello));
+    let port = env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
+    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
+    println!("listening on http://{}", listener.local_addr()?);
+
+    let epilogue = Epilogue::new();
+    let graceful = GracefulShutdown::new();
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted?.0,
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        let io = TrackedIo::new(stream);
+        let service = TowerToHyperService::new(epilogue.wrap(&io, app.clone()));
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(io), service).into_owned();
+        let connection = graceful.watch(connection);
+        tokio::spawn(async move {
+            if let Err(error) = connection.await {
+                eprintln!("a connection ended: {error}");
+            }
+        });
+    }
+    graceful.shutdown().await;
+    println!("{}", epilogue.drain().await);
+    Ok(())
+}

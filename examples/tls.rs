@@ -1,0 +1,72 @@
+//! Exact under TLS, HTTP/1.1 and HTTP/2 by ALPN: the socket below is watched for a client that leaves, and the
+//! stream above knows of the flush.
+//!
+//! Run with: `cargo run --example tls`
+//!
+//! ```sh
+//! curl -ik https://localhost:3000/             # HTTP/2
+//! curl -ik --http1.1 https://localhost:3000/
+//! ```
+
+use std::{env, error::Error, sync::Arc};
+
+use axum::{Router, routing::get};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto::Builder,
+    service::TowerToHyperService,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::{
+    TlsAcceptor,
+    rustls::{ServerConfig, pki_types::PrivateKeyDer},
+};
+use tower_epilogue::{Continuation, Epilogue, TrackedIo, TrackedSocket, Tracking};
+
+async fn hello() -> (Continuation, &'static str) {
+    (Continuation::new(async { println!("the response was flushed, encryption and all") }), "hello\n")
+}
+
+/// A certificate that nobody signed: for a demonstration.
+fn acceptor() -> Result<TlsAcceptor, Box<dyn Error + Send + Sync>> {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()])?;
+    let key = PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into());
+    let mut config =
+        ServerConfig::builder().with_no_client_auth().with_single_cert(vec![made.cert.der().clone()], key)?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+async fn serve(stream: TcpStream, tls: TlsAcceptor, epilogue: Epilogue, app: Router, tracking: Tracking) {
+    let socket = TrackedSocket::new(stream, &tracking);
+    let below = socket.handle();
+    let Ok(encrypted) = tls.accept(socket).await else {
+        return;
+    };
+    let io = TrackedIo::over(encrypted, &below, &tracking);
+    let service = TowerToHyperService::new(epilogue.wrap(&io, app));
+    if let Err(error) =
+        Builder::new(TokioExecutor::new()).serve_connection_with_upgrades(TokioIo::new(io), service).await
+    {
+        eprintln!("a connection ended: {error}");
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let app = Router::new().route("/", get(hello));
+    let port = env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
+    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
+    println!("listening on https://localhost:{}", listener.local_addr()?.port());
+
+    let (epilogue, tls, tracking) = (Epilogue::new(), acceptor()?, Tracking::new());
+    loop {
+        let stream = tokio::select! {
+            accepted = listener.accept() => accepted?.0,
+            _ = tokio::signal::ctrl_c() => break,
+        };
+        tokio::spawn(serve(stream, tls.clone(), epilogue.clone(), app.clone(), tracking.clone()));
+    }
+    println!("{}", epilogue.drain().await);
+    Ok(())
+}
