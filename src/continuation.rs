@@ -185,20 +185,29 @@ thread_local! {
     static STRAY: RefCell<Vec<Continuation>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Runs `f`, a poll of a request's handler, and gives the continuations whose responses were dropped in it: an
-/// inner middleware replaced them. They belong to that request (contract rule 1).
-pub(crate) fn watching<T>(f: impl FnOnce() -> T) -> (T, Vec<Continuation>) {
-    struct Restore(bool);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            POLLING.set(self.0);
-        }
+/// A poll of a request's handler: the continuations whose responses are dropped in it, since an inner middleware
+/// replaced them, belong to that request (contract rule 1).
+pub(crate) struct Polling {
+    outer: bool,
+}
+
+impl Polling {
+    pub(crate) fn begin() -> Self {
+        Self { outer: POLLING.replace(true) }
     }
-    let restore = Restore(POLLING.replace(true));
-    let result = f();
-    drop(restore);
-    // An empty `Vec` costs no allocation.
-    (result, STRAY.take())
+
+    /// What went astray meanwhile.
+    pub(crate) fn end(self) -> Vec<Continuation> {
+        drop(self);
+        // An empty `Vec` costs no allocation.
+        STRAY.take()
+    }
+}
+
+impl Drop for Polling {
+    fn drop(&mut self) {
+        POLLING.set(self.outer);
+    }
 }
 
 /// The response extension. Cloned extensions share one list, so each continuation is taken once.

@@ -124,7 +124,7 @@ where
             // Only a request whose life is over is refused: one that was sent into the service a second time.
             tracing::warn!(%error, "a layer's hook was refused");
         }
-        let hold = entered.hold(self.inner.call(request));
+        let hold = entered.hold(|| self.inner.call(request));
         ResponseFuture::new(entered.drive(hold))
     }
 }

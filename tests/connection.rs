@@ -1,10 +1,19 @@
 //! The connection's truth, on real sockets: flushed, aborted, half-closed, lingering, slow and silent.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a test may panic and print, and what it spawns is its own"
+)]
 #![allow(unreachable_pub, reason = "the modules of one suite")]
 
 #[path = "connection/abort.rs"]
 mod abort;
 #[path = "connection/abort_http2.rs"]
 mod abort_http2;
+#[path = "connection/blocked.rs"]
+mod blocked;
 #[path = "connection/common.rs"]
 mod common;
 #[path = "connection/flush.rs"]
@@ -13,11 +22,19 @@ mod flush;
 mod flush_slow;
 #[path = "connection/frames.rs"]
 mod frames;
+#[path = "connection/half_close.rs"]
+mod half_close;
 #[path = "connection/linger.rs"]
 mod linger;
 #[path = "connection/linger_bounds.rs"]
 mod linger_bounds;
+#[path = "connection/listener.rs"]
+mod listener;
 #[path = "connection/shapes.rs"]
 mod shapes;
+#[path = "connection/slow.rs"]
+mod slow;
+#[path = "connection/slow_http2.rs"]
+mod slow_http2;
 
 mod support;

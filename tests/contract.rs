@@ -3,6 +3,8 @@
 
 #[path = "contract/common.rs"]
 mod common;
+#[path = "contract/races.rs"]
+mod races;
 #[path = "contract/rule_01.rs"]
 mod rule_01;
 #[path = "contract/rule_01_patience.rs"]

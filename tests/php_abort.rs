@@ -1,4 +1,10 @@
 //! Rows of the PHP table: the client leaves.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
 
 mod support;
 
@@ -11,7 +17,7 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, get},
 };
 use support::{Client, Gate, Server, h2client::Http2, soon};
 use tokio::sync::mpsc;
@@ -69,7 +75,7 @@ async fn an_abort_before_any_output_ends_a_silent_handler() {
             let client = way.leave(client).await;
             server.journal.ended(1).await;
             assert_eq!(server.journal.lines(), ABORTED_WITH_A_HOOK, "{way:?}, HTTP/{version}");
-            assert_eq!(ends.recv().await, Some((ConnectionStatus::ABORTED, Sent::Aborted)));
+            assert_eq!(soon("it is told", ends.recv()).await, Some((ConnectionStatus::ABORTED, Sent::Aborted)));
             if let Some(mut client) = client {
                 assert_eq!(client.reply().await.head, "", "a client that left is not answered");
             }
@@ -116,7 +122,7 @@ async fn an_abort_before_any_output_on_http_2_ends_its_stream_alone() {
     drop(response); // RST_STREAM
     server.journal.ended(1).await;
     assert_eq!(server.journal.lines(), ABORTED_WITH_A_HOOK);
-    assert_eq!(ends.recv().await, Some((ConnectionStatus::ABORTED, Sent::Aborted)));
+    assert_eq!(soon("it is told", ends.recv()).await, Some((ConnectionStatus::ABORTED, Sent::Aborted)));
     assert_eq!(client.get("/other").await.unwrap().body, b"other");
 }
 
@@ -133,7 +139,7 @@ async fn a_lost_http_2_connection_aborts_all_of_its_streams() {
     client.abort();
     server.journal.ended(2).await;
     for _ in responses {
-        assert_eq!(ends.recv().await, Some((ConnectionStatus::ABORTED, Sent::Aborted)));
+        assert_eq!(soon("it is told", ends.recv()).await, Some((ConnectionStatus::ABORTED, Sent::Aborted)));
     }
 }
 
@@ -238,7 +244,7 @@ async fn s6b_hooks_run_to_their_end_whatever_happened_to_the_connection() {
         way.leave(client).await;
         server.journal.ended(1).await;
         let mut order = Vec::new();
-        done.recv_many(&mut order, 3).await;
+        soon("it is told", done.recv_many(&mut order, 3)).await;
         assert_eq!(order, ["first", "second", "third"], "{way:?}");
     }
 }
@@ -276,203 +282,6 @@ async fn the_continuation_of_an_aborted_response_runs_once_and_to_its_end() {
     }
 }
 
-// === ignored ===
-
-/// A handler that samples its status before, while and after the client leaves, and then still has work.
-fn sampling(work: &Gate, samples: &mpsc::UnboundedSender<(&'static str, bool)>) -> MethodRouter {
-    let (work, samples) = (work.clone(), samples.clone());
-    get(async move |lifecycle: Lifecycle| {
-        let sample = |when| samples.send((when, lifecycle.is_aborted())).unwrap();
-        sample("before");
-        lifecycle.aborted().await;
-        sample("at once");
-        work.passed().await;
-        sample("after the work");
-        "hello"
-    })
-}
-
-const TIMELINE: [(&str, bool); 4] = [("before", false), ("at once", true), ("after the work", true), ("hook", true)];
-
-fn sampling_app(work: &Gate) -> (Router, mpsc::UnboundedReceiver<(&'static str, bool)>) {
-    let (samples, timeline) = mpsc::unbounded_channel();
-    let route = sampling(work, &samples);
-    let hook = async move |end: tower_epilogue::End| samples.send(("hook", end.status().is_aborted())).unwrap();
-    (Router::new().route("/", route).layer((ShutdownHookLayer::new(hook), IgnoreAbortLayer::new())), timeline)
-}
-
-#[tokio::test]
-async fn s7_an_ignored_abort_lets_all_work_complete_and_its_flag_stays() {
-    for way in [Leaving::Close, Leaving::Reset] {
-        let work = Gate::closed();
-        let (app, mut timeline) = sampling_app(&work);
-        let server = Server::start(app).await;
-        let mut client = server.connect().await;
-        client.send_get("/").await;
-        server.journal.seen("handler_start").await;
-        way.leave(client).await;
-        server.journal.seen("aborted").await;
-        work.open();
-        server.journal.ended(1).await;
-        let mut samples = Vec::new();
-        timeline.recv_many(&mut samples, 4).await;
-        assert_eq!(samples, TIMELINE, "{way:?}");
-        let lines = server.journal.lines();
-        assert_eq!(lines[..3], ["handler_start/0", "aborted/1", "handler_end/1"], "{way:?}");
-        assert_eq!(lines[lines.len() - 3..], ["hook_start:0/1", "hook_end:0/1", "ended/1"], "{way:?}");
-    }
-}
-
-#[tokio::test]
-async fn s7_on_http_2_an_ignored_abort_lets_all_work_complete() {
-    let work = Gate::closed();
-    let (app, mut timeline) = sampling_app(&work);
-    let server = Server::start(app).await;
-    let mut client = Http2::connect(server.address).await;
-    let response = client.start("GET", "/").await;
-    server.journal.seen("handler_start").await;
-    drop(response);
-    server.journal.seen("aborted").await;
-    work.open();
-    server.journal.ended(1).await;
-    let mut samples = Vec::new();
-    timeline.recv_many(&mut samples, 4).await;
-    assert_eq!(samples, TIMELINE);
-    assert_eq!(
-        server.journal.lines(),
-        ["handler_start/0", "aborted/1", "handler_end/1", "hook_start:0/1", "hook_end:0/1", "ended/1"]
-    );
-}
-
-#[tokio::test]
-async fn a_client_that_only_shuts_its_sending_side_still_gets_an_ignored_abort_s_answer() {
-    let work = Gate::closed();
-    let (app, _timeline) = sampling_app(&work);
-    let server = Server::start(app).await;
-    let mut client = server.connect().await;
-    client.send_get("/").await;
-    server.journal.seen("handler_start").await;
-    client.half_close().await;
-    server.journal.seen("aborted").await;
-    work.open();
-    let reply = client.reply().await;
-    assert_eq!((reply.status, reply.text().as_str()), (200, "hello"));
-    server.journal.ended(1).await;
-    let lines = server.journal.lines();
-    assert_eq!(lines[..4], ["handler_start/0", "aborted/1", "handler_end/1", "flushed:5/1"], "the bit stays");
-}
-
-#[tokio::test]
-async fn a_request_that_comes_along_with_its_client_s_end_runs_where_aborts_are_ignored() {
-    let work = Gate::closed();
-    let (app, mut timeline) = sampling_app(&work);
-    let server = Server::start(app).await;
-    let mut client = server.connect().await;
-    client.send_get("/").await;
-    client.half_close().await;
-    work.open();
-    assert_eq!(client.reply().await.text(), "hello");
-    server.journal.ended(1).await;
-    let mut samples = Vec::new();
-    timeline.recv_many(&mut samples, 4).await;
-    assert_eq!(samples[1..], TIMELINE[1..]);
-}
-
-#[tokio::test]
-async fn pipelined_requests_of_a_client_that_shut_its_sending_side_run_where_aborts_are_ignored() {
-    let work = Gate::closed();
-    let (app, _timeline) = sampling_app(&work);
-    let server = Server::start(app).await;
-    let mut client = server.connect().await;
-    client.send_get("/").await;
-    server.journal.seen("handler_start").await;
-    client.send_get("/").await;
-    client.half_close().await;
-    server.journal.seen("aborted").await;
-    work.open();
-    let replies = client.reply().await;
-    server.journal.ended(2).await;
-    let both = format!("{}{}", replies.head, replies.text());
-    assert_eq!(both.matches("hello").count(), 2, "{both}");
-}
-
-#[tokio::test]
-async fn a_shield_holds_for_its_section_and_no_longer() {
-    let (section, (sender, mut reached)) = (Gate::closed(), mpsc::unbounded_channel());
-    let work = section.clone();
-    let handler = async move |lifecycle: Lifecycle| {
-        let shield = lifecycle.shield();
-        work.passed().await;
-        sender.send("the section's end").unwrap();
-        drop(shield);
-        pending::<()>().await;
-        sender.send("past the next await").unwrap();
-    };
-    let server = Server::start(Router::new().route("/", post(handler))).await;
-    let mut client = server.connect().await;
-    client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n").await;
-    server.journal.seen("handler_start").await;
-    client.close();
-    server.journal.seen("aborted").await;
-    section.open();
-    server.journal.ended(1).await;
-    assert_eq!(reached.recv().await, Some("the section's end"));
-    assert!(reached.try_recv().is_err());
-    assert_eq!(server.journal.lines(), ["handler_start/0", "aborted/1", "handler_dropped/1", "ended/1"]);
-}
-
-#[tokio::test]
-async fn s28_reading_the_setting_does_not_set_it() {
-    let (sender, mut answers) = mpsc::unbounded_channel();
-    let handler = async move |lifecycle: Lifecycle| {
-        sender.send([lifecycle.ignores_abort(), lifecycle.ignores_abort()]).unwrap();
-    };
-    let app = Router::new()
-        .route("/ignored", get(handler.clone()).layer(IgnoreAbortLayer::new()))
-        .route(
-            "/off",
-            get(handler.clone()).layer::<_, Infallible>(IgnoreAbortLayer::off()).layer(IgnoreAbortLayer::new()),
-        )
-        .route("/plain", get(handler));
-    let server = Server::start(app).await;
-    for (path, ignores) in [("/plain", false), ("/ignored", true), ("/off", false)] {
-        assert_eq!(server.get(path).await.status, 200);
-        assert_eq!(answers.recv().await, Some([ignores; 2]), "{path}: the layer is the setting");
-    }
-}
-
-#[tokio::test]
-async fn s28_a_setting_that_was_only_read_leaves_the_abort_its_effect() {
-    let handler = async |lifecycle: Lifecycle| {
-        assert!(!lifecycle.ignores_abort());
-        pending::<()>().await;
-    };
-    let server = Server::start(Router::new().route("/", get(handler))).await;
-    let mut client = server.connect().await;
-    client.send_get("/").await;
-    server.journal.seen("handler_start").await;
-    client.reset();
-    server.journal.ended(1).await;
-    assert_eq!(server.journal.lines(), ["handler_start/0", "aborted/1", "handler_dropped/1", "ended/1"]);
-}
-
-#[tokio::test]
-async fn bug72300_the_setter_returns_the_previous_value() {
-    let (sender, mut answers) = mpsc::unbounded_channel();
-    let handler = async move |lifecycle: Lifecycle| {
-        let previous = [true, true, false, false].map(|ignore| lifecycle.ignore_abort(ignore));
-        // A shield is not the setting.
-        let shield = lifecycle.shield();
-        let beside = lifecycle.ignore_abort(false);
-        let ignored = lifecycle.ignores_abort();
-        drop(shield);
-        sender.send((previous, beside, ignored, lifecycle.ignores_abort())).unwrap();
-    };
-    let server = Server::start(Router::new().route("/", get(handler))).await;
-    server.get("/").await;
-    assert_eq!(answers.recv().await, Some(([false, true, true, false], false, true, false)));
-}
-
 // === after the response ===
 
 #[tokio::test]
@@ -494,7 +303,7 @@ async fn a_client_that_leaves_after_its_response_has_not_aborted() {
         server.journal.seen("continuation_start").await;
         gate.open();
         server.journal.ended(1).await;
-        assert_eq!(ends.recv().await, Some((ConnectionStatus::NORMAL, Sent::Flushed)), "{way:?}");
+        assert_eq!(soon("it is told", ends.recv()).await, Some((ConnectionStatus::NORMAL, Sent::Flushed)), "{way:?}");
         assert!(server.journal.lines().contains(&"continuation_end/0".to_owned()), "{way:?}");
     }
 }
@@ -514,7 +323,7 @@ async fn a_lost_connection_does_not_end_a_handler_that_has_finished_its_response
     client.abort();
     server.journal.seen("finish_resolved").await;
     gate.open();
-    assert_eq!(flags.recv().await, Some(false));
+    assert_eq!(soon("it is told", flags.recv()).await, Some(false));
     server.journal.ended(1).await;
     assert_eq!(
         server.journal.lines(),
@@ -540,6 +349,30 @@ async fn a_finish_for_a_client_that_left_resolves_aborted_and_the_handler_goes_o
     drop(response);
     server.journal.seen("aborted").await;
     gate.open();
-    assert_eq!(outcomes.recv().await, Some((Ok(Sent::Aborted), ConnectionStatus::ABORTED)));
+    assert_eq!(soon("it is told", outcomes.recv()).await, Some((Ok(Sent::Aborted), ConnectionStatus::ABORTED)));
     server.journal.ended(1).await;
+}
+
+#[tokio::test]
+async fn an_abort_while_a_finished_response_is_on_its_way_does_not_end_the_handler() {
+    let (gate, (sender, mut outcomes)) = (Gate::closed(), mpsc::unbounded_channel());
+    let work = gate.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        let sent = lifecycle.finish(vec![b'x'; 20_000_000]).await;
+        work.passed().await;
+        sender.send((sent, lifecycle.status(), lifecycle.ignores_abort())).unwrap();
+    };
+    let server = Server::start(Router::new().route("/", get(handler))).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    client.read_until("\r\n\r\n").await;
+    client.reset();
+    server.journal.seen("finish_resolved").await;
+    gate.open();
+    assert_eq!(soon("it is told", outcomes.recv()).await, Some((Ok(Sent::Aborted), ConnectionStatus::ABORTED, false)));
+    server.journal.ended(1).await;
+    assert_eq!(
+        server.journal.lines(),
+        ["handler_start/0", "aborted/1", "finish_resolved/1", "handler_end/1", "ended/1"]
+    );
 }

@@ -1,4 +1,10 @@
 //! Rows of the PHP table: slow readers, and many requests whose continuations take long.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
 
 mod support;
 
@@ -77,7 +83,7 @@ async fn a_slow_reader_of_20_mb_holds_its_continuation_until_the_last_byte_has_l
     let at_start = soon("the continuation", started.recv()).await.unwrap();
     // What had left and was not read is in the kernel's buffers: some megabytes.
     assert!(at_start > SIZE as u64 / 2, "it started when the client had {at_start} bytes");
-    assert_eq!(ended.recv().await, Some(Sent::Flushed));
+    assert_eq!(soon("it is told", ended.recv()).await, Some(Sent::Flushed));
 }
 
 #[tokio::test]
@@ -95,7 +101,7 @@ async fn a_slow_reader_on_http_2_holds_its_continuation_until_the_last_byte_has_
     assert_eq!(read.load(Ordering::SeqCst), SIZE as u64);
     let at_start = soon("the continuation", started.recv()).await.unwrap();
     assert!(at_start > SIZE as u64 / 2, "it started when the client had {at_start} bytes");
-    assert_eq!(ended.recv().await, Some(Sent::Flushed));
+    assert_eq!(soon("it is told", ended.recv()).await, Some(Sent::Flushed));
 }
 
 #[tokio::test]

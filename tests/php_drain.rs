@@ -1,4 +1,10 @@
 //! Rows of the PHP table: the server stops while continuations run.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
 
 mod support;
 

@@ -1,38 +1,22 @@
 //! Rows of the PHP table: the response leaves whole and at once, and the work goes on behind it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
 
 mod support;
 
 use axum::{
     Json, Router,
     body::Body,
-    response::{IntoResponse, Redirect},
+    response::IntoResponse,
     routing::{MethodRouter, get, post},
 };
 use http::{StatusCode, header};
-use support::{Client, Gate, Reply, Server, h2client::Http2};
+use support::{Client, Gate, Server, h2client::Http2, held, soon, streamed};
 use tower_epilogue::{Continuation, EarlyCloseLayer, Lifecycle, Sent, ShutdownHookLayer};
-
-/// A route whose continuation is held back by `gate`.
-fn held<R: IntoResponse>(
-    gate: &Gate,
-    response: impl Fn() -> R + Clone + Send + Sync + 'static,
-) -> MethodRouter<(), std::convert::Infallible> {
-    let gate = gate.clone();
-    get(async move || (Continuation::new(async move { gate.passed().await }), response()))
-}
-
-/// A body whose length nobody knows beforehand.
-fn streamed(parts: &'static [&'static str]) -> Body {
-    Body::from_stream(tokio_stream::iter(parts.iter().map(|part| Ok::<_, std::io::Error>(*part))))
-}
-
-/// The head's lines, sorted, without the date.
-fn head(reply: &Reply) -> Vec<&str> {
-    let mut lines: Vec<_> =
-        reply.head.trim_end().split("\r\n").filter(|line| !line.to_ascii_lowercase().starts_with("date:")).collect();
-    lines[1..].sort_unstable();
-    lines
-}
 
 const HELLO_EARLY: [&str; 4] =
     ["HTTP/1.1 200 OK", "connection: close", "content-length: 5", "content-type: text/plain; charset=utf-8"];
@@ -55,7 +39,7 @@ async fn s2a_the_response_leaves_before_the_continuation() {
     client.send_get("/").await;
     let reply = client.reply().await;
     assert!(!gate.is_open(), "the connection was at its end while the continuation waited");
-    assert_eq!((head(&reply), reply.text().as_str()), (HELLO_EARLY.to_vec(), "hello"));
+    assert_eq!((reply.sorted_head(), reply.text().as_str()), (HELLO_EARLY.to_vec(), "hello"));
     assert!(reply.error.is_none());
 
     server.journal.seen("continuation_start").await;
@@ -121,8 +105,8 @@ async fn s2a_finish_resolves_flushed_while_the_handler_goes_on() {
     let mut client = server.connect().await;
     client.send_get("/").await;
     let reply = client.reply().await;
-    assert_eq!((head(&reply), reply.text().as_str()), (HELLO_EARLY.to_vec(), "hello"));
-    assert_eq!(sent.recv().await, Some(Sent::Flushed));
+    assert_eq!((reply.sorted_head(), reply.text().as_str()), (HELLO_EARLY.to_vec(), "hello"));
+    assert_eq!(soon("it is told", sent.recv()).await, Some(Sent::Flushed));
     gate.open();
     server.journal.ended(1).await;
     let finish = ["handler_start/0", "flushed:5/0", "finish_resolved/0", "handler_end/0"];
@@ -142,9 +126,9 @@ async fn fastcgi_finish_request_basic_what_comes_after_the_finish_never_reaches_
     let mut client = server.connect().await;
     client.send_get("/").await;
     assert_eq!(client.reply_by_length(false).await.text(), "hello");
-    assert_eq!(sent.recv().await, Some(Sent::Flushed));
+    assert_eq!(soon("it is told", sent.recv()).await, Some(Sent::Flushed));
     // Neither this response nor the next on the same connection has a trace of it, and nothing failed.
-    assert_eq!(ends.recv().await.unwrap(), ("GET /".to_owned(), None, Sent::Flushed));
+    assert_eq!(soon("it is told", ends.recv()).await.unwrap(), ("GET /".to_owned(), None, Sent::Flushed));
     client.send("GET /next HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
     let next = client.reply().await;
     assert_eq!((next.status, next.text().as_str()), (200, "next"));
@@ -163,7 +147,7 @@ async fn finish_a_second_time_is_an_error_value_and_the_work_goes_on() {
     );
     let server = Server::start(app).await;
     assert_eq!(server.get("/").await.text(), "first");
-    assert_eq!(answers.recv().await, Some(true));
+    assert_eq!(soon("it is told", answers.recv()).await, Some(true));
     server.journal.ended(1).await;
 }
 
@@ -214,7 +198,7 @@ async fn s1c_an_early_close_measures_a_stream_and_declares_its_length() {
     let mut client = server.connect().await;
     client.send_get("/").await;
     let reply = client.reply().await;
-    assert_eq!(head(&reply), ["HTTP/1.1 200 OK", "connection: close", "content-length: 10"]);
+    assert_eq!(reply.sorted_head(), ["HTTP/1.1 200 OK", "connection: close", "content-length: 10"]);
     assert_eq!(reply.text(), "any length");
     gate.open();
     server.journal.ended(1).await;
@@ -272,7 +256,7 @@ async fn s1e_output_past_the_declared_length_is_no_abort_and_reaches_nobody() {
     client.send_get("/").await;
     let reply = client.reply_by_length(false).await;
     assert_eq!(reply.text(), "hello");
-    assert_eq!(outcomes.recv().await, Some(true));
+    assert_eq!(soon("it is told", outcomes.recv()).await, Some(true));
     server.journal.ended(1).await;
     let lines = server.journal.lines();
     assert!(lines.contains(&"flushed:5/0".to_owned()), "{lines:?}");
@@ -314,7 +298,7 @@ async fn s1f_a_wrong_length_of_a_body_too_big_to_measure_does_not_look_whole() {
     let server = Server::start(app).await;
     let reply = server.get("/").await;
     assert!(reply.body.len() < 500, "fewer bytes than declared, and then the end: {reply:?}");
-    assert_eq!(ends.recv().await, Some(Sent::BrokenOff));
+    assert_eq!(soon("it is told", ends.recv()).await, Some(Sent::BrokenOff));
 }
 
 #[tokio::test]
@@ -329,112 +313,6 @@ async fn s1h_the_length_is_in_bytes() {
     for path in ["/", "/stream"] {
         let reply = server.get(path).await;
         assert_eq!((reply.header("content-length"), reply.text().as_str()), (Some("16"), TEXT), "{path}");
-    }
-}
-
-// === kinds of responses ===
-
-/// One request with an early close, read to the end of the connection while the continuation waits.
-async fn early(request: &str, app: Router, gate: &Gate) -> Reply {
-    let server = Server::start(app.layer(EarlyCloseLayer::new())).await;
-    let mut client = server.connect().await;
-    client.send(request).await;
-    let reply = client.reply().await;
-    assert!(!gate.is_open());
-    gate.open();
-    server.journal.ended(1).await;
-    assert_eq!(server.journal.lines().last().unwrap(), "ended/0");
-    reply
-}
-
-#[tokio::test]
-async fn a_redirect_leaves_at_once() {
-    let gate = Gate::closed();
-    let app = Router::new().route("/", held(&gate, || Redirect::to("/done")));
-    let reply = early("GET / HTTP/1.1\r\nhost: test\r\n\r\n", app, &gate).await;
-    assert_eq!(head(&reply), ["HTTP/1.1 303 See Other", "connection: close", "content-length: 0", "location: /done"]);
-    assert!(reply.body.is_empty());
-}
-
-#[tokio::test]
-async fn an_empty_response_leaves_at_once() {
-    for response in [|| Body::empty(), || streamed(&[])] {
-        let gate = Gate::closed();
-        let reply =
-            early("GET / HTTP/1.1\r\nhost: test\r\n\r\n", Router::new().route("/", held(&gate, response)), &gate).await;
-        assert_eq!((reply.status, reply.header("content-length"), reply.body.len()), (200, Some("0"), 0));
-        assert_eq!(reply.header("connection"), Some("close"));
-    }
-}
-
-#[tokio::test]
-async fn a_204_ends_with_its_head_and_the_connection_is_free() {
-    let gate = Gate::closed();
-    let app = Router::new().route("/", held(&gate, || StatusCode::NO_CONTENT)).layer(EarlyCloseLayer::new());
-    let server = Server::start(app).await;
-    let mut client = server.connect().await;
-    client.send_get("/").await;
-    let reply = client.reply_by_length(true).await;
-    assert_eq!((head(&reply), reply.body.len()), (vec!["HTTP/1.1 204 No Content"], 0));
-    client.send("GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
-    assert_eq!(client.reply().await.status, 204);
-    assert!(!gate.is_open());
-    gate.open();
-    server.journal.ended(2).await;
-}
-
-#[tokio::test]
-async fn head_is_answered_with_the_headers_of_its_get() {
-    let kinds: [fn() -> Body; 2] = [|| Body::from("hello"), || streamed(&["any ", "length"])];
-    for response in kinds {
-        let mut heads = Vec::new();
-        for method in ["GET", "HEAD"] {
-            let gate = Gate::closed();
-            let app = Router::new().route("/", held(&gate, response));
-            let reply = early(&format!("{method} / HTTP/1.1\r\nhost: test\r\n\r\n"), app, &gate).await;
-            assert_eq!(reply.body.is_empty(), method == "HEAD");
-            heads.push(head(&reply).join("\n"));
-        }
-        assert_eq!(heads[0], heads[1]);
-        assert!(heads[0].contains("content-length"));
-    }
-}
-
-#[tokio::test]
-async fn head_lets_the_handler_go_on_after_its_finish() {
-    let (gate, (sender, mut sent)) = (Gate::closed(), tokio::sync::mpsc::unbounded_channel());
-    let server = Server::start(Router::new().route("/", finishing(&gate, &sender))).await;
-    let mut client = server.connect().await;
-    client.send("HEAD / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
-    let reply = client.reply().await;
-    assert_eq!((reply.status, reply.header("content-length"), reply.body.len()), (200, Some("5"), 0));
-    assert_eq!(sent.recv().await, Some(Sent::Flushed));
-    gate.open();
-    server.journal.ended(1).await;
-    let lines = server.journal.lines();
-    assert_eq!(lines[lines.len() - 2..], ["handler_end/0", "ended/0"]);
-}
-
-#[tokio::test]
-async fn http_1_0_gets_a_length_and_a_close_and_never_chunks() {
-    let gate = Gate::closed();
-    let app = Router::new().route("/", held(&gate, || streamed(&["any ", "length"])));
-    let reply = early("GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n", app, &gate).await;
-    assert_eq!((reply.header("content-length"), reply.header("connection")), (Some("10"), Some("close")));
-    assert_eq!((reply.header("transfer-encoding"), reply.text().as_str()), (None, "any length"));
-}
-
-#[tokio::test]
-async fn an_early_close_that_keeps_alive_declares_the_length_alone() {
-    let app = Router::new()
-        .route("/", get(async || streamed(&["any ", "length"])))
-        .layer(EarlyCloseLayer::new().keep_alive());
-    let server = Server::start(app).await;
-    let mut client = server.connect().await;
-    for _ in 0..2 {
-        client.send_get("/").await;
-        let reply = client.reply_by_length(false).await;
-        assert_eq!((reply.header("connection"), reply.text().as_str()), (None, "any length"));
     }
 }
 
@@ -465,5 +343,5 @@ async fn s33_what_the_request_brought_goes_along_into_the_continuation() {
     assert_eq!((reply.status, reply.text().as_str()), (202, "7"));
     drop(client);
     gate.open();
-    assert_eq!(seen.recv().await.unwrap(), ("/order?a=1".to_owned(), "zwölf Größen".into()));
+    assert_eq!(soon("it is told", seen.recv()).await.unwrap(), ("/order?a=1".to_owned(), "zwölf Größen".into()));
 }

@@ -1,4 +1,10 @@
 //! Rows of the PHP table: a declared length and an encoding that changes it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
 
 mod support;
 
@@ -50,7 +56,7 @@ impl Got {
     }
 
     /// Whatever was declared is true of the bytes, and they are the text.
-    async fn is_right(self, what: &str) {
+    async fn check(self, what: &str) {
         assert!(!(self.chunked && self.length.is_some()), "a length and chunks: {what}");
         if let Some(length) = self.length {
             assert_eq!(length, self.body.len(), "{what}");
@@ -172,7 +178,7 @@ async fn s3a_a_declared_length_and_a_re_encoding_never_coexist() {
                     if encoding.is_none() {
                         assert_eq!(got.length, Some(5000), "{what}");
                     }
-                    got.is_right(&what).await;
+                    got.check(&what).await;
                 }
             }
         }
@@ -193,7 +199,7 @@ async fn s3b_a_length_set_before_the_compression_starts_is_not_sent() {
                 let got = fetch(&server, version, path, "gzip").await;
                 assert_ne!(got.length, Some(5000), "{what}");
                 assert_eq!(got.length.is_some(), order.starts_with(OUTSIDE), "{what}");
-                got.is_right(&what).await;
+                got.check(&what).await;
             }
         }
     }
@@ -211,7 +217,7 @@ async fn s3c_a_compressed_response_leaves_whole_before_its_continuation() {
                 let got = fetch(&server, version, path, "gzip").await;
                 assert!(!gate.is_open(), "complete, while the work after it waits");
                 assert_eq!(got.encoding.is_some(), is_compressed(order, path), "{what}");
-                got.is_right(&what).await;
+                got.check(&what).await;
                 gate.open();
                 server.journal.ended(1).await;
                 assert_eq!(server.journal.lines().last().unwrap(), "ended/0", "{what}");

@@ -1,9 +1,15 @@
 //! Rows of the PHP table: which time a limit counts, and what it ends.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
 
 mod support;
 
 use std::{
-    future::{Ready, pending, ready},
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -12,13 +18,13 @@ use std::{
 };
 
 use axum::{Router, routing::get};
-use support::{Journal, MemoryServer, Server, logs, soon};
+use support::{Journal, MemoryServer, Server, ends, logs, soon};
 use tokio::{
     sync::{mpsc, oneshot},
     task::yield_now,
     time::{Instant, sleep},
 };
-use tower_epilogue::{ConnectionStatus, Continuation, End, Lifecycle, Sent, ShutdownHookLayer, TimeLimitLayer};
+use tower_epilogue::{ConnectionStatus, Continuation, End, Lifecycle, Sent, TimeLimitLayer};
 
 const SECOND: Duration = Duration::from_secs(1);
 const TIMED_OUT: (ConnectionStatus, Sent) = (ConnectionStatus::TIMEOUT, Sent::Flushed);
@@ -33,16 +39,6 @@ fn at(journal: &Journal, name: &str) -> Duration {
 /// A timer's resolution later at most.
 fn is_about(time: Duration, expected: Duration) {
     assert!(time >= expected && time < expected + Duration::from_millis(10), "{time:?}, not {expected:?}");
-}
-
-/// A layer whose hook tells how each request ended.
-fn ends() -> (
-    ShutdownHookLayer<impl FnOnce(End) -> Ready<()> + Clone + Send + Sync + 'static>,
-    mpsc::UnboundedReceiver<(ConnectionStatus, Sent)>,
-) {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let hook = move |end: End| ready(sender.send((end.status(), end.sent())).unwrap());
-    (ShutdownHookLayer::new(hook), receiver)
 }
 
 fn spin(time: Duration) {
@@ -64,7 +60,7 @@ async fn turns() {
 
 #[tokio::test(start_paused = true)]
 async fn s9_a_wall_limit_counts_waiting() {
-    let (hook, mut ends) = ends();
+    let (hook, mut ended) = ends();
     let late = get(async || {
         sleep(3 * SECOND).await;
         "late"
@@ -77,12 +73,12 @@ async fn s9_a_wall_limit_counts_waiting() {
     let flushed = format!("flushed:{}/2", reply.body.len());
     let life = ["handler_start/0", "handler_dropped/2", &flushed, "hook_start:0/2", "hook_end:0/2", "ended/2"];
     assert_eq!(server.journal.lines(), life);
-    assert_eq!(ends.recv().await, Some(TIMED_OUT));
+    assert_eq!(ended.recv().await, Some(TIMED_OUT));
 }
 
 #[tokio::test(start_paused = true)]
 async fn s9_a_busy_limit_does_not_count_waiting() {
-    let (hook, mut ends) = ends();
+    let (hook, mut ended) = ends();
     let patient = get(async |lifecycle: Lifecycle| {
         sleep(3 * SECOND).await;
         assert_eq!(lifecycle.time_left(), Some(SECOND));
@@ -92,16 +88,16 @@ async fn s9_a_busy_limit_does_not_count_waiting() {
     assert_eq!(server.get("/").await.text(), "not late");
     server.ended(1).await;
     is_about(at(&server.journal, "handler_end"), 3 * SECOND);
-    assert_eq!(ends.recv().await, Some(NORMAL));
+    assert_eq!(ended.recv().await, Some(NORMAL));
 }
 
 #[tokio::test]
 async fn s9_a_busy_limit_counts_the_polls() {
-    let (hook, mut ends) = ends();
+    let (hook, mut ended) = ends();
     let limit = TimeLimitLayer::busy(Duration::from_millis(50));
     let server = Server::start(Router::new().route("/", get(turns)).layer((limit, hook))).await;
     assert_eq!(server.get("/").await.status, 503);
-    assert_eq!(ends.recv().await, Some(TIMED_OUT));
+    assert_eq!(soon("it is told", ended.recv()).await, Some(TIMED_OUT));
     let fired = at(&server.journal, "handler_dropped");
     assert!(fired >= Duration::from_millis(50), "{fired:?}: what was used cannot be more than what has passed");
 }
@@ -157,11 +153,11 @@ async fn s11_none_is_no_limit_also_for_a_request_already_under_one() {
         ("too long", Router::new().route("/", get(async |lifecycle| lifts(lifecycle, Duration::MAX).await)).layer(one)),
     ];
     for (case, app) in cases {
-        let (hook, mut ends) = ends();
+        let (hook, mut ended) = ends();
         let server = MemoryServer::start(app.layer(hook));
         let mut client = server.connect();
         client.send("GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
-        let end = tokio::time::timeout(2 * LONG, ends.recv()).await.expect(case);
+        let end = tokio::time::timeout(2 * LONG, ended.recv()).await.expect(case);
         assert_eq!(end, Some(NORMAL), "{case}");
         assert_eq!(client.reply().await.text(), "at last", "{case}");
         assert!(at(&server.journal, "handler_end") >= LONG, "{case}");
@@ -201,7 +197,7 @@ async fn is_ended<F>(work: fn() -> F)
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let (hook, mut ends) = ends();
+    let (hook, mut ended) = ends();
     let (reached, mut follows) = mpsc::unbounded_channel();
     let handler = async move || {
         work().await;
@@ -212,7 +208,7 @@ where
     let server = Server::start(Router::new().route("/", get(handler)).layer((limit, hook))).await;
     let reply = server.get("/").await;
     assert_eq!((reply.status, reply.text().contains("went on")), (503, false));
-    assert_eq!(ends.recv().await, Some(TIMED_OUT));
+    assert_eq!(soon("it is told", ended.recv()).await, Some(TIMED_OUT));
     assert!(follows.try_recv().is_err());
     assert!(at(&server.journal, "handler_dropped") >= Duration::from_millis(100));
 }
@@ -276,7 +272,7 @@ async fn a_poll_that_overstays_is_reported_with_its_route() {
 
 #[tokio::test]
 async fn a_handler_that_waits_for_a_stuck_call_is_answered_for_at_the_limit() {
-    let (hook, mut ends) = ends();
+    let (hook, mut ended) = ends();
     let (release, held) = std::sync::mpsc::channel::<()>();
     let held = Arc::new(std::sync::Mutex::new(Some(held)));
     let handler = async move || {
@@ -291,7 +287,7 @@ async fn a_handler_that_waits_for_a_stuck_call_is_answered_for_at_the_limit() {
     let limit = TimeLimitLayer::new(Duration::from_millis(100));
     let server = Server::start(Router::new().route("/", get(handler)).layer((limit, hook))).await;
     assert_eq!(server.get("/").await.status, 503);
-    assert_eq!(ends.recv().await, Some(TIMED_OUT));
+    assert_eq!(soon("it is told", ended.recv()).await, Some(TIMED_OUT));
     assert!(release.send(()).is_ok(), "the call was stuck until now");
 }
 
@@ -299,7 +295,7 @@ async fn a_handler_that_waits_for_a_stuck_call_is_answered_for_at_the_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn s24_a_limit_covers_the_continuation_and_its_hooks_run() {
-    let (hook, mut ends) = ends();
+    let (hook, mut ended) = ends();
     let handler = async || {
         sleep(SECOND).await;
         (Continuation::new(pending()), "hello")
@@ -314,12 +310,12 @@ async fn s24_a_limit_covers_the_continuation_and_its_hooks_run() {
         server.journal.lines()[2..],
         ["flushed:5/0", "continuation_start/0", "continuation_dropped/2", "hook_start:0/2", "hook_end:0/2", "ended/2"]
     );
-    assert_eq!(ends.recv().await, Some(TIMED_OUT));
+    assert_eq!(ended.recv().await, Some(TIMED_OUT));
 }
 
 #[tokio::test(start_paused = true)]
 async fn s24_a_limit_covers_a_handler_that_has_finished_its_response() {
-    let (hook, mut ends) = ends();
+    let (hook, mut ended) = ends();
     let handler = async |lifecycle: Lifecycle| {
         assert_eq!(lifecycle.finish("hello").await, Ok(Sent::Flushed));
         pending::<()>().await;
@@ -329,13 +325,13 @@ async fn s24_a_limit_covers_a_handler_that_has_finished_its_response() {
     assert_eq!(server.get("/").await.text(), "hello");
     server.ended(1).await;
     is_about(at(&server.journal, "handler_dropped"), 3 * SECOND);
-    assert_eq!(ends.recv().await, Some(TIMED_OUT));
+    assert_eq!(ended.recv().await, Some(TIMED_OUT));
 }
 
 #[tokio::test(start_paused = true)]
 async fn s24_a_continuation_may_set_a_limit_of_its_own() {
     for (work, end) in [(5, NORMAL), (50, TIMED_OUT)] {
-        let (hook, mut ends) = ends();
+        let (hook, mut ended) = ends();
         let handler = async move |lifecycle: Lifecycle| {
             let work = Continuation::new(async move {
                 lifecycle.set_time_limit(10 * SECOND);
@@ -348,14 +344,14 @@ async fn s24_a_continuation_may_set_a_limit_of_its_own() {
         server.get("/").await;
         server.ended(1).await;
         is_about(at(&server.journal, "ended"), work.min(10) * SECOND);
-        assert_eq!(ends.recv().await, Some(end));
+        assert_eq!(ended.recv().await, Some(end));
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_blocking_continuation_has_ended_at_the_limit_and_its_thread_is_counted_and_named() {
     let logs = logs();
-    let (hook, mut ends) = ends();
+    let (hook, mut ended) = ends();
     let (release, held) = std::sync::mpsc::channel::<()>();
     let held = Arc::new(std::sync::Mutex::new(Some(held)));
     let handler = async move || {
@@ -368,7 +364,7 @@ async fn a_blocking_continuation_has_ended_at_the_limit_and_its_thread_is_counte
     assert_eq!(server.epilogue.stuck(), 0);
     server.ended(1).await;
     is_about(at(&server.journal, "continuation_dropped"), 3 * SECOND);
-    assert_eq!(ends.recv().await, Some(TIMED_OUT));
+    assert_eq!(ended.recv().await, Some(TIMED_OUT));
     assert_eq!(server.epilogue.stuck(), 1);
     let told = logs.with("GET /stuck-thread");
     assert!(told.iter().any(|line| line.contains("WARN") && line.contains("stuck")), "{told:?}");

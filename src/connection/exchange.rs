@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, OnceLock,
-    atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
 };
 
 use bytes::Bytes;
@@ -31,6 +31,8 @@ const AWAITING: u8 = 3;
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
     stage: AtomicU8,
+    /// On its connection's list.
+    listed: AtomicBool,
     /// HTTP/1: bytes written when the head was handed over. HTTP/2: reads begun when the body was dropped.
     mark: AtomicU64,
     /// Chunks handed out and not yet in the write buffer; there only where chunks are guarded.
@@ -38,6 +40,14 @@ pub(crate) struct Exchange {
 }
 
 impl Exchange {
+    pub(crate) fn set_listed(&self, listed: bool) {
+        self.listed.store(listed, Ordering::Release);
+    }
+
+    pub(crate) fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
+    }
+
     pub(crate) fn set_mark(&self, mark: u64) {
         self.mark.store(mark, Ordering::Release);
     }

@@ -102,6 +102,11 @@ impl<IO> TrackedIo<IO> {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(error))),
             Poll::Pending => {
+                // Registered before the second look, so that a refusal after it wakes us.
+                self.connection.register(cx.waker());
+                if let Some(error) = self.refused() {
+                    return Poll::Ready(Err(error));
+                }
                 self.connection.stalled();
                 self.connection.watch(cx);
                 let Some(limit) = self.tracking.write_stall else {
@@ -170,7 +175,6 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.connection.register(cx.waker());
         if let Some(error) = self.refused() {
             return Poll::Ready(Err(error));
         }
@@ -183,7 +187,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.connection.register(cx.waker());
         if let Some(error) = self.refused() {
             return Poll::Ready(Err(error));
         }

@@ -99,24 +99,17 @@ macro_rules! read {
     ($stream:expr, $cx:expr, $buf:expr) => {
         loop {
             ready!($stream.poll_read_ready($cx))?;
-            let mut short = None;
-            let room = $buf.initialize_unfilled();
+            let room = $buf.remaining();
+            let mut short = false;
             let read = $stream.try_io(Interest::READABLE, || {
-                let bytes = io::Read::read(&mut &*SockRef::from(&$stream.stream), room)?;
-                if bytes > 0 && bytes < room.len() {
-                    short = Some(bytes);
-                    return Err(io::ErrorKind::WouldBlock.into());
-                }
-                Ok(bytes)
+                let bytes = $stream.try_read_buf($buf)?;
+                short = bytes > 0 && bytes < room;
+                if short { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
-            match (short, read) {
-                (Some(bytes), _) | (None, Ok(bytes)) => {
-                    $buf.advance(bytes);
-                    return Poll::Ready(Ok(()));
-                }
-                (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-                (None, Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                (None, Err(error)) => return Poll::Ready(Err(error)),
+            match read {
+                _ if short => return Poll::Ready(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                result => return Poll::Ready(result),
             }
         }
     };

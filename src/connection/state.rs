@@ -147,6 +147,7 @@ impl Connection {
         self.0.used.store(true, Ordering::Release);
         let too_late = {
             let mut parties = lock(&self.0.parties);
+            party.exchange().set_listed(true);
             parties.push(party.clone());
             self.client_left()
         };
@@ -158,10 +159,14 @@ impl Connection {
 
     /// A request ended without a flush to wait for.
     pub(crate) fn leave(&self, party: &dyn Party) {
+        if !party.exchange().is_listed() {
+            return;
+        }
         let gone = {
             let mut parties = lock(&self.0.parties);
             let place =
                 parties.iter().position(|other| std::ptr::addr_eq(Arc::as_ptr(other), std::ptr::from_ref(party)));
+            party.exchange().set_listed(false);
             place.map(|place| parties.swap_remove(place))
         };
         drop(gone);
@@ -359,6 +364,7 @@ impl Connection {
             if exchange.is_awaiting() {
                 let now = if party.is_http2() { reads } else { written };
                 if now > exchange.mark() {
+                    exchange.set_listed(false);
                     return Some(Found::Flushed(parties.swap_remove(place)));
                 }
                 others = true;
@@ -385,6 +391,7 @@ impl Connection {
         let shut = self.0.shut.load(Ordering::Acquire);
         let parties = std::mem::take(&mut *lock(&self.0.parties));
         for party in parties {
+            party.exchange().set_listed(false);
             if shut && party.exchange().is_awaiting() {
                 party.flushed();
             } else {

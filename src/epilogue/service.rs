@@ -73,7 +73,7 @@ where
         let lifecycle = entered.lifecycle();
         let request = request
             .map(|body| if body.is_end_stream() { Body::empty() } else { Body::new(Upload { body, lifecycle }) });
-        let hold = entered.hold(self.inner.call(request));
+        let hold = entered.hold(|| self.inner.call(request));
         ResponseFuture::new(entered.drive(hold))
     }
 }

@@ -145,6 +145,12 @@ impl Clock {
         self.busy.load(Ordering::Acquire).then(|| self.left()).flatten()
     }
 
+    /// Whether any limit is set.
+    #[inline]
+    pub(super) fn is_limited(&self) -> bool {
+        self.deadline.load(Ordering::Acquire) != NEVER || self.budget.load(Ordering::Acquire) != NEVER
+    }
+
     /// Whether a wall limit is set and has passed.
     pub(super) fn is_past(&self) -> bool {
         let deadline = self.deadline.load(Ordering::Acquire);

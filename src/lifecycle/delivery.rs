@@ -65,6 +65,7 @@ impl Delivery {
             Ok(polled) => polled,
             Err(payload) => {
                 self.shared.panicked("a response's body", &payload);
+                caught::dispose(payload);
                 Poll::Ready(Some(Err(axum_core::Error::new("the response's body panicked"))))
             }
         }

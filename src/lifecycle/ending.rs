@@ -191,6 +191,7 @@ impl Ending {
                 Ok(Poll::Ready(())) => return Poll::Ready(Outcome::Ended),
                 Err(payload) => {
                     shared.panicked("a continuation", &payload);
+                    caught::dispose(payload);
                     return Poll::Ready(Outcome::Ended);
                 }
                 Ok(Poll::Pending) => {}
@@ -217,6 +218,7 @@ impl Ending {
             if let Poll::Ready(result) = Pin::new(&mut work).poll(cx) {
                 if let Err(payload) = result {
                     shared.panicked("a continuation", &payload);
+                    caught::dispose(payload);
                 }
                 return Poll::Ready(Outcome::Ended);
             }
@@ -293,6 +295,7 @@ impl Ending {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(payload)) => {
                 shared.panicked("a hook", &payload);
+                caught::dispose(payload);
                 ControlFlow::Continue(())
             }
             Err(_) => {

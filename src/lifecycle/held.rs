@@ -109,6 +109,7 @@ where
         };
         if !self.started {
             self.started = true;
+            self.shared.started_one();
             self.shared.handler_started();
         }
         let shared = &self.shared;
@@ -117,7 +118,7 @@ where
         match polled {
             Ok(Poll::Ready(result)) => {
                 self.discard();
-                Poll::Ready(match result {
+                let result = match result {
                     Ok(response) => Ok(self.returned(response, innermost)),
                     Err(error) => {
                         if innermost {
@@ -125,7 +126,9 @@ where
                         }
                         Err(error)
                     }
-                })
+                };
+                self.shared.ended_one(HandlerEnd::Ended);
+                Poll::Ready(result)
             }
             Ok(Poll::Pending) if innermost => self.waits(cx).map(Ok),
             Ok(Poll::Pending) => Poll::Pending,
@@ -135,6 +138,7 @@ where
                     self.shared.panicked("a handler", &payload);
                     self.shared.handler_ended(HandlerEnd::Ended);
                 }
+                self.shared.ended_one(HandlerEnd::Ended);
                 resume_unwind(payload)
             }
         }
@@ -182,6 +186,7 @@ where
             Some(verdict) => {
                 self.discard();
                 self.shared.handler_ended(HandlerEnd::Dropped);
+                self.shared.ended_one(HandlerEnd::Dropped);
                 Poll::Ready(answer(verdict))
             }
             None => Poll::Pending,
@@ -211,17 +216,22 @@ impl<F> Drop for Held<F> {
         if self.future.is_none() {
             return;
         }
-        if self.started && self.is_innermost() {
-            if self.shared.survives_drop() {
-                self.go_on_alone();
-            } else {
-                self.discard();
-                self.shared.handler_ended(HandlerEnd::Dropped);
-            }
-        } else {
-            // Ours is inside of it, and decides for itself.
+        if !self.started {
+            // A middleware made it and threw it away: then the service outside of it is the innermost again.
             self.discard();
+            self.shared.leave_service(self.depth);
+            return;
         }
+        if self.is_innermost() && self.shared.survives_drop() {
+            return self.go_on_alone();
+        }
+        let innermost = self.is_innermost();
+        // If ours is inside of it, that decides for itself.
+        self.discard();
+        if innermost {
+            self.shared.handler_ended(HandlerEnd::Dropped);
+        }
+        self.shared.ended_one(HandlerEnd::Dropped);
     }
 }
 
@@ -232,32 +242,28 @@ impl Surroundings {
 }
 
 /// One poll of the handler, on its request's clock.
+#[inline]
 fn poll_handler<F: Future>(
     shared: &Shared,
     future: Pin<&mut F>,
     cx: &mut Context<'_>,
 ) -> Result<Poll<F::Output>, caught::Payload> {
-    let (polled, stray) = continuation::watching(|| shared.measure("handler", || caught::poll(future, cx)));
-    for continuation in stray {
+    let polling = continuation::Polling::begin();
+    let polled = shared.measure("handler", || caught::poll(future, cx));
+    for continuation in polling.end() {
         tracing::warn!(
             route = shared.route(),
             "a response with a continuation was dropped before any layer saw it: the continuation runs all the same"
         );
-        keep(shared, continuation);
+        shared.keep(continuation);
     }
     polled
-}
-
-fn keep(shared: &Shared, continuation: Continuation) {
-    if let Err(continuation) = shared.add_continuation(continuation) {
-        continuation::run_alone(continuation);
-    }
 }
 
 /// Takes the continuations out of a response.
 pub(super) fn collect(shared: &Shared, response: &mut Response) {
     for continuation in Continuation::take_from(response.extensions_mut()) {
-        keep(shared, continuation);
+        shared.keep(continuation);
     }
 }
 
@@ -327,14 +333,17 @@ where
             Ok(None) => owner.handler_ended(HandlerEnd::Dropped),
             Err(payload) => {
                 owner.panicked("a handler", &payload);
+                caught::dispose(payload);
                 owner.handler_ended(HandlerEnd::Ended);
             }
         }
+        owner.ended_one(HandlerEnd::Ended);
     };
     let work = carried(context.captured, work).instrument(context.span);
     if let Err(work) = shared.pool.spawn(work) {
         caught::discard(work);
         shared.handler_ended(HandlerEnd::Dropped);
+        shared.ended_one(HandlerEnd::Dropped);
     }
     // Whoever waits for the handler's end is the task that runs the hooks.
     shared.ensure_ending();

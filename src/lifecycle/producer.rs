@@ -81,6 +81,7 @@ impl http_body::Body for Producer {
             }
             Err(payload) => {
                 this.shared.panicked("a response's body", &payload);
+                caught::dispose(payload);
                 this.end(EventKind::BodyDropped);
                 Poll::Ready(Some(Err("the response's body panicked".into())))
             }
@@ -123,6 +124,7 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
                     Ok(Poll::Ready(Some(_))) => return Poll::Ready(false),
                     Err(payload) => {
                         owner.panicked("a response's body", &payload);
+                        caught::dispose(payload);
                         return Poll::Ready(false);
                     }
                     Ok(Poll::Pending) => {

@@ -88,12 +88,17 @@ impl Entered {
         Lifecycle(self.shared.clone())
     }
 
-    /// Holds the inner service's future, which was made after [`enter`].
-    pub(crate) fn hold<F, B, E>(&self, future: F) -> Hold<F>
+    /// Calls the inner service and holds its future. A panic of the call goes on at the first poll, where the
+    /// outermost service is there for it.
+    pub(crate) fn hold<F, B, E>(&self, call: impl FnOnce() -> F) -> Hold<F>
     where
         F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
         B: SendBody,
     {
+        let future = match caught::call(call) {
+            Ok(future) => future,
+            Err(payload) => return Hold::Panicked { payload: Some(payload), shared: self.shared.clone() },
+        };
         // Services that are nested directly have entered by now, and need no box of ours; those behind a router
         // enter at the first poll.
         if self.shared.is_innermost(self.depth) {
@@ -122,7 +127,7 @@ impl Entered {
 fn note_route<B>(shared: &Shared, request: &Request<B>) {
     if !shared.has_route() {
         if let Some(path) = request.extensions().get::<axum::extract::MatchedPath>() {
-            shared.set_route(path.as_str().into());
+            shared.set_route(path.clone());
         }
     }
 }
@@ -138,6 +143,8 @@ pin_project! {
         Plain { #[pin] future: F, shared: Arc<Shared> },
         /// The innermost, for all that is known.
         Held { held: Held<F> },
+        /// The inner service's call panicked.
+        Panicked { payload: Option<caught::Payload>, shared: Arc<Shared> },
     }
 }
 
@@ -151,6 +158,13 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             HoldProjection::Held { held } => held.poll(cx),
+            HoldProjection::Panicked { payload, shared } => match payload.take() {
+                Some(payload) => {
+                    shared.panicked("a service", &payload);
+                    resume_unwind(payload)
+                }
+                None => Poll::Pending,
+            },
             HoldProjection::Plain { future, shared } => future.poll(cx).map_ok(|response| {
                 let mut response = response.map(SendBody::into_body);
                 // What middleware between our services has added.
@@ -298,6 +312,7 @@ impl Driver {
             self.shared.response_failed();
             resume_unwind(payload);
         }
+        caught::dispose(payload);
         Poll::Ready(Ok((StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()))
     }
 

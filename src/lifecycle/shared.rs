@@ -1,10 +1,12 @@
 //! What one request is: its word, its clock, its connection, and what is still to run for it.
 
+#[cfg(feature = "serve")]
+use std::sync::OnceLock;
 use std::{
     collections::VecDeque,
     fmt,
     sync::{
-        Arc, Mutex, OnceLock, Weak,
+        Arc, Mutex, Weak,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::Waker,
@@ -12,6 +14,8 @@ use std::{
 };
 
 use atomic_waker::AtomicWaker;
+#[cfg(feature = "serve")]
+use axum::extract::MatchedPath;
 use axum_core::response::Response;
 use http::{Method, Uri, Version};
 use tokio::{sync::Notify, time::Instant};
@@ -47,7 +51,8 @@ pub(crate) struct Shared {
     pub(super) connection: Option<Connection>,
     method: Method,
     uri: Uri,
-    route: OnceLock<Arc<str>>,
+    #[cfg(feature = "serve")]
+    route: OnceLock<MatchedPath>,
     pub(super) version: Version,
     word: AtomicU32,
     /// Held across a transition and its event, so that events come in the order of the transitions. Only with
@@ -62,6 +67,8 @@ pub(crate) struct Shared {
     waits: AtomicU32,
     /// How many of our services this request has entered.
     depth: AtomicU32,
+    /// How many futures of our services run that could be the innermost.
+    running: AtomicU32,
     /// The outermost response future, then the outermost body.
     pub(super) response_waker: AtomicWaker,
     /// The innermost response future, then the task that its handler goes on in.
@@ -112,6 +119,7 @@ impl Shared {
             connection,
             method,
             uri,
+            #[cfg(feature = "serve")]
             route: OnceLock::new(),
             version,
             word: AtomicU32::new(word),
@@ -122,6 +130,7 @@ impl Shared {
             body_bytes: AtomicU64::new(0),
             waits: AtomicU32::new(0),
             depth: AtomicU32::new(0),
+            running: AtomicU32::new(0),
             response_waker: AtomicWaker::new(),
             handler_waker: AtomicWaker::new(),
             ending_waker: AtomicWaker::new(),
@@ -152,7 +161,7 @@ impl Shared {
     }
 
     #[cfg(feature = "serve")]
-    pub(crate) fn set_route(&self, route: Arc<str>) {
+    pub(crate) fn set_route(&self, route: MatchedPath) {
         // A nested router matches a longer route later, on the same request; the first is that of the outermost
         // router, which is the whole one in axum.
         let _ = self.route.set(route);
@@ -165,7 +174,10 @@ impl Shared {
 
     /// Method and matched route, else method and path; never a query.
     pub(crate) fn route(&self) -> String {
-        let path = self.route.get().map_or(self.uri.path(), AsRef::as_ref);
+        #[cfg(feature = "serve")]
+        let path = self.route.get().map_or(self.uri.path(), MatchedPath::as_str);
+        #[cfg(not(feature = "serve"))]
+        let path = self.uri.path();
         format!("{} {path}", self.method)
     }
 
@@ -188,6 +200,24 @@ impl Shared {
     /// One more of our services was entered. The innermost is the one whose number stays the highest.
     pub(crate) fn enter_service(&self) -> u32 {
         self.depth.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// The service that was entered last was never polled, and is gone.
+    pub(super) fn leave_service(&self, depth: u32) {
+        // If others were entered meanwhile, it was not the innermost, and nothing changes.
+        let _ = self.depth.compare_exchange(depth, depth - 1, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    pub(super) fn started_one(&self) {
+        self.running.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A future of one of our services ended. After the last, the handler has ended, whatever the middleware between
+    /// did with the service inside of it.
+    pub(super) fn ended_one(&self, how: super::transitions::HandlerEnd) {
+        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.word().has(word::HANDLER) {
+            self.handler_ended(how);
+        }
     }
 
     pub(crate) fn is_innermost(&self, depth: u32) -> bool {
@@ -262,7 +292,11 @@ impl Shared {
     // === the clock ===
 
     /// Polls something of the user's on this request's clock.
+    #[inline]
     pub(super) fn measure<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
+        if !self.clock.is_limited() {
+            return poll();
+        }
         let (result, measured) = self.clock.measure(poll);
         if let Some(over) = measured.overstayed.filter(|_| !self.word().status().is_timeout()) {
             tracing::warn!(

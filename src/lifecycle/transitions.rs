@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     connection::WhyDropped,
-    continuation::Continuation,
+    continuation::{self, Continuation},
     event::EventKind,
     pool::{Captured, caught, lock, runtime_lives},
     status::{ConnectionStatus, Sent},
@@ -68,9 +68,14 @@ impl Shared {
         // Under the lock that the ending task takes them from, so that none starts before the handler's end is
         // told; and in one transition, so that the request cannot end before they are seen.
         let mut core = lock(&self.core);
-        self.change(Some(EventKind::HandlerEnd), |word| {
+        let changed = self.change(Some(EventKind::HandlerEnd), |word| {
             word.has(word::HANDLER).then(|| word.without(word::HANDLER).with(word::WORK))
         });
+        if changed.is_none() {
+            // The handler's end was told before, or the request has ended and was sent into the service once more.
+            drop(core);
+            return continuations.into_iter().for_each(|continuation| self.keep(continuation));
+        }
         for continuation in continuations {
             core.continuations.push_back((continuation, self.captured()));
         }
@@ -354,6 +359,13 @@ impl Shared {
         drop(core);
         self.more_work();
         Ok(())
+    }
+
+    /// Takes in a continuation, and runs it on its own if the request has ended.
+    pub(super) fn keep(&self, continuation: Continuation) {
+        if let Err(continuation) = self.add_continuation(continuation) {
+            continuation::run_alone(continuation);
+        }
     }
 
     fn more_work(&self) {

@@ -34,5 +34,16 @@ pub(crate) fn discard<T>(value: T) {
             message = super::panic_message(&*payload),
             "a destructor panicked while a request's work was dropped"
         );
+        dispose(payload);
+    }
+}
+
+/// Drops what a panic carried, which is the user's too and may panic once more. That is then leaked: somewhere it has
+/// to end.
+#[expect(clippy::mem_forget, reason = "the payload of a panic in the destructor of a payload of a panic")]
+pub(crate) fn dispose(payload: Payload) {
+    if let Err(payload) = call(move || drop(payload)) {
+        tracing::error!("the payload of a panic panicked while it was dropped");
+        std::mem::forget(payload);
     }
 }

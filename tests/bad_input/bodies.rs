@@ -7,7 +7,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use futures_util::{FutureExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use http::header;
 use http_body_util::BodyExt;
 use tower::ServiceExt;
@@ -33,24 +33,15 @@ fn failing(kind: &str) -> Response {
             ([(header::CONTENT_LENGTH, "8")], Body::from_stream(stream::iter([Ok("part"), error()]))).into_response()
         }
         "panics" => {
-            let parts = stream::iter([false, true]).map_panic();
+            let parts = stream::iter([false, true]).map(|panics| {
+                assert!(!panics, "the body panics, as this test wants it");
+                Ok::<_, std::io::Error>("part")
+            });
             Body::from_stream(parts).into_response()
         }
         _ => panic!("no such kind: {kind}"),
     }
 }
-
-/// A stream that gives a part for `false`, and panics for `true`.
-trait MapPanic: futures_util::Stream<Item = bool> + Sized + Send + 'static {
-    fn map_panic(self) -> impl futures_util::Stream<Item = std::io::Result<&'static str>> + Send + 'static {
-        futures_util::StreamExt::map(self, |panics| {
-            assert!(!panics, "the body panics, as this test wants it");
-            Ok("part")
-        })
-    }
-}
-
-impl<S: futures_util::Stream<Item = bool> + Send + 'static> MapPanic for S {}
 
 fn app(notes: &Notes, layer: Option<EarlyCloseLayer>) -> Router {
     let routes = KINDS.iter().fold(Router::new(), |router, kind| {

@@ -1,15 +1,17 @@
 //! The handle, used too late, twice, or half.
 
-use std::{future::poll_fn, sync::mpsc, time::Duration};
+use std::{
+    future::{Future, poll_fn},
+    sync::mpsc,
+    time::Duration,
+};
 
 use axum::{Router, body::Body, extract::Request, response::IntoResponse, routing::get};
 use futures_util::future::join;
 use http::StatusCode;
 use http_body_util::BodyExt;
 use tower::ServiceExt;
-use tower_epilogue::{
-    Continuation, End, IgnoreAbortLayer, Lifecycle, LifecycleError, Phase, Sent, ShutdownHookLayer,
-};
+use tower_epilogue::{Continuation, End, IgnoreAbortLayer, Lifecycle, LifecycleError, Phase, Sent, ShutdownHookLayer};
 
 use crate::{
     common::{held_back, settled, told},
@@ -165,8 +167,6 @@ async fn finish_once(lifecycle: &Lifecycle, response: impl IntoResponse) {
     .await;
 }
 
-use std::future::Future as _;
-
 #[tokio::test]
 async fn a_finish_that_is_polled_once_and_dropped_has_finished() {
     for waits in [false, true] {
@@ -174,8 +174,7 @@ async fn a_finish_that_is_polled_once_and_dropped_has_finished() {
         let (theirs, opens) = (notes.clone(), gate.clone());
         let handler = async move |lifecycle: Lifecycle| {
             let (first, second) = (theirs.clone(), theirs.clone());
-            finish_once(&lifecycle, (Continuation::new(async move { first.add("of the finished") }), "finished"))
-                .await;
+            finish_once(&lifecycle, (Continuation::new(async move { first.add("of the finished") }), "finished")).await;
             if waits {
                 opens.passed().await;
             }

@@ -42,8 +42,7 @@ async fn a_handler_that_waits_for_longer_than_a_nanosecond_is_answered_with_503(
     for busy in [false, true] {
         let notes = Notes::default();
         let layer = if busy { TimeLimitLayer::busy(NANOSECOND) } else { TimeLimitLayer::new(NANOSECOND) };
-        let app =
-            Router::new().route("/", get(pending::<()>)).layer((layer, ShutdownHookLayer::new(told(&notes))));
+        let app = Router::new().route("/", get(pending::<()>)).layer((layer, ShutdownHookLayer::new(told(&notes))));
         let server = Server::start(app).await;
         assert_eq!(server.get("/").await.status, 503);
         assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().status, 503);

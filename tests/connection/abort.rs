@@ -88,7 +88,7 @@ impl State {
             ReadUpload => client.send(&(post(64 * 1024) + &"x".repeat(64 * 1024))).await,
             Unread(length) => client.send(&(post(length) + &"x".repeat(length))).await,
             Pipelined | IdleStreamPipelined => {
-                client.send(&format!("{get}GET /ping HTTP/1.1\r\nhost: test\r\n\r\n")).await
+                client.send(&format!("{get}GET /ping HTTP/1.1\r\nhost: test\r\n\r\n")).await;
             }
             StrayByte => client.send(&format!("{get}G")).await,
             FullWindow => {

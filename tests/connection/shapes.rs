@@ -121,7 +121,7 @@ const TEN_MB: usize = 10_000_000;
 fn respond(shape: &str) -> Response {
     let parts = |count, size| {
         let bytes = Bytes::from(vec![b'x'; size]);
-        stream::repeat_n(bytes, count).map(Ok::<_, io::Error>)
+        stream::iter(std::iter::repeat_n(bytes, count)).map(Ok::<_, io::Error>)
     };
     match shape {
         "small" => "small".into_response(),
@@ -139,7 +139,8 @@ fn respond(shape: &str) -> Response {
             Body::from_stream(parts).into_response()
         }
         "trailers" => {
-            let trailers = HeaderMap::from_iter([(header::HeaderName::from_static("x-end"), HeaderValue::from_static("1"))]);
+            let trailers =
+                HeaderMap::from_iter([(header::HeaderName::from_static("x-end"), HeaderValue::from_static("1"))]);
             let end = stream::iter([Ok(Frame::trailers(trailers))]);
             let body = Body::new(StreamBody::new(parts(3, 50).map(|part| part.map(Frame::data)).chain(end)));
             ([(header::TRAILER, "x-end")], body).into_response()

@@ -179,6 +179,37 @@ def http_client_reads_early_closed_answers():
         connection.close()
 
 
+# === an upload that nobody reads ===
+
+UPLOADS = 50
+
+
+def an_uploading_curl_reads_its_whole_response():
+    """The server answers at once, closes, and never reads the upload."""
+    with tempfile.NamedTemporaryFile() as upload:
+        upload.write(b"x" * 20_000_000)
+        upload.flush()
+        for body in (2048, 1048576):
+            for _ in range(UPLOADS):
+                target = url(f"/run?id={fresh()}&close=1&body={body}")
+                # No `Expect`, so that it sends at once.
+                command = ["curl", "-sS", "-H", "expect:", "-T", upload.name, "-X", "POST", target]
+                curled = subprocess.run(command, capture_output=True, timeout=20, check=False)
+                got = (curled.returncode, curled.stderr, len(curled.stdout))
+                assert got == (0, b"", body), got
+
+
+def an_uploading_http_client_reads_its_whole_response():
+    upload = b"x" * 2_000_000
+    for body in (2048, 1048576):
+        for _ in range(UPLOADS):
+            connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
+            connection.request("POST", f"/run?id={fresh()}&close=1&body={body}", body=upload)
+            response = connection.getresponse()
+            assert response.status == 200 and len(response.read()) == body
+            connection.close()
+
+
 # === nginx in front ===
 
 

@@ -438,6 +438,53 @@ impl MemoryClient {
     }
 }
 
+/// A route that answers, with a continuation that is held back by `gate`.
+pub fn held<R: axum::response::IntoResponse>(
+    gate: &Gate,
+    response: impl Fn() -> R + Clone + Send + Sync + 'static,
+) -> axum::routing::MethodRouter {
+    let gate = gate.clone();
+    let answer = async move || {
+        let work = tower_epilogue::Continuation::new(async move { gate.passed().await });
+        (work, response())
+    };
+    axum::routing::get(answer)
+}
+
+/// A body whose length nobody knows beforehand.
+pub fn streamed(parts: &'static [&'static str]) -> axum::body::Body {
+    axum::body::Body::from_stream(tokio_stream::iter(parts.iter().map(|part| Ok::<_, io::Error>(*part))))
+}
+
+impl Reply {
+    /// The head's lines without the date, the headers sorted.
+    pub fn sorted_head(&self) -> Vec<&str> {
+        let is_date = |line: &&str| line.to_ascii_lowercase().starts_with("date:");
+        let mut lines: Vec<_> = self.head.trim_end().split("\r\n").filter(|line| !is_date(line)).collect();
+        lines[1..].sort_unstable();
+        lines
+    }
+}
+
+/// A hook that only tells.
+pub trait TellingHook: FnOnce(tower_epilogue::End) -> std::future::Ready<()> + Clone + Send + Sync + 'static {}
+
+impl<H> TellingHook for H where H: FnOnce(tower_epilogue::End) -> std::future::Ready<()> + Clone + Send + Sync + 'static {}
+
+/// How requests ended, in order: the status, and what became of the response.
+pub type Ends = tokio::sync::mpsc::UnboundedReceiver<(tower_epilogue::ConnectionStatus, tower_epilogue::Sent)>;
+
+/// A layer whose hook tells how each request ended.
+pub fn ends() -> (tower_epilogue::ShutdownHookLayer<impl TellingHook>, Ends) {
+    let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+    let hook = move |end: tower_epilogue::End| {
+        // The test may have seen enough.
+        let _ = sender.send((end.status(), end.sent()));
+        std::future::ready(())
+    };
+    (tower_epilogue::ShutdownHookLayer::new(hook), receiver)
+}
+
 /// Everything that is logged in this process from the first call on, one line a record, its spans in front:
 /// look for what only your test can have logged.
 pub fn logs() -> Logs {
