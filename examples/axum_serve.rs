@@ -5,6 +5,7 @@
 //! ```sh
 //! curl -i localhost:3000/        # let go at once; the log shows the continuation's start and end
 //! ```
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, reason = "a program, not a library")]
 
 use std::{env, io, time::Duration};
 

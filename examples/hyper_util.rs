@@ -7,6 +7,7 @@
 //! curl -i localhost:3000/
 //! curl -i --http2-prior-knowledge localhost:3000/
 //! ```
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, reason = "a program, not a library")]
 
 use std::{env, io, time::Duration};
 

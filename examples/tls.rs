@@ -7,6 +7,7 @@
 //! curl -ik https://localhost:3000/             # HTTP/2
 //! curl -ik --http1.1 https://localhost:3000/
 //! ```
+#![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, reason = "a program, not a library")]
 
 use std::{env, error::Error, sync::Arc};
 

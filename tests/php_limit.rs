@@ -98,6 +98,7 @@ async fn s9_a_busy_limit_counts_the_polls() {
     let server = Server::start(Router::new().route("/", get(turns)).layer((limit, hook))).await;
     assert_eq!(server.get("/").await.status, 503);
     assert_eq!(soon("it is told", ended.recv()).await, Some(TIMED_OUT));
+    server.journal.ended(1).await;
     let fired = at(&server.journal, "handler_dropped");
     assert!(fired >= Duration::from_millis(50), "{fired:?}: what was used cannot be more than what has passed");
 }
@@ -119,6 +120,7 @@ async fn s31_a_wall_limit_fires_on_time_while_others_use_all_of_the_cpu() {
     let limit = Duration::from_millis(200);
     let server = Server::start(Router::new().route("/", get(turns)).layer(TimeLimitLayer::new(limit))).await;
     assert_eq!(server.get("/").await.status, 503);
+    server.journal.ended(1).await;
     let fired = at(&server.journal, "handler_dropped");
     // Of its own CPU time the handler has had a fraction of the limit. The bound is generous for slow machines.
     assert!(fired >= limit && fired < 10 * limit, "{fired:?}");
@@ -160,6 +162,7 @@ async fn s11_none_is_no_limit_also_for_a_request_already_under_one() {
         let end = tokio::time::timeout(2 * LONG, ended.recv()).await.expect(case);
         assert_eq!(end, Some(NORMAL), "{case}");
         assert_eq!(client.reply().await.text(), "at last", "{case}");
+        server.ended(1).await;
         assert!(at(&server.journal, "handler_end") >= LONG, "{case}");
     }
 }
@@ -210,6 +213,7 @@ where
     assert_eq!((reply.status, reply.text().contains("went on")), (503, false));
     assert_eq!(soon("it is told", ended.recv()).await, Some(TIMED_OUT));
     assert!(follows.try_recv().is_err());
+    server.journal.ended(1).await;
     assert!(at(&server.journal, "handler_dropped") >= Duration::from_millis(100));
 }
 

@@ -26,8 +26,8 @@ const AWAITING: u8 = 3;
 /// handed over as guarded `Bytes` that tells when it has gone into the write buffer, and the end of the stream
 /// is held back until no chunk is left and a later flush completed. What then still has to leave is the end of
 /// the stream alone (or, without a body, the head): it is queued when the body is dropped, and a connection
-/// writes all that is queued after each time it has read. So the flush that counts is the first that
-/// completes after a read that came after the drop.
+/// writes all that is queued after each time it has read. So the flush that counts is the last of the first turn
+/// (reads, writes, flushes) that began after the drop.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
     stage: AtomicU8,

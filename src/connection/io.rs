@@ -27,6 +27,18 @@ pub struct TrackedIo<IO> {
     stall: Stall,
     /// Bytes have come that the server may not have acted on yet.
     fresh: bool,
+    turn: Turn,
+}
+
+/// Whether a flush may be the end of the server's turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    /// The server reads; what it writes meanwhile it writes out of turn.
+    Reading,
+    /// It has read all there is, and writes.
+    Writing,
+    /// It could not write all there is.
+    Stalled,
 }
 
 /// A write that waits for its client.
@@ -68,6 +80,7 @@ impl<IO: 'static> TrackedIo<IO> {
             close: Close::default(),
             stall: Stall::default(),
             fresh: false,
+            turn: Turn::Reading,
         }
     }
 
@@ -93,6 +106,12 @@ impl<IO> TrackedIo<IO> {
         })
     }
 
+    fn nothing_to_read(&mut self) -> Poll<io::Result<()>> {
+        self.turn = Turn::Writing;
+        self.connection.turn_begins();
+        Poll::Pending
+    }
+
     fn wrote(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         match written {
             Poll::Ready(Ok(bytes)) => {
@@ -102,6 +121,7 @@ impl<IO> TrackedIo<IO> {
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(error))),
             Poll::Pending => {
+                self.turn = Turn::Stalled;
                 // Registered before the second look, so that a refusal after it wakes us.
                 self.connection.register(cx.waker());
                 if let Some(error) = self.refused() {
@@ -140,21 +160,25 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
         // Registered before anything is looked at, so that a change after the look wakes us.
         self.connection.register(cx.waker());
         if self.connection.has_hidden_end() && self.connection.hides_end_of_input() {
-            return Poll::Pending;
+            return self.nothing_to_read();
         }
+        self.turn = Turn::Reading;
         let before = buf.filled().len();
         let room = buf.remaining();
-        match ready!(Pin::new(&mut self.socket).poll_read(cx, buf)) {
+        let Poll::Ready(read) = Pin::new(&mut self.socket).poll_read(cx, buf) else {
+            return self.nothing_to_read();
+        };
+        match read {
             Ok(()) if buf.filled().len() == before && room > 0 => {
                 if std::mem::take(&mut self.fresh) {
                     // A FIN right behind a request: the server gets one turn to begin with it, in which the request
                     // says whether aborts are ignored, and a handler that need not wait answers.
                     cx.waker().wake_by_ref();
-                    return Poll::Pending;
+                    return self.nothing_to_read();
                 }
                 self.connection.saw_end_of_input();
                 if self.connection.hides_end_of_input() {
-                    return Poll::Pending;
+                    return self.nothing_to_read();
                 }
                 Poll::Ready(Ok(()))
             }
@@ -166,7 +190,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
                 // The same turn for a request whose client reset the connection right behind it: the next read, or
                 // write, fails again.
                 cx.waker().wake_by_ref();
-                Poll::Pending
+                self.nothing_to_read()
             }
             Err(error) => Poll::Ready(Err(self.failed(error))),
         }
@@ -178,6 +202,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
         if let Some(error) = self.refused() {
             return Poll::Ready(Err(error));
         }
+        self.connection.write_begins();
         let written = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.wrote(written, cx)
     }
@@ -190,6 +215,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
         if let Some(error) = self.refused() {
             return Poll::Ready(Err(error));
         }
+        self.connection.write_begins();
         let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
         self.wrote(written, cx)
     }
@@ -202,12 +228,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
         if let Some(error) = self.refused() {
             return Poll::Ready(Err(error));
         }
-        match ready!(Pin::new(&mut self.socket).poll_flush(cx)) {
-            Ok(()) => {
-                self.connection.flushed();
+        match Pin::new(&mut self.socket).poll_flush(cx) {
+            Poll::Ready(Ok(())) => {
+                self.connection.flushed(self.turn == Turn::Writing);
                 Poll::Ready(Ok(()))
             }
-            Err(error) => Poll::Ready(Err(self.failed(error))),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(error))),
+            Poll::Pending => {
+                self.turn = Turn::Stalled;
+                Poll::Pending
+            }
         }
     }
 

@@ -35,6 +35,8 @@ pub(crate) trait Party: Send + Sync {
     fn released(&self);
     /// The client closed its side, or reset the connection.
     fn left(&self);
+    /// It had done so before this request arrived.
+    fn had_left(&self);
     /// The connection is gone, with the response not flushed.
     fn closed(&self);
     /// The kernel takes no more bytes for now.
@@ -68,8 +70,10 @@ pub struct Connection(pub(crate) Arc<State>);
 pub(crate) struct State {
     /// Bytes that the IO has accepted.
     written: AtomicU64,
-    /// Reads begun.
-    reads: AtomicU64,
+    /// The server's turns: each begins when there is nothing left to read.
+    turns: AtomicU64,
+    /// The turn that the last flush ended, if nothing was written since; else 0.
+    flushed_turn: AtomicU64,
     /// The client closed its sending side, reset the connection, or a write failed.
     client_left: AtomicBool,
     /// A client that closed its sending side is not taken to have left.
@@ -153,7 +157,7 @@ impl Connection {
         };
         if too_late {
             // The end of input came along with this (pipelined) request.
-            party.left();
+            party.had_left();
         }
     }
 
@@ -190,7 +194,7 @@ impl Connection {
     pub(crate) fn await_flush(&self, party: &dyn Party) {
         let exchange = party.exchange();
         if party.is_http2() {
-            exchange.set_mark(self.0.reads.load(Ordering::Acquire));
+            exchange.set_mark(self.0.turns.load(Ordering::Acquire));
         }
         exchange.await_flush();
         self.0.waiting.store(true, Ordering::Release);
@@ -275,8 +279,38 @@ impl Connection {
         self.0.task.register(waker);
     }
 
+    /// The server's next turn begins with reading.
+    ///
+    /// HTTP/2: if the last one ended with a flush and no write after it, there was nothing more to write, and the ends
+    /// of streams that were queued before it have left. (A flush alone does not tell: h2 flushes in the middle of a
+    /// turn too, when its buffer is full, and for what stalled in the turn before.)
     pub(super) fn read_begins(&self) {
-        self.0.reads.fetch_add(1, Ordering::AcqRel);
+        let flushed = self.0.flushed_turn.swap(0, Ordering::AcqRel);
+        if flushed == 0 || !self.0.waiting.load(Ordering::Acquire) {
+            return;
+        }
+        while let Some(party) = self.next_of_turn(flushed) {
+            party.flushed();
+        }
+    }
+
+    /// Nothing is left to read: what is written from here on belongs to a new turn.
+    pub(super) fn turn_begins(&self) {
+        self.0.turns.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn write_begins(&self) {
+        self.0.flushed_turn.store(0, Ordering::Release);
+    }
+
+    fn next_of_turn(&self, flushed: u64) -> Option<Arc<dyn Party>> {
+        let mut parties = lock(&self.0.parties);
+        let place = parties.iter().position(|party| {
+            let exchange = party.exchange();
+            party.is_http2() && exchange.is_awaiting() && flushed > exchange.mark()
+        })?;
+        parties[place].exchange().set_listed(false);
+        Some(parties.swap_remove(place))
     }
 
     pub(super) fn wrote(&self, bytes: usize) {
@@ -335,8 +369,11 @@ impl Connection {
         }
     }
 
-    /// A flush completed.
-    pub(super) fn flushed(&self) {
+    /// A flush completed; `turn` if it may be the end of one.
+    pub(super) fn flushed(&self, turn: bool) {
+        if turn {
+            self.0.flushed_turn.store(self.0.turns.load(Ordering::Acquire), Ordering::Release);
+        }
         // Cleared first: whoever begins to wait during the search sets it again, for the next flush.
         if !self.0.waiting.swap(false, Ordering::AcqRel) {
             return;
@@ -353,20 +390,20 @@ impl Connection {
     }
 
     fn next_flushed(&self) -> Option<Found> {
-        let (written, reads) = (self.written(), self.0.reads.load(Ordering::Acquire));
+        let written = self.written();
         let mut parties = lock(&self.0.parties);
-        let mut others = false;
+        let (mut others, mut ends) = (false, false);
         for (place, party) in parties.iter().enumerate() {
             let exchange = party.exchange();
             if exchange.release() {
                 return Some(Found::Released(party.clone()));
             }
             if exchange.is_awaiting() {
-                let now = if party.is_http2() { reads } else { written };
-                if now > exchange.mark() {
+                if !party.is_http2() && written > exchange.mark() {
                     exchange.set_listed(false);
                     return Some(Found::Flushed(parties.swap_remove(place)));
                 }
+                ends |= party.is_http2();
                 others = true;
             }
             others |= exchange.is_held();
@@ -374,11 +411,17 @@ impl Connection {
         if others {
             self.0.waiting.store(true, Ordering::Release);
         }
+        drop(parties);
+        if ends {
+            // The turn that may have ended with this flush is over when the next begins.
+            self.wake();
+        }
         None
     }
 
     /// An orderly close began: hyper flushes everything before it.
     pub(super) fn shutting_down(&self) {
+        self.read_begins();
         self.0.shut.store(true, Ordering::Release);
     }
 

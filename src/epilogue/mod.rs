@@ -164,9 +164,9 @@ impl EpilogueBuilder {
         self
     }
 
-    /// How long a client may take to send a request's head, 30 s by default; on a new connection that includes
-    /// the wait for its first byte. On HTTP/1 it counts anew for each request, from its first byte on. `None`
-    /// waits without end, as `axum::serve` does.
+    /// How long the server waits for a request's head, 30 s by default: from the moment at which it begins to wait, so
+    /// a connection that idles so long between two requests is closed as well. `None` waits without end, as
+    /// `axum::serve` does.
     pub fn header_read_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.server.header_read = limit.into();
         self

@@ -18,7 +18,7 @@ use axum::serve::Listener;
 use axum_core::body::Body;
 use http::Request;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
@@ -258,11 +258,11 @@ impl Server {
         lock(&self.open).insert(key, connection);
         let open = Open { key, open: self.open.clone() };
         let (stop, kill) = (self.stop.clone(), self.kill.clone());
-        let settings = self.settings.clone();
+        let (settings, streams) = (self.settings.clone(), Streams(self.connections.clone()));
         self.connections.spawn(async move {
             let _open = open;
             tokio::select! {
-                () = serve_connection(io, service, stop, settings) => {}
+                () = serve_connection(io, service, stop, settings, streams) => {}
                 () = kill.cancelled() => {}
             }
         });
@@ -290,11 +290,25 @@ impl Drop for Open {
     }
 }
 
+/// Spawns the streams of HTTP/2 connections, so that a drain waits for one whose poll outlasts its connection.
+#[derive(Clone)]
+struct Streams(TaskTracker);
+
+impl<F> hyper::rt::Executor<F> for Streams
+where
+    F: Future<Output: Send + 'static> + Send + 'static,
+{
+    fn execute(&self, stream: F) {
+        self.0.spawn(stream);
+    }
+}
+
 async fn serve_connection<IO, A, S, B>(
     io: TrackedIo<IO>,
     service: Service<S, A>,
     stop: CancellationToken,
     settings: Settings,
+    streams: Streams,
 ) where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     A: Clone + Send + Sync + 'static,
@@ -302,7 +316,7 @@ async fn serve_connection<IO, A, S, B>(
     S::Future: Send + 'static,
     B: SendBody,
 {
-    let mut builder = Builder::new(TokioExecutor::new());
+    let mut builder = Builder::new(streams);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(settings.header_read);
     builder
         .http2()
@@ -330,8 +344,7 @@ async fn serve_connection<IO, A, S, B>(
     }
 }
 
-/// Resolves when no request has come in time: hyper counts the time for a head from the head's first byte, and
-/// before the protocol is known nobody counts.
+/// Resolves when no request has come in time: before the protocol is known, nobody else counts.
 async fn never_used(connection: &Connection, limit: Option<Duration>) {
     if let Some(limit) = limit {
         tokio::time::sleep(limit).await;

@@ -168,8 +168,7 @@ impl Clock {
             return (poll(), measured);
         }
         let measuring = Measuring(&self.measuring);
-        // The wall clock needs no look before the poll: past its limit no poll begins.
-        let began = if budget == NEVER { 0 } else { self.now() };
+        let began = self.now();
         let result = poll();
         let ended = self.now();
         drop(measuring);
@@ -178,7 +177,8 @@ impl Clock {
         let budget = self.budget.load(Ordering::Acquire);
         if budget == NEVER {
             let over = Duration::from_nanos(ended.saturating_sub(deadline));
-            measured.overstayed = (over > OVERSTAY).then_some(over);
+            // One that only began late is not to blame.
+            measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
         } else {
             let spent = ended.saturating_sub(began);
             let used = self.used.fetch_add(spent, Ordering::AcqRel).saturating_add(spent);

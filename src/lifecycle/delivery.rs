@@ -202,7 +202,7 @@ impl Drop for Delivery {
         let body = self.body.take();
         if unfinished {
             match body {
-                Some(body) if self.shared.survives_drop() => producer::drain(&self.shared, body, false),
+                Some(body) if self.shared.producer_survives_drop() => producer::drain(&self.shared, body, false),
                 body => {
                     caught::discard(body);
                     self.shared.producer_ended(None);

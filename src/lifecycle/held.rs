@@ -222,6 +222,12 @@ impl<F> Drop for Held<F> {
             self.shared.leave_service(self.depth);
             return;
         }
+        // A finished response that nobody took goes nowhere; what came with it runs.
+        let finished = lock(&self.shared.core).finished.take();
+        if let Some(mut response) = finished {
+            collect(&self.shared, &mut response);
+            caught::discard(response);
+        }
         if self.is_innermost() && self.shared.survives_drop() {
             return self.go_on_alone();
         }
@@ -354,7 +360,7 @@ where
 fn go_nowhere(shared: &Arc<Shared>, response: Response) {
     let body = response.into_body();
     let bodiless = shared.method() == http::Method::HEAD || http_body::Body::is_end_stream(&body);
-    if bodiless || !shared.survives_drop() || shared.is_finished() {
+    if bodiless || !shared.producer_survives_drop() || shared.is_finished() {
         caught::discard(body);
         return;
     }

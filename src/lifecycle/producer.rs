@@ -99,7 +99,7 @@ impl http_body::Body for Producer {
 
 impl Drop for Producer {
     fn drop(&mut self) {
-        if self.shared.survives_drop() {
+        if self.shared.producer_survives_drop() {
             if let Some(body) = self.body.take() {
                 drain(&self.shared, body, true);
             }
@@ -145,5 +145,6 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
     if let Err(work) = shared.pool.spawn(work) {
         caught::discard(work);
         shared.producer_ended(streamed.then_some(EventKind::BodyDropped));
-    }
+    } // Whoever waits for the producer's end is the task that a drain knows of.
+    shared.ensure_ending();
 }

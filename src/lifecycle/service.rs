@@ -18,6 +18,7 @@ use super::{
     delivery::Delivery,
     held::{self, Held, SendBody},
     shared::{Arrival, Shared},
+    transitions::Verdict,
 };
 use crate::pool::{Pool, caught};
 
@@ -288,6 +289,10 @@ impl Driver {
         let Some(verdict) = shared.verdict() else {
             return Poll::Pending;
         };
+        if verdict == Verdict::Abandoned {
+            // The client had left before the request arrived, and by now the layers have not said to ignore it.
+            shared.abandon();
+        }
         shared.handler_waker.wake();
         match caught::poll(inner.as_mut(), cx) {
             Ok(Poll::Pending) => {

@@ -297,8 +297,9 @@ impl Shared {
         if !self.clock.is_limited() {
             return poll();
         }
+        let was_over = self.word().status().is_timeout();
         let (result, measured) = self.clock.measure(poll);
-        if let Some(over) = measured.overstayed.filter(|_| !self.word().status().is_timeout()) {
+        if let Some(over) = measured.overstayed.filter(|_| !was_over) {
             tracing::warn!(
                 route = self.route(),
                 ?over,

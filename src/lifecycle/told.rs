@@ -46,6 +46,12 @@ impl Party for Shared {
 
     fn left(&self) {
         self.abort();
+        self.abandon();
+    }
+
+    fn had_left(&self) {
+        // Whether that is ignored is for the layers to say, which have not seen the request yet.
+        self.abort();
     }
 
     fn closed(&self) {

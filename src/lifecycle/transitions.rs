@@ -103,6 +103,12 @@ impl Shared {
     /// Whether a handler whose future is dropped by somebody else goes on in a task of its own.
     pub(super) fn survives_drop(&self) -> bool {
         let word = self.word();
+        word.status() == ConnectionStatus::ABORTED && (word.ignores_abort() || word.has(word::FINISHED))
+    }
+
+    /// The same for the body's producer, which has no life beyond its response but where aborts are ignored.
+    pub(super) fn producer_survives_drop(&self) -> bool {
+        let word = self.word();
         word.status() == ConnectionStatus::ABORTED && word.ignores_abort()
     }
 }
@@ -220,7 +226,6 @@ impl Shared {
         if changed.is_some() {
             self.wake_all();
         }
-        self.abandon();
     }
 
     /// Has a task woken when the client leaves. HTTP/2 needs no help: there the server always reads.

@@ -135,7 +135,7 @@ impl Word {
             Phase::Ending
         } else if self.has(CONTINUING) || (self.has(FINISHED) && self.known_sent().is_some()) {
             Phase::Continuing
-        } else if self.has(HEAD) {
+        } else if self.has(HEAD) && (self.has(FINISHED) || !self.has(HANDLER)) {
             Phase::Sending
         } else {
             Phase::Handling

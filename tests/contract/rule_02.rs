@@ -1,10 +1,16 @@
 //! Hooks run exactly once, in order of registration, when handler, body producer and continuation have all ended,
 //! and the response was flushed, aborted, broken off or given up on, however they ended.
 
-use std::{ops::ControlFlow, time::Duration};
+use std::{
+    ops::ControlFlow,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
 
 use axum::{
     Router,
+    extract::Request,
+    middleware::map_request,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -13,7 +19,7 @@ use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, ShutdownHookLaye
 
 use crate::{
     common::{Asked, Leave, SHORT, held_back},
-    support::{Gate, Notes, Server, h2client::Http2},
+    support::{Gate, Notes, Server, h2client::Http2, soon},
 };
 
 /// How a request ends.
@@ -169,6 +175,49 @@ async fn they_wait_for_a_body_producer_that_goes_on_without_its_reader() {
         assert_eq!(notes.all(), ["producing", "produced", "body dropped", "hook"], "{leave:?}");
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// Its connection is gone before its handler is first polled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn they_run_after_a_handler_that_begins_when_its_connection_is_gone() {
+    let notes = Notes::default();
+    let (release, released) = mpsc::channel();
+    let (outer, released) = (notes.clone(), Arc::new(Mutex::new(released)));
+    let blocks = map_request(move |request: Request| {
+        outer.add("blocked");
+        let released: Result<(), _> = released.lock().unwrap().recv();
+        released.unwrap();
+        std::future::ready(request)
+    });
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        theirs.add("handler");
+        let hook = theirs.clone();
+        lifecycle.on_shutdown(async move |_| hook.add("handler's hook")).unwrap();
+    };
+    let hook = notes.clone();
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(ShutdownHookLayer::new(async move |_| hook.add("layer's hook")))
+        .layer(blocks);
+    let server = Server::start(app).await;
+    let stream = std::net::TcpStream::connect(server.address).unwrap();
+    let end = stream.try_clone().unwrap();
+    stream.set_nonblocking(true).unwrap();
+    let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+    let (send, connection) = h2::client::handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = http::Request::get("http://test/").body(()).unwrap();
+    let response = send.ready().await.unwrap().send_request(request, true).unwrap().0;
+    notes.seen("blocked").await;
+    end.shutdown(std::net::Shutdown::Write).unwrap();
+    // Until the server has closed it too.
+    let _ = soon("the end of the connection", connection).await;
+    release.send(()).unwrap();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["blocked", "handler", "layer's hook", "handler's hook"]);
+    drop(response);
+    assert!(server.stop().await.is_clean());
 }
 
 /// A handler that registers the given hooks.

@@ -1,7 +1,11 @@
 //! Drain: `serve` returns when the last continuation and hook has ended, or at the deadline, with a report that
 //! names each straggler.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -77,6 +81,43 @@ async fn it_waits_for_requests_in_flight() {
             }
         }
         assert!(server.drained().await.is_clean());
+    }
+}
+
+/// An HTTP/2 stream has a task of its own, which its connection does not wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn it_waits_for_a_poll_that_outlasts_its_connection_and_for_its_hooks() {
+    for leave in [Leave::Close, Leave::ResetStream, Leave::LoseConnection] {
+        let notes = Notes::default();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (theirs, released) = (notes.clone(), Arc::new(Mutex::new(released)));
+        let handler = async move |lifecycle: Lifecycle| {
+            let hook = theirs.clone();
+            lifecycle.on_shutdown(async move |_| hook.add("hook")).unwrap();
+            theirs.add("here");
+            // Not to be imitated: it blocks its thread.
+            released.lock().unwrap().recv().unwrap();
+            theirs.add("answers");
+        };
+        let mut server = Server::start(Router::new().route("/", get(handler))).await;
+        let client = Asked::get(&server, leave).await;
+        notes.seen("here").await;
+        let _left = client.leave(leave).await;
+        if leave == Leave::LoseConnection {
+            server.journal.seen("aborted").await;
+        }
+        server.begin_drain();
+        let journal = server.journal.clone();
+        std::thread::spawn(move || {
+            // For a drain that does not wait, to end before.
+            std::thread::sleep(SHORT);
+            release.send(()).unwrap();
+        });
+        let drained = notes.clone();
+        assert!(server.drained().await.is_clean());
+        drained.add("drained");
+        assert_eq!(notes.all(), ["here", "answers", "hook", "drained"], "{leave:?}: {:?}", journal.lines());
+        assert!(journal.lines().last().unwrap().starts_with("ended/"), "{leave:?}");
     }
 }
 

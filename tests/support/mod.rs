@@ -231,7 +231,9 @@ impl Client {
     }
 
     /// Leaves by closing; what it has not read is answered with a reset later.
-    pub fn close(self) {}
+    pub fn close(self) {
+        drop(self);
+    }
 
     /// Shuts its sending side and stays to read.
     pub async fn half_close(&mut self) {
@@ -254,11 +256,12 @@ pub struct Reply {
 }
 
 impl Reply {
-    fn parse(bytes: Vec<u8>, error: Option<io::Error>) -> Self {
+    fn parse(mut bytes: Vec<u8>, error: Option<io::Error>) -> Self {
         let end = find(&bytes, b"\r\n\r\n").map_or(bytes.len(), |end| end + 4);
-        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+        let body = bytes.split_off(end);
+        let head = String::from_utf8_lossy(&bytes).into_owned();
         let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0);
-        Self { status, head, body: bytes[end..].to_vec(), error, at: Instant::now() }
+        Self { status, head, body, error, at: Instant::now() }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
