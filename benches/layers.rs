@@ -5,7 +5,7 @@
 //! spawned runs. The peer of the four layers
 //! is `spawn`: the same service called in a `tokio::spawn` whose `JoinHandle` is awaited, which is what keeps a
 //! handler alive otherwise.
-#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, clippy::needless_pass_by_value)]
 
 use std::{
     convert::Infallible,
@@ -74,10 +74,10 @@ where
             }
         };
         if workers == 3 {
-            runtime.block_on(requests)
+            runtime.block_on(requests);
         } else {
-            runtime.block_on(runtime.spawn(requests)).unwrap()
-        };
+            runtime.block_on(runtime.spawn(requests)).unwrap();
+        }
     });
 }
 

@@ -1,6 +1,6 @@
 //! Flushed means that the kernel took a response; acknowledged, that the client's machine confirmed it.
 #![cfg(all(feature = "acknowledged", target_os = "linux"))]
-#![allow(clippy::unwrap_used, clippy::disallowed_methods, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods, reason = "tests")]
 
 mod support;
 

@@ -1,4 +1,10 @@
 //! What callers, handlers, middleware and bodies do wrong, and what that may cost: that request only.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
 #![allow(unreachable_pub, reason = "the modules of one suite")]
 
 #[path = "bad_input/bodies.rs"]

@@ -1,6 +1,12 @@
 //! The layers compose (contract rule 12): one table of expectations for every subset of them in every order,
 //! however they are applied, on HTTP/1.1, on HTTP/2 and as layers alone.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
 #![allow(unreachable_pub, reason = "the modules of one suite")]
 
 #[path = "compose/app.rs"]

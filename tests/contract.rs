@@ -1,4 +1,10 @@
 //! The contract, rule by rule: each test is named with the sentence that it proves.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
 #![allow(unreachable_pub, reason = "the modules of one suite")]
 
 #[path = "contract/common.rs"]

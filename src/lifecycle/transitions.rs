@@ -154,11 +154,20 @@ impl Shared {
     /// The service gave an error instead of a response.
     pub(super) fn response_failed(&self) {
         self.decide(Sent::BrokenOff);
+        self.no_response();
     }
 
     /// The outermost response future was dropped before there was a response.
     pub(super) fn response_lost(&self) {
         self.dropped_by_server(self.why_dropped());
+        self.no_response();
+    }
+
+    /// Only now the request may end: until its outermost future is gone, its handler may still begin, although its
+    /// connection is closed.
+    fn no_response(&self) {
+        self.change(None, |word| Some(word.with(word::HEAD)));
+        self.progress();
     }
 
     fn why_dropped(&self) -> WhyDropped {
@@ -249,7 +258,7 @@ impl Shared {
 
     /// Decides the fate of a response that was not flushed, and that nothing more is to be heard of.
     pub(super) fn decide(&self, sent: Sent) {
-        let changed = self.change(None, |word| Some(word.with_sent(sent).with(word::HEAD)).filter(|new| *new != word));
+        let changed = self.change(None, |word| Some(word.with_sent(sent)).filter(|new| *new != word));
         if let Some(connection) = &self.connection {
             connection.leave(self);
         }

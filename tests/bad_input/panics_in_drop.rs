@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use http::StatusCode;
 use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer};
 
 use crate::{
@@ -52,7 +53,10 @@ async fn handler(what: &str, notes: Notes, lifecycle: Lifecycle) -> Response {
         pending::<()>().await;
     };
     match what {
-        "handler" => waiting.await.into_response(),
+        "handler" => {
+            waiting.await;
+            StatusCode::OK.into_response()
+        }
         "body" => {
             let frames = futures_util::stream::once(async move {
                 waiting.await;

@@ -205,7 +205,7 @@ async fn panics(State(app): State<App>, lifecycle: Lifecycle) {
 
 async fn waits(State(app): State<App>, lifecycle: Lifecycle) {
     app.hook(&lifecycle);
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn large(State(app): State<App>, lifecycle: Lifecycle) -> (Continuation, String) {

@@ -7,6 +7,7 @@ use axum::{
     body::Body,
     extract::Request,
     response::{IntoResponse, Response},
+    routing::MethodRouter,
 };
 use http::StatusCode;
 use tower::{Layer, Service, ServiceBuilder, util::BoxCloneSyncService};
@@ -98,7 +99,7 @@ impl Stack {
         let inside_out = (0..self.kinds.len()).rev().map(layer);
         let router = match self.applied {
             Applied::OneByOne => inside_out.fold(app.router(|route| route), Router::layer),
-            Applied::PerRoute => app.router(|route| inside_out.clone().fold(route, |route, layer| route.layer(layer))),
+            Applied::PerRoute => app.router(|route| inside_out.clone().fold(route, MethodRouter::layer)),
             Applied::OneTuple => {
                 let layers = (layer(0), layer(1), layer(2), layer(3), layer(4), layer(5), layer(6), layer(7));
                 app.router(|route| route).layer(layers)

@@ -136,7 +136,7 @@ pub enum Asked {
 pub enum Left {
     Gone,
     HalfClosed(Client),
-    Http2(Http2),
+    Http2(#[allow(dead_code, reason = "it lives as long as this")] Http2),
 }
 
 impl Asked {

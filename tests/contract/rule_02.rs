@@ -10,7 +10,6 @@ use std::{
 use axum::{
     Router,
     extract::Request,
-    middleware::map_request,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -19,7 +18,7 @@ use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, ShutdownHookLaye
 
 use crate::{
     common::{Asked, Leave, SHORT, held_back},
-    support::{Gate, Notes, Server, h2client::Http2, soon},
+    support::{Gate, Journal, Notes, Server, h2client::Http2, soon},
 };
 
 /// How a request ends.
@@ -181,14 +180,6 @@ async fn they_wait_for_a_body_producer_that_goes_on_without_its_reader() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn they_run_after_a_handler_that_begins_when_its_connection_is_gone() {
     let notes = Notes::default();
-    let (release, released) = mpsc::channel();
-    let (outer, released) = (notes.clone(), Arc::new(Mutex::new(released)));
-    let blocks = map_request(move |request: Request| {
-        outer.add("blocked");
-        let released: Result<(), _> = released.lock().unwrap().recv();
-        released.unwrap();
-        std::future::ready(request)
-    });
     let theirs = notes.clone();
     let handler = async move |lifecycle: Lifecycle| {
         theirs.add("handler");
@@ -196,12 +187,25 @@ async fn they_run_after_a_handler_that_begins_when_its_connection_is_gone() {
         lifecycle.on_shutdown(async move |_| hook.add("handler's hook")).unwrap();
     };
     let hook = notes.clone();
-    let app = Router::new()
-        .route("/", get(handler))
-        .layer(ShutdownHookLayer::new(async move |_| hook.add("layer's hook")))
-        .layer(blocks);
-    let server = Server::start(app).await;
-    let stream = std::net::TcpStream::connect(server.address).unwrap();
+    let app =
+        Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(async move |_| hook.add("layer's hook")));
+    let (release, released) = mpsc::channel();
+    let (outer, released) = (notes.clone(), Arc::new(Mutex::new(released)));
+    let app = tower::ServiceBuilder::new()
+        .map_request(move |request: Request| {
+            outer.add("called");
+            // In place, so that the other tasks of this worker go on meanwhile.
+            let released: Result<(), _> = tokio::task::block_in_place(|| released.lock().unwrap().recv());
+            released.unwrap();
+            request
+        })
+        .service(app);
+    let journal = Journal::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(journal.epilogue().build().serve(listener, app).into_future());
+
+    let stream = std::net::TcpStream::connect(address).unwrap();
     let end = stream.try_clone().unwrap();
     stream.set_nonblocking(true).unwrap();
     let stream = tokio::net::TcpStream::from_std(stream).unwrap();
@@ -209,15 +213,16 @@ async fn they_run_after_a_handler_that_begins_when_its_connection_is_gone() {
     let connection = tokio::spawn(connection);
     let request = http::Request::get("http://test/").body(()).unwrap();
     let response = send.ready().await.unwrap().send_request(request, true).unwrap().0;
-    notes.seen("blocked").await;
+    notes.seen("called").await;
     end.shutdown(std::net::Shutdown::Write).unwrap();
     // Until the server has closed it too.
     let _ = soon("the end of the connection", connection).await;
     release.send(()).unwrap();
-    server.journal.ended(1).await;
-    assert_eq!(notes.all(), ["blocked", "handler", "layer's hook", "handler's hook"]);
+    notes.seen("handler's hook").await;
+    journal.ended(1).await;
+    assert_eq!(notes.all(), ["called", "handler", "layer's hook", "handler's hook"]);
     drop(response);
-    assert!(server.stop().await.is_clean());
+    server.abort();
 }
 
 /// A handler that registers the given hooks.

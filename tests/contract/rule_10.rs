@@ -95,8 +95,8 @@ async fn it_waits_for_a_poll_that_outlasts_its_connection_and_for_its_hooks() {
             let hook = theirs.clone();
             lifecycle.on_shutdown(async move |_| hook.add("hook")).unwrap();
             theirs.add("here");
-            // Not to be imitated: it blocks its thread.
-            released.lock().unwrap().recv().unwrap();
+            // A long poll; in place, so that the other tasks of this worker go on meanwhile.
+            tokio::task::block_in_place(|| released.lock().unwrap().recv().unwrap());
             theirs.add("answers");
         };
         let mut server = Server::start(Router::new().route("/", get(handler))).await;
@@ -164,7 +164,7 @@ async fn handler(at: At, notes: Notes, lifecycle: Lifecycle) -> Response {
         At::Body | At::BodyWithoutItsReader => held_back(&notes, &never, "first", "second").into_response(),
         At::Continuation => Continuation::new(async move {
             notes.add("here");
-            pending().await
+            pending::<()>().await;
         })
         .into_response(),
         At::BlockingContinuation => Continuation::blocking(move || {
@@ -195,12 +195,10 @@ async fn cut(at: At, leave: Leave, with_hook: bool) {
     let mut server = Server::with(app, |builder| builder.drain_deadline(SHORT).hook_limit(SHORT * 2)).await;
     let client = Asked::get(&server, leave).await;
     notes.seen(if matches!(at, At::Body | At::BodyWithoutItsReader) { "producing" } else { "here" }).await;
-    let mut kept = None;
-    if ignores {
-        kept = Some(client.leave(leave).await);
+    let (mut stays, mut left) = (Some(client), None);
+    if let Some(client) = stays.take_if(|_| ignores) {
+        left = Some(client.leave(leave).await);
         server.journal.seen("aborted").await;
-    } else {
-        std::mem::forget(client);
     }
     server.begin_drain();
     let journal = server.journal.clone();
@@ -223,7 +221,7 @@ async fn cut(at: At, leave: Leave, with_hook: bool) {
     }
     let lines = journal.lines();
     assert!(lines.last().unwrap().starts_with("ended/"), "{what}: {lines:?}");
-    drop(kept);
+    drop((stays, left));
 }
 
 #[tokio::test]
