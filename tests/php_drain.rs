@@ -96,13 +96,13 @@ async fn a_stop_kills_no_continuation_by_default() {
 async fn a_stop_cuts_at_its_deadline_and_names_what_it_cut() {
     let (sender, mut ends) = mpsc::unbounded_channel();
     let app = Router::new()
-        .route("/work/{id}", get(async || (Continuation::new(pending()), "hello")))
+        .route("/task/{id}", get(async || (Continuation::new(pending()), "hello")))
         .route("/waits", get(pending::<()>))
         .route("/short", get(async || (Continuation::new(sleep(5 * SECOND)), "hello")))
         .layer(ShutdownHookLayer::new(async move |end: End| sender.send((end.route(), end.status())).unwrap()));
     let server = MemoryServer::with(app, |builder| builder.drain_deadline(10 * SECOND));
     let journal = server.journal.clone();
-    assert_eq!(server.get("/work/7").await.text(), "hello");
+    assert_eq!(server.get("/task/7").await.text(), "hello");
     sleep(SECOND).await;
     assert_eq!(server.get("/short").await.text(), "hello");
     let mut waits = server.connect();
@@ -117,15 +117,15 @@ async fn a_stop_cuts_at_its_deadline_and_names_what_it_cut() {
     let report = server.stop().await;
     assert!(began.elapsed() >= 10 * SECOND && began.elapsed() < 11 * SECOND, "{:?}", began.elapsed());
     let named: Vec<_> = report.stragglers().iter().map(|cut| (cut.route(), cut.phase(), cut.age().as_secs())).collect();
-    assert_eq!(named, [("GET /work/{id}", "continuing", 11), ("GET /waits", "handling", 10)], "the oldest first");
+    assert_eq!(named, [("GET /task/{id}", "continuing", 11), ("GET /waits", "handling", 10)], "the oldest first");
     let told = report.to_string();
-    assert!(told.contains("GET /work/{id} (continuing, 11.0 s old)"), "{told}");
+    assert!(told.contains("GET /task/{id} (continuing, 11.0 s old)"), "{told}");
 
     assert_eq!(ends.recv().await, Some(("GET /short".to_owned(), ConnectionStatus::NORMAL)));
     let mut cut = [ends.recv().await.unwrap(), ends.recv().await.unwrap()];
     cut.sort_by(|one, other| one.0.cmp(&other.0));
     let timeout = ConnectionStatus::TIMEOUT;
-    assert_eq!(cut, [("GET /waits".to_owned(), timeout), ("GET /work/{id}".to_owned(), timeout)]);
+    assert_eq!(cut, [("GET /waits".to_owned(), timeout), ("GET /task/{id}".to_owned(), timeout)]);
     assert_eq!((count(&journal, "continuation_dropped"), count(&journal, "ended")), (1, 3));
     // Whoever still waited for an answer has one.
     assert_eq!(waits.reply().await.status, 503);

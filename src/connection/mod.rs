@@ -30,6 +30,7 @@ mod io;
 mod linger;
 #[cfg(feature = "serve")]
 mod listener;
+mod observed;
 #[cfg(all(feature = "acknowledged", target_os = "linux"))]
 mod send_queue;
 mod settings;

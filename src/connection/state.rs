@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Waker},
+    task::Context,
 };
 
 use atomic_waker::AtomicWaker;
@@ -55,7 +55,7 @@ pub(crate) enum WhyDropped {
 }
 
 /// What a completed flush did.
-enum Found {
+pub(super) enum Found {
     Flushed(Arc<dyn Party>),
     Released(Arc<dyn Party>),
 }
@@ -69,38 +69,38 @@ pub struct Connection(pub(crate) Arc<State>);
 #[derive(Default)]
 pub(crate) struct State {
     /// Bytes that the IO has accepted.
-    written: AtomicU64,
+    pub(super) written: AtomicU64,
     /// The server's turns: each begins when there is nothing left to read.
-    turns: AtomicU64,
+    pub(super) turns: AtomicU64,
     /// The turn that the last flush ended, if nothing was written since; else 0.
-    flushed_turn: AtomicU64,
+    pub(super) flushed_turn: AtomicU64,
     /// The client closed its sending side, reset the connection, or a write failed.
-    client_left: AtomicBool,
+    pub(super) client_left: AtomicBool,
     /// A client that closed its sending side is not taken to have left.
-    serves_half_closed: bool,
+    pub(super) serves_half_closed: bool,
     /// A request has arrived on it.
-    used: AtomicBool,
+    pub(super) used: AtomicBool,
     /// A request was answered before it was read to its end.
-    unread_upload: AtomicBool,
+    pub(super) unread_upload: AtomicBool,
     /// The end of input was seen but not shown.
-    hidden_end: AtomicBool,
+    pub(super) hidden_end: AtomicBool,
     /// Writes are refused: the response on its way must not look whole.
-    refused: AtomicBool,
+    pub(super) refused: AtomicBool,
     /// The connection is to end with a reset.
-    reset: AtomicBool,
+    pub(super) reset: AtomicBool,
     /// `poll_shutdown` was called: everything before it was flushed.
-    shut: AtomicBool,
+    pub(super) shut: AtomicBool,
     /// The IO is gone.
-    closed: AtomicBool,
+    pub(super) closed: AtomicBool,
     /// An exchange may be held or awaiting; lets a flush that nobody waits for pass without the lock.
-    waiting: AtomicBool,
-    parties: Mutex<Vec<Arc<dyn Party>>>,
+    pub(super) waiting: AtomicBool,
+    pub(super) parties: Mutex<Vec<Arc<dyn Party>>>,
     /// The task that drives the connection.
-    task: AtomicWaker,
-    watch: Mutex<Watch>,
+    pub(super) task: AtomicWaker,
+    pub(super) watch: Mutex<Watch>,
     /// For those who ask what of it was acknowledged; gone with the IO.
     #[cfg(feature = "acknowledged")]
-    source: Mutex<Option<Source>>,
+    pub(super) source: Mutex<Option<Source>>,
 }
 
 impl fmt::Debug for Connection {
@@ -265,185 +265,9 @@ impl Connection {
         lock(&self.0.parties).iter().map(|party| party.clone().as_straggler()).collect()
     }
 
-    fn show_hidden_end(&self) {
+    pub(super) fn show_hidden_end(&self) {
         if self.0.hidden_end.load(Ordering::Acquire) {
             self.wake();
-        }
-    }
-}
-
-// === for the IO ===
-
-impl Connection {
-    pub(super) fn register(&self, waker: &Waker) {
-        self.0.task.register(waker);
-    }
-
-    /// The server's next turn begins with reading.
-    ///
-    /// HTTP/2: if the last one ended with a flush and no write after it, there was nothing more to write, and the ends
-    /// of streams that were queued before it have left. (A flush alone does not tell: h2 flushes in the middle of a
-    /// turn too, when its buffer is full, and for what stalled in the turn before.)
-    pub(super) fn read_begins(&self) {
-        let flushed = self.0.flushed_turn.swap(0, Ordering::AcqRel);
-        if flushed == 0 || !self.0.waiting.load(Ordering::Acquire) {
-            return;
-        }
-        while let Some(party) = self.next_of_turn(flushed) {
-            party.flushed();
-        }
-    }
-
-    /// Nothing is left to read: what is written from here on belongs to a new turn.
-    pub(super) fn turn_begins(&self) {
-        self.0.turns.fetch_add(1, Ordering::AcqRel);
-    }
-
-    pub(super) fn write_begins(&self) {
-        self.0.flushed_turn.store(0, Ordering::Release);
-    }
-
-    fn next_of_turn(&self, flushed: u64) -> Option<Arc<dyn Party>> {
-        let mut parties = lock(&self.0.parties);
-        let place = parties.iter().position(|party| {
-            let exchange = party.exchange();
-            party.is_http2() && exchange.is_awaiting() && flushed > exchange.mark()
-        })?;
-        parties[place].exchange().set_listed(false);
-        Some(parties.swap_remove(place))
-    }
-
-    pub(super) fn wrote(&self, bytes: usize) {
-        self.0.written.fetch_add(bytes as u64, Ordering::AcqRel);
-    }
-
-    /// Whether a client may still be sending a request that was answered.
-    pub(super) fn has_unread_upload(&self) -> bool {
-        self.0.unread_upload.load(Ordering::Acquire)
-    }
-
-    /// The client closed its sending side.
-    pub(super) fn saw_end_of_input(&self) {
-        if !self.0.serves_half_closed {
-            self.saw_client_leave();
-        }
-    }
-
-    pub(super) fn is_reset(&self) -> bool {
-        self.0.reset.load(Ordering::Acquire)
-    }
-
-    pub(super) fn is_refused(&self) -> bool {
-        self.0.refused.load(Ordering::Acquire)
-    }
-
-    /// The client closed its side or reset the connection: everything in flight learns of it at once.
-    pub(super) fn saw_client_leave(&self) {
-        if self.0.client_left.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let parties: Vec<_> = lock(&self.0.parties).clone();
-        for party in parties {
-            party.left();
-        }
-    }
-
-    /// Whether the end of input is to be kept from the server for now.
-    pub(super) fn hides_end_of_input(&self) -> bool {
-        let hide = {
-            let parties = lock(&self.0.parties);
-            !parties.is_empty() && parties.iter().all(|party| party.hides_end_of_input(self.0.serves_half_closed))
-        };
-        self.0.hidden_end.store(hide, Ordering::Release);
-        hide
-    }
-
-    pub(super) fn has_hidden_end(&self) -> bool {
-        self.0.hidden_end.load(Ordering::Acquire)
-    }
-
-    pub(super) fn stalled(&self) {
-        let parties: Vec<_> = lock(&self.0.parties).clone();
-        for party in parties {
-            party.stalled();
-        }
-    }
-
-    /// A flush completed; `turn` if it may be the end of one.
-    pub(super) fn flushed(&self, turn: bool) {
-        if turn {
-            self.0.flushed_turn.store(self.0.turns.load(Ordering::Acquire), Ordering::Release);
-        }
-        // Cleared first: whoever begins to wait during the search sets it again, for the next flush.
-        if !self.0.waiting.swap(false, Ordering::AcqRel) {
-            return;
-        }
-        // One at a time, so that nobody is told anything under the lock.
-        loop {
-            match self.next_flushed() {
-                Some(Found::Flushed(party)) => party.flushed(),
-                Some(Found::Released(party)) => party.released(),
-                None => break,
-            }
-        }
-        self.show_hidden_end();
-    }
-
-    fn next_flushed(&self) -> Option<Found> {
-        let written = self.written();
-        let mut parties = lock(&self.0.parties);
-        let (mut others, mut ends) = (false, false);
-        for (place, party) in parties.iter().enumerate() {
-            let exchange = party.exchange();
-            if exchange.release() {
-                return Some(Found::Released(party.clone()));
-            }
-            if exchange.is_awaiting() {
-                if !party.is_http2() && written > exchange.mark() {
-                    exchange.set_listed(false);
-                    return Some(Found::Flushed(parties.swap_remove(place)));
-                }
-                ends |= party.is_http2();
-                others = true;
-            }
-            others |= exchange.is_held();
-        }
-        if others {
-            self.0.waiting.store(true, Ordering::Release);
-        }
-        drop(parties);
-        if ends {
-            // The turn that may have ended with this flush is over when the next begins.
-            self.wake();
-        }
-        None
-    }
-
-    /// An orderly close began: hyper flushes everything before it.
-    pub(super) fn shutting_down(&self) {
-        self.read_begins();
-        self.0.shut.store(true, Ordering::Release);
-    }
-
-    pub(super) fn closed(&self) {
-        self.0.closed.store(true, Ordering::Release);
-        // The watch owns a share of the socket, and lifecycles own this state: let the socket go now.
-        *lock(&self.0.watch) = Watch::default();
-        #[cfg(feature = "acknowledged")]
-        lock(&self.0.source).take();
-        let shut = self.0.shut.load(Ordering::Acquire);
-        let parties = std::mem::take(&mut *lock(&self.0.parties));
-        for party in parties {
-            party.exchange().set_listed(false);
-            if shut && party.exchange().is_awaiting() {
-                party.flushed();
-            } else {
-                if shut && party.is_http2() {
-                    // Closed in order: this stream was reset, and its task has not run since.
-                    party.left();
-                }
-                party.closed();
-            }
         }
     }
 }

@@ -43,6 +43,7 @@ mod shared;
 mod told;
 mod transitions;
 mod word;
+mod work;
 
 /// The handle to one request's life: everything that a handler can ask of it or set.
 ///

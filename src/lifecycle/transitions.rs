@@ -7,18 +7,12 @@ use std::task::Context;
 
 use http::Version;
 
-use super::{
-    LifecycleError, ending,
-    error::Kind,
-    hooks::Hook,
-    shared::Shared,
-    word::{self, Word},
-};
+use super::{shared::Shared, word};
 use crate::{
     connection::WhyDropped,
-    continuation::{self, Continuation},
+    continuation::Continuation,
     event::EventKind,
-    pool::{Captured, caught, lock, runtime_lives},
+    pool::{Captured, lock, runtime_lives},
     status::{ConnectionStatus, Sent},
 };
 
@@ -342,85 +336,5 @@ impl Shared {
         }
         self.wake_all();
         self.progress();
-    }
-}
-
-// === what is still to run ===
-
-impl Shared {
-    /// Takes in a continuation. `Err` if the request has ended.
-    pub(crate) fn add_continuation(&self, continuation: Continuation) -> Result<(), Continuation> {
-        let captured = self.captured();
-        let mut core = lock(&self.core);
-        if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
-            return Err(continuation);
-        }
-        core.continuations.push_back((continuation, captured));
-        drop(core);
-        self.more_work();
-        Ok(())
-    }
-
-    pub(crate) fn add_hook(&self, mut hook: Hook) -> Result<(), LifecycleError> {
-        hook.captured = self.captured();
-        let mut core = lock(&self.core);
-        if self.change(None, |word| Some(word.with(word::WORK))).is_none() {
-            drop(core);
-            caught::discard(hook);
-            return Err(LifecycleError::new(Kind::HookTooLate));
-        }
-        core.hooks.push_back(hook);
-        drop(core);
-        self.more_work();
-        Ok(())
-    }
-
-    /// Takes in a continuation, and runs it on its own if the request has ended.
-    pub(super) fn keep(&self, continuation: Continuation) {
-        if let Err(continuation) = self.add_continuation(continuation) {
-            continuation::run_alone(continuation);
-        }
-    }
-
-    fn more_work(&self) {
-        let word = self.word();
-        if word.has(word::ENDING) {
-            self.ending_waker.wake();
-        } else if word.has(word::HEAD) {
-            self.ensure_ending();
-        }
-    }
-
-    /// Starts the task that brings the request to its end, unless there is one.
-    pub(super) fn ensure_ending(&self) {
-        let started = self.change(None, |word| (!word.has(word::ENDING)).then(|| word.with(word::ENDING)));
-        if let Some(me) = started.and_then(|_| self.arc()) {
-            ending::start(me);
-        }
-    }
-
-    /// Something ended: is that the end of all?
-    pub(super) fn progress(&self) {
-        let word = self.word();
-        if word.has(word::ENDING) {
-            self.ending_waker.wake();
-        } else if word.is_settled()
-            && self.end(|word| word.is_settled() && !word.has(word::WORK | word::ENDING)).is_none()
-            && self.word().has(word::WORK)
-        {
-            self.ensure_ending();
-        }
-    }
-
-    /// Ends the request, if `may` says so of the word as it is.
-    pub(super) fn end(&self, may: impl Fn(Word) -> bool) -> Option<()> {
-        let ended = self.change(Some(EventKind::Ended), |word| may(word).then(|| word.with(word::ENDED)))?;
-        self.clock.stop();
-        // A response that was given up on may still be on its way, and needs its connection to let its end go.
-        if let Some(connection) = self.connection.as_ref().filter(|_| ended.new.sent().is_some()) {
-            connection.leave(self);
-        }
-        self.wake_awaiting();
-        Some(())
     }
 }

@@ -1,0 +1,187 @@
+//! What a connection's IO reports.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    task::Waker,
+};
+
+use super::{
+    Connection,
+    state::{Found, Party},
+    watch::Watch,
+};
+use crate::pool::lock;
+
+impl Connection {
+    pub(super) fn register(&self, waker: &Waker) {
+        self.0.task.register(waker);
+    }
+
+    /// The server's next turn begins with reading.
+    ///
+    /// HTTP/2: if the last one ended with a flush and no write after it, there was nothing more to write, and the ends
+    /// of streams that were queued before it have left. (A flush alone does not tell: h2 flushes in the middle of a
+    /// turn too, when its buffer is full, and for what stalled in the turn before.)
+    pub(super) fn read_begins(&self) {
+        let flushed = self.0.flushed_turn.swap(0, Ordering::AcqRel);
+        if flushed == 0 || !self.0.waiting.load(Ordering::Acquire) {
+            return;
+        }
+        while let Some(party) = self.next_of_turn(flushed) {
+            party.flushed();
+        }
+    }
+
+    /// Nothing is left to read: what is written from here on belongs to a new turn.
+    pub(super) fn turn_begins(&self) {
+        self.0.turns.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(super) fn write_begins(&self) {
+        self.0.flushed_turn.store(0, Ordering::Release);
+    }
+
+    fn next_of_turn(&self, flushed: u64) -> Option<Arc<dyn Party>> {
+        let mut parties = lock(&self.0.parties);
+        let place = parties.iter().position(|party| {
+            let exchange = party.exchange();
+            party.is_http2() && exchange.is_awaiting() && flushed > exchange.mark()
+        })?;
+        parties[place].exchange().set_listed(false);
+        Some(parties.swap_remove(place))
+    }
+
+    pub(super) fn wrote(&self, bytes: usize) {
+        self.0.written.fetch_add(bytes as u64, Ordering::AcqRel);
+    }
+
+    /// Whether a client may still be sending a request that was answered.
+    pub(super) fn has_unread_upload(&self) -> bool {
+        self.0.unread_upload.load(Ordering::Acquire)
+    }
+
+    /// The client closed its sending side.
+    pub(super) fn saw_end_of_input(&self) {
+        if !self.0.serves_half_closed {
+            self.saw_client_leave();
+        }
+    }
+
+    pub(super) fn is_reset(&self) -> bool {
+        self.0.reset.load(Ordering::Acquire)
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        self.0.refused.load(Ordering::Acquire)
+    }
+
+    /// The client closed its side or reset the connection: everything in flight learns of it at once.
+    pub(super) fn saw_client_leave(&self) {
+        if self.0.client_left.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let parties: Vec<_> = lock(&self.0.parties).clone();
+        for party in parties {
+            party.left();
+        }
+    }
+
+    /// Whether the end of input is to be kept from the server for now.
+    pub(super) fn hides_end_of_input(&self) -> bool {
+        let hide = {
+            let parties = lock(&self.0.parties);
+            !parties.is_empty() && parties.iter().all(|party| party.hides_end_of_input(self.0.serves_half_closed))
+        };
+        self.0.hidden_end.store(hide, Ordering::Release);
+        hide
+    }
+
+    pub(super) fn has_hidden_end(&self) -> bool {
+        self.0.hidden_end.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stalled(&self) {
+        let parties: Vec<_> = lock(&self.0.parties).clone();
+        for party in parties {
+            party.stalled();
+        }
+    }
+
+    /// A flush completed; `turn` if it may be the end of one.
+    pub(super) fn flushed(&self, turn: bool) {
+        if turn {
+            self.0.flushed_turn.store(self.0.turns.load(Ordering::Acquire), Ordering::Release);
+        }
+        // Cleared first: whoever begins to wait during the search sets it again, for the next flush.
+        if !self.0.waiting.swap(false, Ordering::AcqRel) {
+            return;
+        }
+        // One at a time, so that nobody is told anything under the lock.
+        loop {
+            match self.next_flushed() {
+                Some(Found::Flushed(party)) => party.flushed(),
+                Some(Found::Released(party)) => party.released(),
+                None => break,
+            }
+        }
+        self.show_hidden_end();
+    }
+
+    fn next_flushed(&self) -> Option<Found> {
+        let written = self.written();
+        let mut parties = lock(&self.0.parties);
+        let (mut others, mut ends) = (false, false);
+        for (place, party) in parties.iter().enumerate() {
+            let exchange = party.exchange();
+            if exchange.release() {
+                return Some(Found::Released(party.clone()));
+            }
+            if exchange.is_awaiting() {
+                if !party.is_http2() && written > exchange.mark() {
+                    exchange.set_listed(false);
+                    return Some(Found::Flushed(parties.swap_remove(place)));
+                }
+                ends |= party.is_http2();
+                others = true;
+            }
+            others |= exchange.is_held();
+        }
+        if others {
+            self.0.waiting.store(true, Ordering::Release);
+        }
+        drop(parties);
+        if ends {
+            // The turn that may have ended with this flush is over when the next begins.
+            self.wake();
+        }
+        None
+    }
+
+    /// An orderly close began: hyper flushes everything before it.
+    pub(super) fn shutting_down(&self) {
+        self.read_begins();
+        self.0.shut.store(true, Ordering::Release);
+    }
+
+    pub(super) fn closed(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        // The watch owns a share of the socket, and lifecycles own this state: let the socket go now.
+        *lock(&self.0.watch) = Watch::default();
+        #[cfg(feature = "acknowledged")]
+        lock(&self.0.source).take();
+        let shut = self.0.shut.load(Ordering::Acquire);
+        let parties = std::mem::take(&mut *lock(&self.0.parties));
+        for party in parties {
+            party.exchange().set_listed(false);
+            if shut && party.exchange().is_awaiting() {
+                party.flushed();
+            } else {
+                if shut && party.is_http2() {
+                    // Closed in order: this stream was reset, and its task has not run since.
+                    party.left();
+                }
+                party.closed();
+            }
+        }
+    }
+}
