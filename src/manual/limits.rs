@@ -2,7 +2,7 @@
 //!
 //! | setting | default | bounds |
 //! |---|---|---|
-//! | [`TimeLimitLayer`](crate::TimeLimitLayer) | 30 s; no layer, no limit | a request, from its arrival to the end of its continuations |
+//! | [`TimeLimitLayer`](crate::TimeLimitLayer) | 60 s; no layer, no limit | a request, from its arrival to the end of its continuations |
 //! | [`patience`](crate::EpilogueBuilder::patience) | 30 s | how long a continuation waits for a slow reader |
 //! | [`hook_limit`](crate::EpilogueBuilder::hook_limit) | 5 s | each hook |
 //! | [`drain_deadline`](crate::EpilogueBuilder::drain_deadline) | 30 s | how long a stopping server waits before it cuts |
@@ -10,6 +10,7 @@
 //! | [`EarlyCloseLayer::patience`](crate::EarlyCloseLayer::patience) | 1 s | how long a head waits to have its body measured |
 //! | [`Tracking::write_stall`](crate::Tracking::write_stall) | 60 s | a connection whose client takes no byte |
 //! | [`Tracking::keep_alive`](crate::Tracking::keep_alive), [`unacknowledged`](crate::Tracking::unacknowledged) | 30 s each | a connection whose client is silent |
+//! | `EpilogueBuilder::header_read_timeout` (feature `serve`) | 30 s | the wait for a request's head, and so the idling between two requests |
 //! | [`Linger`](crate::Linger) | 64 MiB, 2 s idle, 10 s in all | a closing connection whose client is still sending |
 //!
 //! # The time limit
@@ -68,8 +69,7 @@
 //! **A slow reader spends the time limit as well.** On the wall clock, what the reader takes is missing for the
 //! continuation, and when the limit passes the response is broken off and the continuation gets no further than
 //! its first `.await`. So let the patience be well below the limit, with room between the two for the
-//! continuation. Both defaults are 30 s: a server with long responses should lower the patience, or restart the limit
-//! in its handlers.
+//! continuation; by default it is half as long.
 //!
 //! The patience counts while the server has bytes that the client has not taken, and is never over while it waits for
 //! the body's producer: a stream that trickles is not its reader's fault. That a slow reader makes progress does not
