@@ -125,7 +125,7 @@ async fn a_stop_cuts_at_its_deadline_and_names_what_it_cut() {
     let mut cut = [ends.recv().await.unwrap(), ends.recv().await.unwrap()];
     cut.sort_by(|one, other| one.0.cmp(&other.0));
     let timeout = ConnectionStatus::TIMEOUT;
-    assert_eq!(cut, [("GET /waits".to_owned(), timeout), ("GET /task/{id}".to_owned(), timeout)]);
+    assert_eq!(cut, [("GET /task/{id}".to_owned(), timeout), ("GET /waits".to_owned(), timeout)]);
     assert_eq!((count(&journal, "continuation_dropped"), count(&journal, "ended")), (1, 3));
     // Whoever still waited for an answer has one.
     assert_eq!(waits.reply().await.status, 503);
