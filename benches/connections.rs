@@ -1,8 +1,8 @@
 //! What tracked connections cost, beside plain `axum::serve`: the memory of idle ones, and requests a second.
 //!
-//! `cargo bench --bench connections`. Each server is a process of its own, started anew for each run; the two take
-//! turns, and each figure is the ratio of a pair of runs, tracked over plain. Takes about a minute. Linux only: the
-//! memory is read from `/proc`.
+//! `cargo bench --bench connections`. Each server is a process of its own. For the memory each is started in turn;
+//! for the speed all live at once and take turns in short bursts, and the figure is the median of the ratios, round by
+//! round. Linux only: the memory is read from `/proc`.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods)]
 
 use std::{
@@ -20,10 +20,14 @@ use tokio::{
 };
 use tower_epilogue::{Epilogue, TrackedListener};
 
-const IDLE: usize = 9_000;
-const PAIRS: usize = 7;
+/// Plain `axum::serve`; the same over the tracked listener; that, and a lifecycle for each request; our own server, with
+/// the timeouts that `axum::serve` leaves off.
+const KINDS: [&str; 4] = ["plain", "tracked_listener", "make_service", "epilogue_serve"];
+const IDLE: usize = 10_000;
+const ROUNDS: usize = 61;
 const CLIENTS: usize = 32;
-const REQUESTS: usize = 3_000;
+/// A client's, in one burst.
+const REQUESTS: usize = 250;
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n";
 
 fn main() {
@@ -46,9 +50,13 @@ fn serve(kind: &str) {
         println!("{}", listener.local_addr().unwrap());
         match kind {
             "plain" => axum::serve(listener, app).await.unwrap(),
-            "tracked" => {
+            "tracked_listener" => axum::serve(TrackedListener::new(listener), app).await.unwrap(),
+            "make_service" => {
                 let make_service = Epilogue::new().make_service(app);
                 axum::serve(TrackedListener::new(listener), make_service).await.unwrap();
+            }
+            "epilogue_serve" => {
+                Epilogue::new().serve(listener, app).await.unwrap();
             }
             _ => panic!("no such server: {kind}"),
         }
@@ -107,52 +115,94 @@ fn idle(kind: &str) -> f64 {
     })
 }
 
-/// Requests a second.
-fn busy(kind: &str) -> f64 {
-    let server = Server::start(kind);
-    runtime().block_on(async {
-        let run = |requests| async move {
-            let clients: Vec<_> = (0..CLIENTS)
-                .map(|_| {
-                    tokio::spawn(async move {
-                        let mut stream = TcpStream::connect(server.address).await.unwrap();
-                        stream.set_nodelay(true).unwrap();
-                        for _ in 0..requests {
-                            exchange(&mut stream, &mut [0; 512]).await;
-                        }
-                    })
-                })
-                .collect();
-            for client in clients {
-                client.await.unwrap();
-            }
-        };
-        run(REQUESTS / 10).await;
-        let began = Instant::now();
-        run(REQUESTS).await;
-        (CLIENTS * REQUESTS) as f64 / began.elapsed().as_secs_f64()
-    })
+fn idle_all() {
+    let plain = idle(KINDS[0]);
+    println!("{IDLE} idle connections: {} {plain:.0} kB", KINDS[0]);
+    for kind in &KINDS[1..] {
+        let memory = idle(kind);
+        println!("{IDLE} idle connections: {kind} {memory:.0} kB, ratio {:.3}", memory / plain);
+    }
 }
 
-fn pairs(what: &str, unit: &str, run: impl Fn(&str) -> f64) {
-    let mut ratios = Vec::new();
-    for pair in 0..PAIRS {
-        // Who goes first takes turns too.
-        let (plain, tracked) = if pair % 2 == 0 {
-            let plain = run("plain");
-            (plain, run("tracked"))
-        } else {
-            let tracked = run("tracked");
-            (run("plain"), tracked)
-        };
-        println!("{what}: plain {plain:.0} {unit}, tracked {tracked:.0} {unit}, ratio {:.3}", tracked / plain);
-        ratios.push(tracked / plain);
+/// A server with its busy clients.
+struct Busy {
+    kind: &'static str,
+    streams: Vec<TcpStream>,
+    _server: Server,
+    /// Requests a second, burst by burst.
+    rates: Vec<f64>,
+}
+
+impl Busy {
+    async fn start(kind: &'static str) -> Self {
+        let server = Server::start(kind);
+        let mut streams = Vec::new();
+        for _ in 0..CLIENTS {
+            let stream = TcpStream::connect(server.address).await.unwrap();
+            stream.set_nodelay(true).unwrap();
+            streams.push(stream);
+        }
+        Self { kind, streams, _server: server, rates: Vec::new() }
     }
-    ratios.sort_by(f64::total_cmp);
-    println!("{what}: median ratio {:.3} of {PAIRS} pairs\n", ratios[PAIRS / 2]);
+
+    async fn burst(&mut self) {
+        let began = Instant::now();
+        let clients: Vec<_> = self
+            .streams
+            .drain(..)
+            .map(|mut stream| {
+                tokio::spawn(async move {
+                    for _ in 0..REQUESTS {
+                        exchange(&mut stream, &mut [0; 512]).await;
+                    }
+                    stream
+                })
+            })
+            .collect();
+        for client in clients {
+            self.streams.push(client.await.unwrap());
+        }
+        self.rates.push((CLIENTS * REQUESTS) as f64 / began.elapsed().as_secs_f64());
+    }
+}
+
+/// All servers live at once and are busy in turn, in short bursts, so that what else the machine does meanwhile falls on
+/// all of them.
+fn busy_all() {
+    let mut servers = runtime().block_on(async {
+        let mut servers = Vec::new();
+        for kind in KINDS {
+            servers.push(Busy::start(kind).await);
+        }
+        for round in 0..=ROUNDS {
+            for place in 0..servers.len() {
+                // Who goes first takes turns too.
+                let place = (place + round) % servers.len();
+                servers[place].burst().await;
+            }
+        }
+        servers
+    });
+    for server in &mut servers {
+        // The first burst warms up.
+        server.rates.remove(0);
+    }
+    let plain = servers[0].rates.clone();
+    for server in &servers {
+        let mut ratios: Vec<_> = server.rates.iter().zip(&plain).map(|(rate, plain)| rate / plain).collect();
+        ratios.sort_by(f64::total_cmp);
+        let mut rates = server.rates.clone();
+        rates.sort_by(f64::total_cmp);
+        println!(
+            "{CLIENTS} busy connections: {} median {:.0} requests/s, median ratio {:.3} of {ROUNDS} rounds",
+            server.kind,
+            rates[ROUNDS / 2],
+            ratios[ROUNDS / 2]
+        );
+    }
 }
 
 fn measure() {
-    pairs(&format!("{IDLE} idle connections"), "kB", idle);
-    pairs(&format!("{CLIENTS} busy connections"), "requests/s", busy);
+    idle_all();
+    busy_all();
 }

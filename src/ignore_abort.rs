@@ -122,7 +122,6 @@ where
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
         entered.lifecycle().ignore_abort(self.ignore);
-        let hold = entered.hold(|| self.inner.call(request));
-        ResponseFuture::new(entered.drive(hold))
+        ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }
 }

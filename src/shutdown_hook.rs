@@ -120,11 +120,10 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
-        if let Err(error) = entered.lifecycle().0.add_hook(Hook::new(self.hook.clone())) {
+        if let Err(error) = entered.shared().add_hook(Hook::new(self.hook.clone())) {
             // Only a request whose life is over is refused: one that was sent into the service a second time.
             tracing::warn!(%error, "a layer's hook was refused");
         }
-        let hold = entered.hold(|| self.inner.call(request));
-        ResponseFuture::new(entered.drive(hold))
+        ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }
 }

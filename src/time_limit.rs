@@ -137,8 +137,7 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
-        entered.lifecycle().0.start_time_limit(self.layer.limit, self.layer.kind);
-        let hold = entered.hold(|| self.inner.call(request));
-        ResponseFuture::new(entered.drive(hold))
+        entered.shared().start_time_limit(self.layer.limit, self.layer.kind);
+        ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }
 }

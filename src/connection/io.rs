@@ -4,7 +4,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll, Waker, ready},
 };
 
 use tokio::{
@@ -28,6 +28,8 @@ pub struct TrackedIo<IO> {
     /// Bytes have come that the server may not have acted on yet.
     fresh: bool,
     turn: Turn,
+    /// The waker that the account has.
+    registered: Option<Waker>,
 }
 
 /// Whether a flush may be the end of the server's turn.
@@ -81,6 +83,7 @@ impl<IO: 'static> TrackedIo<IO> {
             stall: Stall::default(),
             fresh: false,
             turn: Turn::Reading,
+            registered: None,
         }
     }
 
@@ -95,6 +98,10 @@ impl<IO> TrackedIo<IO> {
         // A reset, a broken pipe, a timeout of the transport: no byte will reach this client any more.
         self.connection.saw_client_leave();
         error
+    }
+
+    fn register(&mut self, cx: &Context<'_>) {
+        self.connection.register(cx.waker(), &mut self.registered);
     }
 
     fn refused(&self) -> Option<io::Error> {
@@ -123,7 +130,7 @@ impl<IO> TrackedIo<IO> {
             Poll::Pending => {
                 self.turn = Turn::Stalled;
                 // Registered before the second look, so that a refusal after it wakes us.
-                self.connection.register(cx.waker());
+                self.register(cx);
                 if let Some(error) = self.refused() {
                     return Poll::Ready(Err(error));
                 }
@@ -158,7 +165,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.connection.read_begins();
         // Registered before anything is looked at, so that a change after the look wakes us.
-        self.connection.register(cx.waker());
+        self.register(cx);
         if self.connection.has_hidden_end() && self.connection.hides_end_of_input() {
             return self.nothing_to_read();
         }

@@ -13,8 +13,14 @@ use super::{
 use crate::pool::lock;
 
 impl Connection {
-    pub(super) fn register(&self, waker: &Waker) {
-        self.0.task.register(waker);
+    /// `last` is what was registered the last time; by the one task that reads and writes.
+    pub(super) fn register(&self, waker: &Waker, last: &mut Option<Waker>) {
+        // Acquire: a wake that took the registered waker is seen, or else wakes this task for another look.
+        if self.0.woken.load(Ordering::Acquire) || last.as_ref().is_none_or(|last| !last.will_wake(waker)) {
+            self.0.woken.store(false, Ordering::Release);
+            self.0.task.register(waker);
+            *last = Some(waker.clone());
+        }
     }
 
     /// The server's next turn begins with reading.
@@ -23,8 +29,13 @@ impl Connection {
     /// of streams that were queued before it have left. (A flush alone does not tell: h2 flushes in the middle of a
     /// turn too, when its buffer is full, and for what stalled in the turn before.)
     pub(super) fn read_begins(&self) {
-        let flushed = self.0.flushed_turn.swap(0, Ordering::AcqRel);
-        if flushed == 0 || !self.0.waiting.load(Ordering::Acquire) {
+        // Changed by the one task that reads and writes, as all of the account that is not changed in one step.
+        let flushed = self.0.flushed_turn.load(Ordering::Acquire);
+        if flushed == 0 {
+            return;
+        }
+        self.0.flushed_turn.store(0, Ordering::Release);
+        if !self.0.waiting.load(Ordering::Acquire) {
             return;
         }
         while let Some(party) = self.next_of_turn(flushed) {
@@ -34,7 +45,7 @@ impl Connection {
 
     /// Nothing is left to read: what is written from here on belongs to a new turn.
     pub(super) fn turn_begins(&self) {
-        self.0.turns.fetch_add(1, Ordering::AcqRel);
+        self.0.turns.store(self.0.turns.load(Ordering::Acquire) + 1, Ordering::Release);
     }
 
     pub(super) fn write_begins(&self) {
@@ -52,7 +63,7 @@ impl Connection {
     }
 
     pub(super) fn wrote(&self, bytes: usize) {
-        self.0.written.fetch_add(bytes as u64, Ordering::AcqRel);
+        self.0.written.store(self.written() + bytes as u64, Ordering::Release);
     }
 
     /// Whether a client may still be sending a request that was answered.
@@ -113,7 +124,7 @@ impl Connection {
             self.0.flushed_turn.store(self.0.turns.load(Ordering::Acquire), Ordering::Release);
         }
         // Cleared first: whoever begins to wait during the search sets it again, for the next flush.
-        if !self.0.waiting.swap(false, Ordering::AcqRel) {
+        if !self.0.waiting.load(Ordering::Acquire) || !self.0.waiting.swap(false, Ordering::AcqRel) {
             return;
         }
         // One at a time, so that nobody is told anything under the lock.

@@ -97,6 +97,8 @@ pub(crate) struct State {
     pub(super) parties: Mutex<Vec<Arc<dyn Party>>>,
     /// The task that drives the connection.
     pub(super) task: AtomicWaker,
+    /// It was woken since it registered.
+    pub(super) woken: AtomicBool,
     pub(super) watch: Mutex<Watch>,
     /// For those who ask what of it was acknowledged; gone with the IO.
     #[cfg(feature = "acknowledged")]
@@ -250,6 +252,8 @@ impl Connection {
 
     /// Has the connection's task look again.
     pub(crate) fn wake(&self) {
+        // First, so that the task that is woken by this registers anew.
+        self.0.woken.store(true, Ordering::Release);
         self.0.task.wake();
     }
 

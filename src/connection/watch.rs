@@ -30,7 +30,8 @@ impl<S> Counted<S> {
     }
 
     pub(super) fn count(&self, bytes: usize) {
-        self.sent.fetch_add(bytes as u64, Ordering::AcqRel);
+        // Only the one task that writes changes it.
+        self.sent.store(self.sent.load(Ordering::Acquire) + bytes as u64, Ordering::Release);
     }
 
     #[cfg(all(feature = "acknowledged", target_os = "linux"))]

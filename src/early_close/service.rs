@@ -51,8 +51,7 @@ where
         let (lifecycle, version) = (entered.lifecycle(), request.version());
         let connect = request.method() == http::Method::CONNECT;
         let head = request.method() == http::Method::HEAD;
-        let hold = entered.hold(|| self.inner.call(request));
-        let shape = Shape::new(hold, self.settings, lifecycle, version, connect, head);
-        ResponseFuture::new(entered.drive(shape))
+        let shape = |hold| Shape::new(hold, self.settings, lifecycle, version, connect, head);
+        ResponseFuture::new(entered.call_shaped(|| self.inner.call(request), shape))
     }
 }

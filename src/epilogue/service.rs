@@ -14,7 +14,7 @@ use http_body::{Frame, SizeHint};
 use super::Epilogue;
 use crate::{
     connection::{Connection, TrackedIo},
-    lifecycle::{Lifecycle, ResponseFuture, SendBody, begin},
+    lifecycle::{Home, Lifecycle, ResponseFuture, SendBody, begin},
     pool::Pool,
 };
 
@@ -34,15 +34,14 @@ impl Epilogue {
 #[derive(Clone, Debug)]
 pub struct Service<S, A = ()> {
     inner: S,
-    pool: Arc<Pool>,
-    connection: Connection,
+    home: Arc<Home>,
     #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "for `ConnectInfo`, which is axum's"))]
     address: Option<A>,
 }
 
 impl<S, A> Service<S, A> {
     pub(super) fn new(inner: S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self {
-        Self { inner, pool, connection, address }
+        Self { inner, home: Arc::new(Home { pool, connection }), address }
     }
 }
 
@@ -64,17 +63,17 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let entered = begin(&self.pool, Some(&self.connection), &mut request);
+        let entered = begin(&self.home, &mut request);
         #[cfg(feature = "serve")]
         if let Some(address) = &self.address {
             use axum::extract::ConnectInfo;
             request.extensions_mut().insert(ConnectInfo(address.clone()));
         }
-        let lifecycle = entered.lifecycle();
-        let request = request
-            .map(|body| if body.is_end_stream() { Body::empty() } else { Body::new(Upload { body, lifecycle }) });
-        let hold = entered.hold(|| self.inner.call(request));
-        ResponseFuture::new(entered.drive(hold))
+        let request = request.map(|body| match body.is_end_stream() {
+            true => Body::empty(),
+            false => Body::new(Upload { body, lifecycle: entered.lifecycle() }),
+        });
+        ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }
 }
 

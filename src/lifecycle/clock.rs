@@ -145,6 +145,11 @@ impl Clock {
         self.busy.load(Ordering::Acquire).then(|| self.left()).flatten()
     }
 
+    /// Whether polls are what the limit counts.
+    pub(super) fn is_busy(&self) -> bool {
+        self.busy.load(Ordering::Acquire)
+    }
+
     /// Whether any limit is set.
     #[inline]
     pub(super) fn is_limited(&self) -> bool {
@@ -159,8 +164,9 @@ impl Clock {
 
     /// Runs one poll of the user's on this clock. Without a limit that costs two loads.
     ///
-    /// Polls nest, as services do; the outermost counts for all.
-    pub(super) fn measure<T>(&self, poll: impl FnOnce() -> T) -> (T, Measured) {
+    /// Polls nest, as services do; the outermost counts for all. The `first` poll of all began with the request's
+    /// arrival, if nothing has waited since: that saves one look at the clock.
+    pub(super) fn measure<T>(&self, first: bool, poll: impl FnOnce() -> T) -> (T, Measured) {
         let deadline = self.deadline.load(Ordering::Acquire);
         let budget = self.budget.load(Ordering::Acquire);
         let mut measured = Measured { exhausted: false, overstayed: None };
@@ -168,7 +174,8 @@ impl Clock {
             return (poll(), measured);
         }
         let measuring = Measuring(&self.measuring);
-        let began = self.now();
+        let begins_now = !first || budget != NEVER || self.armed.load(Ordering::Acquire);
+        let began = if begins_now { self.now() } else { 0 };
         let result = poll();
         let ended = self.now();
         drop(measuring);
@@ -213,11 +220,14 @@ impl Clock {
             None => timer.insert(Box::pin(tokio::time::sleep_until(at))),
         };
         // The waker only sets flags and wakes tasks, and takes no lock of this clock: it may run right here.
-        sleep.as_mut().poll(&mut Context::from_waker(&waker())).is_ready()
+        poll_sleep(sleep.as_mut(), &mut Context::from_waker(&waker())).is_ready()
     }
 
     /// Gives the timer back.
     pub(super) fn stop(&self) {
+        if !self.is_limited() && !self.armed.load(Ordering::Acquire) {
+            return;
+        }
         if self.armed.swap(true, Ordering::AcqRel) {
             *lock(&self.timer) = None;
         }
@@ -235,7 +245,13 @@ pub(super) fn poll_timer(timer: &mut Option<Pin<Box<Sleep>>>, at: Instant, cx: &
         }
         None => timer.insert(Box::pin(tokio::time::sleep_until(at))),
     };
-    sleep.as_mut().poll(cx)
+    poll_sleep(sleep.as_mut(), cx)
+}
+
+/// Polls a timer, whatever the task has left of its budget: a task that has used it up would be told to come back
+/// without the timer being set, and if its own work then waits, nothing would bring it back.
+fn poll_sleep(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+    std::pin::pin!(tokio::task::unconstrained(sleep)).poll(cx)
 }
 
 /// A waker that calls `wake` with what `target` still points to.
@@ -290,7 +306,7 @@ mod tests {
         let clock = Clock::new(Instant::now());
         clock.set(Duration::from_secs(1), Start::Now, Some(ClockKind::Busy));
         tokio::time::advance(Duration::from_secs(60)).await;
-        let ((), measured) = clock.measure(|| ());
+        let ((), measured) = clock.measure(false, || ());
         assert!(!measured.exhausted);
         assert!(!clock.arm(|| Waker::noop().clone()));
         assert_eq!(clock.left(), Some(Duration::from_secs(1)));

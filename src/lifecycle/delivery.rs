@@ -21,6 +21,8 @@ pub(super) struct Delivery {
     body: Option<Body>,
     /// No inner body of ours watches its producer: then this one does.
     bare: bool,
+    /// Its length is known.
+    sized: bool,
     /// The server has taken the last frame, or is never to take any.
     complete: bool,
     failed: bool,
@@ -43,9 +45,10 @@ impl Delivery {
     /// Watches `body`; `bodiless` if the server is not to send one (HEAD, 204, 304).
     pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool) -> Body {
         let complete = bodiless || body.is_end_stream();
-        let held = if shared.http2() && shared.connection.is_some() && !complete { Held::Open } else { Held::Never };
+        let held = if shared.http2() && shared.connection().is_some() && !complete { Held::Open } else { Held::Never };
         let bare = !complete && !shared.has_producer();
-        Body::new(Self { shared, body: Some(body), bare, complete, failed: false, held })
+        let sized = body.size_hint().exact().is_some();
+        Body::new(Self { shared, body: Some(body), bare, sized, complete, failed: false, held })
     }
 
     fn fail(&mut self, error: axum_core::Error) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
@@ -61,7 +64,11 @@ impl Delivery {
         if !self.bare {
             return Pin::new(body).poll_frame(cx);
         }
-        match self.shared.measure("body", || caught::call(|| Pin::new(body).poll_frame(cx))) {
+        let poll = || caught::call(|| Pin::new(body).poll_frame(cx));
+        // One of known length is whole in memory, nearly always, and costs no look at the clock.
+        let polled =
+            if self.sized && !self.shared.clock.is_busy() { poll() } else { self.shared.measure("body", false, poll) };
+        match polled {
             Ok(polled) => polled,
             Err(payload) => {
                 self.shared.panicked("a response's body", &payload);
@@ -89,7 +96,7 @@ impl Delivery {
 
     fn hold(&mut self, trailers: Option<HeaderMap>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
         self.held = Held::End(trailers);
-        if let Some(connection) = &self.shared.connection {
+        if let Some(connection) = self.shared.connection() {
             connection.hold(&self.shared.exchange);
         }
         self.shared.reader_begins();

@@ -28,9 +28,10 @@ type Pending = (Continuation, Vec<Box<dyn Captured>>);
 
 /// Starts the task. Where no runtime is left to run it, that is said, and nothing else can be done.
 pub(super) fn start(shared: Arc<Shared>) {
-    let pool = shared.pool.clone();
+    let pool = shared.pool().clone();
     let weak: std::sync::Weak<dyn Straggler> = Arc::downgrade(&shared) as _;
     let ending = Ending { _listed: pool.list(weak), shared, ended: false };
+
     if let Err(work) = pool.spawn(ending.run()) {
         caught::discard(work);
     }
@@ -45,7 +46,7 @@ struct Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         if !self.ended {
-            self.shared.pool.report_lost(&self.shared.route(), "the runtime ended before the request did");
+            self.shared.pool().report_lost(&self.shared.route(), "the runtime ended before the request did");
         }
     }
 }
@@ -65,7 +66,7 @@ impl Patience {
         };
         let ends = match self.wait {
             Some((timed, ends)) if timed == number => ends,
-            _ => match Instant::now().checked_add(shared.pool.settings.patience) {
+            _ => match Instant::now().checked_add(shared.pool().settings.patience) {
                 Some(ends) => self.wait.insert((number, ends)).1,
                 None => return Poll::Pending,
             },
@@ -145,7 +146,7 @@ impl Ending {
                 for value in captured {
                     work = value.around_blocking(work);
                 }
-                self.run_blocking(Blocking::start(work, shared.pool.clone(), span, shared.route())).await
+                self.run_blocking(Blocking::start(work, shared.pool().clone(), span, shared.route())).await
             }
         };
         let event = match outcome {
@@ -187,7 +188,7 @@ impl Ending {
         let shared = &self.shared;
         poll_fn(|cx| {
             shared.ending_waker.register(cx.waker());
-            match shared.measure("continuation", || caught::poll(work.as_mut(), cx)) {
+            match shared.measure("continuation", false, || caught::poll(work.as_mut(), cx)) {
                 Ok(Poll::Ready(())) => return Poll::Ready(Outcome::Ended),
                 Err(payload) => {
                     shared.panicked("a continuation", &payload);
@@ -283,22 +284,32 @@ impl Ending {
         let shared = &self.shared;
         let end = End { shared: shared.clone() };
         let (mut work, span) = hook.start(end);
-        let polled = poll_fn(|cx| match caught::poll(work.as_mut(), cx) {
-            Ok(polled) => polled.map(Ok),
-            Err(payload) => Poll::Ready(Err(payload)),
-        });
-        let limit = shared.pool.settings.hook_limit;
-        let result = tokio::time::timeout(limit, polled).instrument(span.clone()).await;
+        let limit = shared.pool().settings.hook_limit;
+        // Most hooks never wait, and need no timer. One that cannot be reckoned with never comes.
+        let (mut timer, mut ends) = (None, None);
+        let result = poll_fn(|cx| {
+            let _span = span.enter();
+            match caught::poll(work.as_mut(), cx) {
+                Ok(Poll::Ready(outcome)) => return Poll::Ready(Some(Ok(outcome))),
+                Err(payload) => return Poll::Ready(Some(Err(payload))),
+                Ok(Poll::Pending) => {}
+            }
+            match *ends.get_or_insert_with(|| Instant::now().checked_add(limit)) {
+                Some(ends) => poll_timer(&mut timer, ends, cx).map(|()| None),
+                None => Poll::Pending,
+            }
+        })
+        .await;
         let _span = span.enter();
         caught::discard(work);
         match result {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(payload)) => {
+            Some(Ok(outcome)) => outcome,
+            Some(Err(payload)) => {
                 shared.panicked("a hook", &payload);
                 caught::dispose(payload);
                 ControlFlow::Continue(())
             }
-            Err(_) => {
+            None => {
                 tracing::warn!(route = shared.route(), ?limit, "a hook ran past its own limit and was dropped");
                 ControlFlow::Continue(())
             }

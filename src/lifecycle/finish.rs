@@ -55,7 +55,7 @@ impl Finish {
         use crate::connection::Acknowledged;
 
         // Before the flush: the server may close right after it.
-        let delivered = self.shared.connection.as_ref().map(crate::connection::Connection::keep_socket);
+        let delivered = self.shared.connection().map(crate::connection::Connection::keep_socket);
         match (self.await?, delivered) {
             (Sent::Flushed, Some(delivered)) => Ok(delivered.acknowledged().await),
             (Sent::Aborted | Sent::BrokenOff, _) => Ok(Acknowledged::Aborted),
@@ -89,6 +89,12 @@ impl Future for Finish {
 impl Shared {
     pub(super) fn is_finished(&self) -> bool {
         self.word().has(word::FINISHED)
+    }
+
+    /// The response that was given to `finish`, the first time. The bit is set under the lock that the response is
+    /// stored under, so that who sees no bit needs no lock.
+    pub(super) fn take_finished(&self) -> Option<Box<Response>> {
+        self.is_finished().then(|| lock(&self.core).finished.take()).flatten()
     }
 
     fn finish(&self, response: Box<Response>) -> Result<(), LifecycleError> {

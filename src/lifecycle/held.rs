@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     continuation::{self, Continuation},
-    pool::{Captured, carry::carried, caught, lock},
+    pool::{Captured, carry::carried, caught},
 };
 
 /// A response body that our services take: every [`http_body::Body`] that can move to another task.
@@ -107,13 +107,14 @@ where
         let Some(future) = self.future.as_mut() else {
             return Poll::Pending;
         };
-        if !self.started {
+        let first = !self.started;
+        if first {
             self.started = true;
             self.shared.started_one();
             self.shared.handler_started();
         }
         let shared = &self.shared;
-        let polled = poll_handler(shared, future.as_mut(), cx);
+        let polled = poll_handler(shared, first, future.as_mut(), cx);
         let innermost = self.is_innermost();
         match polled {
             Ok(Poll::Ready(result)) => {
@@ -153,7 +154,7 @@ where
         }
         let continuations = Continuation::take_from(response.extensions_mut());
         // It may have called `finish` without ever waiting for it: then that is its answer.
-        let response = match lock(&self.shared.core).finished.take() {
+        let response = match self.shared.take_finished() {
             Some(finished) => {
                 caught::discard(response);
                 *finished
@@ -174,7 +175,7 @@ where
         if self.context.is_none() {
             self.context = Some(Surroundings::capture(shared));
         }
-        let finished = lock(&shared.core).finished.take();
+        let finished = shared.take_finished();
         if let Some(response) = finished {
             let mut response = *response;
             collect(shared, &mut response);
@@ -223,7 +224,7 @@ impl<F> Drop for Held<F> {
             return;
         }
         // A finished response that nobody took goes nowhere; what came with it runs.
-        let finished = lock(&self.shared.core).finished.take();
+        let finished = self.shared.take_finished();
         if let Some(mut response) = finished {
             collect(&self.shared, &mut response);
             caught::discard(response);
@@ -251,11 +252,12 @@ impl Surroundings {
 #[inline]
 fn poll_handler<F: Future>(
     shared: &Shared,
+    first: bool,
     future: Pin<&mut F>,
     cx: &mut Context<'_>,
 ) -> Result<Poll<F::Output>, caught::Payload> {
     let polling = continuation::Polling::begin();
-    let polled = shared.measure("handler", || caught::poll(future, cx));
+    let polled = shared.measure("handler", first, || caught::poll(future, cx));
     for continuation in polling.end() {
         tracing::warn!(
             route = shared.route(),
@@ -318,7 +320,7 @@ where
     let work = async move {
         let outcome = poll_fn(|cx| {
             owner.handler_waker.register(cx.waker());
-            match poll_handler(&owner, future.as_mut(), cx) {
+            match poll_handler(&owner, false, future.as_mut(), cx) {
                 Ok(Poll::Ready(result)) => return Poll::Ready(Ok(Some(result))),
                 Err(payload) => return Poll::Ready(Err(payload)),
                 Ok(Poll::Pending) => {}
@@ -346,7 +348,7 @@ where
         owner.ended_one(HandlerEnd::Ended);
     };
     let work = carried(context.captured, work).instrument(context.span);
-    if let Err(work) = shared.pool.spawn(work) {
+    if let Err(work) = shared.pool().spawn(work) {
         caught::discard(work);
         shared.handler_ended(HandlerEnd::Dropped);
         shared.ended_one(HandlerEnd::Dropped);

@@ -26,7 +26,7 @@ pub(crate) use self::{
     held::answer,
     hooks::Hook,
     service::{Drive, Hold, begin, enter},
-    shared::Shared,
+    shared::{Home, Shared},
 };
 use crate::{event::RequestId, status::ConnectionStatus};
 

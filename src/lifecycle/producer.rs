@@ -59,7 +59,7 @@ impl http_body::Body for Producer {
                 "the response was broken off: its time limit passed, or its client left".into()
             )));
         }
-        let polled = this.shared.measure("body", || caught::call(|| Pin::new(&mut *body).poll_frame(cx)));
+        let polled = this.shared.measure("body", false, || caught::call(|| Pin::new(&mut *body).poll_frame(cx)));
         match polled {
             Ok(Poll::Pending) => {
                 this.shared.arm();
@@ -116,8 +116,8 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
             // The outermost body is gone; its waker is free.
             owner.response_waker.register(cx.waker());
             loop {
-                let polled =
-                    owner.measure("body", || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
+                let polled = owner
+                    .measure("body", false, || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
                 match polled {
                     Ok(Poll::Ready(Some(Ok(_)))) if owner.verdict().is_none() => {}
                     Ok(Poll::Ready(None)) => return Poll::Ready(true),
@@ -142,7 +142,7 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
         let event = if ended { EventKind::BodyEnd } else { EventKind::BodyDropped };
         owner.producer_ended(streamed.then_some(event));
     };
-    if let Err(work) = shared.pool.spawn(work) {
+    if let Err(work) = shared.pool().spawn(work) {
         caught::discard(work);
         shared.producer_ended(streamed.then_some(EventKind::BodyDropped));
     } // Whoever waits for the producer's end is the task that a drain knows of.

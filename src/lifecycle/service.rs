@@ -17,10 +17,13 @@ use super::{
     Lifecycle,
     delivery::Delivery,
     held::{self, Held, SendBody},
-    shared::{Arrival, Shared},
+    shared::{Arrival, Home, Shared},
     transitions::Verdict,
 };
-use crate::pool::{Pool, caught};
+use crate::pool::caught;
+
+/// The number of the service that makes the lifecycle.
+const OUTERMOST: u32 = 1;
 
 /// One of our services' place in one request.
 #[derive(Debug)]
@@ -38,33 +41,24 @@ where
     match request.extensions().get::<Lifecycle>() {
         Some(lifecycle) => Entered::inside(lifecycle.0.clone(), request),
         None => {
-            let arrival = arrival(Pool::global().clone(), None, request);
+            let arrival = arrival(None, request);
             Entered::first(arrival, request, false)
         }
     }
 }
 
-/// Begins a request's life in `pool`, on `connection`: this service is the outermost.
-pub(crate) fn begin<B>(
-    pool: &Arc<Pool>,
-    connection: Option<&crate::connection::Connection>,
-    request: &mut Request<B>,
-) -> Entered
+/// Begins a request's life in its connection's pool: this service is the outermost.
+pub(crate) fn begin<B>(home: &Arc<Home>, request: &mut Request<B>) -> Entered
 where
     B: http_body::Body,
 {
-    let arrival = arrival(pool.clone(), connection.cloned(), request);
+    let arrival = arrival(Some(home.clone()), request);
     Entered::first(arrival, request, true)
 }
 
-fn arrival<B: http_body::Body>(
-    pool: Arc<Pool>,
-    connection: Option<crate::connection::Connection>,
-    request: &Request<B>,
-) -> Arrival {
+fn arrival<B: http_body::Body>(home: Option<Arc<Home>>, request: &Request<B>) -> Arrival {
     Arrival {
-        pool,
-        connection,
+        home,
         method: request.method().clone(),
         uri: request.uri().clone(),
         version: request.version(),
@@ -76,7 +70,8 @@ impl Entered {
     fn first<B>(arrival: Arrival, request: &mut Request<B>, catches_panics: bool) -> Self {
         let shared = Shared::new(arrival);
         request.extensions_mut().insert(Lifecycle(shared.clone()));
-        Self { catches_panics, ..Self::inside(shared, request) }
+        note_route(&shared, request);
+        Self { shared, depth: OUTERMOST, catches_panics }
     }
 
     fn inside<B>(shared: Arc<Shared>, request: &Request<B>) -> Self {
@@ -89,38 +84,53 @@ impl Entered {
         Lifecycle(self.shared.clone())
     }
 
-    /// Calls the inner service and holds its future. A panic of the call goes on at the first poll, where the
-    /// outermost service is there for it.
-    pub(crate) fn hold<F, B, E>(&self, call: impl FnOnce() -> F) -> Hold<F>
+    pub(crate) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    /// Calls the inner service, holds its future, and drives the request's life around it if this is the outermost
+    /// service.
+    pub(crate) fn call<F, B, E>(self, call: impl FnOnce() -> F) -> Drive<Hold<F>>
+    where
+        F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+        B: SendBody,
+    {
+        self.call_shaped(call, |hold| hold)
+    }
+
+    /// The same, with `shape` around the inner service's future.
+    pub(crate) fn call_shaped<F, B, E, S>(self, call: impl FnOnce() -> F, shape: impl FnOnce(Hold<F>) -> S) -> Drive<S>
+    where
+        F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+        B: SendBody,
+    {
+        let driver = self.driver();
+        let inner = shape(self.hold(call));
+        Drive { driver, inner: Inner::Waiting { inner } }
+    }
+
+    /// A panic of the call goes on at the first poll, where the outermost service is there for it.
+    fn hold<F, B, E>(self, call: impl FnOnce() -> F) -> Hold<F>
     where
         F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
         B: SendBody,
     {
         let future = match caught::call(call) {
             Ok(future) => future,
-            Err(payload) => return Hold::Panicked { payload: Some(payload), shared: self.shared.clone() },
+            Err(payload) => return Hold::Panicked { payload: Some(payload), shared: self.shared },
         };
         // Services that are nested directly have entered by now, and need no box of ours; those behind a router
         // enter at the first poll.
         if self.shared.is_innermost(self.depth) {
-            Hold::Held { held: Held::new(future, self.shared.clone(), self.depth) }
+            Hold::Held { held: Held::new(future, self.shared, self.depth) }
         } else {
-            Hold::Plain { future, shared: self.shared.clone() }
+            Hold::Plain { future, shared: self.shared }
         }
     }
 
-    /// Drives the request's life around `inner`, if this is the outermost service.
-    pub(crate) fn drive<F>(self, inner: F) -> Drive<F> {
-        let driver = self.is_driver().then(|| Driver {
-            shared: self.shared,
-            catches_panics: self.catches_panics,
-            handed_over: false,
-        });
-        Drive { driver, inner: Inner::Waiting { inner } }
-    }
-
-    fn is_driver(&self) -> bool {
-        self.depth == 1
+    fn driver(&self) -> Option<Driver> {
+        let outermost = self.depth == OUTERMOST;
+        outermost.then(|| Driver { shared: Some(self.shared.clone()), catches_panics: self.catches_panics })
     }
 }
 
@@ -269,9 +279,9 @@ where
 /// What the outermost of our services does beside its inner future.
 #[derive(Debug)]
 struct Driver {
-    shared: Arc<Shared>,
+    /// `None` once the response was handed over.
+    shared: Option<Arc<Shared>>,
     catches_panics: bool,
-    handed_over: bool,
 }
 
 impl Driver {
@@ -281,7 +291,7 @@ impl Driver {
     where
         F: Future<Output = Result<Response, E>>,
     {
-        let shared = &self.shared;
+        let Some(shared) = &self.shared else { return Poll::Pending };
         // Registered before the look, so that what changes after it wakes us.
         shared.response_waker.register(cx.waker());
         shared.arm();
@@ -309,12 +319,14 @@ impl Driver {
 
     /// Under our own server a panic is a 500; elsewhere it goes on as if we were not there.
     fn panicked<E>(&self, payload: caught::Payload) -> Poll<Result<Response, E>> {
-        if self.shared.panic().is_none() {
-            self.shared.panicked("a middleware", &payload);
+        if let Some(shared) = self.shared.as_ref().filter(|shared| shared.panic().is_none()) {
+            shared.panicked("a middleware", &payload);
         }
         if !self.catches_panics {
             // Said before the unwinding drops us: that drop is not the client's.
-            self.shared.response_failed();
+            if let Some(shared) = &self.shared {
+                shared.response_failed();
+            }
             resume_unwind(payload);
         }
         caught::dispose(payload);
@@ -322,17 +334,16 @@ impl Driver {
     }
 
     fn hand_over<E>(&mut self, result: Result<Response, E>) -> Result<Response, E> {
-        self.handed_over = true;
-        let shared = &self.shared;
+        let Some(shared) = self.shared.take() else { return result };
         match result {
             Ok(mut response) => {
-                held::collect(shared, &mut response);
-                let bodiless = held::is_bodiless(shared, response.status());
+                held::collect(&shared, &mut response);
+                let bodiless = held::is_bodiless(&shared, response.status());
                 if bodiless {
-                    held::strip(shared, &mut response);
+                    held::strip(&shared, &mut response);
                 }
                 shared.response_leaves();
-                Ok(response.map(|body| Delivery::watch(body, shared.clone(), bodiless)))
+                Ok(response.map(|body| Delivery::watch(body, shared, bodiless)))
             }
             Err(error) => {
                 shared.response_failed();
@@ -344,8 +355,8 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        if !self.handed_over {
-            self.shared.response_lost();
+        if let Some(shared) = &self.shared {
+            shared.response_lost();
         }
     }
 }

@@ -32,10 +32,17 @@ use crate::{
     pool::{Captured, Pool, caught, lock, panic_message},
 };
 
+/// What the requests of one connection share: with one count of their own, which no other connection touches.
+#[derive(Debug)]
+pub(crate) struct Home {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) connection: Connection,
+}
+
 /// The parts of a request that are known when it arrives.
 pub(crate) struct Arrival {
-    pub(crate) pool: Arc<Pool>,
-    pub(crate) connection: Option<Connection>,
+    /// `None` where the layers stand alone.
+    pub(crate) home: Option<Arc<Home>>,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) version: Version,
@@ -47,8 +54,7 @@ pub(crate) struct Shared {
     me: Weak<Self>,
     id: RequestId,
     arrived: Instant,
-    pub(super) pool: Arc<Pool>,
-    pub(super) connection: Option<Connection>,
+    home: Option<Arc<Home>>,
     method: Method,
     uri: Uri,
     #[cfg(feature = "serve")]
@@ -103,20 +109,17 @@ impl fmt::Debug for Shared {
 
 impl Shared {
     pub(crate) fn new(arrival: Arrival) -> Arc<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let Arrival { pool, connection, method, uri, version, uploaded } = arrival;
-        if let Some(feed) = &pool.feed {
+        let Arrival { home, method, uri, version, uploaded } = arrival;
+        if let Some(feed) = &pool(home.as_ref()).feed {
             feed.ensure_delivery();
         }
         let arrived = Instant::now();
         let word = if uploaded { word::UPLOADED } else { 0 };
         let shared = Arc::new_cyclic(|me| Self {
             me: me.clone(),
-            // Relaxed: only uniqueness matters.
-            id: RequestId(NEXT.fetch_add(1, Ordering::Relaxed)),
+            id: RequestId::next(),
             arrived,
-            pool,
-            connection,
+            home,
             method,
             uri,
             #[cfg(feature = "serve")]
@@ -129,20 +132,29 @@ impl Shared {
             core: Mutex::default(),
             body_bytes: AtomicU64::new(0),
             waits: AtomicU32::new(0),
-            depth: AtomicU32::new(0),
+            // The first of our services is the one that makes this.
+            depth: AtomicU32::new(1),
             running: AtomicU32::new(0),
             response_waker: AtomicWaker::new(),
             handler_waker: AtomicWaker::new(),
             ending_waker: AtomicWaker::new(),
             changed: Notify::new(),
         });
-        if let Some(connection) = &shared.connection {
+        if let Some(connection) = shared.connection() {
             connection.enter(&shared);
         }
         shared
     }
 
     // === what it is ===
+
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        pool(self.home.as_ref())
+    }
+
+    pub(super) fn connection(&self) -> Option<&Connection> {
+        self.home.as_ref().map(|home| &home.connection)
+    }
 
     pub(crate) fn id(&self) -> RequestId {
         self.id
@@ -234,7 +246,7 @@ impl Shared {
         event: Option<EventKind>,
         mut change: impl FnMut(Word) -> Option<Word>,
     ) -> Option<Change> {
-        let told = self.pool.feed.as_ref().zip(event);
+        let told = self.pool().feed.as_ref().zip(event);
         let _order = told.is_some().then(|| lock(&self.order));
         let old = self
             .word
@@ -255,7 +267,7 @@ impl Shared {
 
     /// Tells of something that changes nothing.
     pub(super) fn tell(&self, event: EventKind) {
-        if self.pool.feed.is_some() {
+        if self.pool().feed.is_some() {
             self.change(Some(event), Some);
         }
     }
@@ -291,14 +303,14 @@ impl Shared {
 
     // === the clock ===
 
-    /// Polls something of the user's on this request's clock.
+    /// Polls something of the user's on this request's clock; `first` if nothing of the request was polled before.
     #[inline]
-    pub(super) fn measure<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
+    pub(super) fn measure<T>(&self, what: &'static str, first: bool, poll: impl FnOnce() -> T) -> T {
         if !self.clock.is_limited() {
             return poll();
         }
         let was_over = self.word().status().is_timeout();
-        let (result, measured) = self.clock.measure(poll);
+        let (result, measured) = self.clock.measure(first, poll);
         if let Some(over) = measured.overstayed.filter(|_| !was_over) {
             tracing::warn!(
                 route = self.route(),
@@ -342,6 +354,13 @@ impl Shared {
     /// The number of the wait, if it is the reader that is waited for.
     pub(super) fn wait_for_reader(&self) -> Option<u32> {
         Some(self.waits.load(Ordering::Acquire)).filter(|waits| waits % 2 == 1)
+    }
+}
+
+fn pool(home: Option<&Arc<Home>>) -> &Arc<Pool> {
+    match home {
+        Some(home) => &home.pool,
+        None => Pool::global(),
     }
 }
 

@@ -79,7 +79,7 @@ impl Shared {
 
     /// What goes along with work that leaves the request's task.
     pub(super) fn captured(&self) -> Vec<Box<dyn Captured>> {
-        self.pool.carries.iter().filter_map(|carry| carry.capture()).collect()
+        self.pool().carries.iter().filter_map(|carry| carry.capture()).collect()
     }
 
     /// Whether the work is to end now. After `finish` an abort no longer ends it (contract rule 7).
@@ -112,7 +112,7 @@ impl Shared {
 impl Shared {
     /// The outermost service hands the response over.
     pub(super) fn response_leaves(&self) {
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = self.connection() {
             connection.head(&self.exchange);
         }
         let changed = self.change(None, |word| Some(word.with(word::HEAD)));
@@ -133,7 +133,7 @@ impl Shared {
     fn keep_socket(&self) {
         let mut core = lock(&self.core);
         if core.continuations.iter().any(|(continuation, _)| continuation.acknowledgement().is_some()) {
-            core.delivered = self.connection.as_ref().map(crate::connection::Connection::keep_socket);
+            core.delivered = self.connection().map(crate::connection::Connection::keep_socket);
         }
     }
 
@@ -165,7 +165,7 @@ impl Shared {
     }
 
     fn why_dropped(&self) -> WhyDropped {
-        match &self.connection {
+        match self.connection() {
             Some(connection) => connection.why_dropped(self.http2()),
             // Nothing tells: it reads as the client's abort, unless even the runtime ends.
             None if runtime_lives() => WhyDropped::ClientLeft,
@@ -189,12 +189,12 @@ impl Shared {
     /// - `failed`: it gave an error.
     pub(super) fn body_dropped(&self, complete: bool, failed: bool) {
         if failed {
-            if let Some(connection) = self.connection.as_ref().filter(|_| self.ends_by_close()) {
+            if let Some(connection) = self.connection().filter(|_| self.ends_by_close()) {
                 connection.refuse_writes(true);
             }
             return self.decide(Sent::BrokenOff);
         }
-        match &self.connection {
+        match self.connection() {
             // HTTP/1: a server that lets go of a body may still write what it took of it (a handler that
             // declared less than it gave); if it gives up instead, the IO goes and says so.
             Some(connection) if complete || !self.http2() => {
@@ -212,7 +212,7 @@ impl Shared {
             word.sent().is_none().then(|| word.with_sent(Sent::Flushed))
         });
         if let Some(change) = changed {
-            if let Some(connection) = self.connection.as_ref().filter(|_| !change.new.has(word::UPLOADED)) {
+            if let Some(connection) = self.connection().filter(|_| !change.new.has(word::UPLOADED)) {
                 // If the connection is closed now, its client must get to read this all the same.
                 connection.left_unread();
             }
@@ -233,7 +233,7 @@ impl Shared {
 
     /// Has a task woken when the client leaves. HTTP/2 needs no help: there the server always reads.
     pub(super) fn watch_client(&self, cx: &mut Context<'_>) {
-        if let Some(connection) = self.connection.as_ref().filter(|_| !self.http2()) {
+        if let Some(connection) = self.connection().filter(|_| !self.http2()) {
             connection.watch(cx);
         }
     }
@@ -253,7 +253,7 @@ impl Shared {
     /// Decides the fate of a response that was not flushed, and that nothing more is to be heard of.
     pub(super) fn decide(&self, sent: Sent) {
         let changed = self.change(None, |word| Some(word.with_sent(sent)).filter(|new| *new != word));
-        if let Some(connection) = &self.connection {
+        if let Some(connection) = self.connection() {
             connection.leave(self);
         }
         if changed.is_some() {
@@ -265,7 +265,7 @@ impl Shared {
     /// Makes sure that a response on its way never looks whole: on HTTP/1 the IO refuses its bytes, on HTTP/2
     /// the body fails at its next poll.
     fn break_off(&self) {
-        if let Some(connection) = self.connection.as_ref().filter(|_| !self.http2()) {
+        if let Some(connection) = self.connection().filter(|_| !self.http2()) {
             connection.refuse_writes(self.ends_by_close());
         }
         self.response_waker.wake();

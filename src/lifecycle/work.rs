@@ -83,7 +83,7 @@ impl Shared {
         let ended = self.change(Some(EventKind::Ended), |word| may(word).then(|| word.with(word::ENDED)))?;
         self.clock.stop();
         // A response that was given up on may still be on its way, and needs its connection to let its end go.
-        if let Some(connection) = self.connection.as_ref().filter(|_| ended.new.sent().is_some()) {
+        if let Some(connection) = self.connection().filter(|_| ended.new.sent().is_some()) {
             connection.leave(self);
         }
         self.wake_awaiting();

@@ -244,3 +244,38 @@ async fn ignoring_aborts_does_not_ignore_the_limit() {
     assert_eq!(notes.all(), ["dropped", "hook: TIMEOUT, Flushed"]);
     assert!(server.stop().await.is_clean());
 }
+
+/// Uses up what the runtime lets a task do in one go, and then waits for ever.
+async fn spent() {
+    while tokio::task::coop::has_budget_remaining() {
+        tokio::task::coop::consume_budget().await;
+    }
+    pending::<()>().await;
+}
+
+#[tokio::test]
+async fn a_handler_or_continuation_that_used_up_its_tasks_budget_is_dropped_all_the_same() {
+    let notes = Notes::default();
+    let (theirs, its) = (notes.clone(), notes.clone());
+    let handler = async move || {
+        let _dropped = theirs.on_drop("handler dropped");
+        spent().await;
+    };
+    let continuing = async move || {
+        let dropped = its.on_drop("continuation dropped");
+        let work = async move {
+            let _dropped = dropped;
+            spent().await;
+        };
+        (Continuation::new(work), "hello")
+    };
+    let app = limited(&notes)(Router::new().route("/", get(handler)).route("/continuing", get(continuing)));
+    let server = Server::start(app).await;
+    assert_eq!(server.get("/").await.status, 503);
+    server.journal.ended(1).await;
+    assert_eq!(server.get("/continuing").await.text(), "hello");
+    server.journal.ended(2).await;
+    let status = "hook: TIMEOUT, Flushed";
+    assert_eq!(notes.all(), ["handler dropped", status, "continuation dropped", status]);
+    assert!(server.stop().await.is_clean());
+}
