@@ -1,0 +1,20 @@
+//! The connection's truth under TLS, HTTP/1.1 and HTTP/2 by ALPN: flushed, aborted, half-closed, lingering.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "a test may panic and print, and what it spawns is its own"
+)]
+#![allow(unreachable_pub, reason = "the modules of one suite")]
+
+#[path = "tls/abort.rs"]
+mod abort;
+#[path = "tls/close.rs"]
+mod close;
+#[path = "tls/flush.rs"]
+mod flush;
+#[path = "tls/server.rs"]
+mod server;
+
+mod support;
