@@ -8,6 +8,7 @@ use tower_epilogue::{HalfClose, IgnoreAbortLayer, Tracking};
 
 use crate::{
     common::{Leave, Work, reset_when_dropped, the_server_has_looked},
+    frames::{DATA, RawHttp2, request},
     support::{Client, Gate, Notes, Reply, Server, soon},
 };
 
@@ -189,4 +190,53 @@ async fn a_half_closed_client_that_resets_in_the_middle_of_its_response_has_abor
         assert!(!lines.iter().any(|line| line.starts_with("flushed")), "{half_close:?}: {lines:?}");
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// An HTTP/2 client that shuts its sending side can widen no window any more, but what its windows take it gets.
+#[tokio::test]
+async fn a_half_closed_http2_client_is_served_where_that_is_set_or_aborts_are_ignored() {
+    for (half_close, ignores, status) in [(HalfClose::Serve, false, 0), (HalfClose::Abort, true, 1)] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let layer = if ignores { IgnoreAbortLayer::new() } else { IgnoreAbortLayer::off() };
+        let app = app(&notes, &gate).layer(layer);
+        let server = serving(app, half_close).await;
+        let mut client = RawHttp2::connect(server.address).await;
+        client.send(&request("GET", "/", 1, true)).await;
+        notes.seen("started").await;
+        client.stream.shutdown().await.unwrap();
+        the_server_has_looked(server.address).await;
+        gate.open();
+        let mut length = 0;
+        soon("the response", async {
+            while let Some(frame) = client.next(64 * 1024).await.unwrap() {
+                if frame.stream == 1 && frame.kind == DATA {
+                    length += frame.payload.len();
+                }
+                if frame.stream == 1 && frame.ends_its_stream() {
+                    break;
+                }
+            }
+        })
+        .await;
+        assert_eq!(length, TEN_MB, "{half_close:?}");
+        server.journal.ended(3).await;
+        let flushed = format!("flushed:{TEN_MB}/{status}");
+        assert!(lines(&server).contains(&flushed), "{half_close:?}: {:?}", lines(&server));
+        drop(client);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn a_half_closed_http2_client_has_left_otherwise() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let server = serving(app(&notes, &gate), HalfClose::Abort).await;
+    let mut client = RawHttp2::connect(server.address).await;
+    client.send(&request("GET", "/", 1, true)).await;
+    notes.seen("started").await;
+    client.stream.shutdown().await.unwrap();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["started", "dropped"]);
+    assert_eq!(lines(&server), ["handler_start/0", "aborted/1", "handler_dropped/1", "ended/1"]);
+    assert!(server.stop().await.is_clean());
 }
