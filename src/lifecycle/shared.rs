@@ -276,7 +276,7 @@ impl Shared {
 
     // === panics ===
 
-    pub(super) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
+    pub(crate) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
         let message = panic_message(&**payload);
         tracing::error!(route = self.route(), message, "{what} panicked");
         let mut core = lock(&self.core);
@@ -293,7 +293,7 @@ impl Shared {
 
     /// Polls something of the user's on this request's clock.
     #[inline]
-    pub(super) fn measure<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
+    pub(crate) fn measure<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
         if !self.clock.is_limited() {
             return poll();
         }
