@@ -291,7 +291,11 @@ impl Shaping {
     }
 
     fn leave(&self, mut parts: Parts, body: Body) -> Response {
-        if self.settings.close && self.asked.version <= Version::HTTP_11 {
+        // Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
+        let ends_by_close = self.asked.version <= Version::HTTP_10
+            && body.size_hint().exact().is_none()
+            && !parts.headers.contains_key(CONTENT_LENGTH);
+        if ends_by_close || (self.settings.close && self.asked.version <= Version::HTTP_11) {
             rules::close(&mut parts, self.asked.version);
         }
         Response::from_parts(parts, body)

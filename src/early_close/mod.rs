@@ -131,8 +131,8 @@ impl EarlyCloseLayer {
     ///
     /// # Cancel safety
     ///
-    /// Its future counts on the request's clock, and is dropped at its next `.await` at the time limit (the answer is
-    /// then a 503) and when the client leaves.
+    /// Its future counts on the request's clock. It is dropped at its next `.await` at the time limit, where the answer
+    /// is a 503, and when the client leaves, unless aborts are ignored.
     ///
     /// ```
     /// use axum::{Router, body::Body, http::Request, routing::get};
