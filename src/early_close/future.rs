@@ -23,7 +23,7 @@ use super::{
     reading::{Measured, Reading},
     rules::{self, Asked},
 };
-use crate::lifecycle::{Drive, Hold, Lifecycle, SendBody, answer};
+use crate::lifecycle::{Drive, Hold, Lifecycle, SendBody, answer, taken_off};
 
 pin_project! {
     /// Response future of [`EarlyClose`](super::EarlyClose).
@@ -153,7 +153,7 @@ impl Shaping {
         }
         let (parts, body) = response.into_parts();
         let known = body.size_hint().exact();
-        if self.asked.head && known == Some(0) {
+        if self.asked.head && (known == Some(0) || body.is_end_stream()) {
             return Next::Leave(self.leave_head(parts));
         }
         // What is known to be past the limit is not read for the function.
@@ -273,12 +273,15 @@ impl Shaping {
 impl Shaping {
     /// A HEAD response whose body was taken off already, with its length.
     fn leave_head(&mut self, parts: Parts) -> Response {
+        let declared = parts.headers.contains_key(CONTENT_LENGTH);
         let mut parts = self.encode_head(parts);
         // What the function would have made of the body is not known, and may be left out (RFC 9110, section 9.3.2).
-        if self.settings.map.is_some() {
+        let maps = self.settings.map.is_some();
+        if maps {
             parts.headers.remove(CONTENT_LENGTH);
         }
-        self.leave(parts, Body::empty())
+        let unknown = maps || (declared && !parts.headers.contains_key(CONTENT_LENGTH));
+        self.leave(parts, if unknown { taken_off() } else { Body::empty() })
     }
 
     fn leave_measured(&self, mut parts: Parts, buffer: Buffer) -> Response {
@@ -294,6 +297,7 @@ impl Shaping {
         // Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
         let ends_by_close = self.asked.version <= Version::HTTP_10
             && body.size_hint().exact().is_none()
+            && !body.is_end_stream()
             && !parts.headers.contains_key(CONTENT_LENGTH);
         if ends_by_close || (self.settings.close && self.asked.version <= Version::HTTP_11) {
             rules::close(&mut parts, self.asked.version);

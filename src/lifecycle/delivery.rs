@@ -25,6 +25,9 @@ pub(super) struct Delivery {
     complete: bool,
     failed: bool,
     held: Held,
+    /// What is still to come of a declared length: an HTTP/1 server that has it lets go of the body, without asking
+    /// for its end.
+    declared: Option<u64>,
 }
 
 /// On a tracked HTTP/2 connection the end is held back until what was sent is flushed: only so does a
@@ -41,11 +44,12 @@ enum Held {
 
 impl Delivery {
     /// Watches `body`; `bodiless` if the server is not to send one (HEAD, 204, 304).
-    pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool) -> Body {
-        let complete = bodiless || body.is_end_stream();
+    pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool, declared: Option<u64>) -> Body {
+        let declared = declared.filter(|_| !shared.http2());
+        let complete = bodiless || body.is_end_stream() || declared == Some(0);
         let held = if shared.http2() && shared.connection.is_some() && !complete { Held::Open } else { Held::Never };
         let bare = !complete && !shared.has_producer();
-        Body::new(Self { shared, body: Some(body), bare, complete, failed: false, held })
+        Body::new(Self { shared, body: Some(body), bare, complete, failed: false, held, declared })
     }
 
     fn fail(&mut self, error: axum_core::Error) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
@@ -169,7 +173,10 @@ impl Delivery {
                 this.shared.count_body_bytes(data.len());
                 let data = if holds { this.shared.exchange.guard(data) } else { data };
                 this.shared.reader_begins();
-                let last = this.has_ended();
+                if let Some(left) = &mut this.declared {
+                    *left = left.saturating_sub(data.len() as u64);
+                }
+                let last = this.has_ended() || this.declared == Some(0);
                 this.complete = last && !holds;
                 if !this.complete {
                     // Whether it is polled again depends on the reader: the limit must not.

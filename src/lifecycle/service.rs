@@ -332,7 +332,8 @@ impl Driver {
                     held::strip(shared, &mut response);
                 }
                 shared.response_leaves();
-                Ok(response.map(|body| Delivery::watch(body, shared.clone(), bodiless)))
+                let declared = held::declared(&response);
+                Ok(response.map(|body| Delivery::watch(body, shared.clone(), bodiless, declared)))
             }
             Err(error) => {
                 shared.response_failed();
