@@ -28,7 +28,7 @@ use fetch::Version;
 use proptest::test_runner::{Config, TestRunner};
 
 /// So many without the gate's wish.
-const CASES: u32 = 300;
+const CASES: u32 = 500;
 
 fn run(version: Version) {
     let cases = std::env::var("PROPTEST_CASES").map_or(CASES, |cases| cases.parse().unwrap());

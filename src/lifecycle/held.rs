@@ -330,12 +330,15 @@ pub(super) fn strip(shared: &Shared, response: &mut Response) {
         return;
     }
     // Over HTTP/2 hyper sends whatever body there is.
+    let exact = http_body::Body::size_hint(response.body()).exact();
+    if exact == Some(0) {
+        return;
+    }
     let body = std::mem::replace(response.body_mut(), taken_off());
-    // An empty one may have been stripped before, with a length that nobody knows.
-    let length =
-        http_body::Body::size_hint(&body).exact().filter(|length| *length > 0 && shared.method() == http::Method::HEAD);
-    if let (Some(length), Entry::Vacant(entry)) = (length, response.headers_mut().entry(CONTENT_LENGTH)) {
-        entry.insert(length.into());
+    if let (Some(length), true) = (exact, shared.method() == http::Method::HEAD) {
+        if let Entry::Vacant(entry) = response.headers_mut().entry(CONTENT_LENGTH) {
+            entry.insert(length.into());
+        }
     }
     caught::discard(body);
 }

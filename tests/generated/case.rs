@@ -113,10 +113,11 @@ const ACCEPTS: [&str; 8] =
 
 fn pieces() -> impl Strategy<Value = Vec<usize>> {
     let length = prop_oneof![
-        6 => 0..100_usize,
-        4 => 100..3000_usize,
-        1 => 3000..20_000_usize,
-        1 => select(vec![4095, 4096, 4097, 8191, 8192, 8193, 65_536]),
+        12 => 0..100_usize,
+        8 => 100..3000_usize,
+        2 => 3000..20_000_usize,
+        1 => 20_000..150_000_usize,
+        2 => select(vec![4095, 4096, 4097, 8191, 8192, 8193, 65_536]),
     ];
     vec(length, 0..6)
 }

@@ -6,10 +6,15 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use axum::{Router, extract::Request, response::Response};
+use axum::{
+    Router,
+    extract::Request,
+    response::Response,
+    serve::{Listener, ListenerExt},
+};
 use http::{HeaderMap, Method, header};
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
 };
 use tower::{Service, ServiceExt, make::Shared, service_fn};
@@ -66,12 +71,17 @@ impl Place {
     }
 }
 
+/// A last frame that is a small write of its own does not wait for the client's delayed acknowledgement.
+fn at_once(listener: TcpListener) -> impl Listener<Io = TcpStream, Addr = SocketAddr> {
+    listener.tap_io(|stream| stream.set_nodelay(true).unwrap())
+}
+
 impl Servers {
     pub async fn start() -> Self {
         let (plain, listener, app) = Place::listen().await;
-        tokio::spawn(axum::serve(listener, Shared::new(app)).into_future());
+        tokio::spawn(axum::serve(at_once(listener), Shared::new(app)).into_future());
         let (alone, listener, app) = Place::listen().await;
-        tokio::spawn(axum::serve(listener, Shared::new(app)).into_future());
+        tokio::spawn(axum::serve(at_once(listener), Shared::new(app)).into_future());
         let (tracked, listener, app) = Place::listen().await;
         tokio::spawn(Epilogue::new().serve(listener, app).into_future());
         let (ended, ends) = unbounded_channel();
@@ -107,18 +117,20 @@ pub async fn check(servers: &Servers, case: &Case) {
         assert_eq!((ended.status, ended.continued), (0, 1), "{ended:?}");
         if checked.passes_through() {
             let theirs = fetch(servers.plain.address, case.version, request(Method::HEAD, "/", &headers)).await;
-            let length = |got: &Got| got.length().filter(|_| !checked.is_encoded() && case.answer.status != 204);
+            // Of a response that never has a body axum says that its length is 0.
+            let has_body = ![204, 304].contains(&case.answer.status.as_u16());
+            let length = |got: &Got| got.length().filter(|_| !checked.is_encoded() && has_body);
             assert_eq!((head.status, length(&head)), (theirs.status, length(&theirs)), "HEAD of a stream");
         } else if ours.status != 0 {
-            let (mut of_head, mut of_get) = (comparable(&head.headers), comparable(&ours.headers));
+            assert_eq!(head.status, ours.status);
+            // An empty body may be one that was taken off: the function is not called for it, and its length not known.
             if case.early_close.maps && case.answer.known && case.length() == 0 {
-                // It may have been taken off before: the function is not called for it.
-                [&mut of_head, &mut of_get].map(|headers| headers.remove("x-mapped"));
-                assert_eq!(of_head.remove(header::CONTENT_LENGTH), None);
-                of_get.remove(header::CONTENT_LENGTH);
+                return assert_eq!(head.length(), None);
             }
-            assert_eq!((head.status, of_head), (ours.status, of_get), "HEAD and GET");
-            assert_eq!(head.closed, ours.closed, "HEAD and GET");
+            assert_eq!(comparable(&head.headers), comparable(&ours.headers), "HEAD and GET");
+            if ours.whole {
+                assert_eq!(head.closed, ours.closed, "HEAD and GET");
+            }
         }
     }
 }
@@ -205,8 +217,9 @@ impl Checked<'_> {
         let plain_fits = case.length() <= case.limit();
         // What leaves the function is of known length; without it, what leaves an encoder is not.
         let is_measured = if case.early_close.maps && !plain_fits && !case.answer.known { false } else { fits };
-        // The function takes the place of what was declared before it.
-        if case.answer.declares && !self.is_encoded() && !(case.early_close.maps && for_trailers) {
+        if case.answer.declares && case.early_close.maps && for_trailers {
+            // What was declared is true only of what streams: the function makes another body.
+        } else if case.answer.declares && !self.is_encoded() {
             assert_eq!(ours.framing, Framing::Length(case.length() as u64));
         } else if case.answer.known && !self.is_encoded() || (is_measured && comes_at_once && !for_trailers) {
             assert_eq!(ours.framing, Framing::Length(ours.body.len() as u64));
