@@ -7,6 +7,7 @@
 pub mod early_close;
 pub mod ignore_abort;
 pub mod manual;
+pub mod reply;
 pub mod shutdown_hook;
 pub mod time_limit;
 

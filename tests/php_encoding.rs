@@ -144,8 +144,8 @@ const PATHS: [&str; 5] = ["/known", "/streamed", "/declared", "/declared-stream"
 fn orders(gate: &Gate) -> [(&'static str, Router); 3] {
     let (close, compression) = (EarlyCloseLayer::new(), CompressionLayer::new());
     [
-        ("early close inside", app(gate).layer(close).layer(compression.clone())),
-        (OUTSIDE, app(gate).layer(compression.clone()).layer(close)),
+        ("early close inside", app(gate).layer(close.clone()).layer(compression.clone())),
+        (OUTSIDE, app(gate).layer(compression.clone()).layer(close.clone())),
         ("early close outside, one within", app(gate).layer(IgnoreAbortLayer::new()).layer(compression).layer(close)),
     ]
 }

@@ -35,36 +35,57 @@
 //! Without this layer a continuation lets the client go just as early; the connection then stays open for its
 //! next request.
 
-use std::time::Duration;
+use std::{future::Future, time::Duration};
 
+use axum_core::BoxError;
+use bytes::Bytes;
+use http::response::Parts;
+#[cfg(feature = "compression")]
+use tower_http::compression::{CompressionLayer, predicate::Predicate};
 use tower_layer::Layer;
 
+use self::map::MapBuffer;
 pub use self::{future::ResponseFuture, service::EarlyClose};
 
 mod body;
+#[cfg(feature = "compression")]
+mod compress;
 mod future;
+mod map;
+mod reading;
+mod rules;
 mod service;
 
 /// Layer that ends responses early. See the [module docs](self).
 ///
 /// Of several around one route the innermost decides.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EarlyCloseLayer {
     settings: Settings,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Settings {
     buffer_limit: usize,
     patience: Duration,
     close: bool,
+    map: Option<MapBuffer>,
+    #[cfg(feature = "compression")]
+    compress: Option<compress::Compress>,
 }
 
 impl EarlyCloseLayer {
     /// With a buffer of 1 MiB and a patience of 1 s.
     #[must_use]
     pub const fn new() -> Self {
-        let settings = Settings { buffer_limit: 1024 * 1024, patience: Duration::from_secs(1), close: true };
+        let settings = Settings {
+            buffer_limit: 1024 * 1024,
+            patience: Duration::from_secs(1),
+            close: true,
+            map: None,
+            #[cfg(feature = "compression")]
+            compress: None,
+        };
         Self { settings }
     }
 
@@ -89,6 +110,80 @@ impl EarlyCloseLayer {
         self.settings.close = false;
         self
     }
+
+    /// Hands each whole body to `map` before its head leaves, and answers with what that returns: PHP's
+    /// `ob_start(callback)`. It may change the head, too.
+    ///
+    /// It is called for a body of known length up to the [`buffer_limit`](Self::buffer_limit), and for one of unknown
+    /// length that was held back whole; an empty one, too. It is not called for what streams: what passes through this
+    /// layer untouched, and what is past the limit or the patience. A `HEAD` request is answered as its `GET` is; where
+    /// the body was taken off before it came here, `map` is not called and no length is declared.
+    ///
+    /// The bytes are those of the handler, before this layer encodes them; what another layer inside has encoded says
+    /// so with a `Content-Encoding` among the parts. A body in one piece is not copied.
+    ///
+    /// Of several functions the last one holds.
+    ///
+    /// # Errors and panics
+    ///
+    /// If `map` fails or panics, it is logged, and the client is answered with a 500. The continuation runs all the
+    /// same.
+    ///
+    /// # Cancel safety
+    ///
+    /// Its future counts on the request's clock. It is dropped at its next `.await` at the time limit, where the answer
+    /// is a 503, and when the client leaves, unless aborts are ignored.
+    ///
+    /// ```
+    /// use axum::{Router, body::Body, http::Request, routing::get};
+    /// use http_body_util::BodyExt;
+    /// use tower::ServiceExt;
+    /// use tower_epilogue::EarlyCloseLayer;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// let stamped = EarlyCloseLayer::new().map_buffer(|parts, page| async move {
+    ///     let page = String::from_utf8(page.into())?;
+    ///     Ok::<_, std::string::FromUtf8Error>((parts, page.replace("{name}", "Ada")))
+    /// });
+    /// let app: Router = Router::new().route("/", get(|| async { "Hello, {name}!" })).layer(stamped);
+    ///
+    /// let response = app.oneshot(Request::get("/").body(Body::empty()).unwrap()).await.unwrap();
+    /// assert_eq!(response.headers()["content-length"], "11");
+    /// assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "Hello, Ada!");
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn map_buffer<F, Fut, B, E>(mut self, map: F) -> Self
+    where
+        F: Fn(Parts, Bytes) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(Parts, B), E>> + Send + 'static,
+        B: Into<Bytes>,
+        E: Into<BoxError>,
+    {
+        self.settings.map = Some(MapBuffer::new(map));
+        self
+    }
+}
+
+#[cfg(feature = "compression")]
+impl EarlyCloseLayer {
+    /// Compresses what the client accepts and tower-http's defaults allow, and declares the length of the encoded
+    /// bytes. See [Compression](self#compression).
+    #[must_use]
+    pub fn compress(self) -> Self {
+        self.compress_with(CompressionLayer::new())
+    }
+
+    /// Compresses as `compression` says: its encodings, its quality, its predicate. See
+    /// [Compression](self#compression).
+    #[must_use]
+    pub fn compress_with<P>(mut self, compression: CompressionLayer<P>) -> Self
+    where
+        P: Predicate + Send + Sync + 'static,
+    {
+        self.settings.compress = Some(compress::Compress::new(compression));
+        self
+    }
 }
 
 impl Default for EarlyCloseLayer {
@@ -101,6 +196,6 @@ impl<S> Layer<S> for EarlyCloseLayer {
     type Service = EarlyClose<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        EarlyClose::new(inner, self.settings)
+        EarlyClose::new(inner, self.settings.clone())
     }
 }

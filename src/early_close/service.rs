@@ -7,14 +7,17 @@ use axum_core::response::Response;
 use http::Request;
 use tower_service::Service;
 
+#[cfg(feature = "compression")]
+use super::compress::Accepts;
 use super::{
     Settings,
-    future::{ResponseFuture, Shape},
+    future::{ResponseFuture, Shape, Shaping},
+    rules::Asked,
 };
 use crate::lifecycle::{SendBody, enter};
 
 /// Service that ends responses early. See the [module docs](super).
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct EarlyClose<S> {
     inner: S,
     settings: Settings,
@@ -48,10 +51,13 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
-        let (lifecycle, version) = (entered.lifecycle(), request.version());
-        let connect = request.method() == http::Method::CONNECT;
-        let head = request.method() == http::Method::HEAD;
-        let shape = |hold| Shape::new(hold, self.settings, lifecycle, version, connect, head);
-        ResponseFuture::new(entered.call_shaped(|| self.inner.call(request), shape))
+        let shaping = Shaping {
+            settings: self.settings.clone(),
+            lifecycle: entered.lifecycle(),
+            asked: Asked::new(&request),
+            #[cfg(feature = "compression")]
+            accepts: self.settings.compress.as_ref().map(|_| Accepts::new(request.headers())).unwrap_or_default(),
+        };
+        ResponseFuture::new(entered.call_shaped(|| self.inner.call(request), |hold| Shape::new(hold, shaping)))
     }
 }

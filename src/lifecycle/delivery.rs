@@ -27,6 +27,9 @@ pub(super) struct Delivery {
     complete: bool,
     failed: bool,
     held: Held,
+    /// What is still to come of a declared length: an HTTP/1 server that has it lets go of the body, without asking
+    /// for its end.
+    declared: Option<u64>,
 }
 
 /// On a tracked HTTP/2 connection the end is held back until what was sent is flushed: only so does a
@@ -43,12 +46,13 @@ enum Held {
 
 impl Delivery {
     /// Watches `body`; `bodiless` if the server is not to send one (HEAD, 204, 304).
-    pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool) -> Body {
-        let complete = bodiless || body.is_end_stream();
+    pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool, declared: Option<u64>) -> Body {
+        let declared = declared.filter(|_| !shared.http2());
+        let complete = bodiless || body.is_end_stream() || declared == Some(0);
         let held = if shared.http2() && shared.connection().is_some() && !complete { Held::Open } else { Held::Never };
         let bare = !complete && !shared.has_producer();
         let sized = body.size_hint().exact().is_some();
-        Body::new(Self { shared, body: Some(body), bare, sized, complete, failed: false, held })
+        Body::new(Self { shared, body: Some(body), bare, sized, complete, failed: false, held, declared })
     }
 
     fn fail(&mut self, error: axum_core::Error) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
@@ -67,7 +71,7 @@ impl Delivery {
         let poll = || caught::call(|| Pin::new(body).poll_frame(cx));
         // One of known length is whole in memory, nearly always, and costs no look at the clock.
         let polled =
-            if self.sized && !self.shared.clock.is_busy() { poll() } else { self.shared.measure("body", false, poll) };
+            if self.sized && !self.shared.clock.is_busy() { poll() } else { self.shared.measure("body", poll) };
         match polled {
             Ok(polled) => polled,
             Err(payload) => {
@@ -176,7 +180,10 @@ impl Delivery {
                 this.shared.count_body_bytes(data.len());
                 let data = if holds { this.shared.exchange.guard(data) } else { data };
                 this.shared.reader_begins();
-                let last = this.has_ended();
+                if let Some(left) = &mut this.declared {
+                    *left = left.saturating_sub(data.len() as u64);
+                }
+                let last = this.has_ended() || this.declared == Some(0);
                 this.complete = last && !holds;
                 if !this.complete {
                     // Whether it is polled again depends on the reader: the limit must not.

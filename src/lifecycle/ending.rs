@@ -188,7 +188,7 @@ impl Ending {
         let shared = &self.shared;
         poll_fn(|cx| {
             shared.ending_waker.register(cx.waker());
-            match shared.measure("continuation", false, || caught::poll(work.as_mut(), cx)) {
+            match shared.measure("continuation", || caught::poll(work.as_mut(), cx)) {
                 Ok(Poll::Ready(())) => return Poll::Ready(Outcome::Ended),
                 Err(payload) => {
                     shared.panicked("a continuation", &payload);

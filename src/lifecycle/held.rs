@@ -257,7 +257,7 @@ fn poll_handler<F: Future>(
     cx: &mut Context<'_>,
 ) -> Result<Poll<F::Output>, caught::Payload> {
     let polling = continuation::Polling::begin();
-    let polled = shared.measure("handler", first, || caught::poll(future, cx));
+    let polled = shared.measure_first("handler", first, || caught::poll(future, cx));
     for continuation in polling.end() {
         tracing::warn!(
             route = shared.route(),
@@ -289,6 +289,38 @@ pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
         || status == StatusCode::NOT_MODIFIED
 }
 
+/// What stands in for a body that was taken off: a router outside would declare the length of an empty one, which is
+/// not that of the GET (RFC 9110, section 8.6).
+pub(crate) fn taken_off() -> Body {
+    struct TakenOff;
+
+    impl http_body::Body for TakenOff {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+            Poll::Ready(None)
+        }
+
+        fn is_end_stream(&self) -> bool {
+            true
+        }
+    }
+
+    Body::new(TakenOff)
+}
+
+/// The length that the response declares for a body whose own is not known.
+pub(super) fn declared(response: &Response) -> Option<u64> {
+    if http_body::Body::size_hint(response.body()).exact().is_some() {
+        return None;
+    }
+    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// Takes off what the server must not send with a response that has no body.
 pub(super) fn strip(shared: &Shared, response: &mut Response) {
     if response.status() == StatusCode::NO_CONTENT || response.status().is_informational() {
@@ -300,12 +332,15 @@ pub(super) fn strip(shared: &Shared, response: &mut Response) {
         return;
     }
     // Over HTTP/2 hyper sends whatever body there is.
-    let body = std::mem::replace(response.body_mut(), Body::empty());
-    // An empty one may have been stripped before, with a length that nobody knows.
-    let length =
-        http_body::Body::size_hint(&body).exact().filter(|length| *length > 0 && shared.method() == http::Method::HEAD);
-    if let (Some(length), Entry::Vacant(entry)) = (length, response.headers_mut().entry(CONTENT_LENGTH)) {
-        entry.insert(length.into());
+    let exact = http_body::Body::size_hint(response.body()).exact();
+    if exact == Some(0) {
+        return;
+    }
+    let body = std::mem::replace(response.body_mut(), taken_off());
+    if let (Some(length), true) = (exact, shared.method() == http::Method::HEAD) {
+        if let Entry::Vacant(entry) = response.headers_mut().entry(CONTENT_LENGTH) {
+            entry.insert(length.into());
+        }
     }
     caught::discard(body);
 }

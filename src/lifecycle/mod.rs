@@ -23,7 +23,7 @@ pub use self::{
     word::Phase,
 };
 pub(crate) use self::{
-    held::answer,
+    held::{answer, taken_off},
     hooks::Hook,
     service::{Drive, Hold, begin, enter},
     shared::{Home, Shared},

@@ -20,6 +20,20 @@ pub(super) struct Producer {
     /// `None` once it has ended: it is never polled again, whatever stands outside.
     body: Option<Body>,
     shared: Arc<Shared>,
+    /// Its length was not known: then its end is told of.
+    streamed: bool,
+}
+
+impl Shared {
+    /// Watches a body of known length that is about to be read inside of the outermost body, which therefore cannot
+    /// do that for it.
+    pub(crate) fn watch_known(self: &Arc<Self>, body: Body) -> Body {
+        let bodiless = self.method() == http::Method::HEAD || body.is_end_stream();
+        if bodiless || self.has_producer() || body.size_hint().exact().is_none() {
+            return body;
+        }
+        Producer::start(body, self, false)
+    }
 }
 
 impl Producer {
@@ -29,14 +43,18 @@ impl Producer {
         if bodiless || body.is_end_stream() || body.size_hint().exact().is_some() {
             return body;
         }
+        Self::start(body, shared, true)
+    }
+
+    fn start(body: Body, shared: &Arc<Shared>, streamed: bool) -> Body {
         shared.producer_started();
-        Body::new(Self { body: Some(body), shared: shared.clone() })
+        Body::new(Self { body: Some(body), shared: shared.clone(), streamed })
     }
 
     fn end(&mut self, event: EventKind) {
         if let Some(body) = self.body.take() {
             caught::discard(body);
-            self.shared.producer_ended(Some(event));
+            self.shared.producer_ended(self.streamed.then_some(event));
         }
     }
 }
@@ -59,7 +77,7 @@ impl http_body::Body for Producer {
                 "the response was broken off: its time limit passed, or its client left".into()
             )));
         }
-        let polled = this.shared.measure("body", false, || caught::call(|| Pin::new(&mut *body).poll_frame(cx)));
+        let polled = this.shared.measure("body", || caught::call(|| Pin::new(&mut *body).poll_frame(cx)));
         match polled {
             Ok(Poll::Pending) => {
                 this.shared.arm();
@@ -101,7 +119,7 @@ impl Drop for Producer {
     fn drop(&mut self) {
         if self.shared.producer_survives_drop() {
             if let Some(body) = self.body.take() {
-                drain(&self.shared, body, true);
+                drain(&self.shared, body, self.streamed);
             }
         }
         self.end(EventKind::BodyDropped);
@@ -116,8 +134,8 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
             // The outermost body is gone; its waker is free.
             owner.response_waker.register(cx.waker());
             loop {
-                let polled = owner
-                    .measure("body", false, || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
+                let polled =
+                    owner.measure("body", || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
                 match polled {
                     Ok(Poll::Ready(Some(Ok(_)))) if owner.verdict().is_none() => {}
                     Ok(Poll::Ready(None)) => return Poll::Ready(true),

@@ -343,7 +343,8 @@ impl Driver {
                     held::strip(&shared, &mut response);
                 }
                 shared.response_leaves();
-                Ok(response.map(|body| Delivery::watch(body, shared, bodiless)))
+                let declared = held::declared(&response);
+                Ok(response.map(|body| Delivery::watch(body, shared, bodiless, declared)))
             }
             Err(error) => {
                 shared.response_failed();

@@ -288,7 +288,7 @@ impl Shared {
 
     // === panics ===
 
-    pub(super) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
+    pub(crate) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
         let message = panic_message(&**payload);
         tracing::error!(route = self.route(), message, "{what} panicked");
         let mut core = lock(&self.core);
@@ -303,9 +303,15 @@ impl Shared {
 
     // === the clock ===
 
-    /// Polls something of the user's on this request's clock; `first` if nothing of the request was polled before.
+    /// Polls something of the user's on this request's clock.
     #[inline]
-    pub(super) fn measure<T>(&self, what: &'static str, first: bool, poll: impl FnOnce() -> T) -> T {
+    pub(crate) fn measure<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
+        self.measure_first(what, false, poll)
+    }
+
+    /// The same; `first` if nothing of the request was polled before.
+    #[inline]
+    pub(super) fn measure_first<T>(&self, what: &'static str, first: bool, poll: impl FnOnce() -> T) -> T {
         if !self.clock.is_limited() {
             return poll();
         }

@@ -82,7 +82,7 @@ async fn after_the_head_the_connection_breaks_on_http1() {
                 continue;
             }
             let notes = Notes::default();
-            let server = Server::start(app(&notes, layer)).await;
+            let server = Server::start(app(&notes, layer.clone())).await;
             let mut client = server.connect().await;
             client.send_get(&format!("/{kind}")).await;
             let reply = client.reply().await;
@@ -102,7 +102,7 @@ async fn after_the_head_the_stream_breaks_and_the_connection_lives_on_http2() {
                 continue;
             }
             let notes = Notes::default();
-            let server = Server::start(app(&notes, layer)).await;
+            let server = Server::start(app(&notes, layer.clone())).await;
             let mut client = Http2::connect(server.address).await;
             let error = client.get(&format!("/{kind}")).await.unwrap_err();
             assert!(error.is_reset() && error.is_remote(), "{kind}: {error}");

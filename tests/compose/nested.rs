@@ -115,8 +115,8 @@ fn unknown_length() -> Body {
 #[tokio::test]
 async fn the_inner_early_close_wins() {
     let (close, keep) = (EarlyCloseLayer::new(), EarlyCloseLayer::new().keep_alive());
-    for (outer, inner, closes) in [(close, keep, false), (keep, close, true)] {
-        for (how, router) in nested!(outer, inner, get(|| async { unknown_length() })) {
+    for (outer, inner, closes) in [(close.clone(), keep.clone(), false), (keep, close, true)] {
+        for (how, router) in nested!(outer.clone(), inner.clone(), get(|| async { unknown_length() })) {
             let server = Server::start(router).await;
             let mut client = server.connect().await;
             client.send_get("/").await;
@@ -137,8 +137,8 @@ async fn the_inner_early_close_wins() {
 #[tokio::test]
 async fn what_the_inner_early_close_lets_pass_the_outer_does_not_hold_back() {
     let (small, large) = (EarlyCloseLayer::new().buffer_limit(6), EarlyCloseLayer::new());
-    for (outer, inner, length) in [(large, small, None), (small, large, Some("10"))] {
-        for (how, router) in nested!(outer, inner, get(|| async { unknown_length() })) {
+    for (outer, inner, length) in [(large.clone(), small.clone(), None), (small, large, Some("10"))] {
+        for (how, router) in nested!(outer.clone(), inner.clone(), get(|| async { unknown_length() })) {
             let server = Server::start(router).await;
             let mut client = server.connect().await;
             client.send_get("/").await;

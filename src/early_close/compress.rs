@@ -1,0 +1,224 @@
+//! tower-http's compression around a response that is there already.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    future::{Future as _, Ready, ready},
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use axum_core::{body::Body, response::Response};
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Request,
+    header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, IF_NONE_MATCH, VARY},
+    response::Parts,
+};
+use http_body::{Frame, SizeHint};
+use tower_http::compression::{CompressionBody, CompressionLayer, predicate::Predicate};
+use tower_layer::Layer as _;
+use tower_service::Service;
+
+use super::rules::lists;
+
+/// The layer's settings, whatever their predicate.
+#[derive(Clone)]
+pub(super) struct Compress(Arc<dyn Negotiate>);
+
+impl fmt::Debug for Compress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compress").finish_non_exhaustive()
+    }
+}
+
+/// What of a request's headers decides about the encoding.
+#[derive(Debug, Default)]
+pub(super) struct Accepts {
+    encodings: HeaderMap,
+    validators: Vec<HeaderValue>,
+}
+
+impl Accepts {
+    pub(super) fn new(headers: &HeaderMap) -> Self {
+        let mut encodings = HeaderMap::new();
+        for value in headers.get_all(ACCEPT_ENCODING) {
+            encodings.append(ACCEPT_ENCODING, value.clone());
+        }
+        Self { encodings, validators: headers.get_all(IF_NONE_MATCH).iter().cloned().collect() }
+    }
+}
+
+impl Compress {
+    pub(super) fn new<P>(layer: CompressionLayer<P>) -> Self
+    where
+        P: Predicate + Send + Sync + 'static,
+    {
+        Self(Arc::new(layer))
+    }
+
+    /// The response with its body encoded as the client accepts it, or as it is.
+    pub(super) fn encode(&self, accepts: Accepts, parts: Parts, body: Body) -> (Parts, Body) {
+        if is_fixed(&parts.headers) {
+            return (parts, body);
+        }
+        let was_encoded = parts.headers.contains_key(CONTENT_ENCODING);
+        let response = self.0.negotiate(accepts.encodings, Response::from_parts(parts, body));
+        let (mut parts, body) = response.into_parts();
+        if was_encoded || !parts.headers.contains_key(CONTENT_ENCODING) {
+            return (parts, body.into_inner());
+        }
+        weaken(&mut parts.headers);
+        (parts, Body::new(body))
+    }
+
+    /// The head of a HEAD response whose body was taken off before its encoding: what its GET's would be, but for the
+    /// length, which may be left out (RFC 9110, section 9.3.2).
+    pub(super) fn encode_head(&self, accepts: Accepts, parts: Parts) -> Parts {
+        let declared = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let Some(length) = declared else {
+            return parts;
+        };
+        self.encode(accepts, parts, Body::new(Absent(length))).0
+    }
+
+    /// A 304 has the validators of the response that it stands for (RFC 9110, section 15.4.5). If the client asks with
+    /// one that was weakened here, that was an encoded one.
+    pub(super) fn not_modified(accepts: &Accepts, headers: &mut HeaderMap) {
+        let Some(weak) = headers.get(ETAG).and_then(weakened) else {
+            return;
+        };
+        let asked = accepts.validators.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        if asked.map(<[u8]>::trim_ascii).any(|validator| validator == weak.as_bytes()) {
+            headers.insert(ETAG, weak);
+            if !lists(headers, &VARY, ACCEPT_ENCODING.as_str().as_bytes()) {
+                headers.append(VARY, HeaderValue::from(ACCEPT_ENCODING));
+            }
+        }
+    }
+}
+
+/// Whether a response says that its bytes are to stay as they are: by `no-transform` (RFC 9111, section 5.2.2.6), or
+/// by a digest of them (RFC 9530).
+fn is_fixed(headers: &HeaderMap) -> bool {
+    const DIGESTS: [HeaderName; 4] = [
+        HeaderName::from_static("content-digest"),
+        HeaderName::from_static("repr-digest"),
+        HeaderName::from_static("digest"),
+        HeaderName::from_static("content-md5"),
+    ];
+    lists(headers, &CACHE_CONTROL, b"no-transform") || DIGESTS.iter().any(|digest| headers.contains_key(digest))
+}
+
+/// Encoded bytes are no longer those that a strong validator stands for (RFC 9110, section 8.8.1).
+fn weaken(headers: &mut HeaderMap) {
+    if let Some(weak) = headers.get(ETAG).and_then(weakened) {
+        headers.insert(ETAG, weak);
+    }
+}
+
+/// The weak form of a strong entity tag.
+fn weakened(tag: &HeaderValue) -> Option<HeaderValue> {
+    let tag = tag.as_bytes();
+    if !tag.starts_with(b"\"") {
+        return None;
+    }
+    HeaderValue::from_bytes(&[b"W/", tag].concat()).ok()
+}
+
+/// tower-http's layer without its predicate's type.
+trait Negotiate: Send + Sync {
+    fn negotiate(&self, encodings: HeaderMap, response: Response) -> http::Response<CompressionBody<Body>>;
+}
+
+impl<P> Negotiate for CompressionLayer<P>
+where
+    P: Predicate + Send + Sync + 'static,
+{
+    fn negotiate(&self, encodings: HeaderMap, response: Response) -> http::Response<CompressionBody<Body>> {
+        let mut request = Request::new(());
+        *request.headers_mut() = encodings;
+        let encoded = pin!(self.layer(There(Some(response))).call(request));
+        match encoded.poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(response)) => response,
+            Poll::Ready(Err(never)) => match never {},
+            Poll::Pending => unreachable!("the service inside is ready, and what is around it waits for nothing else"),
+        }
+    }
+}
+
+/// A service that has its response already.
+struct There(Option<Response>);
+
+impl Service<Request<()>> for There {
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Ready<Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<()>) -> Self::Future {
+        ready(Ok(self.0.take().unwrap_or_default()))
+    }
+}
+
+/// A body that was taken off, of which only the length is known.
+struct Absent(u64);
+
+impl http_body::Body for Absent {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(HeaderName, &'static str)]) -> HeaderMap {
+        list.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn only_strong_tags_are_weakened() {
+        for (tag, weak) in [("\"a\"", "W/\"a\""), ("W/\"a\"", "W/\"a\""), ("a", "a")] {
+            let mut headers = headers(&[(ETAG, tag)]);
+            weaken(&mut headers);
+            assert_eq!(headers[ETAG], weak);
+        }
+    }
+
+    #[test]
+    fn a_304_says_what_its_200_said() {
+        for (asked, tag) in [("W/\"a\"", "W/\"a\""), ("\"b\" , W/\"a\"", "W/\"a\""), ("\"a\"", "\"a\""), ("*", "\"a\"")]
+        {
+            let accepts = Accepts::new(&headers(&[(IF_NONE_MATCH, asked)]));
+            let mut answered = headers(&[(ETAG, "\"a\"")]);
+            Compress::not_modified(&accepts, &mut answered);
+            assert_eq!(answered[ETAG], tag, "{asked}");
+            assert_eq!(answered.contains_key(VARY), tag.starts_with('W'), "{asked}");
+        }
+    }
+
+    #[test]
+    fn what_says_so_stays_as_it_is() {
+        for (name, value) in [
+            (CACHE_CONTROL, "public, no-transform"),
+            (HeaderName::from_static("content-digest"), "sha-256=:AAAA:"),
+            (HeaderName::from_static("repr-digest"), "sha-256=:AAAA:"),
+        ] {
+            assert!(is_fixed(&headers(&[(name, value)])));
+        }
+        assert!(!is_fixed(&headers(&[(CACHE_CONTROL, "public, max-age=5")])));
+    }
+}

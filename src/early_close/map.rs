@@ -1,0 +1,99 @@
+//! The user's function on whole buffered bodies: PHP's `ob_start(callback)`.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum_core::BoxError;
+use bytes::Bytes;
+use http::response::Parts;
+
+use crate::{lifecycle::Lifecycle, pool::caught};
+
+type Outcome = Result<(Parts, Bytes), BoxError>;
+type Running = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+/// The function, whatever it is.
+#[derive(Clone)]
+pub(super) struct MapBuffer(Arc<dyn Fn(Parts, Bytes) -> Running + Send + Sync>);
+
+impl fmt::Debug for MapBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MapBuffer").finish_non_exhaustive()
+    }
+}
+
+impl MapBuffer {
+    pub(super) fn new<F, Fut, B, E>(map: F) -> Self
+    where
+        F: Fn(Parts, Bytes) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(Parts, B), E>> + Send + 'static,
+        B: Into<Bytes>,
+        E: Into<BoxError>,
+    {
+        Self(Arc::new(move |parts, bytes| {
+            let mapped = map(parts, bytes);
+            Box::pin(async move {
+                match mapped.await {
+                    Ok((parts, bytes)) => Ok((parts, bytes.into())),
+                    Err(error) => Err(error.into()),
+                }
+            })
+        }))
+    }
+
+    /// Begins. What it panics with is as good as an error.
+    pub(super) fn call(&self, parts: Parts, bytes: Bytes, lifecycle: &Lifecycle) -> Mapping {
+        let map = &self.0;
+        let called = lifecycle.0.measure(WHAT, || caught::call(|| map(parts, bytes)));
+        Mapping(called.map(Some).unwrap_or_else(|payload| {
+            panicked(lifecycle, payload);
+            None
+        }))
+    }
+}
+
+const WHAT: &str = "function on buffered bodies";
+
+fn panicked(lifecycle: &Lifecycle, payload: caught::Payload) {
+    lifecycle.0.panicked("a function on buffered bodies", &payload);
+    caught::dispose(payload);
+}
+
+/// One call of the function.
+pub(super) struct Mapping(Option<Running>);
+
+impl Mapping {
+    /// `None` if it failed or panicked, which has been told.
+    pub(super) fn poll(&mut self, lifecycle: &Lifecycle, cx: &mut Context<'_>) -> Poll<Option<(Parts, Bytes)>> {
+        let Some(running) = self.0.as_mut() else {
+            return Poll::Ready(None);
+        };
+        let mapped = match lifecycle.0.measure(WHAT, || caught::poll(running.as_mut(), cx)) {
+            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Ready(Ok(mapped))) => Some(mapped),
+            Ok(Poll::Ready(Err(error))) => {
+                let route = lifecycle.0.route();
+                tracing::error!(%error, route, "the function on buffered bodies failed: a 500 was answered");
+                caught::discard(error);
+                None
+            }
+            Err(payload) => {
+                panicked(lifecycle, payload);
+                None
+            }
+        };
+        caught::discard(self.0.take());
+        Poll::Ready(mapped)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        caught::discard(self.0.take());
+    }
+}

@@ -1,0 +1,85 @@
+//! Holding a body back, up to a number of bytes and for a time.
+
+use std::{
+    future::Future as _,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use axum_core::body::Body;
+use http_body::Body as _;
+use tokio::time::Sleep;
+
+use super::{Settings, body::Buffer};
+use crate::pool::caught;
+
+/// After so many frames the connection's task gets a turn for others.
+const FRAMES_A_TURN: usize = 16;
+
+/// A body that is being held back.
+pub(super) struct Reading {
+    body: Body,
+    buffer: Buffer,
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+/// What reading came to.
+pub(super) enum Measured {
+    Whole,
+    /// Too many bytes, or too slow.
+    TooMuch,
+    Failed(axum_core::Error),
+}
+
+impl Reading {
+    pub(super) fn new(body: Body) -> Self {
+        Self { body, buffer: Buffer::default(), patience: None }
+    }
+
+    pub(super) fn poll(&mut self, settings: &Settings, cx: &mut Context<'_>) -> Poll<Measured> {
+        for _ in 0..FRAMES_A_TURN {
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(None) => return Poll::Ready(Measured::Whole),
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(Measured::Failed(error)),
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.buffer.push(frame);
+                    if self.buffer.length() > settings.buffer_limit {
+                        return Poll::Ready(Measured::TooMuch);
+                    }
+                    if self.body.is_end_stream() {
+                        return Poll::Ready(Measured::Whole);
+                    }
+                }
+                Poll::Pending if settings.patience.is_zero() => return Poll::Ready(Measured::TooMuch),
+                Poll::Pending => return self.poll_patience(settings, cx),
+            }
+        }
+        // There may be more at once, and without end.
+        cx.waker().wake_by_ref();
+        if settings.patience.is_zero() {
+            return Poll::Pending;
+        }
+        self.poll_patience(settings, cx)
+    }
+
+    fn poll_patience(&mut self, settings: &Settings, cx: &mut Context<'_>) -> Poll<Measured> {
+        let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(settings.patience)));
+        patience.as_mut().poll(cx).map(|()| Measured::TooMuch)
+    }
+
+    /// What was read, and nothing behind it.
+    pub(super) fn into_buffer(self) -> Buffer {
+        caught::discard(self.body);
+        self.buffer
+    }
+
+    /// What was read, and behind it what was not.
+    pub(super) fn into_body(self) -> Body {
+        self.buffer.into_body(Some(self.body))
+    }
+
+    /// Drops it, with all that is the user's in it.
+    pub(super) fn discard(self) {
+        caught::discard(self);
+    }
+}

@@ -1,0 +1,76 @@
+//! What a response's head says about the shape that it may get.
+
+use axum_core::response::Response;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header, response::Parts};
+
+/// What of a request decides the shape of its response.
+pub(super) struct Asked {
+    pub(super) version: Version,
+    pub(super) head: bool,
+    connect: bool,
+    takes_trailers: bool,
+}
+
+impl Asked {
+    pub(super) fn new<B>(request: &Request<B>) -> Self {
+        let version = request.version();
+        Self {
+            version,
+            head: request.method() == Method::HEAD,
+            connect: request.method() == Method::CONNECT,
+            takes_trailers: version == Version::HTTP_11 && lists(request.headers(), &header::TE, b"trailers"),
+        }
+    }
+
+    /// Whether trailers have to be sent in chunks, without a length: on HTTP/1.1 (RFC 9112, section 7.1.2), to a client
+    /// that takes them (RFC 9110, section 10.1.4). On HTTP/2 they stand beside a length; on HTTP/1.0, and for other
+    /// clients, they cannot be sent at all.
+    pub(super) fn needs_chunks_for_trailers(&self) -> bool {
+        self.takes_trailers
+    }
+
+    /// Responses that have no length to declare, or that a client reads as they come.
+    pub(super) fn passes_through(&self, response: &Response) -> bool {
+        let status = response.status();
+        is_bodiless(status) || (self.connect && status.is_success()) || streams(response.headers())
+    }
+}
+
+/// Whether a response with this status never has a body (RFC 9110, section 6.4.1).
+pub(super) fn is_bodiless(status: StatusCode) -> bool {
+    status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
+}
+
+/// Whether its client reads this response piece by piece, while it comes.
+fn streams(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
+    let streamed = [&b"text/event-stream"[..], b"application/grpc", b"multipart/x-mixed-replace"];
+    streamed.iter().any(|streamed| {
+        content_type.len() >= streamed.len() && content_type[..streamed.len()].eq_ignore_ascii_case(streamed)
+    }) || lists(headers, &header::HeaderName::from_static("x-accel-buffering"), b"no")
+}
+
+/// Whether `token` is among those that `name` lists, whatever its parameters.
+pub(super) fn lists(headers: &HeaderMap, name: &header::HeaderName, token: &[u8]) -> bool {
+    headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|listed| {
+        let listed = listed.split(|byte| *byte == b';').next().unwrap_or_default();
+        listed.trim_ascii().eq_ignore_ascii_case(token)
+    })
+}
+
+pub(super) fn close(parts: &mut Parts, version: Version) {
+    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    // hyper adds `keep-alive` to a 1.1 response for a 1.0 client that asked for it, whatever the response
+    // says; not to a 1.0 response.
+    parts.version = version;
+}
+
+pub(super) fn declare(parts: &mut Parts, length: u64) {
+    let value = HeaderValue::from(length);
+    let declared = parts.headers.insert(header::CONTENT_LENGTH, value);
+    if let Some(declared) = declared.filter(|declared| *declared != parts.headers[header::CONTENT_LENGTH]) {
+        tracing::warn!(?declared, length, "a handler declared a wrong Content-Length: it was corrected");
+    }
+    // A length and chunks exclude each other (RFC 9112, section 6.2).
+    parts.headers.remove(header::TRANSFER_ENCODING);
+}

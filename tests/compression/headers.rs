@@ -1,0 +1,118 @@
+//! What compression does to the other headers, and which responses it leaves alone.
+
+use axum::{
+    Router,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::{HeaderName, Method, StatusCode, header};
+use tower_epilogue::EarlyCloseLayer;
+
+use crate::{
+    fetch::{Got, Version, fetch, request},
+    support::Server,
+    text,
+};
+
+async fn answer(headers: &[(HeaderName, &str)], response: fn() -> Response) -> Got {
+    let app = Router::new().route("/", get(async move || response())).layer(EarlyCloseLayer::new().compress());
+    let server = Server::start(app).await;
+    let accept = [&[(header::ACCEPT_ENCODING, "gzip")], headers].concat();
+    fetch(server.address, Version::Http11, request(Method::GET, "/", &accept)).await
+}
+
+#[tokio::test]
+async fn a_strong_etag_is_weakened_and_ranges_are_no_longer_offered() {
+    let got = answer(&[], || {
+        let headers = [(header::ETAG, "\"abc\""), (header::ACCEPT_RANGES, "bytes"), (header::VARY, "cookie")];
+        (headers, text(5000)).into_response()
+    })
+    .await;
+    assert_eq!(got.text(header::CONTENT_ENCODING), Some("gzip"));
+    assert_eq!((got.text(header::ETAG), got.text(header::ACCEPT_RANGES)), (Some("W/\"abc\""), None));
+    let vary: Vec<_> = got.headers.get_all(header::VARY).iter().collect();
+    assert_eq!(vary, ["cookie", "accept-encoding"]);
+}
+
+#[tokio::test]
+async fn unencoded_an_etag_stays_strong() {
+    let got = answer(&[], || ([(header::ETAG, "\"abc\"")], "short").into_response()).await;
+    assert_eq!((got.text(header::ETAG), got.text(header::CONTENT_ENCODING)), (Some("\"abc\""), None));
+}
+
+#[tokio::test]
+async fn a_304_has_the_validator_that_its_client_asked_with() {
+    fn unmodified() -> Response {
+        (StatusCode::NOT_MODIFIED, [(header::ETAG, "\"abc\"")]).into_response()
+    }
+    for (asked, told, vary) in [("W/\"abc\"", "W/\"abc\"", Some("accept-encoding")), ("\"abc\"", "\"abc\"", None)] {
+        let got = answer(&[(header::IF_NONE_MATCH, asked)], unmodified).await;
+        assert_eq!((got.status, got.text(header::ETAG), got.text(header::VARY)), (304, Some(told), vary));
+        assert!(got.body.is_empty());
+    }
+}
+
+#[tokio::test]
+async fn what_is_to_stay_as_it_is_does() {
+    let rows: [(&str, fn() -> Response); 7] = [
+        ("no-transform", || ([(header::CACHE_CONTROL, "no-transform, max-age=5")], text(5000)).into_response()),
+        ("digest", || ([("content-digest", "sha-256=:AAAA:")], text(5000)).into_response()),
+        ("encoded", || ([(header::CONTENT_ENCODING, "identity")], text(5000)).into_response()),
+        ("range", || {
+            let range = [(header::CONTENT_RANGE, "bytes 0-4999/9000")];
+            (StatusCode::PARTIAL_CONTENT, range, text(5000)).into_response()
+        }),
+        ("image", || ([(header::CONTENT_TYPE, "image/png")], text(5000)).into_response()),
+        ("short", || "short".into_response()),
+        ("empty", || StatusCode::NOT_FOUND.into_response()),
+    ];
+    for (what, response) in rows {
+        let got = answer(&[], response).await;
+        let plain = http_body_util::BodyExt::collect(response().into_body()).await.unwrap().to_bytes();
+        assert_eq!(got.body, plain, "{what}");
+        assert_eq!(got.length(), Some(plain.len() as u64), "{what}");
+        let encoding = (what == "encoded").then_some("identity");
+        assert_eq!((got.text(header::CONTENT_ENCODING), got.text(header::VARY)), (encoding, None), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn event_streams_are_neither_held_back_nor_encoded() {
+    let got =
+        answer(&[], || ([(header::CONTENT_TYPE, "text/event-stream")], crate::streamed(&text(5000))).into_response())
+            .await;
+    assert_eq!(got.framing, crate::fetch::Framing::Chunks);
+    assert_eq!((got.text(header::CONTENT_ENCODING), got.body.len()), (None, 5000));
+}
+
+#[tokio::test]
+async fn of_two_early_closes_the_inner_one_decides() {
+    let app = Router::new()
+        .route("/", get(async || text(5000)).layer(EarlyCloseLayer::new().keep_alive()))
+        .layer(EarlyCloseLayer::new().compress());
+    let server = Server::start(app).await;
+    let accept = [(header::ACCEPT_ENCODING, "gzip")];
+    let got = fetch(server.address, Version::Http11, request(Method::GET, "/", &accept)).await;
+    assert_eq!(
+        (got.length(), got.text(header::CONTENT_ENCODING), got.text(header::CONNECTION)),
+        (Some(5000), None, None)
+    );
+}
+
+#[tokio::test]
+async fn the_function_on_buffered_bodies_sees_plain_bytes() {
+    let layer = EarlyCloseLayer::new().compress().map_buffer(async |parts, bytes: bytes::Bytes| {
+        assert_eq!(bytes, text(5000));
+        Ok::<_, std::io::Error>((parts, text(9000)))
+    });
+    let server = Server::start(Router::new().route("/", get(async || text(5000))).layer(layer)).await;
+    for method in [Method::GET, Method::HEAD] {
+        let accept = [(header::ACCEPT_ENCODING, "gzip")];
+        let got = fetch(server.address, Version::Http11, request(method.clone(), "/", &accept)).await;
+        assert_eq!(got.text(header::CONTENT_ENCODING), Some("gzip"));
+        assert!(got.length().is_some_and(|length| length < 4000));
+        if method == Method::GET {
+            assert!(got.decoded().await == text(9000).as_bytes());
+        }
+    }
+}

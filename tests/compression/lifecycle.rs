@@ -1,0 +1,138 @@
+//! Errors, limits and clients that leave while a body is encoded.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use axum::{Router, body::Body, response::Response, routing::get};
+use bytes::Bytes;
+use futures_util::stream;
+use http::{Method, header};
+use http_body::{Frame, SizeHint};
+use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, Sent};
+
+use crate::{
+    ENCODINGS,
+    fetch::{Version, fetch, request},
+    noise,
+    support::{Client, Gate, Notes, Server, ends, soon},
+    text,
+};
+
+fn failing() -> Body {
+    let noise = noise(1_000_000);
+    let good: Vec<_> = noise.chunks(7000).map(|piece| Ok(piece.to_vec())).collect();
+    let error = std::io::Error::other("the body fails, as this test wants it");
+    Body::from_stream(stream::iter(good.into_iter().chain([Err(error)])))
+}
+
+#[tokio::test]
+async fn a_body_that_fails_before_the_head_is_a_500_and_after_it_breaks_the_connection() {
+    for encoding in ENCODINGS {
+        for version in Version::ALL {
+            // Brotli gives nothing out before so much has come.
+            let rows = [(1 << 21, 500), (1000, if encoding == "br" { 500 } else { 200 })];
+            for (limit, status) in rows {
+                let (hook, mut ends) = ends();
+                let handler = async || (Continuation::new(async {}), failing());
+                let layer = EarlyCloseLayer::new().buffer_limit(limit).compress();
+                let server = Server::start(Router::new().route("/", get(handler)).layer((layer, hook))).await;
+                let accept = [(header::ACCEPT_ENCODING, encoding)];
+                let got = fetch(server.address, version, request(Method::GET, "/", &accept)).await;
+                let what = format!("{encoding} {version:?} {limit}");
+                assert_eq!((got.status, got.whole), (status, status == 500), "{what}");
+                if status == 500 {
+                    assert_eq!(got.headers.get(header::CONTENT_ENCODING), None, "{what}");
+                    assert_eq!(got.body, b"Internal Server Error\n", "{what}");
+                }
+                let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
+                let expected = if got.whole { Sent::Flushed } else { Sent::BrokenOff };
+                assert_eq!((status.bits(), sent), (0, expected), "{what}");
+            }
+        }
+    }
+}
+
+/// A hundred bytes of known length, of which the second half waits.
+struct Halves {
+    given: usize,
+    gate: Pin<Box<dyn Future<Output = ()> + Send>>,
+    notes: Notes,
+}
+
+impl http_body::Body for Halves {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        if this.given == 0 {
+            this.given = 1;
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from(text(50))))));
+        }
+        if this.given == 2 {
+            this.notes.add("ended");
+            return Poll::Ready(None);
+        }
+        if this.gate.as_mut().poll(cx).is_pending() {
+            this.notes.add("waits");
+            return Poll::Pending;
+        }
+        this.given = 2;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from(text(50))))))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(100)
+    }
+}
+
+/// What an early close reads is produced to its end as what the server reads is (contract rule 5), of known length or
+/// not.
+#[tokio::test]
+async fn where_aborts_are_ignored_a_body_of_known_length_is_produced_to_its_end() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, waits) = (notes.clone(), gate.clone());
+    let handler = async move || {
+        let gate = Box::pin(async move { waits.passed().await });
+        Response::new(Body::new(Halves { given: 0, gate, notes: theirs }))
+    };
+    let (hook, mut ends) = ends();
+    let layers = (EarlyCloseLayer::new().patience(crate::support::PATIENCE).compress(), IgnoreAbortLayer::new(), hook);
+    let server = Server::start(Router::new().route("/", get(handler)).layer(layers)).await;
+    let mut client = Client::connect(server.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: test\r\naccept-encoding: gzip\r\n\r\n").await;
+    notes.seen("waits").await;
+    client.reset();
+    server.journal.seen("aborted").await;
+    gate.open();
+    notes.seen("ended").await;
+    let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
+    assert!(status.is_aborted() && sent == Sent::Aborted);
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_ends_a_body_that_is_being_encoded() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, waits) = (notes.clone(), gate.clone());
+    let handler = async move || {
+        let (note, notes) = (theirs.on_drop("dropped"), theirs);
+        let gate = Box::pin(async move {
+            let _note = note;
+            waits.passed().await;
+        });
+        Response::new(Body::new(Halves { given: 0, gate, notes }))
+    };
+    let (hook, mut ends) = ends();
+    let layers = (EarlyCloseLayer::new().patience(crate::support::PATIENCE).compress(), hook);
+    let server = Server::start(Router::new().route("/", get(handler)).layer(layers)).await;
+    let mut client = Client::connect(server.address).await;
+    client.send("GET / HTTP/1.1\r\nhost: test\r\naccept-encoding: gzip\r\n\r\n").await;
+    notes.seen("waits").await;
+    client.reset();
+    notes.seen("dropped").await;
+    let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
+    assert!(status.is_aborted() && sent == Sent::Aborted);
+    assert!(!notes.has("ended"));
+}

@@ -1,0 +1,126 @@
+//! Past the limit a body streams on, framed as its version wants it; nothing is lost or sent twice.
+
+use axum::{Router, body::Body, routing::get};
+use futures_util::stream;
+use http::header;
+use tower_epilogue::EarlyCloseLayer;
+
+use crate::support::{Client, Reply, Server, h2client::Http2};
+
+const PIECES: [usize; 7] = [1, 8192, 8191, 0, 70_000, 5, 300];
+
+/// Every byte tells its place.
+fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|place| (place % 251) as u8).collect()
+}
+
+fn whole() -> Vec<u8> {
+    pattern(PIECES.iter().sum())
+}
+
+/// In pieces, of a length that nobody knows.
+fn streamed() -> Body {
+    let (mut rest, mut pieces) = (whole(), Vec::new());
+    for length in PIECES {
+        let later = rest.split_off(length);
+        pieces.push(Ok::<_, std::io::Error>(std::mem::replace(&mut rest, later)));
+    }
+    Body::from_stream(stream::iter(pieces))
+}
+
+fn app(layer: EarlyCloseLayer) -> Router {
+    Router::new().route("/", get(async || streamed())).layer(layer)
+}
+
+async fn ask(server: &Server, version: &str) -> Reply {
+    let mut client = server.connect().await;
+    client.send(&format!("GET / HTTP/{version}\r\nhost: test\r\n\r\n")).await;
+    client.reply().await
+}
+
+/// The limits around the body's length, and whether the body is then measured.
+fn limits() -> [(usize, bool); 6] {
+    let length = whole().len();
+    [(0, false), (1, false), (length / 2, false), (length - 1, false), (length, true), (length + 1, true)]
+}
+
+#[tokio::test]
+async fn on_http_1_1_past_the_limit_it_is_chunked() {
+    for (limit, measured) in limits() {
+        let server = Server::start(app(EarlyCloseLayer::new().buffer_limit(limit))).await;
+        let reply = ask(&server, "1.1").await;
+        assert_eq!(reply.header("connection"), Some("close"), "{limit}");
+        let length = whole().len().to_string();
+        let framing = (reply.header("content-length"), reply.header("transfer-encoding"));
+        if measured {
+            assert_eq!(framing, (Some(&*length), None), "{limit}");
+            assert!(reply.body == whole(), "{limit}");
+        } else {
+            assert_eq!(framing, (None, Some("chunked")), "{limit}");
+            assert!(reply.dechunked().unwrap() == whole(), "{limit}");
+        }
+        server.journal.ended(1).await;
+        assert!(server.journal.lines().contains(&format!("flushed:{length}/0")), "{:?}", server.journal.lines());
+    }
+}
+
+#[tokio::test]
+async fn on_http_1_0_past_the_limit_it_ends_with_its_connection() {
+    for (limit, measured) in limits() {
+        let server = Server::start(app(EarlyCloseLayer::new().buffer_limit(limit))).await;
+        let reply = ask(&server, "1.0").await;
+        assert_eq!(reply.header("content-length").is_some(), measured, "{limit}");
+        assert_eq!(reply.header("transfer-encoding"), None);
+        assert!(reply.error.is_none() && reply.body == whole(), "{limit}");
+    }
+}
+
+#[tokio::test]
+async fn on_http_2_past_the_limit_it_ends_with_its_stream() {
+    for (limit, measured) in limits() {
+        let server = Server::start(app(EarlyCloseLayer::new().buffer_limit(limit))).await;
+        let reply = Http2::connect(server.address).await.get("/").await.unwrap();
+        assert_eq!(reply.headers.contains_key(header::CONTENT_LENGTH), measured, "{limit}");
+        assert!(!reply.headers.contains_key(header::CONNECTION));
+        assert!(reply.body == whole(), "{limit}");
+    }
+}
+
+#[tokio::test]
+async fn kept_alive_the_next_request_follows_whatever_the_framing() {
+    for (limit, measured) in limits() {
+        let server = Server::start(app(EarlyCloseLayer::new().buffer_limit(limit).keep_alive())).await;
+        let mut client = server.connect().await;
+        for _ in 0..3 {
+            client.send_get("/").await;
+            let reply = client.response(false).await;
+            assert_eq!(reply.header("content-length").is_some(), measured, "{limit}");
+            assert_eq!(reply.header("connection"), None);
+            assert!(reply.body == whole(), "{limit}");
+        }
+        // HTTP/1.0 with `keep-alive` has it only for what was measured.
+        let mut client = server.connect().await;
+        client.send("GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await;
+        let reply = client.response(false).await;
+        assert!(reply.body == whole(), "{limit}");
+        let kept = reply.header("connection").is_some_and(|value| value == "keep-alive");
+        assert_eq!(kept, measured, "{limit}: {}", reply.head);
+        assert_eq!(reply.header("connection") == Some("close"), !measured, "{limit}: {}", reply.head);
+    }
+}
+
+#[tokio::test]
+async fn what_says_that_it_streams_is_not_held_back() {
+    let streams = [("content-type", "multipart/x-mixed-replace; boundary=a"), ("x-accel-buffering", "no")];
+    for header in streams {
+        let handler = async move || ([header], streamed());
+        let app = Router::new().route("/", get(handler)).layer(EarlyCloseLayer::new());
+        let server = Server::start(app).await;
+        let mut client = Client::connect(server.address).await;
+        client.send_get("/").await;
+        let reply = client.response(false).await;
+        let framing = (reply.header("content-length"), reply.header("transfer-encoding"), reply.header("connection"));
+        assert_eq!(framing, (None, Some("chunked"), None), "{header:?}");
+        assert!(reply.body == whole());
+    }
+}
