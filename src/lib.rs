@@ -7,6 +7,7 @@
 pub mod early_close;
 pub mod ignore_abort;
 pub mod manual;
+pub mod output;
 pub mod shutdown_hook;
 pub mod time_limit;
 
@@ -35,6 +36,7 @@ pub use self::{
         ClockKind, End, Finish, HookOutcome, Lifecycle, LifecycleError, MissingLifecycle, Phase, ResponseFuture,
         SendBody, Shield,
     },
+    output::{Output, OutputError, OutputResponse},
     shutdown_hook::{ShutdownHook, ShutdownHookLayer},
     status::{ConnectionStatus, Sent},
     time_limit::{TimeLimit, TimeLimitLayer},

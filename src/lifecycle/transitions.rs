@@ -78,7 +78,7 @@ impl Shared {
     }
 
     /// What goes along with work that leaves the request's task.
-    pub(super) fn captured(&self) -> Vec<Box<dyn Captured>> {
+    pub(crate) fn captured(&self) -> Vec<Box<dyn Captured>> {
         self.pool.carries.iter().filter_map(|carry| carry.capture()).collect()
     }
 
