@@ -4,6 +4,8 @@
 #![cfg_attr(not(feature = "serve"), allow(rustdoc::broken_intra_doc_links))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(feature = "compressed-stream")]
+pub mod compressed_stream;
 pub mod early_close;
 pub mod ignore_abort;
 pub mod manual;
@@ -19,6 +21,8 @@ mod lifecycle;
 mod pool;
 mod status;
 
+#[cfg(feature = "compressed-stream")]
+pub use self::compressed_stream::{CompressedStream, CompressedStreamLayer};
 #[cfg(feature = "acknowledged")]
 pub use self::connection::Acknowledged;
 #[cfg(feature = "serve")]
