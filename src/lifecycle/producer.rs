@@ -122,7 +122,7 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
                 let polled =
                     owner.measure("body", || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
                 match polled {
-                    Ok(Poll::Ready(Some(Ok(_)))) if owner.verdict().is_none() => {}
+                    Ok(Poll::Ready(Some(Ok(_)))) if !owner.producer_is_over() => {}
                     Ok(Poll::Ready(None)) => return Poll::Ready(true),
                     Ok(Poll::Ready(Some(Ok(_)))) => return Poll::Ready(false),
                     Ok(Poll::Ready(Some(Err(error)))) => {
@@ -136,7 +136,7 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
                     }
                     Ok(Poll::Pending) => {
                         owner.arm();
-                        if owner.verdict().is_some() {
+                        if owner.producer_is_over() {
                             return Poll::Ready(false);
                         }
                         return Poll::Pending;

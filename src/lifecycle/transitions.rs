@@ -105,6 +105,12 @@ impl Shared {
         let word = self.word();
         word.status() == ConnectionStatus::ABORTED && word.ignores_abort()
     }
+
+    /// Whether a producer that goes on without its reader is to end now.
+    pub(super) fn producer_is_over(&self) -> bool {
+        let word = self.word();
+        word.status().is_timeout() || word.is_abandoned()
+    }
 }
 
 // === the response ===
