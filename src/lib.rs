@@ -4,9 +4,12 @@
 #![cfg_attr(not(feature = "serve"), allow(rustdoc::broken_intra_doc_links))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(feature = "compressed-stream")]
+pub mod compressed_stream;
 pub mod early_close;
 pub mod ignore_abort;
 pub mod manual;
+pub mod output;
 pub mod reply;
 pub mod shutdown_hook;
 pub mod time_limit;
@@ -19,6 +22,8 @@ mod lifecycle;
 mod pool;
 mod status;
 
+#[cfg(feature = "compressed-stream")]
+pub use self::compressed_stream::{CompressedStream, CompressedStreamLayer};
 #[cfg(feature = "acknowledged")]
 pub use self::connection::Acknowledged;
 #[cfg(feature = "serve")]
@@ -36,6 +41,7 @@ pub use self::{
         ClockKind, End, Finish, HookOutcome, Lifecycle, LifecycleError, MissingLifecycle, Phase, ResponseFuture,
         SendBody, Shield,
     },
+    output::{Output, OutputError, OutputResponse},
     shutdown_hook::{ShutdownHook, ShutdownHookLayer},
     status::{ConnectionStatus, Sent},
     time_limit::{TimeLimit, TimeLimitLayer},

@@ -159,11 +159,19 @@ impl Delivery {
     /// The next frame, before anything is held.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
         let this = self;
-        let Poll::Ready(frame) = this.poll_body(cx) else {
-            // The producer, and not the reader, is waited for. A limit cuts us through the response's waker.
-            this.shared.producer_begins();
-            this.shared.arm();
-            return Poll::Pending;
+        let frame = loop {
+            let Poll::Ready(frame) = this.poll_body(cx) else {
+                // The producer, and not the reader, is waited for. A limit cuts us through the response's waker.
+                this.shared.producer_begins();
+                this.shared.arm();
+                return Poll::Pending;
+            };
+            // An empty frame is the mark of a flush, for the compressors inside: it has nothing to say to a client, and
+            // HTTP/2 would send it (RFC 9113, section 10.5, on why not to).
+            let is_mark = |frame: &Frame<Bytes>| frame.data_ref().is_some_and(Bytes::is_empty);
+            if !frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(is_mark)) {
+                break frame;
+            }
         };
         let holds = matches!(this.held, Held::Open);
         let frame = match frame {

@@ -108,9 +108,9 @@ impl Shared {
             // The client is gone and the handler runs on without it: there is nobody to answer.
             Some(change) if change.new.has(word::HEAD) => {
                 drop(core);
-                let mut response = *response;
-                held::collect(self, &mut response);
-                caught::discard(response);
+                if let Some(me) = self.arc() {
+                    held::finish_nowhere(&me, *response);
+                }
                 return Ok(());
             }
             Some(_) => None,

@@ -223,11 +223,10 @@ impl<F> Drop for Held<F> {
             self.shared.leave_service(self.depth);
             return;
         }
-        // A finished response that nobody took goes nowhere; what came with it runs.
+        // A finished response that nobody took.
         let finished = self.shared.take_finished();
-        if let Some(mut response) = finished {
-            collect(&self.shared, &mut response);
-            caught::discard(response);
+        if let Some(response) = finished {
+            finish_nowhere(&self.shared, *response);
         }
         if self.is_innermost() && self.shared.survives_drop() {
             return self.go_on_alone();
@@ -392,12 +391,25 @@ where
     shared.ensure_ending();
 }
 
-/// A response that comes too late to be sent. If its client left and that is ignored, its body is still
-/// produced to its end (contract rule 5); after `finish` it is dropped (rule 7).
+/// A response that comes too late to be sent. After `finish` it is dropped (contract rule 7).
 fn go_nowhere(shared: &Arc<Shared>, response: Response) {
-    let body = response.into_body();
+    if shared.is_finished() {
+        caught::discard(response);
+    } else {
+        produce_unread(shared, response.into_body());
+    }
+}
+
+/// A response that was given to `finish`, and that nobody takes. What came with it runs.
+pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
+    collect(shared, &mut response);
+    produce_unread(shared, response.into_body());
+}
+
+/// A body that nobody reads. If its client left and that is ignored, it is still produced to its end (contract rule 5).
+fn produce_unread(shared: &Arc<Shared>, body: Body) {
     let bodiless = shared.method() == http::Method::HEAD || http_body::Body::is_end_stream(&body);
-    if bodiless || !shared.producer_survives_drop() || shared.is_finished() {
+    if bodiless || !shared.producer_survives_drop() {
         caught::discard(body);
         return;
     }

@@ -126,6 +126,9 @@ impl Drop for Producer {
     }
 }
 
+/// How many frames that are ready at once are discarded in one poll.
+const FRAMES_A_POLL: usize = 32;
+
 /// Runs a body's producer to its end, for a reader that left and whose leaving is ignored (contract rule 5).
 pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
     let owner = shared.clone();
@@ -133,13 +136,17 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
         let ended = poll_fn(|cx| {
             // The outermost body is gone; its waker is free.
             owner.response_waker.register(cx.waker());
-            loop {
+            for _ in 0..FRAMES_A_POLL {
                 let polled =
                     owner.measure("body", || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
                 match polled {
-                    Ok(Poll::Ready(Some(Ok(_)))) if owner.verdict().is_none() => {}
+                    Ok(Poll::Ready(Some(Ok(_)))) if !owner.producer_is_over() => {}
                     Ok(Poll::Ready(None)) => return Poll::Ready(true),
-                    Ok(Poll::Ready(Some(_))) => return Poll::Ready(false),
+                    Ok(Poll::Ready(Some(Ok(_)))) => return Poll::Ready(false),
+                    Ok(Poll::Ready(Some(Err(error)))) => {
+                        tracing::warn!(route = owner.route(), %error, "a body whose reader had left failed");
+                        return Poll::Ready(false);
+                    }
                     Err(payload) => {
                         owner.panicked("a response's body", &payload);
                         caught::dispose(payload);
@@ -147,13 +154,17 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
                     }
                     Ok(Poll::Pending) => {
                         owner.arm();
-                        if owner.verdict().is_some() {
+                        if owner.producer_is_over() {
                             return Poll::Ready(false);
                         }
                         return Poll::Pending;
                     }
                 }
             }
+            // No reader's pace holds it up: it lets the others, and its own limit's timer, have their turn.
+            owner.arm();
+            cx.waker().wake_by_ref();
+            Poll::Pending
         })
         .await;
         caught::discard(body);

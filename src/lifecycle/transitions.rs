@@ -78,7 +78,7 @@ impl Shared {
     }
 
     /// What goes along with work that leaves the request's task.
-    pub(super) fn captured(&self) -> Vec<Box<dyn Captured>> {
+    pub(crate) fn captured(&self) -> Vec<Box<dyn Captured>> {
         self.pool().carries.iter().filter_map(|carry| carry.capture()).collect()
     }
 
@@ -104,6 +104,12 @@ impl Shared {
     pub(super) fn producer_survives_drop(&self) -> bool {
         let word = self.word();
         word.status() == ConnectionStatus::ABORTED && word.ignores_abort()
+    }
+
+    /// Whether a producer that goes on without its reader is to end now.
+    pub(super) fn producer_is_over(&self) -> bool {
+        let word = self.word();
+        word.status().is_timeout() || word.is_abandoned()
     }
 }
 

@@ -42,7 +42,7 @@ impl Shared {
     }
 
     /// Takes in a continuation, and runs it on its own if the request has ended.
-    pub(super) fn keep(&self, continuation: Continuation) {
+    pub(crate) fn keep(&self, continuation: Continuation) {
         if let Err(continuation) = self.add_continuation(continuation) {
             continuation::run_alone(continuation);
         }

@@ -1,0 +1,154 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use axum_core::{body::Body, response::Response};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http_body::Body as _;
+use pin_project_lite::pin_project;
+
+use super::{Settings, accept::Encoding, body::Compressed, encoder::Encoder};
+use crate::lifecycle::{Drive, Hold, SendBody};
+
+pin_project! {
+    /// Response future of [`CompressedStream`](super::CompressedStream).
+    pub struct ResponseFuture<F> {
+        #[pin]
+        drive: Drive<Compress<Hold<F>>>,
+    }
+}
+
+impl<F> ResponseFuture<F> {
+    pub(super) fn new(drive: Drive<Compress<Hold<F>>>) -> Self {
+        Self { drive }
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+    B: SendBody,
+{
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().drive.poll(cx)
+    }
+}
+
+pin_project! {
+    /// Compresses the response of `inner`, if it streams and the client accepts that.
+    pub(super) struct Compress<F> {
+        #[pin]
+        inner: F,
+        settings: Settings,
+        encoding: Option<Encoding>,
+        // The request's method.
+        head: bool,
+        connect: bool,
+    }
+}
+
+impl<F> Compress<F> {
+    pub(super) fn new(inner: F, settings: Settings, encoding: Option<Encoding>, head: bool, connect: bool) -> Self {
+        Self { inner, settings, encoding, head, connect }
+    }
+}
+
+impl<F, E> Future for Compress<F>
+where
+    F: Future<Output = Result<Response, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = ready!(this.inner.poll(cx))?;
+        let connected = *this.connect && response.status().is_success();
+        if connected || !streams(&response, *this.head) || !may_be_compressed(&response) {
+            return Poll::Ready(Ok(response));
+        }
+        vary(response.headers_mut());
+        let Some(encoding) = *this.encoding else {
+            return Poll::Ready(Ok(response));
+        };
+        relabel(response.headers_mut(), encoding);
+        if *this.head {
+            // The same head as for a GET, and nothing behind it (RFC 9110, section 9.3.2).
+            return Poll::Ready(Ok(response));
+        }
+        let settings = *this.settings;
+        let compress = |body| Body::new(Compressed::new(body, Encoder::new(encoding, settings.level), settings.pause));
+        Poll::Ready(Ok(response.map(compress)))
+    }
+}
+
+/// Whether the body's length is not known.
+fn streams(response: &Response, head: bool) -> bool {
+    match response.body().size_hint().exact() {
+        None => true,
+        // axum may have taken the body off; it declares a length where it knows one.
+        Some(0) => head && !response.headers().contains_key(header::CONTENT_LENGTH),
+        Some(_) => false,
+    }
+}
+
+fn may_be_compressed(response: &Response) -> bool {
+    let (status, headers) = (response.status(), response.headers());
+    let never = status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::PARTIAL_CONTENT)
+        || headers.contains_key(header::CONTENT_ENCODING)
+        || headers.contains_key(header::CONTENT_RANGE)
+        // RFC 9111, section 5.2.2.6.
+        || lists(headers, &header::CACHE_CONTROL, "no-transform");
+    !never && !is_compressed_already(headers)
+}
+
+/// Media types that are compressed by their nature, and gRPC, which compresses its messages itself.
+fn is_compressed_already(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let content_type = content_type.trim_start().to_ascii_lowercase();
+    let is = |prefix: &&str| content_type.starts_with(*prefix);
+    let compressed = ["image/", "audio/", "video/", "font/woff", "application/grpc"].iter().any(is)
+        || ["application/zip", "application/gzip", "application/x-gzip", "application/zstd"].iter().any(is);
+    compressed && !content_type.starts_with("image/svg+xml")
+}
+
+/// Whether a list of tokens has this one.
+fn lists(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|listed| listed.trim().eq_ignore_ascii_case(token))
+}
+
+/// What is sent depends on what the request accepts, also where that is the plain body (RFC 9110, section 12.5.5).
+fn vary(headers: &mut HeaderMap) {
+    if !lists(headers, &header::VARY, "accept-encoding") && !lists(headers, &header::VARY, "*") {
+        headers.append(header::VARY, HeaderValue::from_static("accept-encoding"));
+    }
+}
+
+/// The head of the compressed representation.
+fn relabel(headers: &mut HeaderMap, encoding: Encoding) {
+    headers.insert(header::CONTENT_ENCODING, encoding.name());
+    headers.remove(header::CONTENT_LENGTH);
+    // Ranges would be those of the compressed bytes, which differ from time to time.
+    headers.remove(header::ACCEPT_RANGES);
+    // For the same reason a strong validator would be wrong (RFC 9110, section 8.8.1).
+    if let Some(tag) = headers.get_mut(header::ETAG) {
+        if !tag.as_bytes().starts_with(b"W/") {
+            let weak = [b"W/", tag.as_bytes()].concat();
+            if let Ok(weak) = HeaderValue::from_bytes(&weak) {
+                *tag = weak;
+            }
+        }
+    }
+}

@@ -1,0 +1,212 @@
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum_core::{
+    BoxError,
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, header};
+use http_body::Frame;
+use tracing::{Instrument as _, Span};
+
+use super::{
+    Output,
+    pipe::{Next, Pipe},
+};
+use crate::{continuation::Continuation, lifecycle::Lifecycle, pool::carry::carried};
+
+/// The response that an [`Output`] writes. See the [module docs](super).
+///
+/// It is a `200 OK` of plain text; combined with parts as any other of axum's, it is what they say:
+/// `([(CONTENT_TYPE, "text/event-stream")], lifecycle.output(…))`.
+#[must_use = "what is written goes nowhere until this is returned from a handler, or given to `finish`"]
+pub struct OutputResponse {
+    body: OutputBody,
+    proxies_buffer: bool,
+}
+
+impl fmt::Debug for OutputResponse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OutputResponse").field("proxies_buffer", &self.proxies_buffer).finish_non_exhaustive()
+    }
+}
+
+impl OutputResponse {
+    pub(super) fn new(pipe: Arc<Pipe>) -> Self {
+        Self { body: OutputBody { pipe, producer: None, ended: false }, proxies_buffer: true }
+    }
+
+    fn produced<F, Fut, E>(lifecycle: Lifecycle, produce: F) -> Self
+    where
+        F: FnOnce(Output) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        let (output, mut response) = Output::channel();
+        let captured = lifecycle.0.captured();
+        let work = carried(captured, async move { produce(output).await.map_err(Into::into) });
+        let work: Work = Box::pin(work.instrument(Span::current()));
+        response.body.producer = Some(Producer { work, lifecycle });
+        response
+    }
+
+    /// How many written bytes wait in memory, before a write waits for the client; 8 KiB by default, and at least 1.
+    pub fn buffer(self, bytes: usize) -> Self {
+        self.body.pipe.set_capacity(bytes);
+        self
+    }
+
+    /// Holds what is written back, until it is flushed or finished, or the buffer is full: as PHP's output buffering.
+    /// Without it everything leaves as soon as the connection has room.
+    pub fn hold_until_flush(self) -> Self {
+        self.body.pipe.set_holds();
+        self
+    }
+
+    /// Says `X-Accel-Buffering: no`, for nginx, which otherwise collects a response before it passes it on.
+    pub fn no_proxy_buffering(mut self) -> Self {
+        self.proxies_buffer = false;
+        self
+    }
+}
+
+impl IntoResponse for OutputResponse {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::new(self.body));
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if !self.proxies_buffer {
+            headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
+        }
+        response
+    }
+}
+
+impl Lifecycle {
+    /// A response that `produce` writes step by step.
+    ///
+    /// It runs as the body's producer, when the server asks for the body; so a `HEAD` request never runs it, the time
+    /// limit bounds it, and it is dropped at its next `.await` when the client leaves, unless that is ignored: then it runs
+    /// to its end, and what it writes is discarded.
+    ///
+    /// The current span and the [carried](crate::EpilogueBuilder::carry) task-locals go along. When it returns `Ok`, the
+    /// response ends. An error breaks the response off and is logged. See the
+    /// [module docs](crate::output) for an example.
+    pub fn output<F, Fut, E>(&self, produce: F) -> OutputResponse
+    where
+        F: FnOnce(Output) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        OutputResponse::produced(self.clone(), produce)
+    }
+}
+
+type Work = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
+
+struct Producer {
+    work: Work,
+    lifecycle: Lifecycle,
+}
+
+/// The body: runs the producer, if it has one, and gives out what is written.
+///
+/// A flush is told of by an empty frame, behind everything that came before it. The compressors of this crate act on
+/// it; the outermost body takes it out again.
+struct OutputBody {
+    pipe: Arc<Pipe>,
+    producer: Option<Producer>,
+    ended: bool,
+}
+
+impl OutputBody {
+    /// Lets the producer go on. `Err` if it failed.
+    fn produce(&mut self, cx: &mut Context<'_>) -> Result<(), BoxError> {
+        let Some(producer) = self.producer.as_mut() else {
+            return Ok(());
+        };
+        let Poll::Ready(result) = producer.work.as_mut().poll(cx) else {
+            if self.pipe.is_finished() {
+                // The response does not wait for what comes after its end (contract rule 7).
+                self.go_on_alone();
+            }
+            return Ok(());
+        };
+        let route = producer.lifecycle.0.route();
+        self.producer = None;
+        match result {
+            Ok(()) => self.pipe.producer_returned(),
+            // The response is whole.
+            Err(error) if self.pipe.is_finished() => {
+                tracing::warn!(route, %error, "the producer of a response failed after its end");
+            }
+            Err(error) => {
+                tracing::warn!(route, %error, "the producer of a response failed: the response is broken off");
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the rest of the producer run as a continuation.
+    fn go_on_alone(&mut self) {
+        let Some(Producer { work, lifecycle }) = self.producer.take() else { return };
+        let owner = lifecycle.clone();
+        lifecycle.0.keep(Continuation::new(async move {
+            if let Err(error) = work.await {
+                tracing::warn!(route = owner.0.route(), %error, "the producer of a response failed after its end");
+            }
+        }));
+    }
+}
+
+impl http_body::Body for OutputBody {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        if this.pipe.completes_flush() && this.producer.is_some() {
+            // A server that is never told to wait never sends: it gets its turn before the producer goes on.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if let Err(error) = this.produce(cx) {
+            this.ended = true;
+            this.pipe.reader_dropped();
+            return Poll::Ready(Some(Err(error)));
+        }
+        this.pipe.poll_next(cx, this.producer.is_some()).map(|next| match next {
+            Next::Data(data) => Some(Ok(Frame::data(data))),
+            Next::Flush => Some(Ok(Frame::data(Bytes::new()))),
+            Next::End => {
+                this.ended = true;
+                None
+            }
+            Next::Unfinished => {
+                this.ended = true;
+                Some(Err("an output was dropped before it was finished".into()))
+            }
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.ended
+    }
+}
+
+impl Drop for OutputBody {
+    fn drop(&mut self) {
+        self.pipe.reader_dropped();
+    }
+}

@@ -1,0 +1,200 @@
+//! What is compressed, and what its head says.
+
+use std::convert::Infallible;
+
+use axum::{
+    Router,
+    body::{Body, HttpBody as _},
+    response::Response,
+    routing::get,
+};
+use futures_util::stream;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use tower::ServiceExt;
+use tower_epilogue::CompressedStreamLayer;
+
+use super::decode::{Decoded, request};
+use crate::support::streamed;
+
+/// What a handler answers.
+#[derive(Clone, Default)]
+struct Answer {
+    status: StatusCode,
+    headers: &'static [(&'static str, &'static str)],
+    known_length: bool,
+}
+
+async fn answered(answer: Answer, method: Method, accepts: &str) -> Response {
+    let handler = async move || {
+        let body = if answer.known_length { Body::from("some text") } else { streamed(&["some", " text"]) };
+        let mut response = Response::new(body);
+        *response.status_mut() = answer.status;
+        for (name, value) in answer.headers {
+            response.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        response
+    };
+    let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new());
+    let mut request = request("/", accepts);
+    *request.method_mut() = method;
+    app.oneshot(request).await.unwrap()
+}
+
+fn all<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
+    headers.get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_stream_is_encoded_as_its_client_accepts() {
+    for (accepts, encoding) in [
+        ("gzip", "gzip"),
+        ("br", "br"),
+        ("zstd", "zstd"),
+        ("gzip, deflate, br, zstd", "zstd"),
+        ("deflate", ""),
+        ("", ""),
+    ] {
+        let response = answered(Answer::default(), Method::GET, accepts).await;
+        assert_eq!(all(response.headers(), "vary"), ["accept-encoding"], "{accepts}");
+        assert!(!response.headers().contains_key("content-length"));
+        let decoded = Decoded::of(response);
+        assert_eq!(decoded.encoding(), encoding, "{accepts}");
+        assert_eq!(decoded.rest().await.unwrap(), b"some text");
+    }
+}
+
+#[tokio::test]
+async fn an_encoding_that_is_not_offered_is_not_used() {
+    let app = |layer: CompressedStreamLayer| {
+        Router::new().route("/", get(async || streamed(&["some", " text"]))).layer(layer)
+    };
+    let all = CompressedStreamLayer::new;
+    for (layer, encoding) in
+        [(all().zstd(false), "br"), (all().zstd(false).br(false), "gzip"), (all().gzip(false), "zstd")]
+    {
+        let response = app(layer).oneshot(request("/", "gzip, br, zstd")).await.unwrap();
+        assert_eq!(response.headers()["content-encoding"], encoding);
+    }
+}
+
+#[tokio::test]
+async fn what_must_not_be_compressed_is_left_alone() {
+    let known = Answer { known_length: true, ..Answer::default() };
+    let head = |headers| Answer { headers, ..Answer::default() };
+    let status = |status| Answer { status, ..Answer::default() };
+    for (what, answer) in [
+        ("known length", known),
+        ("encoded already", head(&[("content-encoding", "identity")])),
+        ("a part", head(&[("content-range", "bytes 0-8/100")])),
+        ("206", status(StatusCode::PARTIAL_CONTENT)),
+        ("204", status(StatusCode::NO_CONTENT)),
+        ("304", status(StatusCode::NOT_MODIFIED)),
+        ("no-transform", head(&[("cache-control", "private, No-Transform")])),
+        ("a picture", head(&[("content-type", "image/png")])),
+        ("a film", head(&[("content-type", "Video/MP4")])),
+        ("gRPC", head(&[("content-type", "application/grpc+proto")])),
+        ("an archive", head(&[("content-type", "application/zip")])),
+    ] {
+        let encoded = answer.headers.iter().any(|(name, _)| *name == "content-encoding");
+        let response = answered(answer, Method::GET, "gzip").await;
+        assert_eq!(response.headers().contains_key("content-encoding"), encoded, "{what}");
+        assert!(!response.headers().contains_key("vary"), "{what}");
+        let read = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(read, "some text", "{what}");
+    }
+    for also in ["text/event-stream", "image/svg+xml", "application/json"] {
+        let headers: &'static [_] = Box::leak(Box::new([("content-type", also)]));
+        let response = answered(head(headers), Method::GET, "gzip").await;
+        assert!(response.headers().contains_key("content-encoding"), "{also}");
+    }
+}
+
+#[tokio::test]
+async fn the_head_is_that_of_the_compressed_representation() {
+    let headers = &[
+        ("etag", "\"v1\""),
+        ("content-length", "9"),
+        ("accept-ranges", "bytes"),
+        ("vary", "Origin"),
+        ("cache-control", "public"),
+    ];
+    let answer = Answer { headers, ..Answer::default() };
+    let response = answered(answer.clone(), Method::GET, "gzip").await;
+    let headers = response.headers();
+    assert_eq!(headers["etag"], "W/\"v1\"");
+    assert_eq!(all(headers, "vary"), ["Origin", "accept-encoding"]);
+    assert_eq!(headers["cache-control"], "public");
+    for gone in ["content-length", "accept-ranges"] {
+        assert!(!headers.contains_key(gone), "{gone}");
+    }
+    assert_eq!(response.body().size_hint().exact(), None);
+
+    let plain = answered(answer, Method::GET, "").await;
+    assert_eq!((&plain.headers()["etag"], &plain.headers()["content-length"]), (&"\"v1\"".parse().unwrap(), &9.into()));
+    assert_eq!(all(plain.headers(), "vary"), ["Origin", "accept-encoding"]);
+
+    for (headers, vary) in [
+        (&[("vary", "Accept-Encoding, Origin"), ("etag", "W/\"v1\"")], "Accept-Encoding, Origin"),
+        (&[("vary", "*"), ("etag", "W/\"v1\"")], "*"),
+    ] {
+        let response = answered(Answer { headers, ..Answer::default() }, Method::GET, "gzip").await;
+        assert_eq!(all(response.headers(), "vary"), [vary]);
+        assert_eq!(response.headers()["etag"], "W/\"v1\"");
+    }
+}
+
+#[tokio::test]
+async fn head_is_answered_with_the_head_of_its_get() {
+    for known_length in [false, true] {
+        let answer = Answer { known_length, headers: &[("etag", "\"v1\"")], ..Answer::default() };
+        let get = answered(answer.clone(), Method::GET, "br").await;
+        let head = answered(answer, Method::HEAD, "br").await;
+        assert_eq!(head.headers(), get.headers(), "known length: {known_length}");
+        assert_eq!(head.headers().contains_key("content-encoding"), !known_length);
+        assert!(head.into_body().collect().await.unwrap().to_bytes().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn trailers_come_behind_the_end_of_the_compressed_stream() {
+    let handler = async || {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-checksum", HeaderValue::from_static("123"));
+        let frames = [http_body::Frame::data(bytes::Bytes::from("some text")), http_body::Frame::trailers(trailers)];
+        Body::new(StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>))))
+    };
+    let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new());
+    let response = app.oneshot(request("/", "zstd")).await.unwrap();
+    let (parts, body) = response.into_parts();
+    let collected = body.collect().await.unwrap();
+    assert_eq!(collected.trailers().unwrap()["x-checksum"], "123");
+    let whole = Decoded::of(Response::from_parts(parts, Body::from(collected.to_bytes())));
+    assert_eq!(whole.rest().await.unwrap(), b"some text");
+}
+
+#[tokio::test]
+async fn a_body_that_fails_ends_without_the_end_of_its_compressed_stream() {
+    for encoding in super::decode::ENCODINGS {
+        let handler = async || {
+            let parts = [Ok("some text"), Err(std::io::Error::other("no more of it")), Ok("never")];
+            Body::from_stream(stream::iter(parts))
+        };
+        let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new());
+        let request = Request::get("/").header("accept-encoding", encoding).body(Body::empty()).unwrap();
+        let mut body = app.oneshot(request).await.unwrap().into_body();
+        let (mut bytes, mut failed) = (Vec::new(), false);
+        while let Some(frame) = body.frame().await {
+            match frame {
+                Ok(frame) => bytes.extend(frame.into_data().unwrap()),
+                Err(error) => {
+                    assert!(error.to_string().contains("no more of it"), "{error}");
+                    failed = true;
+                }
+            }
+        }
+        assert!(failed, "{encoding}");
+        let response = Response::builder().header("content-encoding", encoding).body(Body::from(bytes)).unwrap();
+        assert!(Decoded::of(response).rest().await.is_err(), "{encoding}: a decoder notices");
+    }
+}
