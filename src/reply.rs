@@ -21,12 +21,12 @@
 //!     Accepted::at("/jobs/7").with(Json("queued")).then_blocking(|| println!("converting"))
 //! }
 //!
-//! let app: Router =
-//!     Router::new().route("/order", post(order)).route("/ping", post(ping)).route("/convert", post(convert));
-//!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! # use axum::{body::Body, http::{Request, StatusCode}};
 //! # use tower::ServiceExt;
+//! let app: Router =
+//!     Router::new().route("/order", post(order)).route("/ping", post(ping)).route("/convert", post(convert));
+//!
 //! let response = app.oneshot(Request::post("/convert").body(Body::empty()).unwrap()).await.unwrap();
 //! assert_eq!(response.status(), StatusCode::ACCEPTED);
 //! assert_eq!(response.headers()["location"], "/jobs/7");

@@ -13,19 +13,29 @@ use axum_core::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request,
-    header::{ACCEPT_ENCODING, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, ETAG, IF_NONE_MATCH, VARY},
+    header::{
+        ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+        ETAG, IF_NONE_MATCH, VARY,
+    },
     response::Parts,
 };
 use http_body::{Frame, SizeHint};
-use tower_http::compression::{CompressionBody, CompressionLayer, predicate::Predicate};
+use tower_http::compression::{
+    CompressionBody, CompressionLayer,
+    predicate::{DefaultPredicate, Predicate},
+};
 use tower_layer::Layer as _;
 use tower_service::Service;
 
-use super::rules::lists;
+use super::{gzip::Gzips, rules::lists};
 
 /// The layer's settings, whatever their predicate.
 #[derive(Clone)]
-pub(super) struct Compress(Arc<dyn Negotiate>);
+pub(super) struct Compress {
+    layer: Arc<dyn Negotiate>,
+    /// For tower-http's own settings: others cannot be read from its layer.
+    gzips: Option<Arc<Gzips>>,
+}
 
 impl fmt::Debug for Compress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -55,7 +65,41 @@ impl Compress {
     where
         P: Predicate + Send + Sync + 'static,
     {
-        Self(Arc::new(layer))
+        Self { layer: Arc::new(layer), gzips: None }
+    }
+
+    /// With the settings that `CompressionLayer::new` has.
+    pub(super) fn with_defaults() -> Self {
+        Self { gzips: Some(Arc::default()), ..Self::new(CompressionLayer::new()) }
+    }
+
+    /// The compressors, if a body of this head is to be compressed with one of them once it is whole.
+    pub(super) fn gzips(&self, accepts: &Accepts, parts: &Parts, length: u64) -> Option<Arc<Gzips>> {
+        let gzips = self.gzips.as_ref()?;
+        let mut accepted = accepts.encodings.values();
+        let (accepted, None) = (accepted.next()?, accepted.next()) else {
+            return None;
+        };
+        let headers = &parts.headers;
+        let is_fixed =
+            headers.contains_key(CONTENT_ENCODING) || headers.contains_key(CONTENT_RANGE) || is_fixed(headers);
+        if is_fixed || !is_worth_it(parts, length) {
+            return None;
+        }
+        let negotiate = || {
+            let response = self.layer.negotiate(accepts.encodings.clone(), Response::new(Body::new(Absent(u64::MAX))));
+            response.headers().get(CONTENT_ENCODING).is_some_and(|encoding| encoding == "gzip")
+        };
+        gzips.are_for(accepted, negotiate).then(|| gzips.clone())
+    }
+
+    /// Changes a head as tower-http does for a body that it compresses.
+    pub(super) fn head_of_gzip(parts: &mut Parts) {
+        vary(&mut parts.headers);
+        parts.headers.remove(ACCEPT_RANGES);
+        parts.headers.remove(CONTENT_LENGTH);
+        parts.headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        weaken(&mut parts.headers);
     }
 
     /// The response with its body encoded as the client accepts it, or as it is.
@@ -64,7 +108,7 @@ impl Compress {
             return (parts, body);
         }
         let was_encoded = parts.headers.contains_key(CONTENT_ENCODING);
-        let response = self.0.negotiate(accepts.encodings, Response::from_parts(parts, body));
+        let response = self.layer.negotiate(accepts.encodings, Response::from_parts(parts, body));
         let (mut parts, body) = response.into_parts();
         if was_encoded || !parts.headers.contains_key(CONTENT_ENCODING) {
             return (parts, body.into_inner());
@@ -92,9 +136,7 @@ impl Compress {
         let asked = accepts.validators.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
         if asked.map(<[u8]>::trim_ascii).any(|validator| validator == weak.as_bytes()) {
             headers.insert(ETAG, weak);
-            if !lists(headers, &VARY, ACCEPT_ENCODING.as_str().as_bytes()) {
-                headers.append(VARY, HeaderValue::from(ACCEPT_ENCODING));
-            }
+            vary(headers);
         }
     }
 }
@@ -109,6 +151,22 @@ fn is_fixed(headers: &HeaderMap) -> bool {
         HeaderName::from_static("content-md5"),
     ];
     lists(headers, &CACHE_CONTROL, b"no-transform") || DIGESTS.iter().any(|digest| headers.contains_key(digest))
+}
+
+/// What tower-http's layer asks by default of a response of that length.
+fn is_worth_it(parts: &Parts, length: u64) -> bool {
+    let mut response = http::Response::new(Absent(length));
+    if let Some(content_type) = parts.headers.get(CONTENT_TYPE) {
+        response.headers_mut().insert(CONTENT_TYPE, content_type.clone());
+    }
+    DefaultPredicate::new().should_compress(&response)
+}
+
+/// A cache has to tell encodings apart.
+fn vary(headers: &mut HeaderMap) {
+    if !lists(headers, &VARY, ACCEPT_ENCODING.as_str().as_bytes()) {
+        headers.append(VARY, HeaderValue::from(ACCEPT_ENCODING));
+    }
 }
 
 /// Encoded bytes are no longer those that a strong validator stands for (RFC 9110, section 8.8.1).

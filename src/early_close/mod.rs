@@ -51,10 +51,13 @@ mod body;
 #[cfg(feature = "compression")]
 mod compress;
 mod future;
+#[cfg(feature = "compression")]
+mod gzip;
 mod map;
 mod reading;
 mod rules;
 mod service;
+mod shaping;
 
 /// Layer that ends responses early. See the [module docs](self).
 ///
@@ -170,8 +173,9 @@ impl EarlyCloseLayer {
     /// Compresses what the client accepts and tower-http's defaults allow, and declares the length of the encoded
     /// bytes. See [Compression](self#compression).
     #[must_use]
-    pub fn compress(self) -> Self {
-        self.compress_with(CompressionLayer::new())
+    pub fn compress(mut self) -> Self {
+        self.settings.compress = Some(compress::Compress::with_defaults());
+        self
     }
 
     /// Compresses as `compression` says: its encodings, its quality, its predicate. See

@@ -11,8 +11,9 @@ use tower_service::Service;
 use super::compress::Accepts;
 use super::{
     Settings,
-    future::{ResponseFuture, Shape, Shaping},
+    future::{ResponseFuture, Shape},
     rules::Asked,
+    shaping::Shaping,
 };
 use crate::lifecycle::{SendBody, enter};
 

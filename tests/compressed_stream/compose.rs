@@ -33,7 +33,7 @@ async fn a_continuation_waits_for_the_last_compressed_byte() {
         for encoding in ENCODINGS {
             for http2 in [false, true] {
                 let notes = Notes::default();
-                let server = Server::start(stack(route(&notes), ours, theirs.clone(), close)).await;
+                let server = Server::start(stack(route(&notes), ours, theirs.clone(), close.clone())).await;
                 let client = Decoded::get(server.address, http2, "/", encoding).await;
                 // What is measured inside of ours has a known length.
                 let expected = if name == "close inside" { "" } else { encoding };

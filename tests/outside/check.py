@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Drives the playground from outside: curl, Python's http.client, raw sockets, nginx and Chromium.
+"""Drives the examples from outside: curl, Python's http.client, Node's fetch, raw sockets, nginx and Chromium.
 
-Usage: check.py PLAYGROUND, the path of the built example. Loopback only, ports chosen by the system. Each check is a
+Usage: check.py PLAYGROUND, the path of the built example; that of `compression` is beside it. Loopback only, ports chosen by the system. Each check is a
 function whose name says what holds; it asserts, or it fails.
 """
 
+import gzip
 import http.client
 import json
 import os
@@ -16,8 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 PORT = 0
+# That of the example `compression`.
+PAGES = 0
 COUNT = 0
 
 
@@ -272,16 +276,160 @@ def chromium_reads_an_early_closed_answer_and_shows_the_page():
     assert "<form" in page and "then_ms" in page and "tower-epilogue" in page, page[:500]
 
 
+# === compressed pages: exact lengths, and both orders ===
+
+PAGE = "".join(f"<p>line {number} of the page</p>\n" for number in range(2000))
+ORDERS = ("within", "outside", "inside", "stamped")
+ENCODINGS = ("gzip", "br", "zstd", "deflate")
+
+
+def page_of(order):
+    return PAGE + f"<p>{len(PAGE)} bytes</p>\n" if order == "stamped" else PAGE
+
+
+def page_url(order, kind, name, then_ms=1500):
+    return url(f"/{order}/{kind}?id={name}&then_ms={then_ms}", PAGES)
+
+
+def works(names):
+    """Waits until the work behind these pages is done."""
+    for _ in range(100):
+        done = curl(url("/done", PAGES)).split("\n")
+        if all(name in done for name in names):
+            # Exactly once.
+            assert all(done.count(name) == 1 for name in names), done
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"not all of {names} in {done}")
+
+
+def curl_reads_compressed_pages_in_both_orders_and_the_work_runs_behind_them():
+    pages = []
+    for order in ORDERS:
+        for kind in ("known", "streamed"):
+            for encoding in ENCODINGS:
+                for version in ("-0", "--http1.1", "--http2-prior-knowledge"):
+                    name = fresh()
+                    pages.append(name)
+                    began = time.monotonic()
+                    what = (order, kind, encoding, version)
+                    with tempfile.NamedTemporaryFile() as file:
+                        asks = [version, "-H", f"accept-encoding: {encoding}", page_url(order, kind, name)]
+                        head = curl("-D", "-", "-o", file.name, *asks).lower()
+                        encoded = file.read()
+                    assert time.monotonic() - began < 1.4, what
+                    assert f"content-encoding: {encoding}" in head and "vary: accept-encoding" in head, (what, head)
+                    if order == "outside":
+                        assert "content-length" not in head, (what, head)
+                    else:
+                        assert f"content-length: {len(encoded)}\r" in head, (what, head, len(encoded))
+                    assert ("connection: close" in head) == (version != "--http2-prior-knowledge"), (what, head)
+                    if encoding == "gzip":
+                        assert gzip.decompress(encoded).decode() == page_of(order), what
+                    elif encoding == "deflate":
+                        assert zlib.decompress(encoded).decode() == page_of(order), what
+    works(pages)
+
+
+def curl_decodes_them_itself():
+    # What it was built with: `deflate` and `gzip` always, the others mostly.
+    features = curl("--version").lower()
+    for encoding, feature in (("gzip", "libz"), ("deflate", "libz"), ("br", "brotli"), ("zstd", "zstd")):
+        if feature not in features:
+            continue
+        for order in ORDERS:
+            for kind in ("known", "streamed"):
+                asks = ["--compressed", "-H", f"accept-encoding: {encoding}", page_url(order, kind, fresh(), 0)]
+                assert curl(*asks) == page_of(order), (encoding, order, kind)
+
+
+def curl_gets_a_head_with_the_headers_of_its_compressed_get():
+    for order in ORDERS:
+        for kind in ("known", "streamed"):
+            target = page_url(order, kind, fresh(), 0)
+            asks = ["-H", "accept-encoding: gzip", "-D", "-", "-o", "/dev/null", target]
+            leave = ("date:", "transfer-encoding:")
+            heads = [sorted(line for line in curl(*more, *asks).lower().splitlines() if line and not line.startswith(leave))
+                     for more in ([], ["-I"])]
+            assert heads[0] == heads[1], heads
+
+
+def http_client_reads_compressed_pages():
+    for order in ORDERS:
+        for kind in ("known", "streamed"):
+            for _ in range(10):
+                connection = http.client.HTTPConnection("127.0.0.1", PAGES, timeout=10)
+                name = fresh()
+                # With an upload that nobody reads.
+                connection.request("POST", f"/{order}/{kind}?id={name}&then_ms=0", body=b"x" * 300_000,
+                                   headers={"accept-encoding": "gzip"})
+                response = connection.getresponse()
+                encoded = response.read()
+                assert response.status == 200 and gzip.decompress(encoded).decode() == page_of(order)
+                if order != "outside":
+                    assert response.getheader("content-length") == str(len(encoded))
+                connection.close()
+
+
+NODE = """
+const [port, page, stamped] = [process.argv[2], process.argv[3], process.argv[4]];
+const orders = ['within', 'outside', 'inside', 'stamped'];
+const ask = async (order, kind, number, options) => {
+  const id = `node-${order}-${kind}-${number}`;
+  const response = await fetch(`http://127.0.0.1:${port}/${order}/${kind}?id=${id}&then_ms=300`, options);
+  const text = await response.text();
+  if (response.status !== 200 || text !== (order === 'stamped' ? stamped : page)) {
+    throw new Error(`${id}: ${response.status}, ${text.length} characters`);
+  }
+  const encoding = response.headers.get('content-encoding');
+  if (encoding !== options.headers['accept-encoding']) throw new Error(`${id}: ${encoding}`);
+};
+(async () => {
+  let count = 0;
+  for (const encoding of ['gzip', 'br', 'deflate']) {
+    for (const order of orders) {
+      for (const kind of ['known', 'streamed']) {
+        const headers = { 'accept-encoding': encoding };
+        // One after the other, so that a connection that was closed could be taken for one to use again.
+        for (let number = 0; number < 10; number++) await ask(order, kind, ++count, { headers });
+        // And many at once, some with a body.
+        await Promise.all(Array.from({ length: 10 }, (_, number) => ask(order, kind, ++count,
+          number % 2 ? { headers } : { headers, method: 'POST', body: 'x'.repeat(1000) })));
+      }
+    }
+  }
+  console.log(count);
+})().catch(error => { console.error(error, error.cause); process.exit(1); });
+"""
+
+
+def nodes_fetch_reads_compressed_pages():
+    with tempfile.NamedTemporaryFile("w", suffix=".js") as script:
+        script.write(NODE)
+        script.flush()
+        ran = subprocess.run(["node", script.name, str(PAGES), PAGE, page_of("stamped")],
+                             capture_output=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr.decode()[-2000:]
+    assert ran.stdout.decode().strip() == "480", ran.stdout
+
+
+def chromium_reads_compressed_pages():
+    for order in ORDERS:
+        name = fresh()
+        page = chromium(page_url(order, "streamed", name, 500))
+        assert page.count("of the page</p>") == 2000 and "line 1999" in page, (order, page[-500:])
+        assert (f"{len(PAGE)} bytes" in page) == (order == "stamped"), page[-500:]
+        works([name])
+
+
 def main():
-    global PORT
+    global PORT, PAGES
     environment = dict(os.environ, PORT="0")
-    server = subprocess.Popen([sys.argv[1]], stdout=subprocess.PIPE, env=environment, text=True)
+    examples = [sys.argv[1], os.path.join(os.path.dirname(sys.argv[1]), "compression")]
+    servers = [subprocess.Popen([example], stdout=subprocess.PIPE, env=environment, text=True) for example in examples]
     passed = failed = 0
     try:
-        line = server.stdout.readline().strip()
-        prefix = "listening on http://127.0.0.1:"
-        assert line.startswith(prefix), line
-        PORT = int(line[len(prefix):])
+        PORT, PAGES = map(port_of, servers)
         checks = [value for key, value in globals().items() if callable(value) and getattr(value, "__module__", "") == "__main__"
                   and key not in HELPERS]
         for check in checks:
@@ -293,13 +441,23 @@ def main():
                 failed += 1
                 print(f"FAILED  {check.__name__}: {type(error).__name__}: {error}")
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(timeout=40)
+        for server in servers:
+            server.send_signal(signal.SIGTERM)
+            server.wait(timeout=40)
     print(f"{passed} passed, {failed} failed")
     sys.exit(1 if failed else 0)
 
 
-HELPERS = {"fresh", "curl", "url", "journal", "names", "at", "status", "head_and_body", "reset", "leave_during_work", "chromium", "main"}
+def port_of(server):
+    prefix = "listening on http://127.0.0.1:"
+    # A log's lines may come before it.
+    for line in server.stdout:
+        if line.startswith(prefix):
+            return int(line.strip()[len(prefix):])
+    raise AssertionError("it does not listen")
+
+
+HELPERS = {"page_of", "page_url", "works", "port_of", "fresh", "curl", "url", "journal", "names", "at", "status", "head_and_body", "reset", "leave_during_work", "chromium", "main"}
 
 if __name__ == "__main__":
     main()

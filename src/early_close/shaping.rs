@@ -1,0 +1,283 @@
+//! What a response goes through before its head leaves, step by step.
+
+#[cfg(feature = "compression")]
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum_core::{
+    body::Body,
+    response::{IntoResponse as _, Response},
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Version, header::CONTENT_LENGTH, response::Parts};
+use http_body::Body as _;
+
+use super::{
+    Settings,
+    body::Buffer,
+    map::Mapping,
+    reading::{Measured, Reading},
+    rules::{self, Asked},
+};
+#[cfg(feature = "compression")]
+use super::{
+    compress::{Accepts, Compress},
+    gzip::Gzips,
+};
+use crate::lifecycle::{Lifecycle, answer, taken_off};
+
+/// All that shaping a response depends on.
+pub(super) struct Shaping {
+    pub(super) settings: Settings,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) asked: Asked,
+    #[cfg(feature = "compression")]
+    pub(super) accepts: Accepts,
+}
+
+/// What a response waits for before its head leaves.
+pub(super) enum Step {
+    /// Its body.
+    Read(Parts, Reading, Purpose),
+    /// The user's function; and the trailers.
+    Map(Mapping, Option<HeaderMap>),
+}
+
+/// What a body is read for.
+pub(super) enum Purpose {
+    /// The user's function.
+    Map,
+    /// A compressor that takes it whole.
+    #[cfg(feature = "compression")]
+    Gzip(Arc<Gzips>),
+    /// To be measured, and to leave.
+    Leave,
+}
+
+/// What a step came to.
+pub(super) enum Done {
+    Read(Measured),
+    Mapped(Parts, Bytes),
+    Failed,
+}
+
+/// How it goes on: with the response, or with something to wait for.
+pub(super) enum Next {
+    Leave(Response),
+    Wait(Box<Step>),
+}
+
+impl Next {
+    fn read(parts: Parts, body: Body, purpose: Purpose) -> Self {
+        Self::Wait(Box::new(Step::Read(parts, Reading::new(body), purpose)))
+    }
+}
+
+// === what comes after what ===
+
+impl Shaping {
+    pub(super) fn poll(&self, step: &mut Step, cx: &mut Context<'_>) -> Poll<Done> {
+        let polled = match step {
+            Step::Read(_, reading, _) => reading.poll(&self.settings, cx).map(Done::Read),
+            Step::Map(mapping, _) => mapping
+                .poll(&self.lifecycle, cx)
+                .map(|mapped| mapped.map_or(Done::Failed, |(parts, bytes)| Done::Mapped(parts, bytes))),
+        };
+        // So that the middleware outside sees our answer and not a dropped future.
+        if polled.is_pending() && self.lifecycle.0.verdict().is_some() { Poll::Ready(Done::Failed) } else { polled }
+    }
+
+    pub(super) fn begin(&mut self, response: Response) -> Next {
+        if self.asked.passes_through(&response) || !self.lifecycle.0.shapes_response() {
+            return Next::Leave(self.pass(response));
+        }
+        let (parts, body) = response.into_parts();
+        let known = body.size_hint().exact();
+        if self.asked.head && (known == Some(0) || body.is_end_stream()) {
+            return Next::Leave(self.leave_head(parts));
+        }
+        // What is known to be past the limit is not read for the function.
+        let fits = known.is_none_or(|length| length <= self.settings.buffer_limit as u64);
+        if self.settings.map.is_some() && fits {
+            let body = self.lifecycle.0.watch_known(body);
+            return Next::read(parts, body, Purpose::Map);
+        }
+        self.encode_and_measure(parts, body, true)
+    }
+
+    pub(super) fn go_on(&mut self, step: Step, done: Done) -> Next {
+        match (step, done) {
+            (Step::Read(parts, reading, purpose), Done::Read(Measured::Whole)) => {
+                self.read(parts, reading.into_buffer(), purpose)
+            }
+            (Step::Read(parts, reading, Purpose::Leave), Done::Read(Measured::TooMuch)) => {
+                Next::Leave(self.leave(parts, reading.into_body()))
+            }
+            (Step::Read(parts, reading, _), Done::Read(Measured::TooMuch)) => {
+                self.encode_and_measure(parts, reading.into_body(), false)
+            }
+            (Step::Read(_, reading, _), Done::Read(Measured::Failed(error))) => {
+                if self.lifecycle.0.verdict().is_none() {
+                    let route = self.lifecycle.0.route();
+                    tracing::error!(%error, route, "a response's body failed before its head was sent");
+                }
+                reading.discard();
+                Next::Leave(self.fail())
+            }
+            (Step::Map(_, trailers), Done::Mapped(parts, bytes)) => self.mapped(parts, bytes, trailers),
+            (step, _) => {
+                if let Step::Read(_, reading, _) = step {
+                    reading.discard();
+                }
+                Next::Leave(self.fail())
+            }
+        }
+    }
+
+    fn read(&mut self, parts: Parts, mut buffer: Buffer, purpose: Purpose) -> Next {
+        match purpose {
+            Purpose::Leave => Next::Leave(self.leave_measured(parts, buffer)),
+            Purpose::Map => {
+                let trailers = buffer.take_trailers();
+                self.map(parts, buffer.into_bytes(), trailers)
+            }
+            #[cfg(feature = "compression")]
+            Purpose::Gzip(_) if buffer.has_trailers() => self.encode_and_measure(parts, buffer.into_body(None), true),
+            #[cfg(feature = "compression")]
+            Purpose::Gzip(gzips) => {
+                let mut parts = parts;
+                Compress::head_of_gzip(&mut parts);
+                let body = Body::new(gzips.body(buffer.into_bytes()));
+                Next::read(parts, body, Purpose::Leave)
+            }
+        }
+    }
+
+    fn map(&self, parts: Parts, bytes: Bytes, trailers: Option<HeaderMap>) -> Next {
+        match &self.settings.map {
+            Some(map) => Next::Wait(Box::new(Step::Map(map.call(parts, bytes, &self.lifecycle), trailers))),
+            None => Next::Leave(self.leave(parts, Body::from(bytes))),
+        }
+    }
+
+    fn mapped(&mut self, mut parts: Parts, bytes: Bytes, trailers: Option<HeaderMap>) -> Next {
+        // That of the body before.
+        parts.headers.remove(CONTENT_LENGTH);
+        if rules::is_bodiless(parts.status) {
+            return Next::Leave(Response::from_parts(parts, Body::empty()));
+        }
+        self.encode_and_measure(parts, Buffer::whole(bytes, trailers).into_body(None), true)
+    }
+
+    /// Encodes the body, if that is asked for, and measures it unless it is to leave as it comes.
+    fn encode_and_measure(&mut self, parts: Parts, body: Body, hold: bool) -> Next {
+        #[cfg(feature = "compression")]
+        if let (true, Some(gzips)) = (hold, self.gzips(&parts, &body)) {
+            return Next::read(parts, self.lifecycle.0.watch_known(body), Purpose::Gzip(gzips));
+        }
+        let (mut parts, body) = self.encode(parts, body);
+        if let Some(length) = body.size_hint().exact() {
+            rules::declare(&mut parts, length);
+        } else if hold {
+            return Next::read(parts, body, Purpose::Leave);
+        }
+        Next::Leave(self.leave(parts, body))
+    }
+}
+
+// === encoding ===
+
+#[cfg(feature = "compression")]
+impl Shaping {
+    /// The compressors, for a body of known length that may be held back and is to be compressed with one of them.
+    fn gzips(&self, parts: &Parts, body: &Body) -> Option<Arc<Gzips>> {
+        let length = body.size_hint().exact().filter(|length| *length <= self.settings.buffer_limit as u64)?;
+        self.settings.compress.as_ref()?.gzips(&self.accepts, parts, length)
+    }
+
+    fn encode(&mut self, parts: Parts, body: Body) -> (Parts, Body) {
+        let Some(compress) = &self.settings.compress else {
+            return (parts, body);
+        };
+        let body = self.lifecycle.0.watch_known(body);
+        compress.encode(std::mem::take(&mut self.accepts), parts, body)
+    }
+
+    fn encode_head(&mut self, parts: Parts) -> Parts {
+        match &self.settings.compress {
+            Some(compress) => compress.encode_head(std::mem::take(&mut self.accepts), parts),
+            None => parts,
+        }
+    }
+
+    fn pass(&self, mut response: Response) -> Response {
+        if self.settings.compress.is_some() && response.status() == StatusCode::NOT_MODIFIED {
+            Compress::not_modified(&self.accepts, response.headers_mut());
+        }
+        response
+    }
+}
+
+#[cfg(not(feature = "compression"))]
+impl Shaping {
+    fn encode(&self, parts: Parts, body: Body) -> (Parts, Body) {
+        (parts, body)
+    }
+
+    fn encode_head(&self, parts: Parts) -> Parts {
+        parts
+    }
+
+    fn pass(&self, response: Response) -> Response {
+        response
+    }
+}
+
+// === leaving ===
+
+impl Shaping {
+    /// A HEAD response whose body was taken off already, with its length.
+    fn leave_head(&mut self, parts: Parts) -> Response {
+        let declared = parts.headers.contains_key(CONTENT_LENGTH);
+        let mut parts = self.encode_head(parts);
+        // What the function would have made of the body is not known, and may be left out (RFC 9110, section 9.3.2).
+        let maps = self.settings.map.is_some();
+        if maps {
+            parts.headers.remove(CONTENT_LENGTH);
+        }
+        let unknown = maps || (declared && !parts.headers.contains_key(CONTENT_LENGTH));
+        self.leave(parts, if unknown { taken_off() } else { Body::empty() })
+    }
+
+    fn leave_measured(&self, mut parts: Parts, buffer: Buffer) -> Response {
+        // A declared length would cost the trailers, if they have not been given up for one already.
+        let for_trailers = buffer.has_trailers() && self.asked.needs_chunks_for_trailers();
+        if !for_trailers || parts.headers.contains_key(CONTENT_LENGTH) {
+            rules::declare(&mut parts, buffer.length() as u64);
+        }
+        self.leave(parts, buffer.into_body(None))
+    }
+
+    fn leave(&self, mut parts: Parts, body: Body) -> Response {
+        // Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
+        let ends_by_close = self.asked.version <= Version::HTTP_10
+            && body.size_hint().exact().is_none()
+            && !body.is_end_stream()
+            && !parts.headers.contains_key(CONTENT_LENGTH);
+        if ends_by_close || (self.settings.close && self.asked.version <= Version::HTTP_11) {
+            rules::close(&mut parts, self.asked.version);
+        }
+        Response::from_parts(parts, body)
+    }
+
+    /// Something failed while nothing of the response had left: a 500, or what broke it off, if that was us, has the
+    /// better answer.
+    fn fail(&self) -> Response {
+        let response = match self.lifecycle.0.verdict() {
+            Some(verdict) => answer(verdict),
+            None => (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response(),
+        };
+        let (parts, body) = response.into_parts();
+        self.leave(parts, body)
+    }
+}
