@@ -4,6 +4,8 @@
 #![cfg_attr(not(feature = "serve"), allow(rustdoc::broken_intra_doc_links))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub mod durable;
 pub mod early_close;
 pub mod ignore_abort;
 pub mod manual;

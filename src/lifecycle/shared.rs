@@ -41,6 +41,8 @@ pub(crate) struct Arrival {
     pub(crate) version: Version,
     /// Whether the request's body was over at once.
     pub(crate) uploaded: bool,
+    /// It is no request, but an attempt at a durable job.
+    pub(crate) is_job: bool,
 }
 
 pub(crate) struct Shared {
@@ -54,6 +56,7 @@ pub(crate) struct Shared {
     #[cfg(feature = "serve")]
     route: OnceLock<MatchedPath>,
     pub(super) version: Version,
+    pub(super) is_job: bool,
     word: AtomicU32,
     /// Held across a transition and its event, so that events come in the order of the transitions. Only with
     /// an event function.
@@ -104,7 +107,7 @@ impl fmt::Debug for Shared {
 impl Shared {
     pub(crate) fn new(arrival: Arrival) -> Arc<Self> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let Arrival { pool, connection, method, uri, version, uploaded } = arrival;
+        let Arrival { pool, connection, method, uri, version, uploaded, is_job } = arrival;
         if let Some(feed) = &pool.feed {
             feed.ensure_delivery();
         }
@@ -122,6 +125,7 @@ impl Shared {
             #[cfg(feature = "serve")]
             route: OnceLock::new(),
             version,
+            is_job,
             word: AtomicU32::new(word),
             order: Mutex::new(()),
             clock: Clock::new(arrived),

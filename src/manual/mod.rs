@@ -17,5 +17,7 @@
 
 pub mod connection;
 pub mod contract;
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub mod durable;
 pub mod limits;
 pub mod ordering;
