@@ -1,0 +1,19 @@
+//! Durable jobs, on SQLite and on a Postgres of the tests' own. It needs the server of Postgres: Debian's package
+//! `postgresql`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::mem_forget,
+    reason = "a test may panic, and what it spawns is its own"
+)]
+#![allow(unreachable_pub, missing_debug_implementations, reason = "the modules of one suite")]
+
+#[path = "durable/common.rs"]
+mod common;
+#[path = "durable/postgres.rs"]
+mod postgres;
+#[path = "durable/promise.rs"]
+mod promise;
+
+mod support;
