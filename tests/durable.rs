@@ -9,8 +9,14 @@
 )]
 #![allow(unreachable_pub, missing_debug_implementations, reason = "the modules of one suite")]
 
+#[path = "durable/attempts.rs"]
+mod attempts;
 #[path = "durable/common.rs"]
 mod common;
+#[path = "durable/drain.rs"]
+mod drain;
+#[path = "durable/keys.rs"]
+mod keys;
 #[path = "durable/postgres.rs"]
 mod postgres;
 #[path = "durable/promise.rs"]
