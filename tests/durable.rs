@@ -15,6 +15,8 @@ mod attempts;
 mod common;
 #[path = "durable/drain.rs"]
 mod drain;
+#[path = "durable/faults.rs"]
+mod faults;
 #[path = "durable/keys.rs"]
 mod keys;
 #[path = "durable/postgres.rs"]

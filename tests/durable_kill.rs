@@ -150,6 +150,49 @@ async fn either_of_two_processes_goes_on_alone() {
     assert!(provider.effects().values().all(|keys| keys.len() == 1));
 }
 
+/// A disk that is full refuses orders and loses none; with room on it, the server goes on by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_disk_refuses_orders_and_loses_none() {
+    let directory = std::env::temp_dir().join(format!("epilogue-full-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let provider = Provider::start().await;
+    let mut server = Process::on_a_small_disk(&directory, 16 * 1024, 12 * 1024, provider.address).await;
+    // Of the rest, each order takes some hundred KiB.
+    let mut accepted = Vec::new();
+    let order = |number: u32| format!("{number} {}", "x".repeat(100 * 1024));
+    let mut refused = 0;
+    for number in 0..400 {
+        match clients::ask(server.address, "/order", None, &order(number)).await.unwrap() {
+            202 => accepted.push(order(number)),
+            503 => refused += 1,
+            status => panic!("{status}"),
+        }
+        if refused >= 3 {
+            break;
+        }
+    }
+    assert!(refused >= 3 && !accepted.is_empty(), "{refused} refused, {} accepted", accepted.len());
+    assert!(server.has_logged("its disk is full"), "the log says why");
+    assert_eq!(clients::ask(server.address, "/free", None, "").await.unwrap(), 200);
+    let deadline = Instant::now() + REST;
+    loop {
+        let last = order(1000);
+        if clients::ask(server.address, "/order", None, &last).await.unwrap() == 202 {
+            accepted.push(last);
+            break;
+        }
+        assert!(Instant::now() < deadline, "it does not go on");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    while accepted.iter().any(|order| !provider.completed(order)) {
+        assert!(Instant::now() < deadline, "orders were accepted and lost");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(provider.effects().values().all(|keys| keys.len() == 1));
+    server.kill().await;
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
 /// Not a test: what the tests above start, and kill. Without their environment it does nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn server_process() {

@@ -7,13 +7,23 @@ use super::{database::Tx, error::DurableError};
 /// A future in a box, as a trait object's methods return them.
 pub(super) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// Whether a second job of one kind and key is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unique {
+    /// It is: the key is random.
+    No,
+    /// Not before the first is done. The key is a client's, who may use it for something else in the end.
+    UntilDone,
+    /// Not as long as the first is kept.
+    WhileKept,
+}
+
 /// A job on its way into the store.
 #[derive(Clone, Debug)]
 pub(super) struct NewJob {
     pub(super) kind: &'static str,
     pub(super) key: String,
-    /// At most one job of that kind and key is stored at a time.
-    pub(super) unique: bool,
+    pub(super) unique: Unique,
     /// JSON.
     pub(super) payload: String,
     pub(super) limit: Duration,

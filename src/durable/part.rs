@@ -9,7 +9,11 @@ use std::{
 use axum_core::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
 use http::Extensions;
 
-use super::{DurableError, DurableJob, DurableStore, DurableTransaction, engine::NewJob, error::Kind};
+use super::{
+    DurableError, DurableJob, DurableStore, DurableTransaction,
+    engine::{NewJob, Unique},
+    error::Kind,
+};
 use crate::pool::lock;
 
 /// A durable job, returned beside a response as a [`Continuation`](crate::Continuation) is.
@@ -43,7 +47,7 @@ impl Durable {
             .map(|payload| NewJob {
                 kind: J::KIND,
                 key: String::new(),
-                unique: false,
+                unique: Unique::No,
                 payload,
                 limit: J::LIMIT,
                 max_attempts: J::MAX_ATTEMPTS,
@@ -61,7 +65,7 @@ impl Durable {
     pub fn with_key(mut self, key: impl Into<String>) -> Self {
         if let Some(Promise::New(Ok(job))) = &mut self.promise {
             job.key = key.into();
-            job.unique = true;
+            job.unique = Unique::WhileKept;
         }
         self
     }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     Durable, DurableError, DurableLayer, JobCounts,
     database::{Database, Tx},
-    engine::{DiscardedJob, Engine, NewJob, Stored},
+    engine::{DiscardedJob, Engine, NewJob, Stored, Unique},
     error::Kind,
     part::Promise,
     records::{Answer, Claim, Claimed},
@@ -161,7 +161,7 @@ pub(super) fn fill_key(job: &mut NewJob, clients: Option<(&str, usize)>) {
     match clients {
         Some((key, index)) => {
             job.key = format!("{key}:{index}");
-            job.unique = true;
+            job.unique = Unique::UntilDone;
         }
         None => job.key = random_name(),
     }

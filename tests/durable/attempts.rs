@@ -126,13 +126,7 @@ impl DurableJob for Slow {
 
 async fn the_limit_ends_an_attempt_and_its_hooks_run(place: Place) {
     let (sender, mut ends) = tokio::sync::mpsc::unbounded_channel();
-    let node = Node::with(
-        &place,
-        |store| store.register::<Slow>().state(sender),
-        |epilogue| epilogue,
-        no_app,
-    )
-    .await;
+    let node = Node::with(&place, |store| store.register::<Slow>().state(sender), |epilogue| epilogue, no_app).await;
     node.store.enqueue(Durable::new(Slow)).await.unwrap();
     for last in [false, true] {
         assert_eq!(soon("its hook runs", ends.recv()).await, Some(("JOB /slow".to_owned(), true, last)));
@@ -202,7 +196,8 @@ async fn insert_only(place: &Place) -> DurableStore {
 }
 
 async fn kinds_that_a_process_does_not_know_are_left_alone(place: Place) {
-    let node = Node::with(&place, |store| store.rescue_after(Duration::from_millis(100)), |epilogue| epilogue, no_app).await;
+    let node =
+        Node::with(&place, |store| store.rescue_after(Duration::from_millis(100)), |epilogue| epilogue, no_app).await;
     node.store.enqueue(Durable::new(Orphan)).await.unwrap();
     enqueue(&node, "marker", Act::Succeed).await;
     node.completed(1).await;
@@ -249,10 +244,15 @@ async fn a_payload_of_another_version_stays_stored_until_somebody_reads_it(place
     })
     .await;
     assert_eq!(place.number("SELECT CAST(max(attempt) AS BIGINT) FROM river_job WHERE state = 'scheduled'").await, 0);
-    assert_eq!(node.record.runs(), [Run { name: "new".to_owned(), attempt: 1, key: node.record.runs()[0].key.clone() }]);
+    assert_eq!(
+        node.record.runs(),
+        [Run { name: "new".to_owned(), attempt: 1, key: node.record.runs()[0].key.clone() }]
+    );
     assert!(node.stop().await.is_clean());
     // A process of the old version takes it up when the half minute is over; here it is over at once.
-    place.execute("UPDATE river_job SET state = 'available', scheduled_at = created_at WHERE state = 'scheduled'").await;
+    place
+        .execute("UPDATE river_job SET state = 'available', scheduled_at = created_at WHERE state = 'scheduled'")
+        .await;
     let (sender, mut ran) = tokio::sync::mpsc::unbounded_channel::<String>();
     let _old = Node::of(
         Record::default(),
@@ -273,10 +273,15 @@ async fn settings_that_contradict_each_other_are_refused(place: Place) {
 }
 
 async fn state_that_is_missing_is_a_clear_error(place: Place) {
-    let node = Node::of(Record::default(), quick(place.store()).register::<Orphan>(), |epilogue| epilogue, no_app).await;
+    let node =
+        Node::of(Record::default(), quick(place.store()).register::<Orphan>(), |epilogue| epilogue, no_app).await;
     node.store.enqueue(Durable::new(Orphan)).await.unwrap();
     soon("it fails", async {
-        while place.number("SELECT count(*) FROM river_job WHERE state IN ('retryable', 'available') AND attempt = 1").await == 0 {
+        while place
+            .number("SELECT count(*) FROM river_job WHERE state IN ('retryable', 'available') AND attempt = 1")
+            .await
+            == 0
+        {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })

@@ -17,7 +17,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tower_epilogue::{
-    DrainReport, Epilogue, EpilogueBuilder,
+    DrainReport, EpilogueBuilder,
     durable::{DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
 };
 
@@ -201,7 +201,6 @@ impl DurableJob for Task {
 /// A process: server, pool and store.
 pub struct Node {
     pub address: std::net::SocketAddr,
-    pub epilogue: Epilogue,
     pub store: DurableStore,
     pub journal: Journal,
     pub record: Record,
@@ -241,7 +240,7 @@ impl Node {
             let _ = stopped.await;
         });
         let task = tokio::spawn(serve.into_future());
-        Self { address, epilogue, store, journal, record, stop: Some(stop), task }
+        Self { address, store, journal, record, stop: Some(stop), task }
     }
 
     pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {

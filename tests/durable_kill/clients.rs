@@ -40,7 +40,7 @@ async fn client(number: u32, book: Arc<Book>, address: Address, running: watch::
             let status = if number < 2 {
                 curl(to, key.as_deref(), &name).await
             } else {
-                ask(to, key.as_deref(), &name).await.unwrap_or_default()
+                ask(to, "/order", key.as_deref(), &name).await.unwrap_or_default()
             };
             if (200..300).contains(&status) {
                 book.accepted.lock().unwrap().insert(name);
@@ -54,12 +54,12 @@ async fn client(number: u32, book: Arc<Book>, address: Address, running: watch::
 }
 
 /// The status; an error if the server went away meanwhile.
-async fn ask(to: std::net::SocketAddr, key: Option<&str>, order: &str) -> std::io::Result<u16> {
+pub async fn ask(to: std::net::SocketAddr, path: &str, key: Option<&str>, order: &str) -> std::io::Result<u16> {
     let mut stream = TcpStream::connect(to).await?;
     let key = key.map(|key| format!("idempotency-key: {key}\r\n")).unwrap_or_default();
     let length = order.len();
     let request = format!(
-        "POST /order HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{key}content-length: {length}\r\n\r\n{order}"
+        "POST {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{key}content-length: {length}\r\n\r\n{order}"
     );
     stream.write_all(request.as_bytes()).await?;
     let mut reply = String::new();

@@ -1,6 +1,12 @@
 //! The server that is killed: this test's own binary, in a process of its own.
 
-use std::{net::SocketAddr, process::Stdio, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::{Router, extract::State, http::StatusCode, routing::post};
 use serde::{Deserialize, Serialize};
@@ -20,11 +26,28 @@ const PROVIDER: &str = "DURABLE_KILL_PROVIDER";
 pub struct Process {
     pub address: SocketAddr,
     child: Child,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Process {
     pub async fn start(place: &str, provider: SocketAddr) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
+        Self::run(Command::new(std::env::current_exe().unwrap()), place, provider).await
+    }
+
+    /// On a disk of its own: so many KiB, of which the ballast takes the most until it is dropped.
+    pub async fn on_a_small_disk(directory: &Path, size: u32, ballast: u32, provider: SocketAddr) -> Self {
+        let mut command = Command::new("unshare");
+        let line = format!(
+            "mount -t tmpfs -o size={size}k none \"$0\" && head -c {ballast}k /dev/zero >\"$0/ballast\" && exec \"$@\""
+        );
+        command.args(["--map-root-user", "--mount", "sh", "-c", &line]).arg(directory);
+        command.arg(std::env::current_exe().unwrap());
+        let place = format!("sqlite:{}", directory.join("orders.db").display());
+        Self::run(command, &place, provider).await
+    }
+
+    async fn run(mut command: Command, place: &str, provider: SocketAddr) -> Self {
+        let mut child = command
             .args(["--exact", "server_process", "--nocapture"])
             .env(PLACE, place)
             .env(PROVIDER, provider.to_string())
@@ -44,8 +67,18 @@ impl Process {
         .await
         .expect("the server starts");
         // Its output goes on being read, so that it never waits for us.
-        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
-        Self { address, child }
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let lines_read = log.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                lines_read.lock().unwrap().push(line);
+            }
+        });
+        Self { address, child, log }
+    }
+
+    pub fn has_logged(&self, text: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|line| line.contains(text))
     }
 
     /// SIGKILL.
@@ -106,6 +139,8 @@ async fn order(
 pub async fn serve_if_asked() {
     let (Ok(place), Ok(provider)) = (std::env::var(PLACE), std::env::var(PROVIDER)) else { return };
     let provider: SocketAddr = provider.parse().unwrap();
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stdout).with_ansi(false).init();
+    let ballast = PathBuf::from(place.trim_start_matches("sqlite:")).with_file_name("ballast");
     let builder = match place.strip_prefix("sqlite:") {
         Some(file) => DurableStore::sqlite(file),
         None => DurableStore::postgres(&place).migrate(true),
@@ -122,7 +157,8 @@ pub async fn serve_if_asked() {
         .start(&epilogue)
         .await
         .unwrap();
-    let app = Router::new().route("/order", post(order)).with_state(()).layer(store.layer());
+    let free = || async move { std::fs::remove_file(ballast).unwrap() };
+    let app = Router::new().route("/order", post(order)).route("/free", post(free)).with_state(()).layer(store.layer());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     println!("\nlistening on {}", listener.local_addr().unwrap());
     epilogue.serve(listener, app).await.unwrap();

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use self::worker::{Attempts, Backoff};
 use super::{
     database::{Database, Tx},
-    engine::{Boxed, DiscardedJob, Engine, JobCounts, NewJob, Runner, Stored, Times, Work},
+    engine::{Boxed, DiscardedJob, Engine, JobCounts, NewJob, Runner, Stored, Times, Unique, Work},
     error::{DurableError, Kind},
 };
 use crate::pool::lock;
@@ -114,6 +114,9 @@ impl River {
     }
 }
 
+const UNFINISHED: [JobState; 5] =
+    [JobState::Available, JobState::Pending, JobState::Retryable, JobState::Running, JobState::Scheduled];
+
 fn queue(work: &Work, times: Times, flip: bool) -> QueueConfig {
     let poll = times.poll.max(times.cooldown) + Duration::from_micros(u64::from(flip));
     QueueConfig::new(work.concurrency).with_fetch_poll_interval(poll)
@@ -135,8 +138,12 @@ fn batch(jobs: &[NewJob]) -> Result<InsertBatch, DurableError> {
                 .map_err(|error| DurableError::because(Kind::Settings("the lease is too long".to_owned()), error))?;
             opts = opts.with_scheduled_at(at);
         }
-        if job.unique {
-            opts = opts.with_unique(UniqueOpts::new().with_by_args(true).with_by_queue(true));
+        let unique = UniqueOpts::new().with_by_args(true).with_by_queue(true);
+        match job.unique {
+            Unique::No => {}
+            // River's default: all but the discarded and cancelled.
+            Unique::WhileKept => opts = opts.with_unique(unique),
+            Unique::UntilDone => opts = opts.with_unique(unique.with_by_state(UNFINISHED)),
         }
         batch.push_with(envelope, opts);
     }
