@@ -17,6 +17,7 @@ pub struct Cluster {
     directory: PathBuf,
     binaries: PathBuf,
     port: u16,
+    settings: &'static str,
     /// Ends the cluster when it closes: also when this process is killed.
     keeper: Option<Child>,
 }
@@ -49,11 +50,17 @@ fn run(line: &str) {
 
 impl Cluster {
     pub fn start() -> Self {
+        // What is killed here is our own process and not the machine: the kernel keeps what it was given, so that
+        // nothing is lost without it.
+        Self::with("-c fsync=off")
+    }
+
+    pub fn with(settings: &'static str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("epilogue-pg-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(name);
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut cluster = Self { directory, binaries: binaries(), port, keeper: None };
+        let mut cluster = Self { directory, binaries: binaries(), port, settings, keeper: None };
         let (bin, data) = (cluster.binaries.display(), cluster.directory.display());
         run(&format!("{bin}/initdb -D {data} -U postgres -A trust -N --no-locale -E UTF8"));
         cluster.up();
@@ -63,9 +70,7 @@ impl Cluster {
     /// Starts the server and waits until it answers.
     pub fn up(&mut self) {
         let (bin, data, port) = (self.binaries.display(), self.directory.display(), self.port);
-        // What is killed here is our own process and not the machine: the kernel keeps what it was given, so that
-        // nothing is lost without `fsync`, which the benchmark has on.
-        let settings = "-c fsync=off -c max_connections=200 -c listen_addresses=127.0.0.1";
+        let settings = format!("{} -c max_connections=200 -c listen_addresses=127.0.0.1", self.settings);
         let line = format!(
             "{bin}/postgres -D {data} -p {port} -k {data} {settings} >>{data}/log 2>&1 & server=$!; read _; \
              kill -QUIT $server; wait $server"
