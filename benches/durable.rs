@@ -98,7 +98,9 @@ async fn route(name: &'static str, place: Option<tower_epilogue::durable::Durabl
         None => {
             let handler = move || async move {
                 let _ = handle.send(Instant::now());
-                let work = Continuation::new(async move { drop(start.send(Instant::now())) });
+                let work = Continuation::new(async move {
+                    let _ = start.send(Instant::now());
+                });
                 (work, "accepted")
             };
             (Router::new().route("/", post(handler)), None)

@@ -52,7 +52,8 @@ impl DurableStore {
         DurableLayer::new(self.clone())
     }
 
-    /// Stores a job outside of any request, and has it start at once. It is stored when this returns.
+    /// Stores a job outside of any response, and has it start at once. It is stored when this returns. One that was
+    /// stored in a transaction of yours is started, once you have committed that.
     ///
     /// # Errors
     ///
@@ -62,8 +63,14 @@ impl DurableStore {
     ///
     /// Dropped, the job may be stored all the same.
     pub async fn enqueue(&self, job: Durable) -> Result<(), DurableError> {
-        let Some(Promise::New(job)) = job.into_promise() else { return Ok(()) };
-        let mut job = job?;
+        let mut job = match job.into_promise() {
+            Some(Promise::New(job)) => job?,
+            Some(Promise::Stored(id)) => {
+                self.0.promote_ids(id.into_iter().collect());
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
         fill_key(&mut job, None);
         self.keep(vec![job], None).await.map(drop)
     }
