@@ -19,6 +19,8 @@ mod drain;
 mod faults;
 #[path = "durable/keys.rs"]
 mod keys;
+#[path = "durable/layers.rs"]
+mod layers;
 #[path = "durable/postgres.rs"]
 mod postgres;
 #[path = "durable/promise.rs"]

@@ -4,7 +4,6 @@ use std::{
     any::{Any, TypeId},
     collections::HashMap,
     fmt,
-    path::PathBuf,
     sync::{Arc, OnceLock, atomic::AtomicBool},
     time::Duration,
 };
@@ -45,7 +44,7 @@ pub struct DurableBuilder {
 /// Where the store is.
 pub(super) enum Place {
     #[cfg(feature = "durable-sqlite")]
-    Sqlite(PathBuf),
+    Sqlite(std::path::PathBuf),
     #[cfg(feature = "durable-postgres")]
     Postgres(String),
     #[cfg(feature = "durable-postgres")]
@@ -66,7 +65,7 @@ impl DurableStore {
     /// a power cut takes back what was acknowledged last. The tables are created by
     /// [`start`](DurableBuilder::start).
     #[cfg(feature = "durable-sqlite")]
-    pub fn sqlite(file: impl Into<PathBuf>) -> DurableBuilder {
+    pub fn sqlite(file: impl Into<std::path::PathBuf>) -> DurableBuilder {
         DurableBuilder::new(Place::Sqlite(file.into()), true)
     }
 

@@ -184,9 +184,8 @@ impl DurableJob for Task {
         let record = cx.state::<Record>()?.clone();
         record.note(&self.name, &cx);
         match self.act {
-            Act::Succeed => Ok(()),
             Act::FailUntil(attempt) if cx.attempt() < attempt => Err("not yet".into()),
-            Act::FailUntil(_) => Ok(()),
+            Act::Succeed | Act::FailUntil(_) => Ok(()),
             Act::Panic => panic!("this job panics"),
             Act::GiveUp => Err(JobError::give_up("hopeless")),
             Act::Wait => {

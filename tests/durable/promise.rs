@@ -5,7 +5,7 @@ use std::time::Duration;
 use axum::{Router, http::StatusCode, routing::post};
 use tower_epilogue::{
     Continuation, IgnoreAbortLayer, Lifecycle, TimeLimitLayer,
-    durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
 };
 
 use crate::{
@@ -337,7 +337,7 @@ async fn completing_in_a_transaction_happens_once(place: Place) {
     place.execute("CREATE TABLE credits (amount BIGINT)").await;
     let node = Node::with(
         &place,
-        |store| store.register::<Credit>(),
+        DurableBuilder::register::<Credit>,
         |epilogue| epilogue,
         |store| Router::new().route("/", post(|| async { Durable::new(Credit) })).layer(store.layer()),
     )
