@@ -6,6 +6,8 @@
 
 #[cfg(feature = "compressed-stream")]
 pub mod compressed_stream;
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub mod durable;
 pub mod early_close;
 pub mod ignore_abort;
 pub mod manual;

@@ -32,10 +32,17 @@ pub(super) async fn drain(
 ) -> DrainReport {
     // What runs after responses comes after the connections: once none is left, only what runs itself can add to
     // it, and the pool waits for that.
+    let companions = pool.companions();
+    companions.iter().for_each(|companion| companion.stop());
     let ended = || async {
         if let Some(connections) = connections {
             connections.wait().await;
         }
+        pool.idle().await;
+        for companion in &companions {
+            companion.stopped().await;
+        }
+        // What these had just taken up when they were stopped.
         pool.idle().await;
     };
     let mut report = DrainReport::default();
@@ -50,6 +57,9 @@ pub(super) async fn drain(
                 tracing::error!(running = pool.running(), "the drain ends with work still running");
             }
         }
+    }
+    for companion in &companions {
+        report.stored = report.stored.max(Some(0)).zip(companion.left().await).map(|(some, more)| some + more);
     }
     if let Some(feed) = &pool.feed {
         feed.delivered().await;
@@ -66,8 +76,10 @@ fn cut(pool: &Pool, in_flight: Vec<Arc<dyn pool::Straggler>>) -> DrainReport {
             stragglers.push(request);
         }
     }
-    let mut report =
-        DrainReport { stragglers: stragglers.iter().map(|straggler| Straggler::from(straggler.describe())).collect() };
+    let mut report = DrainReport {
+        stragglers: stragglers.iter().map(|straggler| Straggler::from(straggler.describe())).collect(),
+        stored: None,
+    };
     report.stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
     for straggler in stragglers {
         straggler.cut();

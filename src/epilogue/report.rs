@@ -8,6 +8,7 @@ use crate::pool::Description;
 #[derive(Clone, Debug, Default)]
 pub struct DrainReport {
     pub(super) stragglers: Vec<Straggler>,
+    pub(super) stored: Option<u64>,
 }
 
 impl DrainReport {
@@ -22,15 +23,28 @@ impl DrainReport {
     pub fn stragglers(&self) -> &[Straggler] {
         &self.stragglers
     }
+
+    /// How many durable jobs stay stored, for the next start of this process or for another that runs now: those that
+    /// were cut, that wait to be tried again, and that were not begun. `None` without durable jobs, or if their store
+    /// does not answer.
+    #[must_use]
+    pub fn stored_jobs(&self) -> Option<u64> {
+        self.stored
+    }
 }
 
 impl fmt::Display for DrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_clean() {
-            return f.write_str("drained: everything ended by itself");
+            f.write_str("drained: everything ended by itself")?;
+        } else {
+            write!(f, "drained with {} cut at the deadline:", self.stragglers.len())?;
+            self.stragglers.iter().try_for_each(|straggler| write!(f, " {straggler};"))?;
         }
-        write!(f, "drained with {} cut at the deadline:", self.stragglers.len())?;
-        self.stragglers.iter().try_for_each(|straggler| write!(f, " {straggler};"))
+        match self.stored {
+            Some(jobs @ 1..) => write!(f, " ({jobs} durable jobs stay stored)"),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -40,11 +54,12 @@ pub struct Straggler {
     route: String,
     age: Duration,
     phase: &'static str,
+    stored: bool,
 }
 
 impl From<Description> for Straggler {
-    fn from(Description { route, age, phase }: Description) -> Self {
-        Self { route, age, phase }
+    fn from(Description { route, age, phase, stored }: Description) -> Self {
+        Self { route, age, phase, stored }
     }
 }
 
@@ -66,10 +81,17 @@ impl Straggler {
     pub fn phase(&self) -> &str {
         self.phase
     }
+
+    /// Whether it is a durable job, which stays stored and runs again. Its route is `JOB /` and its kind.
+    #[must_use]
+    pub fn is_stored(&self) -> bool {
+        self.stored
+    }
 }
 
 impl fmt::Display for Straggler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}, {:.1} s old)", self.route, self.phase, self.age.as_secs_f64())
+        let stored = if self.stored { ", stays stored" } else { "" };
+        write!(f, "{} ({}, {:.1} s old{stored})", self.route, self.phase, self.age.as_secs_f64())
     }
 }

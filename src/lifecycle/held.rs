@@ -368,6 +368,9 @@ where
             Ok(Some(Ok(response))) => {
                 let mut response = response.map(SendBody::into_body);
                 let continuations = Continuation::take_from(response.extensions_mut());
+                if let Some(companion) = owner.pool().companions().first() {
+                    companion.keep_stray(response.extensions_mut());
+                }
                 go_nowhere(&owner, response);
                 owner.handler_returned(continuations);
             }

@@ -37,6 +37,8 @@ mod error;
 mod finish;
 mod held;
 mod hooks;
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+mod job;
 mod producer;
 mod service;
 mod shared;

@@ -63,6 +63,7 @@ fn arrival<B: http_body::Body>(home: Option<Arc<Home>>, request: &Request<B>) ->
         uri: request.uri().clone(),
         version: request.version(),
         uploaded: request.body().is_end_stream(),
+        is_job: false,
     }
 }
 
@@ -338,6 +339,8 @@ impl Driver {
         match result {
             Ok(mut response) => {
                 held::collect(&shared, &mut response);
+                #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+                super::job::refuse_unkept(&shared, &mut response);
                 let bodiless = held::is_bodiless(&shared, response.status());
                 if bodiless {
                     held::strip(&shared, &mut response);

@@ -36,7 +36,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) pool: Arc<Pool>,
-    pub(crate) connection: Connection,
+    /// `None` for work that no client asked for.
+    pub(crate) connection: Option<Connection>,
 }
 
 /// The parts of a request that are known when it arrives.
@@ -48,6 +49,8 @@ pub(crate) struct Arrival {
     pub(crate) version: Version,
     /// Whether the request's body was over at once.
     pub(crate) uploaded: bool,
+    /// It is no request, but an attempt at a durable job.
+    pub(crate) is_job: bool,
 }
 
 pub(crate) struct Shared {
@@ -60,6 +63,7 @@ pub(crate) struct Shared {
     #[cfg(feature = "serve")]
     route: OnceLock<MatchedPath>,
     pub(super) version: Version,
+    pub(super) is_job: bool,
     word: AtomicU32,
     /// Held across a transition and its event, so that events come in the order of the transitions. Only with
     /// an event function.
@@ -109,7 +113,7 @@ impl fmt::Debug for Shared {
 
 impl Shared {
     pub(crate) fn new(arrival: Arrival) -> Arc<Self> {
-        let Arrival { home, method, uri, version, uploaded } = arrival;
+        let Arrival { home, method, uri, version, uploaded, is_job } = arrival;
         if let Some(feed) = &pool(home.as_ref()).feed {
             feed.ensure_delivery();
         }
@@ -125,6 +129,7 @@ impl Shared {
             #[cfg(feature = "serve")]
             route: OnceLock::new(),
             version,
+            is_job,
             word: AtomicU32::new(word),
             order: Mutex::new(()),
             clock: Clock::new(arrived),
@@ -153,7 +158,7 @@ impl Shared {
     }
 
     pub(super) fn connection(&self) -> Option<&Connection> {
-        self.home.as_ref().map(|home| &home.connection)
+        self.home.as_ref()?.connection.as_ref()
     }
 
     pub(crate) fn id(&self) -> RequestId {

@@ -79,6 +79,6 @@ impl Straggler for Shared {
     }
 
     fn describe(&self) -> Description {
-        Description { route: self.route(), age: self.elapsed(), phase: self.word().phase().name() }
+        Description { route: self.route(), age: self.elapsed(), phase: self.word().phase().name(), stored: self.is_job }
     }
 }

@@ -5,6 +5,8 @@
 //! - [`ordering`]: why the order of the layers does not matter, and where other middleware stands.
 //! - [`limits`]: how to choose the time limit, the patience, the limit of hooks, the deadline of a drain, and
 //!   the buffer of an early close.
+//! - `durable` (features `durable-sqlite`, `durable-postgres`): what jobs that are stored survive, what can still go wrong,
+//!   and what to do about it.
 //! - [`connection`]: what "flushed" and "aborted" mean on HTTP/1 and on HTTP/2, and what cannot be known.
 //!
 //! # Words
@@ -17,5 +19,7 @@
 
 pub mod connection;
 pub mod contract;
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub mod durable;
 pub mod limits;
 pub mod ordering;

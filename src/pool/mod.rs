@@ -4,6 +4,7 @@ use std::{
     any::Any,
     fmt,
     future::Future,
+    pin::Pin,
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
@@ -39,6 +40,20 @@ pub(crate) struct Description {
     pub(crate) route: String,
     pub(crate) age: Duration,
     pub(crate) phase: &'static str,
+    /// It is a durable job: cut, it is run again.
+    pub(crate) stored: bool,
+}
+
+/// Something that works beside the pool and through it: the stores of durable jobs.
+pub(crate) trait Companion: Send + Sync {
+    /// A drain begins: no more work is taken up.
+    fn stop(&self);
+    /// Resolves when what was taken up has ended and is noted.
+    fn stopped(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+    /// How much is left for later, or for others; `None` if that cannot be told.
+    fn left(&self) -> Pin<Box<dyn Future<Output = Option<u64>> + Send + '_>>;
+    /// Takes what a response promised that goes nowhere.
+    fn keep_stray(&self, extensions: &mut http::Extensions);
 }
 
 /// The settings that everything of one pool shares.
@@ -67,6 +82,7 @@ pub(crate) struct Pool {
     pub(crate) settings: Settings,
     pub(crate) feed: Option<Feed>,
     pub(crate) carries: Vec<Box<dyn Carry>>,
+    companions: Mutex<Vec<Arc<dyn Companion>>>,
     tracker: TaskTracker,
     live: Mutex<Slab<Weak<dyn Straggler>>>,
     /// Blocking continuations that passed their limit and whose thread has not ended.
@@ -122,6 +138,16 @@ impl Pool {
             }
             Err(_) => Err(work),
         }
+    }
+
+    /// Has something stopped and waited for by a drain.
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+    pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
+        lock(&self.companions).push(companion);
+    }
+
+    pub(crate) fn companions(&self) -> Vec<Arc<dyn Companion>> {
+        lock(&self.companions).clone()
     }
 
     /// Puts a straggler on the list that a drain's report is made from.

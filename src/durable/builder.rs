@@ -1,0 +1,260 @@
+//! [`DurableBuilder`]: where jobs are stored, which of them this process runs, and how.
+
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    fmt,
+    sync::{Arc, OnceLock, atomic::AtomicBool},
+    time::Duration,
+};
+
+use tokio::sync::mpsc;
+
+use super::{
+    DurableError, DurableJob, DurableStore, connect,
+    context::State,
+    engine::{DiscardedJob, Engine, Times, Work},
+    error::Kind,
+    records,
+    river::River,
+    runner::{JobRunner, KnownKind, OnDiscard},
+    store::Inner,
+    writer::Writer,
+};
+use crate::{Epilogue, pool::Companion};
+
+/// Sets a [`DurableStore`] up.
+#[must_use = "a builder does nothing until `start` is called"]
+pub struct DurableBuilder {
+    pub(super) place: Place,
+    kinds: HashMap<&'static str, KnownKind>,
+    work: Vec<Work>,
+    state: State,
+    on_discard: Option<OnDiscard>,
+    migrate: bool,
+    lease: Duration,
+    keep_answers: Duration,
+    claim: Duration,
+    times: Times,
+    pub(super) busy_timeout: Duration,
+    pub(super) connections: u32,
+    settings_error: Option<String>,
+}
+
+/// Where the store is.
+pub(super) enum Place {
+    #[cfg(feature = "durable-sqlite")]
+    Sqlite(std::path::PathBuf),
+    #[cfg(feature = "durable-postgres")]
+    Postgres(String),
+    #[cfg(feature = "durable-postgres")]
+    PostgresPool(riverqueue::sqlx::PgPool),
+}
+
+impl fmt::Debug for DurableBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DurableBuilder").field("work", &self.work).finish_non_exhaustive()
+    }
+}
+
+impl DurableStore {
+    /// A store in a SQLite file, which is created if it is not there: no server, for the processes of one machine.
+    /// It must not lie on a network file system.
+    ///
+    /// It is opened in WAL mode with `synchronous=FULL`: without the latter, SQLite's default for WAL in many builds,
+    /// a power cut takes back what was acknowledged last. The tables are created by
+    /// [`start`](DurableBuilder::start).
+    #[cfg(feature = "durable-sqlite")]
+    pub fn sqlite(file: impl Into<std::path::PathBuf>) -> DurableBuilder {
+        DurableBuilder::new(Place::Sqlite(file.into()), true)
+    }
+
+    /// A store in a Postgres database, for one machine or many: `postgres://user:password@host/database`. It must not
+    /// run with `synchronous_commit=off`, which acknowledges what a crash can take back.
+    ///
+    /// Its tables are created by [`migrate`](DurableBuilder::migrate), and not by every process that starts.
+    #[cfg(feature = "durable-postgres")]
+    pub fn postgres(url: impl Into<String>) -> DurableBuilder {
+        DurableBuilder::new(Place::Postgres(url.into()), false)
+    }
+
+    /// A store in the Postgres database of a pool of yours, of the sqlx that is exported as
+    /// [`durable::sqlx`](super::sqlx): with TLS, for example, or after `current_schema` was set.
+    #[cfg(feature = "durable-postgres")]
+    pub fn postgres_pool(pool: riverqueue::sqlx::PgPool) -> DurableBuilder {
+        DurableBuilder::new(Place::PostgresPool(pool), false)
+    }
+}
+
+impl DurableBuilder {
+    fn new(place: Place, migrate: bool) -> Self {
+        Self {
+            place,
+            kinds: HashMap::new(),
+            work: Vec::new(),
+            state: State::new(),
+            on_discard: None,
+            migrate,
+            lease: Duration::from_secs(30),
+            keep_answers: Duration::from_secs(24 * 3600),
+            claim: Duration::from_secs(30),
+            times: Times {
+                rescue_after: Duration::from_secs(30),
+                poll: Duration::from_secs(1),
+                cooldown: Duration::from_millis(5),
+                elect: Duration::from_secs(5),
+            },
+            busy_timeout: Duration::from_secs(5),
+            connections: 10,
+            settings_error: None,
+        }
+    }
+
+    /// Has this process run jobs of this kind. Kinds that it does not know are left to others; with none at all it
+    /// only promises.
+    pub fn register<J: DurableJob>(mut self) -> Self {
+        if self.kinds.insert(J::KIND, KnownKind::of::<J>()).is_some() {
+            self.settings_error = Some(format!("two types of job have the kind `{}`", J::KIND));
+        }
+        if J::LIMIT.is_zero() || J::MAX_ATTEMPTS == 0 || J::CONCURRENCY == 0 {
+            self.settings_error =
+                Some(format!("`{}` has a LIMIT, MAX_ATTEMPTS or CONCURRENCY of zero: none may be", J::KIND));
+        }
+        self.work.push(Work { kind: J::KIND, concurrency: J::CONCURRENCY });
+        self
+    }
+
+    /// Gives the jobs something of this process, one value of each type: see
+    /// [`JobContext::state`](super::JobContext::state).
+    pub fn state<T: Any + Send + Sync>(mut self, value: T) -> Self {
+        self.state.insert(TypeId::of::<T>(), Box::new(value));
+        self
+    }
+
+    /// Has a function called for each job that this process gives up, after the log has said so; for an alarm. It
+    /// should return quickly.
+    pub fn on_discard(mut self, function: impl Fn(&DiscardedJob) + Send + Sync + 'static) -> Self {
+        self.on_discard = Some(Arc::new(function));
+        self
+    }
+
+    /// Whether [`start`](Self::start) creates and upgrades the tables: so for SQLite by default, and not for Postgres.
+    /// Where several machines share a database, let a step of the deployment do it. It is safe to do it twice.
+    pub fn migrate(mut self, migrate: bool) -> Self {
+        self.migrate = migrate;
+        self
+    }
+
+    /// How long after it was stored a job starts whose process died before its response was flushed; 30 s by default.
+    ///
+    /// It should be longer than most responses take to leave. A job whose response takes longer starts before the
+    /// flush, and is not started again by it.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.lease = lease;
+        self
+    }
+
+    /// How long past its [limit](DurableJob::LIMIT) a running job is taken to be lost with its process, and run again;
+    /// 30 s by default.
+    ///
+    /// It must cover what a job may take to end at its limit: one that blocks its thread for longer past the limit
+    /// runs twice at the same time. It also covers the difference between the clocks of a database and its clients.
+    pub fn rescue_after(mut self, grace: Duration) -> Self {
+        self.times.rescue_after = grace;
+        self
+    }
+
+    /// How often a process looks for jobs of its own accord, 1 s by default. What it promised itself, and on Postgres
+    /// what others promise, it hears of at once.
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.times.poll = interval;
+        self
+    }
+
+    /// The least time between two looks; 5 ms by default. A longer one spares the database under load, and adds to the
+    /// time to the start of what is promised meanwhile.
+    pub fn fetch_cooldown(mut self, cooldown: Duration) -> Self {
+        self.times.cooldown = cooldown;
+        self
+    }
+
+    /// How often the processes agree on which of them looks after leases, retries and rescues; 5 s by default. A
+    /// leader that died is replaced this long plus 10 s later.
+    pub fn leader_lease(mut self, interval: Duration) -> Self {
+        self.times.elect = interval;
+        self
+    }
+
+    /// SQLite: how long a write waits for another connection's; 5 s by default. On Postgres, how long a request waits
+    /// for a connection. After it the client is answered with a 503.
+    pub fn busy_timeout(mut self, timeout: Duration) -> Self {
+        self.busy_timeout = timeout;
+        self
+    }
+
+    /// How many connections to the database there are at most; 10 by default. One more listens, on Postgres.
+    pub fn connections(mut self, connections: u32) -> Self {
+        self.connections = connections;
+        self
+    }
+
+    /// How long first answers are kept for clients that ask again with the same `Idempotency-Key`; a day by default.
+    pub fn keep_answers(mut self, keep: Duration) -> Self {
+        self.keep_answers = keep;
+        self
+    }
+
+    /// How long a client that asks again is told 409 after the process that ran its first request died; 30 s by
+    /// default. A process that lives renews its claims.
+    pub fn claim(mut self, claim: Duration) -> Self {
+        self.claim = claim;
+        self
+    }
+
+    /// Opens the store, and begins to run jobs in `epilogue`: under its hook limit and its drain, told of by its
+    /// events, counted by [`Epilogue::running`].
+    ///
+    /// When it drains, no more jobs are begun, those that run are waited for, and at the deadline those that are left
+    /// are cut; they and all others stay stored.
+    ///
+    /// # Errors
+    ///
+    /// If the settings contradict each other, the database does not answer, or its tables are missing.
+    pub async fn start(self, epilogue: &Epilogue) -> Result<DurableStore, DurableError> {
+        if let Some(error) = self.settings_error {
+            return Err(DurableError::new(Kind::Settings(error)));
+        }
+        if self.times.rescue_after.is_zero() || self.claim.is_zero() {
+            return Err(DurableError::new(Kind::Settings("`rescue_after` and `claim` must not be zero".to_owned())));
+        }
+        let database = connect::connect(&self).await?;
+        let engine = Arc::new(River::new(database.clone(), self.work, self.times)?) as Arc<dyn Engine>;
+        if self.migrate {
+            engine.migrate().await?;
+            records::migrate(&database).await?;
+        }
+        engine.check().await?;
+        records::check(&database).await?;
+        let runner = Arc::new(JobRunner {
+            pool: Arc::downgrade(&epilogue.pool),
+            store: OnceLock::new(),
+            kinds: self.kinds,
+            state: Arc::new(self.state),
+            on_discard: self.on_discard,
+        });
+        let (writer, ops) = mpsc::unbounded_channel();
+        let inner = Arc::new(Inner {
+            database: database.clone(),
+            engine: engine.clone(),
+            writer,
+            lease: self.lease,
+            stopping: AtomicBool::new(false),
+        });
+        let _ = runner.store.set(Arc::downgrade(&inner));
+        #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]
+        tokio::spawn(Writer::new(database, engine.clone(), self.claim, self.keep_answers).run(ops));
+        engine.start(runner)?;
+        epilogue.pool.accompany(inner.clone() as Arc<dyn Companion>);
+        Ok(DurableStore(inner))
+    }
+}

@@ -1,0 +1,239 @@
+//! What holds a response back until its promises are stored.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use axum_core::{body::Body, response::Response};
+use http::Extensions;
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use pin_project_lite::pin_project;
+
+use super::{
+    Durable, DurableError,
+    idempotency::{self, Guard},
+    layer::Claimant,
+    part::Promise,
+    records::{Answer, Claim},
+    store::{Inner, fill_key},
+};
+use crate::{
+    continuation::Continuation,
+    lifecycle::{Drive, Hold, Lifecycle, SendBody},
+    pool::lock,
+};
+
+/// How long an answer's body may be to be kept.
+const KEPT_BODY: u64 = 64 * 1024;
+
+pin_project! {
+    /// The inner future, and then the store.
+    #[project = CommitProjection]
+    pub(super) enum Commit<F> {
+        Inner {
+            #[pin]
+            inner: F,
+            store: Arc<Inner>,
+            lifecycle: Lifecycle,
+            claimant: Option<Claimant>,
+        },
+        Storing { storing: Pin<Box<dyn Future<Output = Response> + Send>> },
+    }
+}
+
+impl<F> Commit<F> {
+    pub(super) fn new(inner: F, store: Arc<Inner>, lifecycle: Lifecycle, claimant: Option<Claimant>) -> Self {
+        Self::Inner { inner, store, lifecycle, claimant }
+    }
+}
+
+impl<F, E> Future for Commit<F>
+where
+    F: Future<Output = Result<Response, E>>,
+{
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        loop {
+            let storing = match self.as_mut().project() {
+                CommitProjection::Storing { storing } => return storing.as_mut().poll(cx).map(Ok),
+                CommitProjection::Inner { inner, store, lifecycle, claimant } => {
+                    let mut response = match ready!(inner.poll(cx)) {
+                        Ok(response) => response,
+                        error => return Poll::Ready(error),
+                    };
+                    let promises = Durable::take_from(response.extensions_mut());
+                    let guard = claimant.take().and_then(|claimant| lock(&claimant).take());
+                    if promises.is_empty() {
+                        // Nothing was promised: the key, if there was one, is given back.
+                        drop(guard);
+                        return Poll::Ready(Ok(response));
+                    }
+                    Box::pin(keep(store.clone(), lifecycle.clone(), response, promises, guard))
+                }
+            };
+            self.set(Self::Storing { storing });
+        }
+    }
+}
+
+/// Stores what `response` promises; a response that says so if that fails.
+async fn keep(
+    store: Arc<Inner>,
+    lifecycle: Lifecycle,
+    response: Response,
+    promises: Vec<Promise>,
+    guard: Option<Guard>,
+) -> Response {
+    let route = lifecycle.0.route();
+    let claim = guard.as_ref().and_then(Guard::claim).cloned();
+    let (mut ids, mut jobs) = (Vec::new(), Vec::new());
+    for promise in promises {
+        match promise {
+            Promise::New(Ok(mut job)) => {
+                fill_key(&mut job, claim.as_ref().map(|claim| (claim.key.as_str(), jobs.len())));
+                job.from.clone_from(&route);
+                jobs.push(job);
+            }
+            Promise::New(Err(error)) => return refuse(&route, &error),
+            Promise::Stored(id) => ids.extend(id),
+        }
+    }
+    let (response, answer) = match claim {
+        Some(claim) => {
+            let (response, answer) = with_answer(response).await;
+            (response, Some((claim, answer)))
+        }
+        None => (response, None),
+    };
+    match store_all(&store, jobs, answer).await {
+        Ok(stored) => {
+            ids.extend(stored);
+            if let Some(guard) = guard {
+                guard.settle();
+            }
+        }
+        Err(error) => return refuse(&route, &error),
+    }
+    start_after_flush(&store, &lifecycle, ids);
+    response
+}
+
+/// The numbers of the jobs that are to be started.
+async fn store_all(
+    store: &Inner,
+    jobs: Vec<super::engine::NewJob>,
+    answer: Option<(Claim, Answer)>,
+) -> Result<Vec<i64>, DurableError> {
+    if jobs.is_empty() && answer.is_none() {
+        return Ok(Vec::new());
+    }
+    let stored = store.store(jobs, answer).await?;
+    Ok(stored.iter().filter(|job| !job.duplicate).map(|job| job.id).collect())
+}
+
+/// The store's own error is in the log already; what it means for a request is here (contract rule 13).
+fn refuse(route: &str, error: &DurableError) -> Response {
+    tracing::error!(route, %error, "a durable job was not stored: its client is answered with a 503");
+    idempotency::not_stored()
+}
+
+/// Wakes the jobs when the response has left, before the request's other continuations.
+fn start_after_flush(store: &Arc<Inner>, lifecycle: &Lifecycle, ids: Vec<i64>) {
+    if ids.is_empty() {
+        return;
+    }
+    let (theirs, now) = (store.clone(), ids.clone());
+    let start = Continuation::new(async move { theirs.promote_ids(ids) });
+    if let Err(late) = lifecycle.0.add_first_continuation(start) {
+        // The request has ended.
+        drop(late.into_work());
+        store.promote_ids(now);
+    }
+}
+
+/// Reads a body that is short enough to be kept.
+async fn with_answer(response: Response) -> (Response, Answer) {
+    let (parts, body) = response.into_parts();
+    let short = body.size_hint().exact().is_some_and(|length| length <= KEPT_BODY);
+    if !short {
+        let answer = idempotency::remember(&parts, None);
+        return (Response::from_parts(parts, body), answer);
+    }
+    match body.collect().await {
+        Ok(body) => {
+            let body = body.to_bytes();
+            let answer = idempotency::remember(&parts, Some(&body));
+            (Response::from_parts(parts, Body::from(body)), answer)
+        }
+        Err(error) => {
+            let answer = idempotency::remember(&parts, None);
+            // The client is to see that it broke off.
+            let broken = futures_body(error);
+            (Response::from_parts(parts, broken), answer)
+        }
+    }
+}
+
+/// A body that fails.
+fn futures_body(error: axum_core::Error) -> Body {
+    struct Broken(Option<axum_core::Error>);
+
+    impl http_body::Body for Broken {
+        type Data = bytes::Bytes;
+        type Error = axum_core::Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+            Poll::Ready(self.0.take().map(Err))
+        }
+    }
+
+    Body::new(Broken(Some(error)))
+}
+
+/// Gives the jobs of a response their keys, where its request has one: wherever the response goes from here.
+pub(super) fn stamp(extensions: &mut Extensions, claim: &Claim) {
+    for (index, promise) in Durable::take_from(extensions).into_iter().enumerate() {
+        Durable::put_back(promise, extensions, |job| fill_key(job, Some((&claim.key, index))));
+    }
+}
+
+pin_project! {
+    /// The response future of [`DurableLayer`](super::DurableLayer)'s service.
+    pub struct ResponseFuture<F> {
+        #[pin]
+        drive: Drive<Commit<Hold<F>>>,
+    }
+}
+
+impl<F> ResponseFuture<F> {
+    pub(super) fn new(drive: Drive<Commit<Hold<F>>>) -> Self {
+        Self { drive }
+    }
+}
+
+impl<F> fmt::Debug for ResponseFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
+    }
+}
+
+impl<F, B, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+    B: SendBody,
+{
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().drive.poll(cx)
+    }
+}

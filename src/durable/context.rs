@@ -1,0 +1,142 @@
+//! What a running job is told: [`JobContext`].
+
+use std::{
+    any::{Any, TypeId},
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{DurableError, DurableStore, DurableTransaction, JobError};
+use crate::{
+    lifecycle::{End, HookOutcome, Lifecycle, LifecycleError},
+    status::ConnectionStatus,
+};
+
+/// What the process gives to its jobs, one value of each type.
+pub(super) type State = HashMap<TypeId, Box<dyn Any + Send + Sync>>;
+
+/// One attempt at a job, seen from inside of it.
+pub struct JobContext {
+    pub(super) id: i64,
+    pub(super) kind: String,
+    pub(super) key: String,
+    pub(super) attempt: u16,
+    pub(super) max_attempts: u16,
+    pub(super) deadline: Instant,
+    pub(super) lifecycle: Lifecycle,
+    pub(super) state: Arc<State>,
+    pub(super) store: DurableStore,
+}
+
+impl fmt::Debug for JobContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobContext")
+            .field("id", &self.id)
+            .field("kind", &self.kind)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+impl JobContext {
+    /// The job's number in the store.
+    #[must_use]
+    pub fn id(&self) -> i64 {
+        self.id
+    }
+
+    /// Which attempt this is, from 1.
+    #[must_use]
+    pub fn attempt(&self) -> u16 {
+        self.attempt
+    }
+
+    /// How many there will be at most.
+    #[must_use]
+    pub fn max_attempts(&self) -> u16 {
+        self.max_attempts
+    }
+
+    /// Whether the job is given up if this one fails.
+    #[must_use]
+    pub fn is_last_attempt(&self) -> bool {
+        self.attempt >= self.max_attempts
+    }
+
+    /// The same for every attempt at this job, and for no other job of its kind. Give it to what the job calls, so that
+    /// an effect which happened already does not happen again: a payment provider's own `Idempotency-Key`, or a unique
+    /// column.
+    #[must_use]
+    pub fn idempotency_key(&self) -> &str {
+        &self.key
+    }
+
+    /// When this attempt is dropped.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// What is left until then.
+    #[must_use]
+    pub fn time_left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// What [`DurableBuilder::state`](super::DurableBuilder::state) was given of this type.
+    ///
+    /// # Errors
+    ///
+    /// If it was given none. By `?` the job is tried again later, when a process that has it may be there.
+    pub fn state<T: Any + Send + Sync>(&self) -> Result<&T, JobError> {
+        self.state.get(&TypeId::of::<T>()).and_then(|value| value.downcast_ref()).ok_or_else(|| {
+            let name = std::any::type_name::<T>();
+            format!("this process has no `{name}` for its jobs: give it one with `DurableBuilder::state`").into()
+        })
+    }
+
+    /// The store that the job is in.
+    #[must_use]
+    pub fn store(&self) -> &DurableStore {
+        &self.store
+    }
+
+    /// The TIMEOUT bit is set once the attempt is to end; nobody can abort a job.
+    #[must_use]
+    pub fn status(&self) -> ConnectionStatus {
+        self.lifecycle.status()
+    }
+
+    /// Registers a hook for the end of this attempt, as
+    /// [`Lifecycle::on_shutdown`](crate::Lifecycle::on_shutdown) does for a request's. Another attempt has its own.
+    ///
+    /// # Errors
+    ///
+    /// If the attempt has ended.
+    pub fn on_shutdown<F, Fut>(&self, hook: F) -> Result<(), LifecycleError>
+    where
+        F: FnOnce(End) -> Fut + Send + 'static,
+        Fut: Future<Output: HookOutcome> + Send + 'static,
+    {
+        self.lifecycle.on_shutdown(hook)
+    }
+
+    /// Notes the job as completed in a transaction of your own: what you write beside it happens exactly once, also if
+    /// this process dies before [`run`](super::DurableJob::run) returns. Commit, and return `Ok`.
+    ///
+    /// # Errors
+    ///
+    /// If the job does not run any more, since it was taken for lost and another attempt has completed it; or if the
+    /// store fails. Roll the transaction back.
+    pub async fn complete_in_transaction<'c, T>(&self, transaction: &mut T) -> Result<(), DurableError>
+    where
+        T: DurableTransaction<'c>,
+    {
+        self.store.complete_in(self.id, transaction.erase()).await
+    }
+}

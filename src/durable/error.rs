@@ -1,0 +1,115 @@
+//! What can go wrong with the store.
+
+use std::{error::Error as StdError, fmt};
+
+/// The store, or what was to be stored, is at fault.
+///
+/// Inside [`DurableLayer`](super::DurableLayer) it becomes a 503 by itself. Its `Display` says what to do.
+pub struct DurableError {
+    kind: Kind,
+    cause: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The store does not answer.
+    Unavailable,
+    /// SQLite: somebody else holds the write lock.
+    Locked,
+    /// The disk, or the file system's quota, is full.
+    Full,
+    /// Tables are missing or older than this crate's.
+    Schema(String),
+    /// This job cannot be stored.
+    Invalid(String),
+    /// The settings contradict each other, or the engine.
+    Settings(String),
+    /// The job runs no more, or not here.
+    NotRunning,
+    /// The claim on an idempotency key was lost to another process.
+    ClaimLost,
+    /// The store's task has ended with its runtime.
+    Stopped,
+    Other,
+}
+
+impl DurableError {
+    pub(super) fn new(kind: Kind) -> Self {
+        Self { kind, cause: None }
+    }
+
+    pub(super) fn because(kind: Kind, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { kind, cause: Some(cause.into()) }
+    }
+
+    /// One of many requests that failed together gets its own copy; the cause is told once, in the log.
+    pub(super) fn share(&self) -> Self {
+        Self { kind: self.kind.clone(), cause: self.cause.as_ref().map(|cause| cause.to_string().into()) }
+    }
+
+    /// The store did not answer or could not write: what failed may succeed when it is tried again.
+    #[must_use]
+    pub const fn is_unavailable(&self) -> bool {
+        matches!(self.kind, Kind::Unavailable | Kind::Locked | Kind::Full | Kind::Stopped)
+    }
+
+    /// Another connection holds SQLite's write lock, for longer than the busy timeout.
+    #[must_use]
+    pub const fn is_locked(&self) -> bool {
+        matches!(self.kind, Kind::Locked)
+    }
+
+    /// The disk is full.
+    #[must_use]
+    pub const fn is_disk_full(&self) -> bool {
+        matches!(self.kind, Kind::Full)
+    }
+
+    /// Tables are missing or too old: see [`DurableBuilder::migrate`](super::DurableBuilder::migrate).
+    #[must_use]
+    pub const fn is_schema(&self) -> bool {
+        matches!(self.kind, Kind::Schema(_))
+    }
+}
+
+impl fmt::Display for DurableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            Kind::Unavailable => f.write_str("the store of durable jobs does not answer: is its database up?")?,
+            Kind::Locked => f.write_str(
+                "the store of durable jobs is locked: another connection holds SQLite's write lock for longer than \
+                 the busy timeout",
+            )?,
+            Kind::Full => f.write_str("the store of durable jobs cannot grow: its disk is full")?,
+            Kind::Schema(what) => write!(
+                f,
+                "the tables of the store of durable jobs are missing or too old ({what}): run the migration once, \
+                 with `DurableBuilder::migrate`"
+            )?,
+            Kind::Invalid(what) => write!(f, "a durable job cannot be stored: {what}")?,
+            Kind::Settings(what) => write!(f, "durable jobs are set up wrongly: {what}")?,
+            Kind::NotRunning => f.write_str(
+                "the job does not run any more: it passed its limit, and another attempt may have completed it",
+            )?,
+            Kind::ClaimLost => f.write_str("another process has taken over the request's idempotency key")?,
+            Kind::Stopped => f.write_str("the store of durable jobs has stopped with its runtime")?,
+            Kind::Other => f.write_str("the store of durable jobs failed")?,
+        }
+        match &self.cause {
+            Some(cause) => write!(f, ": {cause}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for DurableError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DurableError").field("kind", &self.kind).field("cause", &self.cause).finish()
+    }
+}
+
+impl StdError for DurableError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}

@@ -1,0 +1,157 @@
+//! What a user writes: [`DurableJob`], and how a run of it can fail: [`JobError`].
+
+use std::{error::Error as StdError, fmt, future::Future, time::Duration};
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::JobContext;
+
+/// Work that is stored before the response leaves, and that runs after it, in this process or another.
+///
+/// The value itself is what is stored (as JSON). It should hold what the work needs and nothing else; what lives in
+/// the process (a mailer, a pool) comes from [`JobContext::state`].
+///
+/// ```
+/// use serde::{Deserialize, Serialize};
+/// use tower_epilogue::durable::{DurableJob, JobContext, JobError};
+///
+/// #[derive(Serialize, Deserialize)]
+/// struct Welcome {
+///     to: String,
+///     #[serde(default)] // a field that later versions added
+///     language: Option<String>,
+/// }
+///
+/// impl DurableJob for Welcome {
+///     const KIND: &'static str = "welcome_mail";
+///
+///     async fn run(self, cx: JobContext) -> Result<(), JobError> {
+///         println!("mail to {} with key {}", self.to, cx.idempotency_key());
+///         Ok(())
+///     }
+/// }
+/// ```
+///
+/// # At least once
+///
+/// A process can die between an effect and the note that it happened. Then the job runs again, with the same
+/// [`idempotency_key`](JobContext::idempotency_key): give it to whatever the job calls.
+pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
+    /// The name under which jobs of this type are stored: 1 to 64 lower-case letters and digits, in words that single
+    /// `_` or `-` separate. It must stay the same as long as any of them is stored.
+    const KIND: &'static str;
+
+    /// How often it is tried before it is given up, the first time included; 20 by default.
+    const MAX_ATTEMPTS: u16 = 20;
+
+    /// How long one attempt may take, waiting included; 60 s by default. It is dropped at its next `.await` then, and
+    /// counts as failed. There is no way to have none: work without a limit could not be told from work whose process
+    /// has died. A running attempt cannot move it.
+    const LIMIT: Duration = Duration::from_secs(60);
+
+    /// How many of this kind run at once in one process; 16 by default.
+    const CONCURRENCY: usize = 16;
+
+    /// How long after the failure of attempt number `attempt` (from 1) the next one starts: by default 2 s, 4 s, 8 s
+    /// and so on up to an hour. Up to a tenth is added or taken off, so that what failed together is not retried
+    /// together.
+    #[must_use]
+    fn backoff(attempt: u16) -> Duration {
+        default_backoff(attempt)
+    }
+
+    /// Runs one attempt.
+    ///
+    /// # Errors
+    ///
+    /// An error has it tried again later, unless it is [`JobError::give_up`]. So does a panic.
+    ///
+    /// # Cancel safety
+    ///
+    /// It is dropped at its limit, and at a drain's deadline; it then runs again.
+    fn run(self, cx: JobContext) -> impl Future<Output = Result<(), JobError>> + Send;
+}
+
+pub(super) fn default_backoff(attempt: u16) -> Duration {
+    Duration::from_secs(2u64.saturating_pow(u32::from(attempt.clamp(1, 12))).min(3600))
+}
+
+/// Why an attempt failed. Any error becomes one by `?`, and has the job tried again.
+pub struct JobError {
+    pub(super) cause: Box<dyn StdError + Send + Sync>,
+    pub(super) then: Then,
+}
+
+/// What becomes of a job whose attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Then {
+    /// Tried again after its kind's back-off.
+    Retry,
+    /// Tried again after so long.
+    RetryAfter(Duration),
+    GiveUp,
+}
+
+impl JobError {
+    /// Tried again after `delay`, in place of the kind's back-off; say, what a `Retry-After` header asked for.
+    pub fn retry_after(cause: impl Into<Box<dyn StdError + Send + Sync>>, delay: Duration) -> Self {
+        Self { cause: cause.into(), then: Then::RetryAfter(delay) }
+    }
+
+    /// Not tried again: no later attempt could succeed. It is discarded and reported, as after its last attempt.
+    pub fn give_up(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { cause: cause.into(), then: Then::GiveUp }
+    }
+
+    /// The cause, with its sources.
+    pub(super) fn chain(&self) -> String {
+        let mut text = self.cause.to_string();
+        let mut source = self.cause.source();
+        while let Some(error) = source {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            source = error.source();
+        }
+        text
+    }
+}
+
+// `JobError` itself is no `Error`, so that every error can become one.
+impl<E> From<E> for JobError
+where
+    E: Into<Box<dyn StdError + Send + Sync>>,
+{
+    fn from(cause: E) -> Self {
+        Self { cause: cause.into(), then: Then::Retry }
+    }
+}
+
+impl fmt::Debug for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("JobError").field("cause", &self.chain()).field("then", &self.then).finish()
+    }
+}
+
+impl fmt::Display for JobError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.chain())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_backoff_doubles_up_to_an_hour() {
+        let seconds: Vec<_> = [0, 1, 2, 3, 11, 12, 20].map(|attempt| default_backoff(attempt).as_secs()).into();
+        assert_eq!(seconds, [2, 2, 4, 8, 2048, 3600, 3600]);
+    }
+
+    #[test]
+    fn an_error_says_its_sources() {
+        let error = std::io::Error::other(std::io::Error::other("no route"));
+        assert_eq!(JobError::from(error).to_string(), "no route");
+        assert_eq!(JobError::give_up("card expired").then, Then::GiveUp);
+    }
+}

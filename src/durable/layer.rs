@@ -1,0 +1,241 @@
+//! [`DurableLayer`]: stores what a response promises before it is released.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+};
+
+use axum_core::{body::Body, response::Response};
+use http::{Request, request::Parts};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{
+    DurableStore,
+    commit::{Commit, ResponseFuture, stamp},
+    idempotency::{self, Guard, IdempotencyKey},
+    records::Claimed,
+};
+use crate::{
+    lifecycle::{SendBody, enter},
+    pool::lock,
+};
+
+/// Layer that stores the durable jobs which its handlers return, before their responses are released. Made by
+/// [`DurableStore::layer`].
+///
+/// A request with an `Idempotency-Key` header, unless its method is safe (GET, HEAD, OPTIONS, TRACE), is answered once:
+///
+/// | the client sends | it gets |
+/// |---|---|
+/// | a new key | the handler's answer, which is stored together with its jobs |
+/// | the key again, with the same body | the first answer again, with `Idempotency-Replayed: true` |
+/// | the key again, with another body or query | 422 |
+/// | the key again, while the first still runs | 409 |
+/// | something that is no key | 400 |
+///
+/// The key counts for one method, path and client. An answer without a durable job (a refusal, a failure) is not
+/// kept: the client may correct its request and use the key again. Bodies over 64 KiB, or of unknown length, are not
+/// kept either, and are missing from the answer when it is given again.
+#[derive(Clone)]
+pub struct DurableLayer {
+    store: DurableStore,
+    settings: Settings,
+}
+
+#[derive(Clone)]
+struct Settings {
+    required: bool,
+    body_limit: usize,
+    scope: Arc<dyn Fn(&Parts) -> String + Send + Sync>,
+}
+
+impl DurableLayer {
+    pub(super) fn new(store: DurableStore) -> Self {
+        let scope = Arc::new(idempotency::default_scope);
+        Self { store, settings: Settings { required: false, body_limit: 1024 * 1024, scope } }
+    }
+
+    /// Answers 400 to requests without an `Idempotency-Key`.
+    #[must_use]
+    pub fn require_key(mut self) -> Self {
+        self.settings.required = true;
+        self
+    }
+
+    /// How long a body with an `Idempotency-Key` may be, since it is read whole before the handler runs; 1 MiB by
+    /// default. A longer one is answered with 413.
+    #[must_use]
+    pub fn body_limit(mut self, bytes: usize) -> Self {
+        self.settings.body_limit = bytes;
+        self
+    }
+
+    /// Tells clients apart, so that a key which one of them has used does not get another its answer. By default it is
+    /// the `Authorization` header; where clients are known by a session cookie, return the session's or the user's name.
+    #[must_use]
+    pub fn scope(mut self, scope: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
+        self.settings.scope = Arc::new(scope);
+        self
+    }
+}
+
+impl fmt::Debug for DurableLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DurableLayer").field("required", &self.settings.required).finish_non_exhaustive()
+    }
+}
+
+impl<S> Layer<S> for DurableLayer {
+    type Service = DurableService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        DurableService { inner, store: self.store.clone(), settings: self.settings.clone() }
+    }
+}
+
+/// Service that stores what its handlers promise. See [`DurableLayer`].
+#[derive(Clone)]
+pub struct DurableService<S> {
+    inner: S,
+    store: DurableStore,
+    settings: Settings,
+}
+
+impl<S: fmt::Debug> fmt::Debug for DurableService<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DurableService").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+/// The claim of a keyed request, shared by what runs the handler and what stores its promise: given back when neither
+/// is left.
+pub(super) type Claimant = Arc<Mutex<Option<Guard>>>;
+
+impl<S, ResBody> Service<Request<Body>> for DurableService<S>
+where
+    S: Service<Request<Body>, Response = http::Response<ResBody>> + Clone + Send + 'static,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    ResBody: SendBody,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = ResponseFuture<Before<S::Future, S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let entered = enter(&mut request);
+        let lifecycle = entered.lifecycle();
+        let key =
+            if idempotency::applies_to(request.method()) { idempotency::read(request.headers()) } else { Ok(None) };
+        let refusal = match &key {
+            Err(()) => Some(idempotency::malformed()),
+            Ok(None) if self.settings.required && idempotency::applies_to(request.method()) => {
+                Some(idempotency::missing())
+            }
+            Ok(_) => None,
+        };
+        let key = key.ok().flatten().map(str::to_owned);
+        let claimant = key.is_some().then(Claimant::default);
+        let kept = self.store.0.clone();
+        let theirs = claimant.clone();
+        let call = || match (refusal, key, theirs) {
+            (Some(refusal), ..) => Before::Keyed { future: Box::pin(std::future::ready(Ok(refusal))) },
+            (None, Some(key), Some(claimant)) => {
+                // The one that is ready is the one that is called.
+                let later = self.inner.clone();
+                let inner = std::mem::replace(&mut self.inner, later);
+                let (store, settings) = (self.store.clone(), self.settings.clone());
+                Before::Keyed { future: Box::pin(keyed(inner, request, key, claimant, store, settings)) }
+            }
+            (None, ..) => Before::Plain { future: self.inner.call(request) },
+        };
+        ResponseFuture::new(entered.call_shaped(call, |hold| Commit::new(hold, kept, lifecycle, claimant)))
+    }
+}
+
+/// Runs the handler of a request with a key, if it is the first with it.
+async fn keyed<S, ResBody>(
+    mut inner: S,
+    request: Request<Body>,
+    key: String,
+    claimant: Claimant,
+    store: DurableStore,
+    settings: Settings,
+) -> Result<Response, S::Error>
+where
+    S: Service<Request<Body>, Response = http::Response<ResBody>>,
+    ResBody: SendBody,
+{
+    let (mut parts, body) = request.into_parts();
+    let body = match Limited::new(body, settings.body_limit).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) if error.is::<LengthLimitError>() => return Ok(idempotency::too_long()),
+        // The upload broke off; nobody reads this.
+        Err(_) => return Ok(idempotency::malformed()),
+    };
+    let scope = (settings.scope)(&parts);
+    let claim = idempotency::claim(&parts, &scope, &key, &body);
+    // Before the store is asked: dropped meanwhile, it gives the claim back.
+    let guard = Guard::new(claim.clone(), store.0.clone());
+    match store.0.claim(claim.clone()).await {
+        Ok(Claimed::First) => *lock(&claimant) = Some(guard),
+        Ok(claimed) => {
+            guard.settle();
+            return Ok(match claimed {
+                Claimed::Answered(answer) => idempotency::replay(answer),
+                Claimed::Mismatch => idempotency::mismatch(),
+                _ => idempotency::still_running(),
+            });
+        }
+        Err(_) => return Ok(idempotency::not_stored()),
+    }
+    parts.extensions.insert(IdempotencyKey::from(&claim));
+    let response = inner.call(Request::from_parts(parts, Body::from(body))).await;
+    drop(claimant);
+    response.map(|response| {
+        let mut response = response.map(SendBody::into_body);
+        stamp(response.extensions_mut(), &claim);
+        response
+    })
+}
+
+pin_project_lite::pin_project! {
+    /// The inner service's future, with what comes before it.
+    #[project = BeforeProjection]
+    pub enum Before<F, E> {
+        #[doc(hidden)]
+        Plain { #[pin] future: F },
+        #[doc(hidden)]
+        Keyed { future: Pin<Box<dyn Future<Output = Result<Response, E>> + Send>> },
+    }
+}
+
+impl<F, E> fmt::Debug for Before<F, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Before").finish_non_exhaustive()
+    }
+}
+
+impl<F, ResBody, E> Future for Before<F, E>
+where
+    F: Future<Output = Result<http::Response<ResBody>, E>>,
+    ResBody: SendBody,
+{
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            BeforeProjection::Plain { future } => future.poll(cx).map_ok(|response| response.map(SendBody::into_body)),
+            BeforeProjection::Keyed { future } => future.as_mut().poll(cx),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Durable continuations: what was promised survives the process.
+//!
+//! A [`Continuation`](crate::Continuation) lives in memory, and dies with its process. Where that is not acceptable,
+//! the promise is stored before the response leaves, and kept by this process or another: at least once.
+//!
+//! ```no_run
+//! # #[cfg(feature = "durable-sqlite")] mod example {
+//! use axum::{Json, Router, http::StatusCode, routing::post};
+//! use serde::{Deserialize, Serialize};
+//! use tower_epilogue::{
+//!     Epilogue,
+//!     durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
+//! };
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Charge {
+//!     order: u64,
+//! }
+//!
+//! impl DurableJob for Charge {
+//!     const KIND: &'static str = "charge";
+//!
+//!     async fn run(self, cx: JobContext) -> Result<(), JobError> {
+//!         println!("charging order {} under the key {}", self.order, cx.idempotency_key());
+//!         Ok(())
+//!     }
+//! }
+//!
+//! async fn order(Json(order): Json<u64>) -> (StatusCode, Durable, &'static str) {
+//!     (StatusCode::ACCEPTED, Durable::new(Charge { order }), "We have your order.\n")
+//! }
+//!
+//! # pub
+//! async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+//!     let epilogue = Epilogue::new();
+//!     let store = DurableStore::sqlite("orders.db").register::<Charge>().start(&epilogue).await?;
+//!     let app = Router::new().route("/order", post(order)).layer(store.layer());
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     let report = epilogue
+//!         .serve(listener, app)
+//!         .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
+//!         .await?;
+//!     println!("{report}"); // says how many jobs stay stored
+//!     Ok(())
+//! }
+//! # }
+//! ```
+//!
+//! What can still go wrong, and what to do about it, is in [`manual::durable`](crate::manual::durable).
+//!
+//! # What it is made of
+//!
+//! The jobs are those of [River](https://riverqueue.com), through its Rust client `riverqueue`, in a SQLite file
+//! (feature `durable-sqlite`) or in Postgres (feature `durable-postgres`). It needs Rust 1.95. Its tables are its own;
+//! its tools can look at them. Each kind of job is one of its queues.
+//!
+//! # Differences from `Continuation`
+//!
+//! A durable job is a value and not a closure, it is retried, it may run twice, it may run in another process, and it
+//! costs a commit before the response. It runs in the same [`Epilogue`](crate::Epilogue), and is bounded by its own
+//! limit and not by its request's.
+
+pub use riverqueue::sqlx;
+
+pub(crate) use self::part::is_unkept;
+pub use self::{
+    builder::DurableBuilder,
+    commit::ResponseFuture,
+    context::JobContext,
+    database::DurableTransaction,
+    engine::{DiscardedJob, JobCounts},
+    error::DurableError,
+    idempotency::IdempotencyKey,
+    job::{DurableJob, JobError},
+    layer::{Before, DurableLayer, DurableService},
+    part::Durable,
+    store::DurableStore,
+};
+
+mod builder;
+mod commit;
+mod connect;
+mod context;
+mod database;
+mod engine;
+mod error;
+mod idempotency;
+mod job;
+mod layer;
+mod part;
+mod records;
+mod river;
+mod runner;
+mod store;
+mod writer;

@@ -1,0 +1,193 @@
+//! [`Durable`], the response part, and the slot that carries it to the layer.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    sync::{Arc, Mutex},
+};
+
+use axum_core::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
+use http::Extensions;
+
+use super::{
+    DurableError, DurableJob, DurableStore, DurableTransaction,
+    engine::{NewJob, Unique},
+    error::Kind,
+};
+use crate::pool::lock;
+
+/// A durable job, returned beside a response as a [`Continuation`](crate::Continuation) is.
+///
+/// [`DurableLayer`](super::DurableLayer) stores it *before* the response is released. If that fails the client is
+/// answered with a 503 in place of the response, and nothing was promised. Several in one response are stored together
+/// or not at all.
+///
+/// It starts within milliseconds after the flush (or once it is known that the response never will be), or, if this
+/// process dies in between, in whichever process there is when its [lease](super::DurableBuilder::lease) ends.
+///
+/// Without a `DurableLayer` around the route the client is answered with a 500, and the log says why.
+#[must_use = "a durable job is stored only if it is returned with a response"]
+pub struct Durable {
+    promise: Option<Promise>,
+}
+
+/// A job before and after it is stored.
+pub(super) enum Promise {
+    New(Result<NewJob, DurableError>),
+    /// In the user's own transaction; `None` for a duplicate, which is never promoted.
+    Stored(Option<i64>),
+}
+
+impl Durable {
+    /// Promises `job`.
+    #[expect(clippy::needless_pass_by_value, reason = "it is given away")]
+    pub fn new<J: DurableJob>(job: J) -> Self {
+        let job = serde_json::to_string(&job)
+            .map_err(|error| DurableError::because(Kind::Invalid("it does not serialize".to_owned()), error))
+            .map(|payload| NewJob {
+                kind: J::KIND,
+                key: String::new(),
+                unique: Unique::No,
+                payload,
+                limit: J::LIMIT,
+                max_attempts: J::MAX_ATTEMPTS,
+                wait: std::time::Duration::ZERO,
+                from: String::new(),
+            });
+        Self { promise: Some(Promise::New(job)) }
+    }
+
+    /// Gives it an idempotency key of your own, such as an order's number. Without one it gets the client's
+    /// `Idempotency-Key` (hashed), or else a random one; retries keep it.
+    ///
+    /// While a job of the same kind and key is stored (completed ones are for a day), no second one is: the response
+    /// is released as if it had been, since its promise is kept by the first.
+    pub fn with_key(mut self, key: impl Into<String>) -> Self {
+        if let Some(Promise::New(Ok(job))) = &mut self.promise {
+            job.key = key.into();
+            job.unique = Unique::WhileKept;
+        }
+        self
+    }
+
+    /// Stores `job` in a transaction of your own, the outbox way: it is there if and only if what you write beside it
+    /// is. Return the part with the response, and it starts as soon as that was flushed; otherwise, or if you commit
+    /// after the flush, it starts when its lease ends.
+    ///
+    /// `transaction` is one of sqlx ([`durable::sqlx`](super::sqlx)) on the database of `store`. Begin it with
+    /// [`DurableStore::begin_sqlite`] or [`DurableStore::begin_postgres`], which cannot be dropped half-begun.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be stored. Roll the transaction back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, it may have stored the job in the transaction: roll that back.
+    pub async fn in_transaction<'c, J, T>(
+        job: J,
+        store: &DurableStore,
+        transaction: &mut T,
+    ) -> Result<Self, DurableError>
+    where
+        J: DurableJob,
+        T: DurableTransaction<'c>,
+    {
+        Self::new(job).store_in(store, transaction).await
+    }
+
+    /// As [`in_transaction`](Self::in_transaction), for one that has a [key](Self::with_key) of its own.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be stored. Roll the transaction back.
+    pub async fn store_in<'c, T>(mut self, store: &DurableStore, transaction: &mut T) -> Result<Self, DurableError>
+    where
+        T: DurableTransaction<'c>,
+    {
+        if let Some(Promise::New(job)) = self.promise.take() {
+            let stored = store.insert_in(job?, transaction.erase()).await?;
+            self.promise = Some(Promise::Stored((!stored.duplicate).then_some(stored.id)));
+        }
+        Ok(self)
+    }
+
+    /// Puts it into a response of any tower service, behind those that are there already.
+    pub fn attach<B>(self, response: &mut http::Response<B>) {
+        self.attach_to(response.extensions_mut());
+    }
+
+    fn attach_to(mut self, extensions: &mut Extensions) {
+        if let Some(promise) = self.promise.take() {
+            let slot = extensions.get_or_insert_with(|| Slot(Arc::default()));
+            lock(&slot.0).push(promise);
+        }
+    }
+
+    /// Puts a promise back after `change`.
+    pub(super) fn put_back(mut promise: Promise, extensions: &mut Extensions, change: impl FnOnce(&mut NewJob)) {
+        if let Promise::New(Ok(job)) = &mut promise {
+            change(job);
+        }
+        Self { promise: Some(promise) }.attach_to(extensions);
+    }
+
+    pub(super) fn into_promise(mut self) -> Option<Promise> {
+        self.promise.take()
+    }
+
+    /// Takes all that a response carries.
+    pub(super) fn take_from(extensions: &mut Extensions) -> Vec<Promise> {
+        match extensions.remove::<Slot>() {
+            Some(slot) => std::mem::take(&mut *lock(&slot.0)),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// Whether a response still carries a promise that nobody has stored.
+pub(crate) fn is_unkept(extensions: &Extensions) -> bool {
+    !extensions.is_empty()
+        && extensions
+            .get::<Slot>()
+            .is_some_and(|slot| lock(&slot.0).iter().any(|promise| matches!(promise, Promise::New(_))))
+}
+
+/// The response extension. Cloned extensions share one list, so that each is stored once.
+#[derive(Clone)]
+struct Slot(Arc<Mutex<Vec<Promise>>>);
+
+impl fmt::Debug for Durable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match &self.promise {
+            Some(Promise::New(Ok(job))) => job.kind,
+            Some(Promise::New(Err(_))) => "invalid",
+            Some(Promise::Stored(_)) => "stored",
+            None => "taken",
+        };
+        f.debug_tuple("Durable").field(&state).finish()
+    }
+}
+
+impl Drop for Durable {
+    fn drop(&mut self) {
+        if let Some(Promise::New(_)) = self.promise {
+            tracing::warn!("a durable job was dropped without having been returned with a response: it is not stored");
+        }
+    }
+}
+
+impl IntoResponseParts for Durable {
+    type Error = Infallible;
+
+    fn into_response_parts(self, mut parts: ResponseParts) -> Result<ResponseParts, Self::Error> {
+        self.attach_to(parts.extensions_mut());
+        Ok(parts)
+    }
+}
+
+impl IntoResponse for Durable {
+    fn into_response(self) -> Response {
+        (self, ()).into_response()
+    }
+}

@@ -1,0 +1,155 @@
+//! First answers, kept beside the jobs so that a client who asks again with the same idempotency key gets them again.
+
+use riverqueue::sqlx;
+
+use super::{
+    database::{Begun, Database, Tx, in_tx},
+    error::{DurableError, Kind},
+};
+
+/// A claim on a key: whoever has it runs the handler.
+#[derive(Clone, Debug)]
+pub(super) struct Claim {
+    /// The key with all that scopes it, hashed.
+    pub(super) key: String,
+    /// Which request with that key: a later claim is another's.
+    pub(super) owner: String,
+    /// What was asked, hashed.
+    pub(super) fingerprint: String,
+}
+
+/// An answer as it is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    /// JSON: a list of names and values.
+    pub(super) headers: String,
+    pub(super) body: Vec<u8>,
+}
+
+/// What the store says of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Claimed {
+    /// It is ours.
+    First,
+    /// It was used for another request.
+    Mismatch,
+    /// The first request with it still runs.
+    Running,
+    Answered(Answer),
+}
+
+#[cfg(feature = "durable-sqlite")]
+const SQLITE_TABLE: &str = "CREATE TABLE IF NOT EXISTS tower_epilogue_answer (
+    key TEXT PRIMARY KEY, owner TEXT NOT NULL, fingerprint TEXT NOT NULL, expires_ms BIGINT NOT NULL,
+    status INTEGER, headers TEXT, body BLOB) WITHOUT ROWID";
+#[cfg(feature = "durable-postgres")]
+const POSTGRES_TABLE: &str = "CREATE TABLE IF NOT EXISTS tower_epilogue_answer (
+    key TEXT PRIMARY KEY, owner TEXT NOT NULL, fingerprint TEXT NOT NULL, expires_ms BIGINT NOT NULL,
+    status INTEGER, headers TEXT, body BYTEA)";
+const INDEX: &str = "CREATE INDEX IF NOT EXISTS tower_epilogue_answer_expires ON tower_epilogue_answer (expires_ms)";
+const CHECK: &str = "SELECT count(*) FROM tower_epilogue_answer WHERE key = ''";
+
+pub(super) async fn migrate(database: &Database) -> Result<(), DurableError> {
+    let mut begun = database.begin().await?;
+    match &mut begun {
+        #[cfg(feature = "durable-sqlite")]
+        Begun::Sqlite(transaction) => {
+            sqlx::query(SQLITE_TABLE).execute(&mut **transaction).await?;
+        }
+        #[cfg(feature = "durable-postgres")]
+        Begun::Postgres(transaction) => {
+            // Two processes that start at once: `IF NOT EXISTS` alone is no protection against that.
+            sqlx::query("SELECT pg_advisory_xact_lock(7310868735421120609)").execute(&mut **transaction).await?;
+            sqlx::query(POSTGRES_TABLE).execute(&mut **transaction).await?;
+        }
+    }
+    let mut tx = begun.tx();
+    in_tx!(&mut tx, INDEX, [], execute)?;
+    begun.commit().await
+}
+
+pub(super) async fn check(database: &Database) -> Result<(), DurableError> {
+    match database {
+        #[cfg(feature = "durable-sqlite")]
+        Database::Sqlite(pool) => sqlx::query(CHECK).execute(pool).await.map(drop)?,
+        #[cfg(feature = "durable-postgres")]
+        Database::Postgres(pool) => sqlx::query(CHECK).execute(pool).await.map(drop)?,
+    }
+    Ok(())
+}
+
+// One that has expired may be taken by anybody.
+const CLAIM: &str = "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms) VALUES ($1, $2, $3, $4)
+    ON CONFLICT (key) DO UPDATE SET owner = excluded.owner, fingerprint = excluded.fingerprint,
+        expires_ms = excluded.expires_ms, status = NULL, headers = NULL, body = NULL
+    WHERE tower_epilogue_answer.expires_ms <= $5";
+const LOOK: &str = "SELECT fingerprint, status, headers, body FROM tower_epilogue_answer WHERE key = $1";
+
+type Row = (String, Option<i32>, Option<String>, Option<Vec<u8>>);
+
+/// Claims a key until `until`, or says what became of it.
+pub(super) async fn claim(
+    claim: &Claim,
+    now_ms: i64,
+    until_ms: i64,
+    tx: &mut Tx<'_, '_>,
+) -> Result<Claimed, DurableError> {
+    let Claim { key, owner, fingerprint } = claim;
+    if in_tx!(tx, CLAIM, [key, owner, fingerprint, until_ms, now_ms], execute)? == 1 {
+        return Ok(Claimed::First);
+    }
+    let row: Option<Row> = match tx {
+        #[cfg(feature = "durable-sqlite")]
+        Tx::Sqlite(transaction) => sqlx::query_as(LOOK).bind(key).fetch_optional(&mut ***transaction).await?,
+        #[cfg(feature = "durable-postgres")]
+        Tx::Postgres(transaction) => sqlx::query_as(LOOK).bind(key).fetch_optional(&mut ***transaction).await?,
+    };
+    Ok(match row {
+        Some((theirs, ..)) if theirs != *fingerprint => Claimed::Mismatch,
+        Some((_, Some(status), headers, body)) => Claimed::Answered(Answer {
+            status: u16::try_from(status).unwrap_or(500),
+            headers: headers.unwrap_or_default(),
+            body: body.unwrap_or_default(),
+        }),
+        // Also one that was given up in this moment: the client asks again.
+        _ => Claimed::Running,
+    })
+}
+
+const ANSWER: &str = "UPDATE tower_epilogue_answer SET status = $1, headers = $2, body = $3, expires_ms = $4
+    WHERE key = $5 AND owner = $6 AND status IS NULL";
+
+/// Keeps the answer until `until`. An error if the claim was lost, so that its jobs are not stored either.
+pub(super) async fn answer(
+    claim: &Claim,
+    answer: &Answer,
+    until_ms: i64,
+    tx: &mut Tx<'_, '_>,
+) -> Result<(), DurableError> {
+    let Answer { status, headers, body } = answer;
+    let values = (i32::from(*status), headers, body, &claim.key, &claim.owner);
+    let rows = in_tx!(tx, ANSWER, [values.0, values.1, values.2, until_ms, values.3, values.4], execute)?;
+    if rows == 1 { Ok(()) } else { Err(DurableError::new(Kind::ClaimLost)) }
+}
+
+const RELEASE: &str = "DELETE FROM tower_epilogue_answer WHERE key = $1 AND owner = $2 AND status IS NULL";
+
+/// Gives a key back: nothing was promised under it.
+pub(super) async fn release(claim: &Claim, tx: &mut Tx<'_, '_>) -> Result<(), DurableError> {
+    in_tx!(tx, RELEASE, [&claim.key, &claim.owner], execute).map(drop)
+}
+
+const RENEW: &str = "UPDATE tower_epilogue_answer SET expires_ms = $1 WHERE key = $2 AND owner = $3 AND status IS NULL";
+
+/// Says that the handler still runs.
+pub(super) async fn renew(claim: &Claim, until_ms: i64, tx: &mut Tx<'_, '_>) -> Result<(), DurableError> {
+    in_tx!(tx, RENEW, [until_ms, &claim.key, &claim.owner], execute).map(drop)
+}
+
+const CLEAN: &str = "DELETE FROM tower_epilogue_answer WHERE expires_ms <= $1";
+
+/// Forgets what has expired.
+pub(super) async fn clean(now_ms: i64, tx: &mut Tx<'_, '_>) -> Result<u64, DurableError> {
+    in_tx!(tx, CLEAN, [now_ms], execute)
+}

@@ -1,0 +1,287 @@
+//! The engine there is: River, through its Rust client.
+//!
+//! Each kind of job is a queue of River's, and all are of one River kind, whose arguments say the rest. A process
+//! fetches from the queues of the kinds that it knows, so that others are left alone; and whichever process leads can
+//! schedule and rescue every job, since what it must know of one (its limit) is stored with it. River's own filter by
+//! kind would not do: its rescuer discards what its leader does not know.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use riverqueue::{
+    Client, InsertBatch, InsertOpts, JobArgs, JobListParams, JobState, MaintenanceConfig, QueueConfig, Retention,
+    RunHandle, UniqueOpts, jiff::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+use self::worker::{Attempts, Backoff};
+use super::{
+    database::{Database, Tx},
+    engine::{Boxed, DiscardedJob, Engine, JobCounts, NewJob, Runner, Stored, Times, Unique, Work},
+    error::{DurableError, Kind},
+};
+use crate::pool::lock;
+
+mod sql;
+mod worker;
+
+/// What River stores of a job. Fields may be added, with a default, and none taken away: older processes read them.
+#[derive(Debug, Serialize, Deserialize)]
+struct Envelope {
+    key: String,
+    /// JSON in a string, so that the database changes nothing of it (Postgres's `jsonb` has no NUL, and its own idea
+    /// of numbers).
+    payload: String,
+    limit_ms: u64,
+    #[serde(default)]
+    from: String,
+}
+
+impl JobArgs for Envelope {
+    const KIND: &'static str = "tower_epilogue";
+
+    fn unique_fields() -> &'static [&'static [&'static str]] {
+        &[&["key"]]
+    }
+}
+
+/// The engine.
+pub(super) struct River {
+    database: Database,
+    client: Client,
+    runner: Arc<OnceLock<Arc<dyn Runner>>>,
+    work: Vec<Work>,
+    times: Times,
+    /// Which of two configurations that differ in nothing that matters is in force: see `wake`.
+    flip: AtomicBool,
+    running: Mutex<Option<RunHandle>>,
+    stopper: Mutex<Option<riverqueue::Stopper>>,
+}
+
+impl std::fmt::Debug for River {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("River").field("work", &self.work).finish_non_exhaustive()
+    }
+}
+
+/// How often a leader looks for jobs that are due.
+const SCHEDULER: Duration = Duration::from_secs(1);
+
+impl River {
+    pub(super) fn new(database: Database, work: Vec<Work>, times: Times) -> Result<Self, DurableError> {
+        let runner = Arc::new(OnceLock::new());
+        let mut workers = riverqueue::Workers::new();
+        workers.add::<Envelope, _>(Attempts::new(runner.clone(), times.rescue_after))?;
+        let maintenance = MaintenanceConfig::default()
+            .with_elect_interval(times.elect)
+            .with_scheduler_interval(SCHEDULER)
+            .with_rescuer_interval(times.rescue_after.min(Duration::from_secs(10)))
+            .with_rescue_after(times.rescue_after)
+            // A promise that was broken stays on record until somebody has seen it.
+            .with_discarded_job_retention(Retention::Keep);
+        let mut builder = match &database {
+            #[cfg(feature = "durable-sqlite")]
+            Database::Sqlite(pool) => Client::builder(pool.clone()),
+            #[cfg(feature = "durable-postgres")]
+            Database::Postgres(pool) => Client::builder(pool.clone()),
+        }
+        .workers(workers)
+        .retry_policy(Backoff::new(runner.clone()))
+        // Each job brings its own limit.
+        .without_job_timeout()
+        .job_stuck_threshold(Duration::from_secs(5))
+        .fetch_cooldown(times.cooldown)
+        .maintenance(maintenance);
+        for kind in &work {
+            builder = builder.queue(kind.kind, queue(kind, times, false));
+        }
+        let client = builder.build()?;
+        Ok(Self {
+            database,
+            client,
+            runner,
+            work,
+            times,
+            flip: AtomicBool::new(false),
+            running: Mutex::new(None),
+            stopper: Mutex::new(None),
+        })
+    }
+}
+
+const UNFINISHED: [JobState; 5] =
+    [JobState::Available, JobState::Pending, JobState::Retryable, JobState::Running, JobState::Scheduled];
+
+fn queue(work: &Work, times: Times, flip: bool) -> QueueConfig {
+    let poll = times.poll.max(times.cooldown) + Duration::from_micros(u64::from(flip));
+    QueueConfig::new(work.concurrency).with_fetch_poll_interval(poll)
+}
+
+fn batch(jobs: &[NewJob]) -> Result<InsertBatch, DurableError> {
+    let mut batch = InsertBatch::new();
+    for job in jobs {
+        let envelope = Envelope {
+            key: job.key.clone(),
+            payload: job.payload.clone(),
+            limit_ms: u64::try_from(job.limit.as_millis()).unwrap_or(u64::MAX),
+            from: job.from.clone(),
+        };
+        let mut opts = InsertOpts::default().with_queue(job.kind).with_max_attempts(i32::from(job.max_attempts.max(1)));
+        if !job.wait.is_zero() {
+            let at = Timestamp::now()
+                .checked_add(job.wait)
+                .map_err(|error| DurableError::because(Kind::Settings("the lease is too long".to_owned()), error))?;
+            opts = opts.with_scheduled_at(at);
+        }
+        let unique = UniqueOpts::new().with_by_args(true).with_by_queue(true);
+        match job.unique {
+            Unique::No => {}
+            // River's default: all but the discarded and cancelled.
+            Unique::WhileKept => opts = opts.with_unique(unique),
+            Unique::UntilDone => opts = opts.with_unique(unique.with_by_state(UNFINISHED)),
+        }
+        batch.push_with(envelope, opts);
+    }
+    Ok(batch)
+}
+
+impl Engine for River {
+    fn migrate(&self) -> Boxed<'_, Result<(), DurableError>> {
+        Box::pin(sql::migrate(&self.database))
+    }
+
+    fn check(&self) -> Boxed<'_, Result<(), DurableError>> {
+        Box::pin(sql::check(&self.database))
+    }
+
+    fn insert<'a>(&'a self, jobs: &'a [NewJob], tx: Tx<'a, '_>) -> Boxed<'a, Result<Vec<Stored>, DurableError>> {
+        Box::pin(async move {
+            let request = self.client.insert_batch(batch(jobs)?);
+            let stored = match tx {
+                #[cfg(feature = "durable-sqlite")]
+                Tx::Sqlite(transaction) => request.tx(transaction).await?,
+                #[cfg(feature = "durable-postgres")]
+                Tx::Postgres(transaction) => request.tx(transaction).await?,
+            };
+            let stored = stored.into_iter();
+            Ok(stored.map(|job| Stored { id: job.id(), duplicate: job.unique_skipped_as_duplicate }).collect())
+        })
+    }
+
+    fn promote<'a>(&'a self, ids: &'a [i64], tx: Tx<'a, '_>) -> Boxed<'a, Result<(), DurableError>> {
+        Box::pin(sql::promote(ids, tx))
+    }
+
+    fn complete<'a>(&'a self, id: i64, tx: Tx<'a, '_>) -> Boxed<'a, Result<(), DurableError>> {
+        Box::pin(async move {
+            let request = self.client.jobs().complete(id);
+            match tx {
+                #[cfg(feature = "durable-sqlite")]
+                Tx::Sqlite(transaction) => request.tx(transaction).await?,
+                #[cfg(feature = "durable-postgres")]
+                Tx::Postgres(transaction) => request.tx(transaction).await?,
+            };
+            Ok(())
+        })
+    }
+
+    /// River looks at once when a queue's configuration changes. Its notifications take longer: SQLite's are polled
+    /// for each 100 ms.
+    fn wake(&self) {
+        // Relaxed: whoever flips last, the configuration has changed.
+        let flip = !self.flip.fetch_xor(true, Ordering::Relaxed);
+        for kind in &self.work {
+            // It fails only for a queue that is not there, and those are.
+            let _ = self.client.local_queues().update(kind.kind, queue(kind, self.times, flip));
+        }
+    }
+
+    fn start(&self, runner: Arc<dyn Runner>) -> Result<(), DurableError> {
+        let _ = self.runner.set(runner);
+        if self.work.is_empty() {
+            return Ok(());
+        }
+        let handle = self.client.start()?;
+        *lock(&self.stopper) = Some(handle.stopper());
+        *lock(&self.running) = Some(handle);
+        Ok(())
+    }
+
+    fn stop(&self) {
+        if let Some(stopper) = &*lock(&self.stopper) {
+            stopper.stop();
+        }
+    }
+
+    fn stopped(&self) -> Boxed<'_, ()> {
+        Box::pin(async move {
+            let handle = lock(&self.running).take();
+            let Some(handle) = handle else { return };
+            // Put back if this is dropped half-way: a dropped handle would stop the jobs hard.
+            let mut handle = PutBack { handle: Some(handle), place: &self.running };
+            if let Some(running) = &mut handle.handle {
+                if let Err(error) = running.wait().await {
+                    tracing::error!(%error, "the engine of durable jobs ended with an error");
+                }
+            }
+            handle.handle = None;
+        })
+    }
+
+    fn counts(&self) -> Boxed<'_, Result<JobCounts, DurableError>> {
+        Box::pin(sql::counts(&self.database))
+    }
+
+    fn discarded(&self, limit: u32) -> Boxed<'_, Result<Vec<DiscardedJob>, DurableError>> {
+        Box::pin(async move {
+            let params = JobListParams::default().states([JobState::Discarded]).limit(limit.clamp(1, 10_000));
+            let page = self.client.jobs().list(params).await?;
+            Ok(page.jobs.iter().filter_map(worker::discarded).collect())
+        })
+    }
+
+    fn revive(&self, id: i64) -> Boxed<'_, Result<(), DurableError>> {
+        Box::pin(async move {
+            let job = self.client.jobs().get(id).await?;
+            if job.state == JobState::Discarded {
+                self.client.jobs().retry(id).await?;
+                self.wake();
+            }
+            Ok(())
+        })
+    }
+}
+
+struct PutBack<'a> {
+    handle: Option<RunHandle>,
+    place: &'a Mutex<Option<RunHandle>>,
+}
+
+impl Drop for PutBack<'_> {
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle.take() {
+            *lock(self.place) = Some(handle);
+        }
+    }
+}
+
+impl From<riverqueue::Error> for DurableError {
+    fn from(error: riverqueue::Error) -> Self {
+        use riverqueue::Error;
+        match error {
+            Error::Database(error) => error.into(),
+            Error::InvalidJob(error) => Self::new(Kind::Invalid(error.to_string())),
+            Error::Configuration(error) => Self::new(Kind::Settings(error.to_string())),
+            Error::JobNotRunning { .. } | Error::NotFound(_) => Self::new(Kind::NotRunning),
+            Error::DatabaseMismatch(_) => {
+                Self::new(Kind::Invalid("the transaction is of another kind of database than the store".to_owned()))
+            }
+            error => Self::because(Kind::Other, error),
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! What River has no call for, and its migrations.
+
+use std::time::Duration;
+
+use riverqueue::sqlx;
+
+use crate::durable::{
+    database::{Database, Tx},
+    engine::JobCounts,
+    error::{DurableError, Kind},
+};
+
+fn migration(error: riverqueue::migrate::Error) -> DurableError {
+    match error {
+        riverqueue::migrate::Error::Database(error) => error.into(),
+        error => DurableError::because(Kind::Schema("the engine's migration failed".to_owned()), error),
+    }
+}
+
+/// How often a migration is tried that meets another one.
+const TRIES: u32 = 50;
+
+/// River's migrations do not expect another process at the same work: the one that comes second fails, and finds it
+/// done when it looks again.
+pub(super) async fn migrate(database: &Database) -> Result<(), DurableError> {
+    let mut tries = 1;
+    loop {
+        match migrate_once(database).await {
+            Err(error) if tries < TRIES && (error.is_locked() || !error.is_unavailable()) => {
+                if check(database).await.is_ok() {
+                    return Ok(());
+                }
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+async fn migrate_once(database: &Database) -> Result<(), DurableError> {
+    match database {
+        #[cfg(feature = "durable-sqlite")]
+        Database::Sqlite(pool) => {
+            riverqueue::migrate::SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
+        }
+        #[cfg(feature = "durable-postgres")]
+        Database::Postgres(pool) => {
+            riverqueue::migrate::PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn check(database: &Database) -> Result<(), DurableError> {
+    let valid = match database {
+        #[cfg(feature = "durable-sqlite")]
+        Database::Sqlite(pool) => riverqueue::migrate::SqliteMigrator::new(pool.clone()).validate(None).await,
+        #[cfg(feature = "durable-postgres")]
+        Database::Postgres(pool) => riverqueue::migrate::PostgresMigrator::new(pool.clone()).validate(None).await,
+    };
+    let valid = valid.map_err(migration)?;
+    if valid.is_valid() {
+        return Ok(());
+    }
+    Err(DurableError::new(Kind::Schema("migrations of the job engine are missing".to_owned())))
+}
+
+/// Those that wait for the end of their lease, and no others: one that has run, or that runs, is never run again by
+/// this, and one that waits for its next attempt goes on waiting. (River's own `retry` would run a completed job once
+/// more, which a slow reader's late flush would then do.)
+pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableError> {
+    match tx {
+        #[cfg(feature = "durable-sqlite")]
+        Tx::Sqlite(transaction) => {
+            let ids = serde_json::to_string(ids).map_err(|error| DurableError::because(Kind::Other, error))?;
+            sqlx::query(
+                "UPDATE river_job SET state = 'available', scheduled_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
+                 WHERE id IN (SELECT value FROM json_each($1)) AND attempt = 0
+                   AND (state = 'scheduled'
+                     OR state = 'available' AND scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now'))",
+            )
+            .bind(ids)
+            .execute(&mut **transaction)
+            .await?;
+        }
+        #[cfg(feature = "durable-postgres")]
+        Tx::Postgres(transaction) => {
+            // Other processes are told as River tells them.
+            sqlx::query(
+                "WITH promoted AS (
+                   UPDATE river_job SET state = 'available', scheduled_at = now()
+                   WHERE id = ANY($1) AND attempt = 0
+                     AND (state = 'scheduled' OR state = 'available' AND scheduled_at > now())
+                   RETURNING queue)
+                 SELECT pg_notify(current_schema() || '.river_insert', json_build_object('queue', queue)::text)
+                 FROM (SELECT DISTINCT queue FROM promoted) AS queues",
+            )
+            .bind(ids)
+            .execute(&mut **transaction)
+            .await?;
+        }
+    }
+    Ok(())
+}
+
+const COUNTS: &str = "SELECT CAST(state AS TEXT), count(*) FROM river_job WHERE kind = 'tower_epilogue' GROUP BY state";
+
+pub(super) async fn counts(database: &Database) -> Result<JobCounts, DurableError> {
+    let rows: Vec<(String, i64)> = match database {
+        #[cfg(feature = "durable-sqlite")]
+        Database::Sqlite(pool) => sqlx::query_as(COUNTS).fetch_all(pool).await?,
+        #[cfg(feature = "durable-postgres")]
+        Database::Postgres(pool) => sqlx::query_as(COUNTS).fetch_all(pool).await?,
+    };
+    let mut counts = JobCounts::default();
+    for (state, count) in rows {
+        let count = u64::try_from(count).unwrap_or_default();
+        match state.as_str() {
+            "scheduled" => counts.scheduled = count,
+            "available" => counts.available = count,
+            "running" => counts.running = count,
+            "retryable" => counts.retryable = count,
+            "completed" => counts.completed = count,
+            "discarded" => counts.discarded = count,
+            _ => {}
+        }
+    }
+    Ok(counts)
+}

@@ -1,0 +1,124 @@
+//! River's side of an attempt.
+
+use std::{
+    fmt,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use riverqueue::{
+    BoxError, Job, JobRow, RetryPolicy, WorkContext, WorkError, WorkOutcome, Worker, WorkerTimeout, jiff::Timestamp,
+};
+
+use super::Envelope;
+use crate::durable::{
+    engine::{Attempt, DiscardedJob, Outcome, Runner},
+    job::default_backoff,
+};
+
+/// Where a job that was given up keeps the reason.
+const REASON: &str = "tower_epilogue_reason";
+
+/// Hands attempts to the runner.
+pub(super) struct Attempts {
+    runner: Arc<OnceLock<Arc<dyn Runner>>>,
+    /// How long past its limit an attempt counts as running.
+    grace: Duration,
+}
+
+impl Attempts {
+    pub(super) fn new(runner: Arc<OnceLock<Arc<dyn Runner>>>, grace: Duration) -> Self {
+        Self { runner, grace }
+    }
+}
+
+/// An attempt that failed, on its way through River to the retry policy.
+#[derive(Debug)]
+struct Failed {
+    error: String,
+    after: Duration,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+impl Worker<Envelope> for Attempts {
+    type Error = BoxError;
+
+    /// River's own limit, and the age at which its rescuer takes the job for lost: ours passes before it.
+    fn timeout(&self, job: &Job<Envelope>) -> WorkerTimeout {
+        let limit = Duration::from_millis(job.args.limit_ms);
+        WorkerTimeout::After(limit.checked_add(self.grace).unwrap_or(limit))
+    }
+
+    async fn work(&self, context: WorkContext, job: Job<Envelope>) -> Result<WorkOutcome, BoxError> {
+        let Some(runner) = self.runner.get() else {
+            return Ok(WorkOutcome::Snooze(self.grace));
+        };
+        let number = |number: i32| u16::try_from(number).unwrap_or(u16::MAX);
+        let attempt = Attempt {
+            id: job.row.id,
+            kind: job.row.queue.clone(),
+            key: job.args.key,
+            payload: job.args.payload,
+            limit: Duration::from_millis(job.args.limit_ms),
+            attempt: number(job.row.attempt),
+            max_attempts: number(job.row.max_attempts),
+            from: job.args.from,
+        };
+        match runner.run(attempt).await {
+            Outcome::Completed => Ok(WorkOutcome::Complete),
+            Outcome::Failed { error, after } => Err(Failed { error, after }.into()),
+            Outcome::GivenUp { error } => {
+                // Without it the job is discarded all the same; only its reason is in the log alone.
+                let _ = context.metadata_set(REASON, error);
+                Ok(WorkOutcome::Discard)
+            }
+            Outcome::Returned { after } => Ok(WorkOutcome::Snooze(after)),
+        }
+    }
+}
+
+/// When the next attempt comes.
+pub(super) struct Backoff {
+    runner: Arc<OnceLock<Arc<dyn Runner>>>,
+}
+
+impl Backoff {
+    pub(super) fn new(runner: Arc<OnceLock<Arc<dyn Runner>>>) -> Self {
+        Self { runner }
+    }
+}
+
+impl RetryPolicy for Backoff {
+    fn next_retry(&self, job: &JobRow, error: &WorkError, _: Timestamp) -> Duration {
+        if let Some(failed) = error.downcast_ref::<Failed>() {
+            return failed.after;
+        }
+        let attempt = u16::try_from(job.attempt).unwrap_or(u16::MAX);
+        match self.runner.get() {
+            Some(runner) => runner.backoff(&job.queue, attempt),
+            None => default_backoff(attempt),
+        }
+    }
+}
+
+/// A discarded job in our words; `None` for one that is not ours.
+pub(super) fn discarded(job: &JobRow) -> Option<DiscardedJob> {
+    let envelope: Envelope = serde_json::from_str(job.encoded_args.get()).ok()?;
+    let reason = job.metadata.get::<String>(REASON).ok().flatten();
+    let error = reason.or_else(|| job.errors.last().map(|error| error.error.clone())).unwrap_or_default();
+    Some(DiscardedJob {
+        id: job.id,
+        kind: job.queue.clone(),
+        key: envelope.key,
+        payload: envelope.payload,
+        attempts: u16::try_from(job.attempt).unwrap_or(u16::MAX),
+        error,
+    })
+}

@@ -1,0 +1,291 @@
+//! [`DurableStore`]: the handle to a store that works.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::Extensions;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    Durable, DurableError, DurableLayer, JobCounts,
+    database::{Database, Tx},
+    engine::{DiscardedJob, Engine, NewJob, Stored, Unique},
+    error::Kind,
+    part::Promise,
+    records::{Answer, Claim, Claimed},
+    writer::Op,
+};
+use crate::pool::Companion;
+
+/// A store of durable jobs at work. Made by [`DurableBuilder::start`](super::DurableBuilder::start).
+///
+/// Cloning is cheap; clones are the same store. It works until the [`Epilogue`](crate::Epilogue) that it was started
+/// in drains.
+#[derive(Clone)]
+pub struct DurableStore(pub(super) Arc<Inner>);
+
+pub(super) struct Inner {
+    pub(super) database: Database,
+    pub(super) engine: Arc<dyn Engine>,
+    pub(super) writer: mpsc::UnboundedSender<Op>,
+    pub(super) lease: Duration,
+    pub(super) stopping: AtomicBool,
+}
+
+impl fmt::Debug for DurableStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DurableStore").field("database", &self.0.database).finish_non_exhaustive()
+    }
+}
+
+impl DurableStore {
+    /// A layer that stores what the handlers inside of it promise.
+    #[must_use]
+    pub fn layer(&self) -> DurableLayer {
+        DurableLayer::new(self.clone())
+    }
+
+    /// Stores a job outside of any response, and has it start at once. It is stored when this returns. One that was
+    /// stored in a transaction of yours is started, once you have committed that.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be stored.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped, the job may be stored all the same.
+    pub async fn enqueue(&self, job: Durable) -> Result<(), DurableError> {
+        let mut job = match job.into_promise() {
+            Some(Promise::New(job)) => job?,
+            Some(Promise::Stored(id)) => {
+                self.0.promote_ids(id.into_iter().collect());
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
+        fill_key(&mut job, None);
+        self.keep(vec![job], None).await.map(drop)
+    }
+
+    /// Begins a transaction on a SQLite store, for [`Durable::in_transaction`].
+    ///
+    /// # Errors
+    ///
+    /// If the store does not answer, or is one of Postgres.
+    #[cfg(feature = "durable-sqlite")]
+    pub async fn begin_sqlite(&self) -> Result<super::sqlx::Transaction<'static, super::sqlx::Sqlite>, DurableError> {
+        match self.0.database.begin().await? {
+            super::database::Begun::Sqlite(transaction) => Ok(transaction),
+            #[cfg(feature = "durable-postgres")]
+            super::database::Begun::Postgres(_) => {
+                Err(DurableError::new(Kind::Settings("the store is one of Postgres, not of SQLite".to_owned())))
+            }
+        }
+    }
+
+    /// Begins a transaction on a Postgres store, for [`Durable::in_transaction`].
+    ///
+    /// # Errors
+    ///
+    /// If the store does not answer, or is one of SQLite.
+    #[cfg(feature = "durable-postgres")]
+    pub async fn begin_postgres(
+        &self,
+    ) -> Result<super::sqlx::Transaction<'static, super::sqlx::Postgres>, DurableError> {
+        match self.0.database.begin().await? {
+            super::database::Begun::Postgres(transaction) => Ok(transaction),
+            #[cfg(feature = "durable-sqlite")]
+            super::database::Begun::Sqlite(_) => {
+                Err(DurableError::new(Kind::Settings("the store is one of SQLite, not of Postgres".to_owned())))
+            }
+        }
+    }
+
+    /// How many jobs are in which state, whoever runs them.
+    ///
+    /// # Errors
+    ///
+    /// If the store does not answer.
+    pub async fn counts(&self) -> Result<JobCounts, DurableError> {
+        self.0.engine.counts().await
+    }
+
+    /// Jobs that were given up, at most `limit`. They are kept until they are [revived](Self::revive).
+    ///
+    /// # Errors
+    ///
+    /// If the store does not answer.
+    pub async fn discarded(&self, limit: u32) -> Result<Vec<DiscardedJob>, DurableError> {
+        self.0.engine.discarded(limit).await
+    }
+
+    /// Has a job that was given up tried once more. Any other is left alone.
+    ///
+    /// # Errors
+    ///
+    /// If there is no such job, or the store does not answer.
+    pub async fn revive(&self, id: i64) -> Result<(), DurableError> {
+        self.0.engine.revive(id).await
+    }
+
+    /// Waits until everything that was promised so far, and whose response has left, is ready to run.
+    pub async fn settled(&self) {
+        self.0.settled().await;
+    }
+
+    pub(super) async fn insert_in(&self, mut job: NewJob, tx: Tx<'_, '_>) -> Result<Stored, DurableError> {
+        fill_key(&mut job, None);
+        job.wait = self.0.lease;
+        let stored = self.0.engine.insert(&[job], tx).await?;
+        stored.first().copied().ok_or_else(|| DurableError::because(Kind::Other, "the engine stored nothing"))
+    }
+
+    pub(super) async fn complete_in(&self, id: i64, tx: Tx<'_, '_>) -> Result<(), DurableError> {
+        self.0.engine.complete(id, tx).await
+    }
+
+    /// Stores jobs and has those start that nobody waits to flush a response for.
+    async fn keep(&self, jobs: Vec<NewJob>, answer: Option<(Claim, Answer)>) -> Result<Vec<Stored>, DurableError> {
+        let stored = self.0.store(jobs, answer).await?;
+        self.0.promote(&stored);
+        Ok(stored)
+    }
+}
+
+/// Gives a job its key, if it has none of its own: the client's, or else a random one.
+pub(super) fn fill_key(job: &mut NewJob, clients: Option<(&str, usize)>) {
+    if !job.key.is_empty() {
+        return;
+    }
+    match clients {
+        Some((key, index)) => {
+            job.key = format!("{key}:{index}");
+            job.unique = Unique::UntilDone;
+        }
+        None => job.key = random_name(),
+    }
+}
+
+/// 128 random bits.
+pub(super) fn random_name() -> String {
+    use std::hash::{BuildHasher, Hasher};
+    // Seeded by the system once a thread, and counted on from there: unique, and not to be guessed from outside. The
+    // process and the time are mixed in for the processes of one machine.
+    let part = |salt: u64| {
+        let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+        hasher.write_u64(salt);
+        hasher.write_u32(std::process::id());
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        hasher.write_u128(now.as_nanos());
+        hasher.finish()
+    };
+    format!("{:016x}{:016x}", part(1), part(2))
+}
+
+impl Inner {
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    fn send(&self, op: Op) -> Result<(), DurableError> {
+        self.writer.send(op).map_err(|_| DurableError::new(Kind::Stopped))
+    }
+
+    async fn wait<T>(reply: oneshot::Receiver<Result<T, DurableError>>) -> Result<T, DurableError> {
+        reply.await.unwrap_or_else(|_| Err(DurableError::new(Kind::Stopped)))
+    }
+
+    pub(super) async fn claim(&self, claim: Claim) -> Result<Claimed, DurableError> {
+        let (reply, answered) = oneshot::channel();
+        self.send(Op::Claim { claim, reply })?;
+        Self::wait(answered).await
+    }
+
+    pub(super) fn release(&self, claim: Claim) {
+        // With the writer gone, it expires by itself.
+        let _ = self.send(Op::Release(claim));
+    }
+
+    /// Stores jobs a lease ahead. Dropped before it is done, they are stored, or not, and started all the same.
+    pub(super) async fn store(
+        &self,
+        mut jobs: Vec<NewJob>,
+        answer: Option<(Claim, Answer)>,
+    ) -> Result<Vec<Stored>, DurableError> {
+        for job in &mut jobs {
+            job.wait = self.lease;
+        }
+        let (reply, answered) = oneshot::channel();
+        self.send(Op::Keep { jobs, answer, reply })?;
+        Self::wait(answered).await
+    }
+
+    /// Has stored jobs start, but for duplicates: another has promised those, and promotes them.
+    pub(super) fn promote(&self, stored: &[Stored]) {
+        let ids: Vec<_> = stored.iter().filter(|job| !job.duplicate).map(|job| job.id).collect();
+        self.promote_ids(ids);
+    }
+
+    pub(super) fn promote_ids(&self, ids: Vec<i64>) {
+        if !ids.is_empty() {
+            // With the writer gone, they start when their lease ends.
+            let _ = self.send(Op::Promote(ids));
+        }
+    }
+
+    async fn settled(&self) {
+        let (reached, wait) = oneshot::channel();
+        if self.send(Op::Barrier(reached)).is_ok() {
+            let _ = wait.await;
+        }
+    }
+}
+
+impl Companion for Inner {
+    fn stop(&self) {
+        self.stopping.store(true, Ordering::Release);
+        self.engine.stop();
+    }
+
+    fn stopped(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async move {
+            self.settled().await;
+            self.engine.stopped().await;
+        })
+    }
+
+    fn left(&self) -> Pin<Box<dyn Future<Output = Option<u64>> + Send + '_>> {
+        Box::pin(async move {
+            let counts = tokio::time::timeout(Duration::from_secs(2), self.engine.counts()).await;
+            counts.ok()?.ok().map(|counts| counts.unfinished())
+        })
+    }
+
+    fn keep_stray(&self, extensions: &mut Extensions) {
+        let mut jobs = Vec::new();
+        for promise in Durable::take_from(extensions) {
+            match promise {
+                Promise::New(Ok(mut job)) => {
+                    fill_key(&mut job, None);
+                    job.wait = self.lease;
+                    jobs.push(job);
+                }
+                Promise::New(Err(error)) => tracing::error!(%error, "a durable job is lost: its client had left"),
+                Promise::Stored(id) => self.promote_ids(id.into_iter().collect()),
+            }
+        }
+        if !jobs.is_empty() {
+            // Nobody waits for the reply: then the writer starts them.
+            let (reply, _) = oneshot::channel();
+            let _ = self.send(Op::Keep { jobs, answer: None, reply });
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The one task that writes to the store: what requests want at the same moment is committed together.
+//!
+//! A commit waits for the disk; so one transaction for all who wait costs as much as one for each alone. It also means
+//! that a request which is dropped while it waits leaves nothing half done: its job is stored, or it is not.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    database::Database,
+    engine::{Engine, NewJob, Stored},
+    error::{DurableError, Kind},
+    records::{self, Answer, Claim, Claimed},
+};
+
+/// Something to write.
+pub(super) enum Op {
+    Claim {
+        claim: Claim,
+        reply: Reply<Claimed>,
+    },
+    /// Jobs, and the answer that is given for them: all or nothing.
+    Keep {
+        jobs: Vec<NewJob>,
+        answer: Option<(Claim, Answer)>,
+        reply: Reply<Vec<Stored>>,
+    },
+    Release(Claim),
+    Promote(Vec<i64>),
+    /// Answered when all before it has been written.
+    Barrier(oneshot::Sender<()>),
+}
+
+type Reply<T> = oneshot::Sender<Result<T, DurableError>>;
+
+/// What became of an [`Op`].
+enum Done {
+    Claimed(Claimed),
+    Kept(Vec<Stored>),
+    Nothing,
+}
+
+/// How many requests share a transaction at most.
+const TOGETHER: usize = 256;
+
+pub(super) struct Writer {
+    database: Database,
+    engine: Arc<dyn Engine>,
+    /// How long a claim holds without being renewed.
+    claim: Duration,
+    /// How long answers are kept.
+    keep: Duration,
+    /// Claims whose handlers run here, by their owners.
+    held: HashMap<String, Claim>,
+    /// Jobs whose requests did not wait for them: nobody else will promote them.
+    orphans: Vec<i64>,
+}
+
+fn now_ms() -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn later_ms(by: Duration) -> i64 {
+    now_ms().saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
+}
+
+impl Writer {
+    pub(super) fn new(database: Database, engine: Arc<dyn Engine>, claim: Duration, keep: Duration) -> Self {
+        Self { database, engine, claim, keep, held: HashMap::new(), orphans: Vec::new() }
+    }
+
+    /// Ends when nobody can send any more.
+    pub(super) async fn run(mut self, mut ops: mpsc::UnboundedReceiver<Op>) {
+        let mut renewal = tokio::time::interval((self.claim / 3).max(Duration::from_millis(1)));
+        renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut cleaning = tokio::time::interval(Duration::from_secs(60));
+        cleaning.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut batch = Vec::new();
+        loop {
+            tokio::select! {
+                biased;
+                count = ops.recv_many(&mut batch, TOGETHER) => {
+                    if count == 0 {
+                        return;
+                    }
+                    self.together(std::mem::take(&mut batch)).await;
+                }
+                _ = renewal.tick() => self.renew().await,
+                _ = cleaning.tick() => self.clean().await,
+            }
+            if !self.orphans.is_empty() {
+                let orphans = std::mem::take(&mut self.orphans);
+                self.together(vec![Op::Promote(orphans)]).await;
+            }
+        }
+    }
+
+    /// Writes all in one transaction; if that fails for a reason that may be one of them alone, each in its own.
+    async fn together(&mut self, ops: Vec<Op>) {
+        match self.write(&ops).await {
+            Ok(done) => self.answer(ops, done),
+            Err(error) if ops.len() == 1 || error.is_unavailable() => self.fail(ops, &error),
+            Err(_) => {
+                for op in ops {
+                    let alone = [op];
+                    let result = self.write(&alone).await;
+                    match result {
+                        Ok(done) => self.answer(alone.into(), done),
+                        Err(error) => self.fail(alone.into(), &error),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn write(&self, ops: &[Op]) -> Result<Vec<Done>, DurableError> {
+        if ops.iter().all(|op| matches!(op, Op::Barrier(_))) {
+            return Ok(ops.iter().map(|_| Done::Nothing).collect());
+        }
+        let mut begun = self.database.begin().await?;
+        let result = self.write_in(ops, &mut begun).await;
+        match result {
+            Ok(done) => {
+                begun.commit().await?;
+                if ops.iter().any(|op| matches!(op, Op::Promote(_))) {
+                    self.engine.wake();
+                }
+                Ok(done)
+            }
+            Err(error) => {
+                begun.rollback().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn write_in(&self, ops: &[Op], begun: &mut super::database::Begun) -> Result<Vec<Done>, DurableError> {
+        let jobs: Vec<NewJob> = ops
+            .iter()
+            .filter_map(|op| if let Op::Keep { jobs, .. } = op { Some(jobs) } else { None })
+            .flatten()
+            .cloned()
+            .collect();
+        let mut stored =
+            if jobs.is_empty() { Vec::new() } else { self.engine.insert(&jobs, begun.tx()).await? }.into_iter();
+        let mut done = Vec::with_capacity(ops.len());
+        let mut promoted = Vec::new();
+        for op in ops {
+            done.push(match op {
+                Op::Claim { claim, .. } => {
+                    Done::Claimed(records::claim(claim, now_ms(), later_ms(self.claim), &mut begun.tx()).await?)
+                }
+                Op::Keep { jobs, answer, .. } => {
+                    if let Some((claim, answer)) = answer {
+                        records::answer(claim, answer, later_ms(self.keep), &mut begun.tx()).await?;
+                    }
+                    let kept: Vec<_> = stored.by_ref().take(jobs.len()).collect();
+                    if kept.len() != jobs.len() {
+                        return Err(DurableError::because(
+                            Kind::Other,
+                            "the engine stored fewer jobs than it was given",
+                        ));
+                    }
+                    Done::Kept(kept)
+                }
+                Op::Release(claim) => {
+                    records::release(claim, &mut begun.tx()).await?;
+                    Done::Nothing
+                }
+                Op::Promote(ids) => {
+                    promoted.extend_from_slice(ids);
+                    Done::Nothing
+                }
+                Op::Barrier(_) => Done::Nothing,
+            });
+        }
+        if !promoted.is_empty() {
+            self.engine.promote(&promoted, begun.tx()).await?;
+        }
+        Ok(done)
+    }
+
+    fn answer(&mut self, ops: Vec<Op>, done: Vec<Done>) {
+        for (op, done) in ops.into_iter().zip(done) {
+            match (op, done) {
+                (Op::Claim { claim, reply }, Done::Claimed(claimed)) => {
+                    if claimed == Claimed::First {
+                        self.held.insert(claim.owner.clone(), claim);
+                    }
+                    // Whoever asked holds a guard, which releases the claim.
+                    let _ = reply.send(Ok(claimed));
+                }
+                (Op::Keep { answer, reply, .. }, Done::Kept(stored)) => {
+                    if let Some((claim, _)) = answer {
+                        self.held.remove(&claim.owner);
+                    }
+                    if let Err(Ok(stored)) = reply.send(Ok(stored)) {
+                        self.orphans.extend(stored.iter().filter(|job| !job.duplicate).map(|job| job.id));
+                    }
+                }
+                (Op::Release(claim), _) => {
+                    self.held.remove(&claim.owner);
+                }
+                (Op::Barrier(reached), _) => {
+                    let _ = reached.send(());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn fail(&mut self, ops: Vec<Op>, error: &DurableError) {
+        tracing::error!(%error, requests = ops.len(), "the store of durable jobs failed");
+        for op in ops {
+            match op {
+                Op::Claim { reply, .. } => drop(reply.send(Err(error.share()))),
+                Op::Keep { reply, .. } => drop(reply.send(Err(error.share()))),
+                // It expires by itself, now that it is renewed no more.
+                Op::Release(claim) => drop(self.held.remove(&claim.owner)),
+                // They start when their lease ends.
+                Op::Promote(_) => {}
+                Op::Barrier(reached) => drop(reached.send(())),
+            }
+        }
+    }
+
+    async fn renew(&self) {
+        if self.held.is_empty() {
+            return;
+        }
+        let renewed = async {
+            let mut begun = self.database.begin().await?;
+            for claim in self.held.values() {
+                records::renew(claim, later_ms(self.claim), &mut begun.tx()).await?;
+            }
+            begun.commit().await
+        };
+        if let Err(error) = renewed.await {
+            tracing::warn!(%error, "claims on idempotency keys were not renewed");
+        }
+    }
+
+    async fn clean(&self) {
+        let cleaned = async {
+            let mut begun = self.database.begin().await?;
+            let rows = records::clean(now_ms(), &mut begun.tx()).await?;
+            begun.commit().await?;
+            Ok::<_, DurableError>(rows)
+        };
+        match cleaned.await {
+            Ok(rows) if rows > 0 => tracing::debug!(rows, "answers that had expired were forgotten"),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "expired answers were not forgotten"),
+        }
+    }
+}

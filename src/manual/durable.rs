@@ -1,0 +1,80 @@
+//! Durable jobs: what they survive, what can still go wrong, and what to do about it.
+//!
+//! [`durable`](crate::durable) is for work whose loss is not acceptable. A [`Continuation`](crate::Continuation) is for
+//! everything else: it costs no disk, it needs no second thought about running twice, and a crash loses it.
+//!
+//! # What is promised
+//!
+//! 1. A response that carries a [`Durable`](crate::durable::Durable) leaves only after its jobs are committed. If they
+//!    cannot be, the client gets a 503 in its place.
+//! 2. A committed job runs to its end at least once, in this process or another, or it is given up after its last
+//!    attempt: then it stays on record ([`discarded`](crate::durable::DurableStore::discarded)), and is reported.
+//! 3. It is not started before its response was flushed, or is known never to be; but for one whose response takes longer
+//!    than the [lease](crate::durable::DurableBuilder::lease), or whose process died in between: that starts when the
+//!    lease ends. A flush that comes later does not start it again.
+//! 4. A job that is running, or done, is never started by the promise of another with its key.
+//!
+//! They hold as far as the database keeps what it has committed: SQLite is opened with `synchronous=FULL`; Postgres has
+//! to run with `fsync` and `synchronous_commit` on, as it does by default.
+//!
+//! # What can still go wrong
+//!
+//! | what happens | what comes of it | what to do |
+//! |---|---|---|
+//! | The process dies after a job's effect, and before it was noted. | The job runs again. | Give [`idempotency_key`](crate::durable::JobContext::idempotency_key) to whatever the job calls. Where the effect is in the store's own database, write it in the transaction of [`complete_in_transaction`](crate::durable::JobContext::complete_in_transaction). |
+//! | The handler charges a card, and the process dies before the response's job is stored. | A foreign effect that nobody here knows of. | Have the job charge, and not the handler: store the intent first. Or [`in_transaction`](crate::durable::Durable::in_transaction), before the charge. |
+//! | The job is stored, and the connection breaks before the client hears of it. | The client does not know, and asks again. | Clients send an `Idempotency-Key`, or the job has a key that the order determines ([`with_key`](crate::durable::Durable::with_key)). |
+//! | The database goes away in the middle of a commit. | The client gets a 503, and the job may be stored all the same. It runs when its lease ends. | The same: under a key, asking again finds it. |
+//! | The request's time limit passes while its job is being stored. | The client gets a 503, and the job is stored, or not, and runs if it is. | The same. |
+//! | A job blocks its thread past its limit, for longer than [`rescue_after`](crate::durable::DurableBuilder::rescue_after). | It is taken for lost, and runs twice at the same time. | Do not block: `spawn_blocking`, with a limit of its own. |
+//! | The last attempt ends with its process. | The job is discarded by the process that rescues it. [`on_discard`](crate::durable::DurableBuilder::on_discard) is not called, since no process ran it to its end. | Watch the number of discarded jobs ([`counts`](crate::durable::DurableStore::counts)). |
+//! | A new version of the program cannot read what an old one stored. | The job stays stored, counts no attempt, is looked at again each half minute, and the log says so each time. | Add fields with `#[serde(default)]`; take none away before the old jobs are done; or let both versions run for a while. |
+//! | No process knows the job's kind any more. | It stays stored, untouched. | Run one that knows it, or delete it. |
+//! | The clocks of machines differ. | Leases and rescues come that much earlier or later. | Keep `rescue_after` above the difference. |
+//! | The client left while its handler ran on ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)). | What the handler promises is stored all the same, though its answer goes nowhere. | Nothing. |
+//!
+//! # Keys
+//!
+//! Two different things have that name. The *client's* key, in the header `Idempotency-Key`
+//! ([draft](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/)), names a request: see
+//! [`DurableLayer`](crate::durable::DurableLayer) for what is answered when. The *job's* key names an effect. It is
+//! [yours](crate::durable::Durable::with_key), or else made of the client's (the same for all who ask under it), or else
+//! random; all attempts at one job have the same.
+//!
+//! An answer is kept for a day ([`keep_answers`](crate::durable::DurableBuilder::keep_answers)) in the same transaction as
+//! its jobs. After that the key may be used for something else. Put the layer *inside* of compression, so that what is
+//! kept is not compressed for one client and given to another.
+//!
+//! # One lifecycle
+//!
+//! An attempt is a life of its own in the [`Epilogue`](crate::Epilogue) that the store was started in, under the route
+//! `JOB /` and its kind: its events come to `on_event`, its hooks have the hook limit, [`running`](crate::Epilogue::running)
+//! counts it, its span says which route promised it. Its limit is its kind's and not that of its request, of which it is
+//! no part.
+//!
+//! A drain begins no more jobs, waits for those that run, cuts them at its deadline, and says how many stay stored. What
+//! it cuts counts no attempt. What is promised while it drains is stored, and left to others or to the next start. A
+//! store that has drained goes on promising, and runs nothing.
+//!
+//! # The settings
+//!
+//! | setting | default | why |
+//! |---|---|---|
+//! | [`lease`](crate::durable::DurableBuilder::lease) | 30 s | Longer than most responses take to leave, shorter than what a waiting customer minds. |
+//! | [`LIMIT`](crate::durable::DurableJob::LIMIT), [`rescue_after`](crate::durable::DurableBuilder::rescue_after) | 60 s, and 30 s past it | A job whose process died looks like one that takes its time: only its age tells them apart. A short limit has it run again sooner. |
+//! | [`leader_lease`](crate::durable::DurableBuilder::leader_lease) | 5 s | One process looks after leases, retries and rescues. If it dies, another does 15 s later; until then jobs that are promised and flushed start as ever. |
+//! | [`MAX_ATTEMPTS`](crate::durable::DurableJob::MAX_ATTEMPTS), [`backoff`](crate::durable::DurableJob::backoff) | 20; 2 s doubling to 1 h | Some nine hours in all: an outage over night is survived. |
+//! | [`CONCURRENCY`](crate::durable::DurableJob::CONCURRENCY) | 16 of each kind | The bound of what runs at once in one process is the sum over its kinds. Slow kinds do not hold up others. |
+//! | [`fetch_cooldown`](crate::durable::DurableBuilder::fetch_cooldown), [`poll_interval`](crate::durable::DurableBuilder::poll_interval) | 5 ms, 1 s | The first bounds how often a busy process asks; the second is for what nobody is told of: retries that are due, and what other processes promise on SQLite. |
+//! | SQLite: WAL, `synchronous=FULL`, [`busy_timeout`](crate::durable::DurableBuilder::busy_timeout) | 5 s | Readers do not wait for the writer; commits wait for the disk; writers wait for each other. |
+//! | SQLite: the file | | On a local disk. Network file systems do not lock as SQLite needs it. |
+//!
+//! # What it costs
+//!
+//! A commit before each response, and some writes after it. On a small virtual machine (two cores, a virtual disk), with
+//! 64 clients: 101,000 responses a second with a continuation in memory, 5,700 with a job in SQLite, 2,200 with one in
+//! Postgres. From the flush to the start, in the median of one request at a time: 0.002 ms, 6.2 ms, 6.3 ms, of which 5 ms
+//! are the `fetch_cooldown` after the job before. `cargo bench --bench durable --features full` measures it.
+//!
+//! Requests that promise at the same moment share one commit, so that a slow disk costs each of them its time once, and
+//! not once for each before them.

@@ -1,0 +1,29 @@
+//! Durable jobs, on SQLite and on a Postgres of the tests' own. It needs the server of Postgres: Debian's package
+//! `postgresql`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    clippy::mem_forget,
+    reason = "a test may panic, and what it spawns is its own"
+)]
+#![allow(unreachable_pub, missing_debug_implementations, reason = "the modules of one suite")]
+
+#[path = "durable/attempts.rs"]
+mod attempts;
+#[path = "durable/common.rs"]
+mod common;
+#[path = "durable/drain.rs"]
+mod drain;
+#[path = "durable/faults.rs"]
+mod faults;
+#[path = "durable/keys.rs"]
+mod keys;
+#[path = "durable/layers.rs"]
+mod layers;
+#[path = "durable/postgres.rs"]
+mod postgres;
+#[path = "durable/promise.rs"]
+mod promise;
+
+mod support;

@@ -1,0 +1,78 @@
+//! The drain: what runs is waited for, what is cut stays stored, and the report says so.
+
+use std::time::Duration;
+
+use axum::{Router, routing::post};
+use tower_epilogue::durable::{Durable, DurableStore};
+
+use crate::common::{Act, Node, Place, Task, on_both};
+
+on_both!(
+    a_drain_waits_for_the_jobs_that_run,
+    what_the_deadline_cuts_stays_stored_and_counts_no_attempt,
+    what_is_promised_while_it_drains_is_stored,
+);
+
+fn app(store: &DurableStore) -> Router {
+    let handler = |name: String| async move { Durable::new(Task::new(name, Act::Wait)) };
+    Router::new().route("/", post(handler)).layer(store.layer())
+}
+
+async fn a_drain_waits_for_the_jobs_that_run(place: Place) {
+    let mut node = Node::start(&place, app).await;
+    assert_eq!(node.post("/", &[], "runs").await.status, 200);
+    node.record.begun("runs", 1).await;
+    node.begin_drain();
+    let record = node.record.clone();
+    let opener = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        record.open();
+    });
+    let report = node.stop().await;
+    opener.await.unwrap();
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(report.stored_jobs(), Some(0));
+    assert_eq!(place.number("SELECT count(*) FROM river_job WHERE state = 'completed'").await, 1);
+}
+
+async fn what_the_deadline_cuts_stays_stored_and_counts_no_attempt(place: Place) {
+    let short = Duration::from_millis(300);
+    let node = Node::with(&place, |store| store, |epilogue| epilogue.drain_deadline(short), app).await;
+    assert_eq!(node.post("/", &[], "is cut").await.status, 200);
+    node.record.begun("is cut", 1).await;
+    let report = node.stop().await;
+    assert_eq!(report.stored_jobs(), Some(1), "{report}");
+    let [straggler] = report.stragglers() else { panic!("{report}") };
+    assert_eq!((straggler.route(), straggler.is_stored()), ("JOB /task", true));
+    assert!(report.to_string().contains("stays stored"), "{report}");
+    // The next start runs it, as its first attempt.
+    let node = Node::start(&place, app).await;
+    node.record.open();
+    assert_eq!(node.record.begun("is cut", 1).await[0].attempt, 1);
+    node.completed(1).await;
+}
+
+async fn what_is_promised_while_it_drains_is_stored(place: Place) {
+    let gate = std::sync::Arc::new(tokio::sync::watch::Sender::new(false));
+    let theirs = gate.clone();
+    let mut node = Node::start(&place, move |store| {
+        let handler = move |name: String| async move {
+            let _ = theirs.subscribe().wait_for(|open| *open).await;
+            Durable::new(Task::ok(name))
+        };
+        Router::new().route("/", post(handler)).layer(store.layer())
+    })
+    .await;
+    let address = node.address;
+    let asked = tokio::spawn(async move { crate::common::post(address, "/", &[], "last").await.status });
+    node.journal.seen("handler_start").await;
+    node.begin_drain();
+    gate.send_replace(true);
+    assert_eq!(asked.await.unwrap(), 200);
+    let record = node.record.clone();
+    let report = node.stop().await;
+    assert_eq!((report.stored_jobs(), record.runs().len()), (Some(1), 0), "{report}");
+    let node = Node::start(&place, app).await;
+    node.record.begun("last", 1).await;
+    node.completed(1).await;
+}

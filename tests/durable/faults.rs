@@ -1,0 +1,166 @@
+//! What can happen to a database: it restarts, it is locked, it was never set up, it is not there. A clear error each
+//! time, and nothing that was acknowledged is lost. (A full disk is in the suite `durable_kill`.)
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{Router, routing::post};
+use tower_epilogue::{
+    Epilogue,
+    durable::{Durable, DurableStore},
+};
+
+use crate::{
+    common::{Node, Place, Task, post as ask},
+    postgres::Cluster,
+    support::soon,
+};
+
+fn app(store: &DurableStore) -> Router {
+    let handler = |name: String| async move { Durable::new(Task::ok(name)) };
+    Router::new().route("/", post(handler)).layer(store.layer())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_postgres_that_restarts_under_load_loses_nothing() {
+    let mut cluster = Cluster::start();
+    let place = Place::Postgres(cluster.database());
+    let node = Node::with(
+        &place,
+        |store| {
+            store
+                .busy_timeout(Duration::from_secs(1))
+                .lease(Duration::from_secs(1))
+                .rescue_after(Duration::from_secs(1))
+        },
+        |epilogue| epilogue,
+        app,
+    )
+    .await;
+    let running = Arc::new(AtomicBool::new(true));
+    let clients = (0..8).map(|client| {
+        let (address, running) = (node.address, running.clone());
+        tokio::spawn(async move {
+            let (mut accepted, mut refused) = (Vec::new(), 0);
+            for number in 0.. {
+                if !running.load(Ordering::Relaxed) {
+                    break;
+                }
+                let name = format!("{client}-{number}");
+                match ask(address, "/", &[], &name).await.status {
+                    200 => accepted.push(name),
+                    503 => refused += 1,
+                    status => panic!("{status}"),
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            (accepted, refused)
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::task::block_in_place(|| cluster.down());
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        tokio::task::block_in_place(|| cluster.up());
+    }
+    // Until it is taken again.
+    soon("it goes on", async {
+        while ask(node.address, "/", &[], "after").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    running.store(false, Ordering::Relaxed);
+    let (mut accepted, mut refused) = (vec!["after".to_owned()], 0);
+    for client in clients {
+        let (theirs, not) = client.await.unwrap();
+        accepted.extend(theirs);
+        refused += not;
+    }
+    assert!(accepted.len() > 50 && refused > 0, "{} accepted, {refused} refused", accepted.len());
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let runs: std::collections::HashSet<_> = node.record.runs().into_iter().map(|run| run.name).collect();
+        let counts = node.store.counts().await.unwrap();
+        if accepted.iter().all(|name| runs.contains(name)) && counts.unfinished() == 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "accepted and lost: {counts:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(node.store.counts().await.unwrap().discarded, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_locked_sqlite_refuses_and_loses_nothing() {
+    use tower_epilogue::durable::sqlx::{self, Connection as _};
+
+    let place = Place::sqlite();
+    let node =
+        Node::with(&place, |store| store.busy_timeout(Duration::from_millis(300)), |epilogue| epilogue, app).await;
+    for number in 0..20 {
+        assert_eq!(node.post("/", &[], &format!("before {number}")).await.status, 200);
+    }
+    let Place::Sqlite(file) = &place else { unreachable!() };
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file).busy_timeout(Duration::from_secs(5));
+    let mut other = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
+    let reply = node.post("/", &[], "refused").await;
+    assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{}", reply.text());
+    let error = node.store.enqueue(Durable::new(Task::ok("refused"))).await.unwrap_err();
+    assert!(error.is_locked() && error.is_unavailable(), "{error:?}");
+    assert!(error.to_string().contains("write lock"), "{error}");
+    sqlx::query("ROLLBACK").execute(&mut other).await.unwrap();
+    assert_eq!(node.post("/", &[], "after").await.status, 200);
+    node.completed(21).await;
+    assert!(node.record.runs_of("refused").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_schema_that_is_missing_is_said_at_the_start() {
+    let epilogue = Epilogue::new();
+    for place in [Place::sqlite(), Place::postgres()] {
+        let error = place.store().migrate(false).start(&epilogue).await.unwrap_err();
+        assert!(error.is_schema(), "{error:?}");
+        assert!(error.to_string().contains("DurableBuilder::migrate"), "{error}");
+        place.store().migrate(true).start(&epilogue).await.unwrap();
+        place.store().migrate(false).start(&epilogue).await.unwrap();
+        place.execute("DROP TABLE tower_epilogue_answer").await;
+        let error = place.store().migrate(false).start(&epilogue).await.unwrap_err();
+        assert!(error.is_schema(), "{error:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_is_not_there_is_said_at_the_start() {
+    let epilogue = Epilogue::new();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let store = DurableStore::postgres(format!("postgres://postgres@{nobody}/nothing"));
+    let error = store.busy_timeout(Duration::from_millis(500)).start(&epilogue).await.unwrap_err();
+    assert!(error.is_unavailable(), "{error:?}");
+    let error = DurableStore::sqlite("/nonexistent/directory/jobs.db").start(&epilogue).await.unwrap_err();
+    assert!(error.is_unavailable(), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_may_migrate_at_once() {
+    for place in [Place::sqlite(), Place::postgres()] {
+        let starts = (0..4).map(|_| {
+            let place = place.clone();
+            tokio::spawn(async move {
+                let epilogue = Epilogue::new();
+                place.store().start(&epilogue).await.map(drop)
+            })
+        });
+        for start in starts.collect::<Vec<_>>() {
+            start.await.unwrap().unwrap();
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! A Postgres of the tests' own: a cluster in a directory of its own, on a port of its own, gone when the test is.
+
+use std::{
+    fs,
+    io::Write,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+pub struct Cluster {
+    directory: PathBuf,
+    binaries: PathBuf,
+    port: u16,
+    settings: &'static str,
+    /// Ends the cluster when it closes: also when this process is killed.
+    keeper: Option<Child>,
+}
+
+/// The newest server that is installed.
+fn binaries() -> PathBuf {
+    let mut found: Vec<_> = fs::read_dir("/usr/lib/postgresql")
+        .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())
+        .unwrap_or_default();
+    found.retain(|path: &PathBuf| path.join("postgres").exists());
+    found.sort();
+    found.pop().unwrap_or_else(|| panic!("these tests need a Postgres server: apt-get install postgresql"))
+}
+
+/// Runs a shell line as somebody whom Postgres accepts: it refuses to be root.
+fn unprivileged(line: &str) -> Command {
+    let root = Command::new("id").arg("-u").output().unwrap().stdout.trim_ascii() == b"0";
+    let mut command = if root { Command::new("runuser") } else { Command::new("sh") };
+    if root {
+        command.args(["-u", "postgres", "--", "sh"]);
+    }
+    command.args(["-c", line]).current_dir("/");
+    command
+}
+
+fn run(line: &str) {
+    let output = unprivileged(line).output().unwrap();
+    assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Cluster {
+    pub fn start() -> Self {
+        // What is killed here is our own process and not the machine: the kernel keeps what it was given, so that
+        // nothing is lost without it.
+        Self::with("-c fsync=off")
+    }
+
+    pub fn with(settings: &'static str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("epilogue-pg-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let directory = std::env::temp_dir().join(name);
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let mut cluster = Self { directory, binaries: binaries(), port, settings, keeper: None };
+        let (bin, data) = (cluster.binaries.display(), cluster.directory.display());
+        run(&format!("{bin}/initdb -D {data} -U postgres -A trust -N --no-locale -E UTF8"));
+        cluster.up();
+        cluster
+    }
+
+    /// Starts the server and waits until it answers.
+    pub fn up(&mut self) {
+        let (bin, data, port) = (self.binaries.display(), self.directory.display(), self.port);
+        let settings = format!("{} -c max_connections=200 -c listen_addresses=127.0.0.1", self.settings);
+        let line = format!(
+            "{bin}/postgres -D {data} -p {port} -k {data} {settings} >>{data}/log 2>&1 & server=$!; read _; \
+             kill -QUIT $server; wait $server"
+        );
+        let keeper = unprivileged(&line).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        self.keeper = Some(keeper);
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.answers() {
+            assert!(Instant::now() < deadline, "Postgres does not start: see {data}/log");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    fn answers(&self) -> bool {
+        Command::new(self.binaries.join("pg_isready"))
+            .args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()])
+            .status()
+            .is_ok_and(|status| status.success())
+    }
+
+    /// Ends the server at once, as a crash of its own would.
+    pub fn down(&mut self) {
+        if let Some(mut keeper) = self.keeper.take() {
+            if let Some(mut line) = keeper.stdin.take() {
+                let _ = line.write_all(b"\n");
+            }
+            let _ = keeper.wait();
+        }
+    }
+
+    /// A new, empty database.
+    pub fn database(&self) -> String {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("t{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let (bin, port) = (self.binaries.display(), self.port);
+        run(&format!("{bin}/createdb -h 127.0.0.1 -p {port} -U postgres {name}"));
+        format!("postgres://postgres@127.0.0.1:{port}/{name}")
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.down();
+        let _ = unprivileged(&format!("rm -rf {}", self.directory.display())).status();
+    }
+}
+
+/// The one that tests share which do not restart theirs.
+pub fn shared() -> &'static Cluster {
+    static SHARED: OnceLock<Cluster> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let cluster = Cluster::start();
+        // A static is never dropped: the directory goes when the keeper's input closes.
+        let data = cluster.directory().display().to_string();
+        let keeper = unprivileged(&format!("read _; sleep 1; rm -rf {data}")).stdin(Stdio::piped()).spawn().unwrap();
+        std::mem::forget(keeper);
+        cluster
+    })
+}
