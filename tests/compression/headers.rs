@@ -54,7 +54,8 @@ async fn a_304_has_the_validator_that_its_client_asked_with() {
 
 #[tokio::test]
 async fn what_is_to_stay_as_it_is_does() {
-    let rows: [(&str, fn() -> Response); 7] = [
+    type Row = (&'static str, fn() -> Response);
+    let rows: [Row; 7] = [
         ("no-transform", || ([(header::CACHE_CONTROL, "no-transform, max-age=5")], text(5000)).into_response()),
         ("digest", || ([("content-digest", "sha-256=:AAAA:")], text(5000)).into_response()),
         ("encoded", || ([(header::CONTENT_ENCODING, "identity")], text(5000)).into_response()),

@@ -15,8 +15,10 @@ use crate::{
 
 const LIMIT: usize = 64 * 1024;
 
-/// Path, body, and whether the encoded bytes of it are within the limit.
-fn bodies() -> [(&'static str, fn() -> Body, usize, bool); 5] {
+/// Path, body, its length, and whether the encoded bytes of it are within the limit.
+type Row = (&'static str, fn() -> Body, usize, bool);
+
+fn bodies() -> [Row; 5] {
     [
         ("/known", || Body::from(text(5000)), 5000, true),
         ("/streamed", || streamed(&text(5000)), 5000, true),
