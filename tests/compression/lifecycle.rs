@@ -16,7 +16,7 @@ use crate::{
     ENCODINGS,
     fetch::{Version, fetch, request},
     noise,
-    support::{Client, Gate, Notes, Server, ends, soon},
+    support::{Client, Gate, Notes, Server, ends, h2client::Http2, soon},
     text,
 };
 
@@ -92,24 +92,40 @@ impl http_body::Body for Halves {
 /// not.
 #[tokio::test]
 async fn where_aborts_are_ignored_a_body_of_known_length_is_produced_to_its_end() {
-    let (notes, gate) = (Notes::default(), Gate::closed());
-    let (theirs, waits) = (notes.clone(), gate.clone());
-    let handler = async move || {
-        let gate = Box::pin(async move { waits.passed().await });
-        Response::new(Body::new(Halves { given: 0, gate, notes: theirs }))
-    };
-    let (hook, mut ends) = ends();
-    let layers = (EarlyCloseLayer::new().patience(crate::support::PATIENCE).compress(), IgnoreAbortLayer::new(), hook);
-    let server = Server::start(Router::new().route("/", get(handler)).layer(layers)).await;
-    let mut client = Client::connect(server.address).await;
-    client.send("GET / HTTP/1.1\r\nhost: test\r\naccept-encoding: gzip\r\n\r\n").await;
-    notes.seen("waits").await;
-    client.reset();
-    server.journal.seen("aborted").await;
-    gate.open();
-    notes.seen("ended").await;
-    let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
-    assert!(status.is_aborted() && sent == Sent::Aborted);
+    for version in [Version::Http11, Version::Http2] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, waits) = (notes.clone(), gate.clone());
+        let handler = async move || {
+            let gate = Box::pin(async move { waits.passed().await });
+            Response::new(Body::new(Halves { given: 0, gate, notes: theirs }))
+        };
+        let (hook, mut ends) = ends();
+        let early_close = EarlyCloseLayer::new().patience(crate::support::PATIENCE).compress();
+        let app = Router::new().route("/", get(handler)).layer((early_close, IgnoreAbortLayer::new(), hook));
+        let server = Server::start(app).await;
+        if version == Version::Http2 {
+            // Cancelled by RST_STREAM, upon which the server drops what it is polling.
+            let mut client = Http2::connect(server.address).await;
+            let mut request = request(Method::GET, "http://test/", &[(header::ACCEPT_ENCODING, "gzip")]);
+            *request.version_mut() = http::Version::HTTP_2;
+            let response = client.send.send_request(request, true).unwrap().0;
+            notes.seen("waits").await;
+            drop(response);
+            server.journal.seen("aborted").await;
+            gate.open();
+            notes.seen("ended").await;
+        } else {
+            let mut client = Client::connect(server.address).await;
+            client.send("GET / HTTP/1.1\r\nhost: test\r\naccept-encoding: gzip\r\n\r\n").await;
+            notes.seen("waits").await;
+            client.reset();
+            server.journal.seen("aborted").await;
+            gate.open();
+            notes.seen("ended").await;
+        }
+        let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
+        assert!(status.is_aborted() && sent == Sent::Aborted);
+    }
 }
 
 #[tokio::test]
