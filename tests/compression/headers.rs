@@ -6,16 +6,16 @@ use axum::{
     routing::get,
 };
 use http::{HeaderName, Method, StatusCode, header};
-use tower_epilogue::EarlyCloseLayer;
 
 use crate::{
+    early_close,
     fetch::{Got, Version, fetch, request},
     support::Server,
     text,
 };
 
 async fn answer(headers: &[(HeaderName, &str)], response: fn() -> Response) -> Got {
-    let app = Router::new().route("/", get(async move || response())).layer(EarlyCloseLayer::new().compress());
+    let app = Router::new().route("/", get(async move || response())).layer(early_close().compress());
     let server = Server::start(app).await;
     let accept = [&[(header::ACCEPT_ENCODING, "gzip")], headers].concat();
     fetch(server.address, Version::Http11, request(Method::GET, "/", &accept)).await
@@ -89,8 +89,8 @@ async fn event_streams_are_neither_held_back_nor_encoded() {
 #[tokio::test]
 async fn of_two_early_closes_the_inner_one_decides() {
     let app = Router::new()
-        .route("/", get(async || text(5000)).layer(EarlyCloseLayer::new().keep_alive()))
-        .layer(EarlyCloseLayer::new().compress());
+        .route("/", get(async || text(5000)).layer(early_close().keep_alive()))
+        .layer(early_close().compress());
     let server = Server::start(app).await;
     let accept = [(header::ACCEPT_ENCODING, "gzip")];
     let got = fetch(server.address, Version::Http11, request(Method::GET, "/", &accept)).await;
@@ -102,7 +102,7 @@ async fn of_two_early_closes_the_inner_one_decides() {
 
 #[tokio::test]
 async fn the_function_on_buffered_bodies_sees_plain_bytes() {
-    let layer = EarlyCloseLayer::new().compress().map_buffer(async |parts, bytes: bytes::Bytes| {
+    let layer = early_close().compress().map_buffer(async |parts, bytes: bytes::Bytes| {
         assert_eq!(bytes, text(5000));
         Ok::<_, std::io::Error>((parts, text(9000)))
     });
