@@ -101,8 +101,8 @@ fn serve() {
             tokio::spawn(Epilogue::new().serve(bind().await, theirs(kept)).into_future());
             tokio::spawn(Epilogue::new().serve(bind().await, ours(kept)).into_future());
         }
-        std::future::pending().await
-    })
+        std::future::pending::<()>().await;
+    });
 }
 
 struct Server {
