@@ -1,7 +1,5 @@
 //! What River has no call for, and its migrations.
 
-use std::time::Duration;
-
 use riverqueue::sqlx;
 
 use crate::durable::{
@@ -17,28 +15,7 @@ fn migration(error: riverqueue::migrate::Error) -> DurableError {
     }
 }
 
-/// How often a migration is tried that meets another one.
-const TRIES: u32 = 50;
-
-/// River's migrations do not expect another process at the same work: the one that comes second fails, and finds it
-/// done when it looks again.
 pub(super) async fn migrate(database: &Database) -> Result<(), DurableError> {
-    let mut tries = 1;
-    loop {
-        match migrate_once(database).await {
-            Err(error) if tries < TRIES && (error.is_locked() || !error.is_unavailable()) => {
-                if check(database).await.is_ok() {
-                    return Ok(());
-                }
-                tries += 1;
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            result => return result,
-        }
-    }
-}
-
-async fn migrate_once(database: &Database) -> Result<(), DurableError> {
     match database {
         #[cfg(feature = "durable-sqlite")]
         Database::Sqlite(pool) => {
