@@ -8,6 +8,8 @@ pub mod early_close;
 pub mod ignore_abort;
 pub mod manual;
 pub mod shutdown_hook;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 pub mod time_limit;
 
 mod connection;

@@ -14,6 +14,8 @@ pub use self::{
     make_service::{MakeService, MakeServiceFuture},
     serve::{Serve, WithGracefulShutdown},
 };
+#[cfg(feature = "test-util")]
+pub(crate) use self::open::OpenConnections;
 pub use self::{
     report::{DrainReport, Straggler},
     service::Service,
@@ -22,6 +24,8 @@ pub use self::{
 mod drain;
 #[cfg(feature = "serve")]
 mod make_service;
+#[cfg(feature = "serve")]
+mod open;
 mod report;
 #[cfg(feature = "serve")]
 mod serve;
