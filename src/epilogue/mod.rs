@@ -9,13 +9,13 @@ use crate::{
     pool::{CarryKey, Feed, Pool, Settings},
 };
 
+#[cfg(feature = "test-util")]
+pub(crate) use self::open::OpenConnections;
 #[cfg(feature = "serve")]
 pub use self::{
     make_service::{MakeService, MakeServiceFuture},
     serve::{Serve, WithGracefulShutdown},
 };
-#[cfg(feature = "test-util")]
-pub(crate) use self::open::OpenConnections;
 pub use self::{
     report::{DrainReport, Straggler},
     service::Service,

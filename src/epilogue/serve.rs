@@ -20,9 +20,7 @@ use hyper_util::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{
-    Epilogue, Service, drain::drain, make_service::MakeService, open::OpenConnections, report::DrainReport,
-};
+use super::{Epilogue, Service, drain::drain, make_service::MakeService, open::OpenConnections, report::DrainReport};
 use crate::{
     connection::{Connection, TrackedIo, Tracking},
     lifecycle::SendBody,

@@ -6,11 +6,12 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Wake, Waker},
 };
 
+use atomic_waker::AtomicWaker;
 use axum::Router;
 use axum_core::{body::Body, extract::Request, response::Response};
 use bytes::Bytes;
@@ -35,8 +36,8 @@ const MOST: usize = 10_000;
 /// the [`Interrupted`] server, and look at the state. Where aborts are ignored (by a layer, the handle, or a
 /// [`Shield`](crate::Shield)) the handler goes on from there, as it would.
 ///
-/// An `.await` that is ready at once is no such point: the program cannot be anywhere else in between. If it may wait
-/// in production, let it wait in the test.
+/// An `.await` that is ready at once is no such point: the handler cannot be dropped there. If it may wait in production,
+/// let it wait in the test. After a [`finish`](Lifecycle::finish) there are no more points.
 ///
 /// The server is in memory, so time may be paused.
 ///
@@ -175,14 +176,34 @@ impl Points {
     }
 }
 
+/// Tells polls that the handler asked for from those that came about otherwise (its server looked at the connection,
+/// for example): they find it where it was.
+struct Woken {
+    woken: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
 /// Stops a handler at one point, until its request knows that the client has left.
 struct Stop {
     points: Arc<Points>,
     lifecycle: Lifecycle,
+    woken: Arc<Woken>,
     standing: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
 }
 
 impl Stop {
+    fn new(points: Arc<Points>, lifecycle: Lifecycle) -> Self {
+        let woken = Arc::new(Woken { woken: AtomicBool::new(true), task: AtomicWaker::new() });
+        Self { points, lifecycle, woken, standing: None }
+    }
+
     /// Polls what is inside, unless that stands at the point.
     fn poll<T>(&mut self, cx: &mut Context<'_>, inner: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
         if let Some(standing) = &mut self.standing {
@@ -192,8 +213,15 @@ impl Stop {
             }
             self.standing = None;
         }
-        let polled = inner(cx);
-        if polled.is_pending() && self.points.passes() {
+        self.woken.task.register(cx.waker());
+        let was_woken = self.woken.woken.swap(false, Ordering::AcqRel);
+        let polled = inner(&mut Context::from_waker(&Waker::from(self.woken.clone())));
+        if polled.is_ready() {
+            // What is polled next, the body or its next frame, was not polled before.
+            self.woken.woken.store(true, Ordering::Release);
+        }
+        // After `finish` no abort drops it.
+        if polled.is_pending() && was_woken && !self.lifecycle.0.is_finished() && self.points.passes() {
             let lifecycle = self.lifecycle.clone();
             let mut standing: Pin<Box<dyn Future<Output = ()> + Send>> =
                 Box::pin(async move { lifecycle.aborted().await });
@@ -238,7 +266,7 @@ where
     fn call(&mut self, request: Request) -> Self::Future {
         let lifecycle = request.extensions().get::<Lifecycle>().cloned();
         let points = self.points.clone();
-        let stop = lifecycle.map(|lifecycle| Stop { points, lifecycle, standing: None });
+        let stop = lifecycle.map(|lifecycle| Stop::new(points, lifecycle));
         PointsFuture { inner: self.inner.call(request), stop }
     }
 }

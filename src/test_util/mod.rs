@@ -42,7 +42,9 @@
 //!
 //! Under a paused clock (`#[tokio::test(start_paused = true)]`, tokio's feature `test-util`) limits, patience and sleeps
 //! pass at once, and exactly. Serve [in memory](TestServer::in_memory) then: while sockets are waited for, a paused clock
-//! jumps. The patience of the harness itself is always counted on the wall.
+//! jumps. All timers are jumped to when nothing else is to happen, so a client that stays connected without a request is
+//! disconnected ([`header_read_timeout`](crate::EpilogueBuilder::header_read_timeout)). The patience of the harness itself
+//! is always counted on the wall.
 //!
 //! # A whole test file
 //!

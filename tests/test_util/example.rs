@@ -31,7 +31,7 @@ impl Shop {
         self.stored.fetch_add(1, SeqCst);
         drop(shield);
         let mail = async move {
-            tokio::time::sleep(Duration::from_secs(3)).await; // The mail server.
+            tokio::time::sleep(Duration::from_millis(50)).await; // The mail server.
             self.mails.fetch_add(1, SeqCst);
         };
         (Continuation::new(mail), "ordered")

@@ -81,7 +81,10 @@ async fn it_can_be_called_again_and_when_nothing_has_happened() {
 async fn what_does_not_happen_fails_the_test_also_under_a_paused_clock() {
     let gate = watch::Sender::new(false);
     let patience = Duration::from_millis(50);
-    let server = TestServer::builder().patience(patience).in_memory(app(&gate));
+    let server = TestServer::builder()
+        .epilogue(|epilogue| epilogue.drain_deadline(None).header_read_timeout(None))
+        .patience(patience)
+        .in_memory(app(&gate));
     server.get("/continuation").await.assert_whole();
     let mut client = server.connect().await;
     let failures = [
