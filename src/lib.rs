@@ -14,6 +14,8 @@ pub mod manual;
 pub mod output;
 pub mod reply;
 pub mod shutdown_hook;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 pub mod time_limit;
 
 mod connection;

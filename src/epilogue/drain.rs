@@ -1,6 +1,6 @@
 //! Waiting for everything to end, to a deadline (contract rule 10).
 
-use std::sync::Arc;
+use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
 
 use tokio_util::task::TaskTracker;
 
@@ -50,12 +50,22 @@ pub(super) async fn drain(
         None => ended().await,
         Some(deadline) if tokio::time::timeout(deadline, ended()).await.is_ok() => {}
         Some(_) => {
-            report = cut(pool, in_flight());
-            tracing::warn!(%report, "the drain's deadline has passed");
+            let mut cut = Cut::default();
+            cut.all(pool, in_flight());
+            tracing::warn!(report = %cut.report(), "the drain's deadline has passed");
             // Hooks have a limit each. Twice that is enough for all but the most stubborn.
-            if tokio::time::timeout(pool.settings.hook_limit * 2, ended()).await.is_err() {
+            let enough = tokio::time::timeout(pool.settings.hook_limit * 2, async {
+                let mut ended = pin!(ended());
+                // A request may be between its connection, which has closed, and its own task, or may come as the last
+                // on its connection: then it is cut when it shows.
+                while tokio::time::timeout(AGAIN, ended.as_mut()).await.is_err() {
+                    cut.all(pool, in_flight());
+                }
+            });
+            if enough.await.is_err() {
                 tracing::error!(running = pool.running(), "the drain ends with work still running");
             }
+            report = cut.report();
         }
     }
     for companion in &companions {
@@ -67,22 +77,37 @@ pub(super) async fn drain(
     report
 }
 
-/// Cuts what is left, and names it.
-fn cut(pool: &Pool, in_flight: Vec<Arc<dyn pool::Straggler>>) -> DrainReport {
-    let mut stragglers = pool.stragglers();
-    for request in in_flight {
+/// How often a drain whose deadline has passed looks for what is left.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// What a drain has cut.
+#[derive(Default)]
+struct Cut {
+    named: Vec<Straggler>,
+    /// Kept, so that no other is taken for one of these.
+    known: HashMap<usize, Arc<dyn pool::Straggler>>,
+}
+
+impl Cut {
+    /// Cuts what is left, and names it, unless it was before.
+    fn all(&mut self, pool: &Pool, in_flight: Vec<Arc<dyn pool::Straggler>>) {
         // A request with a continuation or a hook is on both lists.
-        if !stragglers.iter().any(|other| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(&request))) {
-            stragglers.push(request);
+        let mut stragglers = pool.stragglers();
+        stragglers.extend(in_flight);
+        stragglers.retain(|straggler| {
+            let address = Arc::as_ptr(straggler).cast::<()>().addr();
+            self.known.insert(address, straggler.clone()).is_none()
+        });
+        self.named.extend(stragglers.iter().map(|straggler| Straggler::from(straggler.describe())));
+        for straggler in stragglers {
+            straggler.cut();
         }
     }
-    let mut report = DrainReport {
-        stragglers: stragglers.iter().map(|straggler| Straggler::from(straggler.describe())).collect(),
-        stored: None,
-    };
-    report.stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
-    for straggler in stragglers {
-        straggler.cut();
+
+    /// All of it, the oldest first.
+    fn report(&self) -> DrainReport {
+        let mut stragglers = self.named.clone();
+        stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
+        DrainReport { stragglers, stored: None }
     }
-    report
 }

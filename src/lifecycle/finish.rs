@@ -87,7 +87,7 @@ impl Future for Finish {
 }
 
 impl Shared {
-    pub(super) fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.word().has(word::FINISHED)
     }
 
