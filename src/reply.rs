@@ -21,10 +21,10 @@
 //!     Accepted::at("/jobs/7").with(Json("queued")).then_blocking(|| println!("converting"))
 //! }
 //!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! let app: Router =
 //!     Router::new().route("/order", post(order)).route("/ping", post(ping)).route("/convert", post(convert));
 //!
-//! # #[tokio::main(flavor = "current_thread")] async fn main() {
 //! # use axum::{body::Body, http::{Request, StatusCode}};
 //! # use tower::ServiceExt;
 //! let response = app.oneshot(Request::post("/convert").body(Body::empty()).unwrap()).await.unwrap();
