@@ -86,7 +86,7 @@ impl River {
             .with_discarded_job_retention(Retention::Keep);
         let mut builder = match &database {
             #[cfg(feature = "durable-sqlite")]
-            Database::Sqlite(pool) => Client::builder(pool.clone()),
+            Database::Sqlite { write, .. } => Client::builder(write.clone()),
             #[cfg(feature = "durable-postgres")]
             Database::Postgres(pool) => Client::builder(pool.clone()),
         }
