@@ -193,7 +193,8 @@ impl DurableBuilder {
         self
     }
 
-    /// How many connections to the database there are at most; 10 by default. One more listens, on Postgres.
+    /// How many connections to the database there are at most; 10 by default. One more listens, on Postgres, and one
+    /// writes, on SQLite.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self

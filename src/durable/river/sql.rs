@@ -18,8 +18,8 @@ fn migration(error: riverqueue::migrate::Error) -> DurableError {
 pub(super) async fn migrate(database: &Database) -> Result<(), DurableError> {
     match database {
         #[cfg(feature = "durable-sqlite")]
-        Database::Sqlite(pool) => {
-            riverqueue::migrate::SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
+        Database::Sqlite { write, .. } => {
+            riverqueue::migrate::SqliteMigrator::new(write.clone()).migrate_up().await.map_err(migration)?;
         }
         #[cfg(feature = "durable-postgres")]
         Database::Postgres(pool) => {
@@ -32,7 +32,7 @@ pub(super) async fn migrate(database: &Database) -> Result<(), DurableError> {
 pub(super) async fn check(database: &Database) -> Result<(), DurableError> {
     let valid = match database {
         #[cfg(feature = "durable-sqlite")]
-        Database::Sqlite(pool) => riverqueue::migrate::SqliteMigrator::new(pool.clone()).validate(None).await,
+        Database::Sqlite { read, .. } => riverqueue::migrate::SqliteMigrator::new(read.clone()).validate(None).await,
         #[cfg(feature = "durable-postgres")]
         Database::Postgres(pool) => riverqueue::migrate::PostgresMigrator::new(pool.clone()).validate(None).await,
     };
@@ -86,7 +86,7 @@ const COUNTS: &str = "SELECT CAST(state AS TEXT), count(*) FROM river_job WHERE 
 pub(super) async fn counts(database: &Database) -> Result<JobCounts, DurableError> {
     let rows: Vec<(String, i64)> = match database {
         #[cfg(feature = "durable-sqlite")]
-        Database::Sqlite(pool) => sqlx::query_as(COUNTS).fetch_all(pool).await?,
+        Database::Sqlite { read, .. } => sqlx::query_as(COUNTS).fetch_all(read).await?,
         #[cfg(feature = "durable-postgres")]
         Database::Postgres(pool) => sqlx::query_as(COUNTS).fetch_all(pool).await?,
     };
