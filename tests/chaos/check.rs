@@ -1,6 +1,9 @@
 //! What must hold of every request of a round, and of the server that is left.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tower_epilogue::{
     ConnectionStatus, DrainReport, EventKind, RequestId,
@@ -10,7 +13,7 @@ use tower_epilogue::{
 use super::{
     app::{Around, Notes, Record, layer_hook},
     client::{Outcome, Outcomes},
-    plan::{Answer, Plan},
+    plan::{Answer, Plan, Visit},
 };
 
 /// What a round came to.
@@ -58,7 +61,12 @@ impl Round {
         let outcomes: HashMap<u64, Outcome> = self.outcomes.iter().copied().collect();
         assert_eq!(outcomes.len(), self.outcomes.len(), "each request has one outcome");
         let hangs: Vec<_> = self.outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Hangs).collect();
-        assert!(hangs.is_empty(), "rule 13: nothing waits for ever: {hangs:?}, {:?}", self.arounds);
+        for (number, _) in hangs {
+            let (seed, story) = (self.notes.seed, records.get(number).and_then(|record| record.request));
+            let (plan, visit) = (Plan::of(seed, *number), Visit::of(seed, number / 16 * 16, Duration::from_millis(1)));
+            let story = story.map(|request| self.journal.story(request));
+            panic!("{number} waits for ever, {:?}: {plan:#?}, {visit:#?} {story:#?}", self.arounds);
+        }
         let mut counts = Counts { requests: stories.len(), cut: self.report.stragglers().len(), ..Counts::default() };
         let mut known = HashSet::new();
         for (number, record) in &records {
@@ -119,10 +127,11 @@ impl One<'_> {
     fn assert(&self, holds: bool, what: &str) {
         assert!(
             holds,
-            "{what}\nrequest {}: {:?}, {:#?}\n{:?}\n{:#?}\n{}{}",
+            "{what}\nrequest {}: {:?}, {:?}\n{:?}\n{:?}\n{:?}\n{}{}",
             self.number,
             self.outcome,
             Plan::of(self.round.notes.seed, self.number),
+            Visit::of(self.round.notes.seed, self.number / 16 * 16, Duration::from_millis(1)),
             self.round.arounds,
             self.record,
             self.story,
