@@ -209,4 +209,12 @@
 //!
 //! **At a drain's deadline** a handler that has not answered is answered for with a 503, and a response on its way
 //! is broken off. Everything gets twice the hook limit to come to its end; then the server closes the connections
-//! that are left, and returns.
+//! that are left, and returns. What shows only in this time (a request whose connection has closed and whose task has
+//! not been told yet, or one that had been sent before the stop) is cut and named when it shows.
+//!
+//! **A cut comes too late** for bytes that the kernel has taken, or that an HTTP/2 server has queued: the client may then
+//! have a whole response although the status says TIMEOUT.
+//!
+//! **Flushed is not received.** If a response behind it on the same HTTP/1 connection is broken off while more of a
+//! pipelining client's bytes wait unread, the system resets the connection, and what the client has not read yet of the
+//! flushed one is lost with it.

@@ -209,6 +209,22 @@ impl TestClient {
         self.buffer.split_to(count).freeze()
     }
 
+    /// Reads until `marker` has come, and everything before it; also what came along with it.
+    pub async fn read_until(&mut self, marker: impl AsRef<[u8]>) -> Bytes {
+        let (patience, marker) = (self.patience, marker.as_ref());
+        soon(patience, "the marker comes", "", async {
+            while !self.buffer.windows(marker.len().max(1)).any(|window| window == marker) {
+                match self.fill().await {
+                    Ok(0) => panic!("the connection ended before the marker: {:?}", self.buffer),
+                    Ok(_) => {}
+                    Err(error) => panic!("the connection broke before the marker: {error}, after {:?}", self.buffer),
+                }
+            }
+        })
+        .await;
+        self.buffer.split().freeze()
+    }
+
     /// Reads to the end of the connection: what came, and the error that it ended with, if it did (a reset, for
     /// example).
     pub async fn read_to_end(&mut self) -> (Bytes, Option<io::Error>) {

@@ -251,7 +251,7 @@ impl TestServer {
     ///
     /// If that takes longer than the patience.
     pub async fn settled(&self) {
-        soon(self.patience, "the server settles", &self.journal, async {
+        soon(self.patience, "the server settles", Unsettled(self), async {
             loop {
                 let (news, changed) = (self.journal.news().notified(), self.open.changed().notified());
                 tokio::pin!(news, changed);
@@ -296,6 +296,20 @@ impl TestServer {
             Ok(Err(error)) => panic!("the server failed: {error}"),
             Err(error) => panic!("the server ended without a report: {error}"),
         }
+    }
+}
+
+/// What a server that does not settle is at.
+struct Unsettled<'a>(&'a TestServer);
+
+impl fmt::Display for Unsettled<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TestServer { epilogue, journal, open, .. } = self.0;
+        let in_flight = open.in_flight();
+        let (connections, running) = (open.len(), epilogue.running());
+        writeln!(f, "{connections} connections are open, {running} pieces of work run beside them; in flight:")?;
+        in_flight.iter().try_for_each(|request| writeln!(f, "  {:?}", request.describe()))?;
+        journal.stories().iter().filter(|story| !story.has_ended()).try_for_each(|story| write!(f, "{story}"))
     }
 }
 

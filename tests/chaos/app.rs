@@ -49,6 +49,8 @@ pub struct Record {
 #[derive(Clone)]
 pub struct Notes {
     pub seed: u64,
+    /// The round is drained while requests are on their way.
+    drains: bool,
     records: Arc<Mutex<HashMap<u64, Record>>>,
     /// Layers' hooks are told requests, not numbers.
     pub layer_hooks: Arc<Mutex<HashMap<RequestId, Vec<String>>>>,
@@ -57,8 +59,8 @@ pub struct Notes {
 }
 
 impl Notes {
-    pub fn new(seed: u64) -> Self {
-        Self { seed, records: Arc::default(), layer_hooks: Arc::default(), token: Arc::default() }
+    pub fn new(seed: u64, drains: bool) -> Self {
+        Self { seed, drains, records: Arc::default(), layer_hooks: Arc::default(), token: Arc::default() }
     }
 
     fn note<T>(&self, number: u64, note: impl FnOnce(&mut Record) -> T) -> T {
@@ -246,7 +248,13 @@ async fn handler(number: u64, notes: Notes, lifecycle: Lifecycle, request: Reque
             with(().into_response(), work())
         }
         Answer::Panic => panic!("{PANIC}"),
-        Answer::Never => std::future::pending().await,
+        Answer::Never => {
+            if plan.limit.is_none() && !notes.drains {
+                // Nothing else would end it.
+                lifecycle.ignore_abort(false);
+            }
+            std::future::pending().await
+        }
     };
     drop(token);
     response

@@ -193,12 +193,16 @@ impl Visit {
         };
         let upload = |dice: &mut Dice| dice.one_of(&[0, 0, 0, 0, 10, 3_000, 60_000]);
         let leave = |dice: &mut Dice| dice.one_of(&[Leave::Fin, Leave::Close, Leave::Reset]);
+        // Somebody has to end it.
+        let endless = |number| {
+            let plan = Plan::of(seed, number);
+            plan.answer == Answer::Never && plan.limit.is_none()
+        };
         let deed = |number: u64, dice: &mut Dice| match dice.below(8) {
+            _ if endless(number) => Deed::LeavesAfter(dice.moment(), leave(dice)),
             0 | 1 => Deed::LeavesAfter(dice.moment(), leave(dice)),
             2 => Deed::LeavesAt(dice.one_of(&[0, 1, 50, 150, 4_000, 100_000]), leave(dice)),
             3 if dice.once_in(4) => Deed::ReadsSlowly,
-            // Somebody has to end it.
-            _ if Plan::of(seed, number).answer == Answer::Never => Deed::LeavesAfter(dice.moment(), leave(dice)),
             _ => Deed::Reads,
         };
         let begins = Duration::from_micros(dice.below(spread.as_micros() as u64));

@@ -3,6 +3,7 @@
 
     python3 tests/mutations/run.py            all of list.toml
     python3 tests/mutations/run.py 7 12       those of rules 7 and 12
+    python3 tests/mutations/run.py shield     those that say so
     python3 tests/mutations/run.py --check    only that each still applies to the source
 
 Works on a copy of the files that git knows, in target/mutations, so that this tree stays as it is. Writes the table of
@@ -66,11 +67,12 @@ def main():
         print(f"applies no longer: rule {mutation['rule']}, {mutation['breaks']} ({mutation['file']})")
     if "--check" in sys.argv or stale:
         sys.exit(bool(stale))
-    rules = {int(argument) for argument in sys.argv[1:]}
+    rules = {int(argument) for argument in sys.argv[1:] if argument.isdigit()}
+    words = [argument for argument in sys.argv[1:] if not argument.isdigit()]  # `--check` has left already
     copy_tree()
     rows, survivors = [], 0
     for mutation in mutations:
-        if rules and mutation["rule"] not in rules:
+        if rules and mutation["rule"] not in rules or not all(word in mutation["breaks"] for word in words):
             continue
         path = TREE / mutation["file"]
         whole = path.read_text()
