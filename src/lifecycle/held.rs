@@ -1,6 +1,7 @@
 //! The innermost response future: the handler's, which may have to go on without its client.
 
 use std::{
+    convert::Infallible,
     future::{Future, poll_fn},
     panic::resume_unwind,
     pin::Pin,
@@ -300,7 +301,9 @@ pub(super) fn strip(shared: &Shared, response: &mut Response) {
         return;
     }
     // Over HTTP/2 hyper sends whatever body there is.
-    let body = std::mem::replace(response.body_mut(), Body::empty());
+    let sized = http_body::Body::size_hint(response.body()).exact().is_some();
+    let instead = if sized { Body::empty() } else { Body::new(Unsized) };
+    let body = std::mem::replace(response.body_mut(), instead);
     // An empty one may have been stripped before, with a length that nobody knows.
     let length =
         http_body::Body::size_hint(&body).exact().filter(|length| *length > 0 && shared.method() == http::Method::HEAD);
@@ -308,6 +311,26 @@ pub(super) fn strip(shared: &Shared, response: &mut Response) {
         entry.insert(length.into());
     }
     caught::discard(body);
+}
+
+/// No bytes, in the place of a body whose length nobody knows: a router outside of us would declare an empty one's to be
+/// zero, and a HEAD is to be answered as its GET (RFC 9110, section 8.6).
+struct Unsized;
+
+impl http_body::Body for Unsized {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        true
+    }
 }
 
 /// Lets a handler go on in a tracked task.
