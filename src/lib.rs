@@ -17,6 +17,7 @@ mod event;
 mod lifecycle;
 mod pool;
 mod status;
+mod sync;
 
 #[cfg(feature = "acknowledged")]
 pub use self::connection::Acknowledged;

@@ -37,6 +37,8 @@ mod error;
 mod finish;
 mod held;
 mod hooks;
+#[cfg(all(test, epilogue_model))]
+mod model;
 mod producer;
 mod service;
 mod shared;
