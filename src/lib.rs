@@ -25,6 +25,7 @@ mod event;
 mod lifecycle;
 mod pool;
 mod status;
+mod sync;
 
 #[cfg(feature = "compressed-stream")]
 pub use self::compressed_stream::{CompressedStream, CompressedStreamLayer};

@@ -13,7 +13,7 @@ use axum_core::response::Response;
 use super::{
     LifecycleError,
     error::Kind,
-    held,
+    response,
     shared::Shared,
     word::{self, Word},
 };
@@ -109,7 +109,7 @@ impl Shared {
             Some(change) if change.new.has(word::HEAD) => {
                 drop(core);
                 if let Some(me) = self.arc() {
-                    held::finish_nowhere(&me, *response);
+                    response::finish_nowhere(&me, *response);
                 }
                 return Ok(());
             }

@@ -16,7 +16,8 @@ use pin_project_lite::pin_project;
 use super::{
     Lifecycle,
     delivery::Delivery,
-    held::{self, Held, SendBody},
+    held::Held,
+    response::{self, SendBody},
     shared::{Arrival, Home, Shared},
     transitions::Verdict,
 };
@@ -180,7 +181,7 @@ where
             HoldProjection::Plain { future, shared } => future.poll(cx).map_ok(|response| {
                 let mut response = response.map(SendBody::into_body);
                 // What middleware between our services has added.
-                held::collect(shared, &mut response);
+                response::collect(shared, &mut response);
                 response
             }),
         }
@@ -308,7 +309,7 @@ impl Driver {
         match caught::poll(inner.as_mut(), cx) {
             Ok(Poll::Pending) => {
                 inner.set(Inner::Gone);
-                Poll::Ready(Ok(held::answer(verdict)))
+                Poll::Ready(Ok(response::answer(verdict)))
             }
             Ok(ready) => ready,
             Err(payload) => {
@@ -338,15 +339,15 @@ impl Driver {
         let Some(shared) = self.shared.take() else { return result };
         match result {
             Ok(mut response) => {
-                held::collect(&shared, &mut response);
+                response::collect(&shared, &mut response);
                 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
                 super::job::refuse_unkept(&shared, &mut response);
-                let bodiless = held::is_bodiless(&shared, response.status());
+                let bodiless = response::is_bodiless(&shared, response.status());
                 if bodiless {
-                    held::strip(&shared, &mut response);
+                    response::strip(&shared, &mut response);
                 }
                 shared.response_leaves();
-                let declared = held::declared(&response);
+                let declared = response::declared(&response);
                 Ok(response.map(|body| Delivery::watch(body, shared, bodiless, declared)))
             }
             Err(error) => {

@@ -5,15 +5,11 @@ use std::sync::OnceLock;
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, Weak, atomic::Ordering},
     task::Waker,
     time::Duration,
 };
 
-use atomic_waker::AtomicWaker;
 #[cfg(feature = "serve")]
 use axum::extract::MatchedPath;
 use axum_core::response::Response;
@@ -30,6 +26,7 @@ use crate::{
     continuation::Continuation,
     event::{Event, EventKind, RequestId},
     pool::{Captured, Pool, caught, lock, panic_message},
+    sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex},
 };
 
 /// What the requests of one connection share: with one count of their own, which no other connection touches.
