@@ -10,14 +10,12 @@ use std::{
 
 use axum_core::{BoxError, body::Body, response::Response};
 use bytes::{Buf, Bytes};
-use http::{
-    StatusCode,
-    header::{CONTENT_LENGTH, Entry},
-};
+use http::StatusCode;
 use http_body_util::BodyExt as _;
 use tracing::{Instrument as _, Span};
 
 use super::{
+    bodiless,
     producer::{self, Producer},
     shared::Shared,
     transitions::{HandlerEnd, Verdict},
@@ -275,72 +273,8 @@ pub(super) fn collect(shared: &Shared, response: &mut Response) {
 
 /// Watches the body of what the handler answered.
 fn watched(shared: &Arc<Shared>, response: Response) -> Response {
-    let bodiless = is_bodiless(shared, response.status());
+    let bodiless = bodiless::is_bodiless(shared, response.status());
     response.map(|body| Producer::watch(body, shared, bodiless))
-}
-
-/// Whether the server is not to send this response's body (RFC 9110, section 6.4.1).
-pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
-    shared.method() == http::Method::HEAD
-        || status.is_informational()
-        || status == StatusCode::NO_CONTENT
-        || status == StatusCode::NOT_MODIFIED
-}
-
-/// What stands in for a body that was taken off: a router outside would declare the length of an empty one, which is
-/// not that of the GET (RFC 9110, section 8.6).
-pub(crate) fn taken_off() -> Body {
-    struct TakenOff;
-
-    impl http_body::Body for TakenOff {
-        type Data = Bytes;
-        type Error = std::convert::Infallible;
-
-        fn poll_frame(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
-            Poll::Ready(None)
-        }
-
-        fn is_end_stream(&self) -> bool {
-            true
-        }
-    }
-
-    Body::new(TakenOff)
-}
-
-/// The length that the response declares for a body whose own is not known.
-pub(super) fn declared(response: &Response) -> Option<u64> {
-    if http_body::Body::size_hint(response.body()).exact().is_some() {
-        return None;
-    }
-    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
-}
-
-/// Takes off what the server must not send with a response that has no body.
-pub(super) fn strip(shared: &Shared, response: &mut Response) {
-    if response.status() == StatusCode::NO_CONTENT || response.status().is_informational() {
-        // RFC 9110, section 8.6.
-        response.headers_mut().remove(CONTENT_LENGTH);
-    }
-    if !shared.http2() {
-        // hyper leaves the body out, and takes the length of a HEAD response from it.
-        return;
-    }
-    // Over HTTP/2 hyper sends whatever body there is.
-    let exact = http_body::Body::size_hint(response.body()).exact();
-    if exact == Some(0) {
-        return;
-    }
-    let body = std::mem::replace(response.body_mut(), taken_off());
-    if let (Some(length), true) = (exact, shared.method() == http::Method::HEAD) {
-        if let Entry::Vacant(entry) = response.headers_mut().entry(CONTENT_LENGTH) {
-            entry.insert(length.into());
-        }
-    }
-    caught::discard(body);
 }
 
 /// Lets a handler go on in a tracked task.

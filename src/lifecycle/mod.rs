@@ -13,6 +13,13 @@ use axum_core::{
 };
 use http::request::Parts;
 
+pub(crate) use self::{
+    bodiless::taken_off,
+    held::answer,
+    hooks::Hook,
+    service::{Drive, Hold, begin, enter},
+    shared::Shared,
+};
 pub use self::{
     clock::ClockKind,
     error::{LifecycleError, MissingLifecycle},
@@ -22,14 +29,9 @@ pub use self::{
     service::ResponseFuture,
     word::Phase,
 };
-pub(crate) use self::{
-    held::{answer, taken_off},
-    hooks::Hook,
-    service::{Drive, Hold, begin, enter},
-    shared::Shared,
-};
 use crate::{event::RequestId, status::ConnectionStatus};
 
+mod bodiless;
 mod clock;
 mod delivery;
 mod ending;

@@ -14,7 +14,7 @@ use http::{Request, StatusCode};
 use pin_project_lite::pin_project;
 
 use super::{
-    Lifecycle,
+    Lifecycle, bodiless,
     delivery::Delivery,
     held::{self, Held, SendBody},
     shared::{Arrival, Shared},
@@ -327,12 +327,12 @@ impl Driver {
         match result {
             Ok(mut response) => {
                 held::collect(shared, &mut response);
-                let bodiless = held::is_bodiless(shared, response.status());
+                let bodiless = bodiless::is_bodiless(shared, response.status());
                 if bodiless {
-                    held::strip(shared, &mut response);
+                    bodiless::strip(shared, &mut response);
                 }
                 shared.response_leaves();
-                let declared = held::declared(&response);
+                let declared = bodiless::declared(&response);
                 Ok(response.map(|body| Delivery::watch(body, shared.clone(), bodiless, declared)))
             }
             Err(error) => {
