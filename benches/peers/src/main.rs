@@ -36,7 +36,8 @@ const FULL: Extent = Extent { rounds: 60, singles: 10, parked: 100_000, park_rou
 /// To try the benchmark itself; its figures are not worth much.
 const QUICK: Extent = Extent { rounds: 6, singles: 5, parked: 10_000, park_rounds: 1, uploads: 10 };
 
-const USAGE: &str = "peers [--quick] [--only KEY,KEY…] [--workloads respond,park,upload] [--rounds N] [--out FOLDER]\npeers serve KIND";
+const USAGE: &str =
+    "peers [--quick] [--only KEY,KEY…] [--workloads respond,park,upload] [--rounds N] [--out FOLDER]\npeers serve KIND";
 
 fn main() {
     let mut extent = FULL;

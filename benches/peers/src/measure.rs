@@ -59,8 +59,7 @@ impl Results {
 
 pub fn all(extent: Extent, only: &[String], workloads: &[String]) -> Vec<Results> {
     let chosen = |name: &str, list: &[String]| list.is_empty() || list.iter().any(|item| item == name);
-    let mut results: Vec<_> =
-        PEERS.iter().filter(|peer| chosen(peer.key, only)).map(Results::of).collect();
+    let mut results: Vec<_> = PEERS.iter().filter(|peer| chosen(peer.key, only)).map(Results::of).collect();
     if chosen("respond", workloads) {
         respond(extent, &mut results);
     }

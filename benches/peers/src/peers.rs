@@ -1,11 +1,18 @@
 //! Who takes part, how each is started, and what is said of it.
 
-use std::{env, fs, net::TcpListener, path::PathBuf};
+use std::{
+    env, fs,
+    net::TcpListener,
+    os::unix::net::UnixStream,
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::{
     machine::{first_line, locked},
     park::Answer,
-    running::{Running, pinned},
+    running::{Running, START, pinned},
 };
 
 /// Threads of Puma and processes of PHP-FPM: each holds one request until its continuation has ended.
@@ -127,9 +134,7 @@ pub const PEERS: [Peer; 9] = [
         key: "puma",
         name: "Puma",
         means: "`rack.after_reply`; a thread each",
-        version: || {
-            Ok(format!("{}, {}", first_line("puma", &["--version"])?, first_line("ruby", &["--version"])?))
-        },
+        version: || Ok(format!("{}, {}", first_line("puma", &["--version"])?, first_line("ruby", &["--version"])?)),
         start: puma,
         close_up: false,
         park: Some(Park { most: 1_000, answer: Answer::Before, why: "a thread each" }),
@@ -200,5 +205,15 @@ fn php(workers: usize) -> Result<Running, String> {
     workers.args(["--nodaemonize", "--allow-to-run-as-root", "--fpm-config"]).arg(pool_file);
     let mut front = pinned("nginx");
     front.arg("-e").arg(folder.join("nginx.log")).arg("-c").arg(site_file);
-    Running::at(address, vec![workers, front], folder)
+    let socket = folder.join("fpm.sock");
+    let running = Running::at(address, vec![workers, front], folder)?;
+    // nginx is ready before the processes behind it are.
+    let began = Instant::now();
+    while UnixStream::connect(&socket).is_err() {
+        if began.elapsed() > START {
+            return Err("PHP-FPM did not listen in time".to_owned());
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok(running)
 }

@@ -100,7 +100,8 @@ fn respond(text: &mut String, results: &[Results], extent: Extent) {
     );
     for result in results.iter().filter(|result| result.version.is_ok()) {
         let own = &result.respond;
-        let ratio = |of| cell(baseline.and_then(|other| median(&ratios(result, other, of))), |ratio| format!("{ratio:.3}"));
+        let ratio =
+            |of| cell(baseline.and_then(|other| median(&ratios(result, other, of))), |ratio| format!("{ratio:.3}"));
         let _ = writeln!(
             text,
             "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",

@@ -11,7 +11,7 @@ use std::{
 };
 
 /// How long a server may take to answer its first connection.
-const START: Duration = Duration::from_secs(20);
+pub const START: Duration = Duration::from_secs(20);
 
 pub struct Running {
     pub address: SocketAddr,

@@ -10,9 +10,7 @@ use axum::{
     routing::{get, post},
 };
 use tokio::{net::TcpListener, time::sleep};
-use tower_epilogue::{
-    Continuation, EarlyCloseLayer, Epilogue, IgnoreAbortLayer, ShutdownHookLayer, TimeLimitLayer,
-};
+use tower_epilogue::{Continuation, EarlyCloseLayer, Epilogue, IgnoreAbortLayer, ShutdownHookLayer, TimeLimitLayer};
 
 use super::{HELLO, PAGE_BYTES, PARKED, WORK, announce};
 
@@ -80,7 +78,6 @@ pub async fn epilogue() {
         .route("/respond", get(|| with(WORK)))
         .route("/park", get(|| with(PARKED)))
         .layer(layers(EarlyCloseLayer::new().keep_alive()));
-    let app =
-        Router::new().route("/upload", post(async || page())).layer(layers(EarlyCloseLayer::new())).merge(kept);
+    let app = Router::new().route("/upload", post(async || page())).layer(layers(EarlyCloseLayer::new())).merge(kept);
     Epilogue::new().serve(bind().await, app).await.unwrap();
 }

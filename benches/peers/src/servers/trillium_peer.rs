@@ -10,16 +10,20 @@ use super::{HELLO, PAGE_BYTES, PARKED, WORK, announce};
 pub async fn serve() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     announce(listener.local_addr().unwrap());
-    trillium_tokio::config().without_signals().with_nodelay().with_max_connections(None).with_prebound_server(listener).run_async(handle).await;
+    trillium_tokio::config()
+        .without_signals()
+        .with_nodelay()
+        .with_max_connections(None)
+        .with_prebound_server(listener)
+        .run_async(handle)
+        .await;
 }
 
 async fn handle(conn: Conn) -> Conn {
     match conn.path() {
         "/respond" => with(conn, WORK),
         "/park" => with(conn, PARKED),
-        "/upload" => {
-            conn.with_response_header(KnownHeaderName::Connection, "close").ok(Body::from(&PAGE_BYTES[..]))
-        }
+        "/upload" => conn.with_response_header(KnownHeaderName::Connection, "close").ok(Body::from(&PAGE_BYTES[..])),
         _ => conn.with_status(404),
     }
 }
