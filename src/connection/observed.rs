@@ -176,6 +176,8 @@ impl Connection {
         *lock(&self.0.watch) = Watch::default();
         #[cfg(feature = "acknowledged")]
         lock(&self.0.source).take();
+        // So is the task: as long as its waker is kept, so is all of its memory.
+        drop(self.0.task.take());
         let shut = self.0.shut.load(Ordering::Acquire);
         let parties = std::mem::take(&mut *lock(&self.0.parties));
         for party in parties {

@@ -1,6 +1,7 @@
 //! The one driver of a request's end: waits for its response, runs its continuations, then its hooks.
 
 use std::{
+    collections::VecDeque,
     future::{Future, poll_fn},
     ops::ControlFlow,
     pin::Pin,
@@ -113,6 +114,10 @@ impl Ending {
         }
         let mut core = lock(&shared.core);
         if let Some(continuation) = core.continuations.pop_front() {
+            if core.continuations.is_empty() {
+                // Its room is not needed while this one runs, which may be long.
+                core.continuations = VecDeque::new();
+            }
             return Poll::Ready(Some(continuation));
         }
         // Under the lock, so that no continuation can come in between.
@@ -128,6 +133,7 @@ impl Ending {
 
     async fn run_continuation(&self, continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
         let shared = &self.shared;
+        shared.let_buffer_go();
         #[cfg(feature = "acknowledged")]
         if let Some(deadline) = continuation.acknowledgement() {
             self.wait_for_acknowledgement(deadline).await;
@@ -136,8 +142,8 @@ impl Ending {
         let (kind, span) = continuation.into_work();
         let outcome = match kind {
             Kind::Async(work) => {
-                let mut work = Box::pin(carried(captured, work));
-                let outcome = self.run_to_limit(work.as_mut()).instrument(span.clone()).await;
+                let mut work = if captured.is_empty() { work } else { Box::pin(carried(captured, work)) };
+                let outcome = self.run_to_limit(Pin::new(&mut work)).instrument(span.clone()).await;
                 let _span = span.enter();
                 caught::discard(work);
                 outcome
