@@ -24,6 +24,8 @@ mod flush_slow;
 mod frames;
 #[path = "connection/half_close.rs"]
 mod half_close;
+#[path = "connection/known_length.rs"]
+mod known_length;
 #[path = "connection/linger.rs"]
 mod linger;
 #[path = "connection/linger_bounds.rs"]

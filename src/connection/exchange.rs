@@ -36,6 +36,15 @@ pub(crate) struct Exchange {
     mark: AtomicU64,
     /// Chunks handed out and not yet in the write buffer; there only where chunks are guarded.
     chunks: OnceLock<Arc<AtomicUsize>>,
+    /// HTTP/2: how many those were when the server last began to read.
+    out_at_read: AtomicUsize,
+    /// HTTP/2: chunks were dropped without having been written, since their stream was reset.
+    discarded: AtomicBool,
+    /// The client knows how long the body is.
+    length_known: AtomicBool,
+    /// HTTP/2: every byte of a body of known length was flushed. What is held back is an end that its client need not
+    /// wait for.
+    all_flushed: AtomicBool,
 }
 
 impl Exchange {
@@ -64,7 +73,30 @@ impl Exchange {
     }
 
     pub(crate) fn has_chunks_out(&self) -> bool {
-        self.chunks.get().is_some_and(|chunks| chunks.load(Ordering::Acquire) > 0)
+        self.chunks_out() > 0
+    }
+
+    fn chunks_out(&self) -> usize {
+        self.chunks.get().map_or(0, |chunks| chunks.load(Ordering::Acquire))
+    }
+
+    /// The server reads; again, if it `goes_on` with a turn. It writes nothing meanwhile: so chunks that are gone since
+    /// it last began were discarded, with a stream that the client has reset.
+    pub(crate) fn reading(&self, goes_on: bool) {
+        let out = self.chunks_out();
+        if goes_on && out < self.out_at_read.load(Ordering::Acquire) {
+            self.discarded.store(true, Ordering::Release);
+        }
+        self.out_at_read.store(out, Ordering::Release);
+    }
+
+    pub(crate) fn set_length_known(&self) {
+        self.length_known.store(true, Ordering::Release);
+    }
+
+    /// Whether the client has, or will have, all that it waits for, although the end of its stream has not left.
+    pub(crate) fn is_all_flushed(&self) -> bool {
+        self.all_flushed.load(Ordering::Acquire)
     }
 
     pub(crate) fn hold(&self) {
@@ -87,10 +119,18 @@ impl Exchange {
         self.stage.store(AWAITING, Ordering::Release);
     }
 
-    /// A flush completed: does it release a held end?
-    pub(crate) fn release(&self) -> bool {
-        !self.has_chunks_out()
-            && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    /// A flush completed, `after_reading` if the server was done with that: does it release a held end?
+    pub(crate) fn release(&self, after_reading: bool) -> bool {
+        let released = !self.has_chunks_out()
+            && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if released
+            && after_reading
+            && self.length_known.load(Ordering::Acquire)
+            && !self.discarded.load(Ordering::Acquire)
+        {
+            self.all_flushed.store(true, Ordering::Release);
+        }
+        released
     }
 }
 

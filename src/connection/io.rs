@@ -160,7 +160,7 @@ impl Stall {
 
 impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.connection.read_begins();
+        self.connection.read_begins(self.turn == Turn::Reading);
         // Registered before anything is looked at, so that a change after the look wakes us.
         self.register(cx);
         if self.connection.has_hidden_end() && self.connection.hides_end_of_input() {

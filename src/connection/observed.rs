@@ -24,7 +24,14 @@ impl Connection {
     /// HTTP/2: if the last one ended with a flush and no write after it, there was nothing more to write, and the ends
     /// of streams that were queued before it have left. (A flush alone does not tell: h2 flushes in the middle of a
     /// turn too, when its buffer is full, and for what stalled in the turn before.)
-    pub(super) fn read_begins(&self) {
+    ///
+    /// `goes_on` if it has read before in this turn.
+    pub(super) fn read_begins(&self, goes_on: bool) {
+        if self.0.guards.load(Ordering::Acquire) {
+            for party in lock(&self.0.parties).iter() {
+                party.exchange().reading(goes_on);
+            }
+        }
         // Changed by the one task that reads and writes, as all of the account that is not changed in one step.
         let flushed = self.0.flushed_turn.load(Ordering::Acquire);
         if flushed == 0 {
@@ -125,7 +132,7 @@ impl Connection {
         }
         // One at a time, so that nobody is told anything under the lock.
         loop {
-            match self.next_flushed() {
+            match self.next_flushed(turn) {
                 Some(Found::Flushed(party)) => party.flushed(),
                 Some(Found::Released(party)) => party.released(),
                 None => break,
@@ -134,13 +141,13 @@ impl Connection {
         self.show_hidden_end();
     }
 
-    fn next_flushed(&self) -> Option<Found> {
+    fn next_flushed(&self, turn: bool) -> Option<Found> {
         let written = self.written();
         let mut parties = lock(&self.0.parties);
         let (mut others, mut ends) = (false, false);
         for (place, party) in parties.iter().enumerate() {
             let exchange = party.exchange();
-            if exchange.release() {
+            if exchange.release(turn) {
                 return Some(Found::Released(party.clone()));
             }
             if exchange.is_awaiting() {
@@ -166,7 +173,7 @@ impl Connection {
 
     /// An orderly close began: hyper flushes everything before it.
     pub(super) fn shutting_down(&self) {
-        self.read_begins();
+        self.read_begins(false);
         self.0.shut.store(true, Ordering::Release);
     }
 

@@ -92,6 +92,8 @@ pub(crate) struct State {
     pub(super) closed: AtomicBool,
     /// An exchange may be held or awaiting; lets a flush that nobody waits for pass without the lock.
     pub(super) waiting: AtomicBool,
+    /// HTTP/2: chunks are guarded.
+    pub(super) guards: AtomicBool,
     pub(super) parties: Mutex<Vec<Arc<dyn Party>>>,
     /// The task that drives the connection.
     pub(super) task: AtomicWaker,
@@ -178,6 +180,11 @@ impl Connection {
     /// The head of a response is handed over.
     pub(crate) fn head(&self, exchange: &Exchange) {
         exchange.set_mark(self.written());
+    }
+
+    /// HTTP/2: a response's chunks will be guarded.
+    pub(crate) fn guards(&self) {
+        self.0.guards.store(true, Ordering::Release);
     }
 
     /// HTTP/2: the body has ended; its end is held until its chunks are flushed.

@@ -23,6 +23,8 @@ pub(super) struct Delivery {
     bare: bool,
     /// Its length is known.
     sized: bool,
+    /// Its client knows that too, or another one.
+    known: bool,
     /// The server has taken the last frame, or is never to take any.
     complete: bool,
     failed: bool,
@@ -47,12 +49,19 @@ enum Held {
 impl Delivery {
     /// Watches `body`; `bodiless` if the server is not to send one (HEAD, 204, 304).
     pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool, declared: Option<u64>) -> Body {
+        let sized = body.size_hint().exact().is_some();
+        let known = sized || declared.is_some();
         let declared = declared.filter(|_| !shared.http2());
         let complete = bodiless || body.is_end_stream() || declared == Some(0);
-        let held = if shared.http2() && shared.connection().is_some() && !complete { Held::Open } else { Held::Never };
+        let held = match shared.connection().filter(|_| shared.http2() && !complete) {
+            Some(connection) => {
+                connection.guards();
+                Held::Open
+            }
+            None => Held::Never,
+        };
         let bare = !complete && !shared.has_producer();
-        let sized = body.size_hint().exact().is_some();
-        Body::new(Self { shared, body: Some(body), bare, sized, complete, failed: false, held, declared })
+        Body::new(Self { shared, body: Some(body), bare, sized, known, complete, failed: false, held, declared })
     }
 
     fn fail(&mut self, error: axum_core::Error) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
@@ -99,6 +108,9 @@ impl Delivery {
     }
 
     fn hold(&mut self, trailers: Option<HeaderMap>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
+        if self.known && trailers.is_none() {
+            self.shared.exchange.set_length_known();
+        }
         self.held = Held::End(trailers);
         if let Some(connection) = self.shared.connection() {
             connection.hold(&self.shared.exchange);

@@ -229,6 +229,10 @@ impl Shared {
 
     /// The client left; the first to notice says so.
     pub(super) fn abort(&self) {
+        if self.exchange.is_all_flushed() {
+            // Contract rule 3: who leaves after the whole response has not aborted.
+            return self.flushed_whole();
+        }
         let changed = self.change(Some(EventKind::Aborted), |word| {
             (word.sent().is_none() && !word.status().is_aborted()).then(|| word.with_status(ConnectionStatus::ABORTED))
         });
@@ -258,6 +262,9 @@ impl Shared {
 
     /// Decides the fate of a response that was not flushed, and that nothing more is to be heard of.
     pub(super) fn decide(&self, sent: Sent) {
+        if self.exchange.is_all_flushed() {
+            self.flushed_whole();
+        }
         let changed = self.change(None, |word| Some(word.with_sent(sent)).filter(|new| *new != word));
         if let Some(connection) = self.connection() {
             connection.leave(self);

@@ -1,0 +1,96 @@
+//! HTTP/2 clients that know how long a body is, and do not wait for the end of its stream (RFC 9113, section 8.1.1).
+
+use axum::{Router, body::Body, http::header, routing::get};
+use bytes::Bytes;
+use futures_util::stream;
+
+use crate::{
+    common::reset_when_dropped,
+    frames::{DATA, RST_STREAM, RawHttp2, frame, request},
+    support::{Server, soon},
+};
+
+const TEN_MB: usize = 10_000_000;
+
+fn app() -> Router {
+    let pieces = |count: usize| {
+        let bytes = Bytes::from(vec![b'x'; 5_000]);
+        let body = Body::from_stream(stream::iter((0..count).map(move |_| Ok::<_, std::io::Error>(bytes.clone()))));
+        ([(header::CONTENT_LENGTH, (count * 5_000).to_string())], body)
+    };
+    Router::new()
+        .route("/small", get(async || "small"))
+        .route("/piece", get(async || vec![b'x'; 100_000]))
+        .route("/pieces", get(async move || pieces(20)))
+        .route("/ten", get(async || vec![b'x'; TEN_MB]))
+        .route("/ten-in-pieces", get(async move || pieces(TEN_MB / 5_000)))
+}
+
+/// Asks, and reads so many bytes of the body at least.
+async fn read(server: &Server, path: &str, length: usize) -> RawHttp2 {
+    let mut client = RawHttp2::connect(server.address).await;
+    client.send(&request("GET", path, 1, true)).await;
+    let mut read = 0;
+    while read < length {
+        // One frame at a time, so that the end of the stream is not read along.
+        let next = soon("a frame", client.next(9)).await.unwrap().expect("the connection is open");
+        if next.stream == 1 && next.kind == DATA {
+            read += next.payload.len();
+        }
+    }
+    client
+}
+
+/// With two threads, since it is a race: the client leaves before, while and after the end of its stream leaves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_with_every_byte_of_a_known_length_has_not_aborted() {
+    let server = Server::start(app()).await;
+    let mut count = 0;
+    for round in 0..60 {
+        for (path, length) in [("/small", 5), ("/piece", 100_000), ("/pieces", 100_000)] {
+            let mut client = read(&server, path, length).await;
+            match round % 3 {
+                0 => client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await,
+                1 => reset_when_dropped(&client.stream),
+                _ => {}
+            }
+            drop(client);
+            count += 1;
+        }
+    }
+    server.journal.ended(count).await;
+    for request in server.journal.requests() {
+        let lines = server.journal.lines_of(request);
+        assert!(lines.iter().any(|line| line.starts_with("flushed")), "{lines:?}");
+        assert_eq!(lines.last().unwrap(), "ended/0", "{lines:?}");
+    }
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_before_has_aborted() {
+    let server = Server::start(app()).await;
+    let mut count = 0;
+    for round in 0..12 {
+        for path in ["/ten", "/ten-in-pieces"] {
+            let mut client = read(&server, path, 20_000).await;
+            match round % 3 {
+                0 => {
+                    client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await;
+                    // The connection goes on, and is flushed.
+                    tokio::spawn(client.read_on());
+                }
+                1 => reset_when_dropped(&client.stream),
+                _ => {}
+            }
+            count += 1;
+        }
+    }
+    server.journal.ended(count).await;
+    for request in server.journal.requests() {
+        let lines = server.journal.lines_of(request);
+        assert!(!lines.iter().any(|line| line.starts_with("flushed")), "{lines:?}");
+        assert_eq!(lines.last().unwrap(), "ended/1", "{lines:?}");
+    }
+    assert!(server.stop().await.is_clean());
+}
