@@ -29,8 +29,20 @@ use crate::{
 /// Where a test's store is.
 #[derive(Clone, Debug)]
 pub enum Place {
-    Sqlite(PathBuf),
+    Sqlite(Arc<SqliteFile>),
     Postgres(String),
+}
+
+/// A file in a directory of its own, gone with the test.
+#[derive(Debug)]
+pub struct SqliteFile {
+    pub path: PathBuf,
+}
+
+impl Drop for SqliteFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(self.path.parent().unwrap());
+    }
 }
 
 impl Place {
@@ -39,7 +51,7 @@ impl Place {
         let name = format!("epilogue-sqlite-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(name);
         std::fs::create_dir_all(&directory).unwrap();
-        Self::Sqlite(directory.join("jobs.db"))
+        Self::Sqlite(Arc::new(SqliteFile { path: directory.join("jobs.db") }))
     }
 
     pub fn postgres() -> Self {
@@ -48,7 +60,7 @@ impl Place {
 
     pub fn store(&self) -> DurableBuilder {
         match self {
-            Self::Sqlite(file) => DurableStore::sqlite(file),
+            Self::Sqlite(file) => DurableStore::sqlite(&file.path),
             Self::Postgres(url) => DurableStore::postgres(url),
         }
         .migrate(true)
@@ -59,7 +71,7 @@ impl Place {
         use tower_epilogue::durable::sqlx::{self, Connection as _, Executor as _};
         match self {
             Self::Sqlite(file) => {
-                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file).create_if_missing(true);
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file.path).create_if_missing(true);
                 let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
                 connection.execute(sql).await.unwrap();
                 connection.close().await.unwrap();
@@ -77,7 +89,7 @@ impl Place {
         use tower_epilogue::durable::sqlx::{self, Connection as _};
         match self {
             Self::Sqlite(file) => {
-                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file.path);
                 let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
                 sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap()
             }
