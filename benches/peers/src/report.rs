@@ -132,7 +132,8 @@ fn park(text: &mut String, results: &[Results]) {
         "## Park\n\n\
          Requests whose work waits for an hour, each on a connection of its own that closes after the answer. The \
          server's memory (`Pss`) with all of them parked, less that after some thousands of short ones, over their \
-         number.\n\n| server | parked | bytes each | ratio to `tokio::spawn` |\n|---|---|---|---|\n",
+         number. Where each holds a thread or a process, that is what it costs: the memory is then beside that of a \
+         server with hardly any.\n\n| server | parked | bytes each | ratio to `tokio::spawn` |\n|---|---|---|---|\n",
     );
     let baseline = find(results, BASELINE).and_then(|spawn| median(&spawn.park));
     for result in results {
