@@ -32,7 +32,7 @@ pub struct Extent {
     pub uploads: usize,
 }
 
-const FULL: Extent = Extent { rounds: 60, singles: 10, parked: 100_000, park_rounds: 3, uploads: 100 };
+const FULL: Extent = Extent { rounds: 30, singles: 10, parked: 100_000, park_rounds: 1, uploads: 50 };
 /// To try the benchmark itself; its figures are not worth much.
 const QUICK: Extent = Extent { rounds: 6, singles: 5, parked: 10_000, park_rounds: 1, uploads: 10 };
 

@@ -5,8 +5,8 @@ use std::{thread, time::Duration};
 use crate::{
     Extent,
     load::{Clients, PAUSE},
-    park, peers,
-    peers::{PEERS, Peer},
+    park::{self, Answer},
+    peers::{self, PEERS, Park, Peer},
     running::Running,
     single,
     upload::{self, Reads, Seen},
@@ -15,7 +15,9 @@ use crate::{
 /// Before a server's memory is taken as its own: a server that has served.
 const WARM_UP: usize = 5_000;
 /// The same where each request holds a thread or a process for 100 ms.
-const WARM_UP_WORKERS: usize = 500;
+const WARM_UP_WORKERS: usize = 100;
+/// Workers that are left where all others are parked in.
+const SPARE: usize = 8;
 
 /// What one peer has shown; nothing where it was not asked.
 pub struct Results {
@@ -138,17 +140,31 @@ fn parks(extent: Extent, results: &mut [Results]) {
     for round in 0..extent.park_rounds {
         for result in results.iter_mut() {
             let (Some(parks), Ok(_)) = (result.peer.park, &result.version) else { continue };
-            eprintln!("park, round {round} of {}, {}", extent.park_rounds, result.peer.key);
+            eprintln!("park, round {} of {}, {}", round + 1, extent.park_rounds, result.peer.key);
             let count = parks.most.min(extent.parked);
-            let few = parks.most < WARM_UP;
-            match (result.peer.start)(if few { count + 8 } else { peers::WORKERS }) {
-                Ok(server) => {
-                    let warm_up = if few { WARM_UP_WORKERS } else { WARM_UP };
-                    result.park.push(park::bytes(&server, count, warm_up, parks.answer));
+            match parked(result.peer, parks, count) {
+                Ok(bytes) => {
+                    result.park.push(bytes);
                     result.parked = count;
                 }
                 Err(reason) => result.version = Err(reason),
             }
         }
     }
+}
+
+/// Bytes for each of `count`.
+fn parked(peer: &Peer, parks: Park, count: usize) -> Result<f64, String> {
+    let (before, after) = if parks.workers {
+        // Beside the same server with workers for none.
+        let before = park::memory(&(peer.start)(SPARE)?, WARM_UP_WORKERS);
+        let server = (peer.start)(count + SPARE)?;
+        park::memory(&server, WARM_UP_WORKERS);
+        (before, park::memory_parked(&server, count, parks.answer))
+    } else {
+        let server = (peer.start)(peers::WORKERS)?;
+        let warm_up = if parks.answer == Answer::Before { WARM_UP } else { 0 };
+        (park::memory(&server, warm_up), park::memory_parked(&server, count, parks.answer))
+    };
+    Ok((after as f64 - before as f64) / count as f64)
 }

@@ -61,16 +61,18 @@ fn requests(address: SocketAddr, path: &str, count: usize, answer: Answer) -> Ve
     })
 }
 
-/// Bytes for each of `count`, beside what the server takes after as many short ones as `warm_up`.
-pub fn bytes(server: &Running, count: usize, warm_up: usize, answer: Answer) -> f64 {
-    if answer == Answer::Before {
-        requests(server.address, "/respond", warm_up, answer);
-    }
+/// What the server takes when it has served so many short ones.
+pub fn memory(server: &Running, served: usize) -> u64 {
+    requests(server.address, "/respond", served, Answer::Before);
     thread::sleep(SETTLE);
-    let before = server.memory();
+    server.memory()
+}
+
+/// What it takes with `count` parked.
+pub fn memory_parked(server: &Running, count: usize, answer: Answer) -> u64 {
     let open = requests(server.address, "/park", count, answer);
     thread::sleep(SETTLE);
-    let after = server.memory();
+    let memory = server.memory();
     drop(open);
-    (after as f64 - before as f64) / count as f64
+    memory
 }

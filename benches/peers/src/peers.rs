@@ -37,10 +37,12 @@ pub struct Peer {
 pub struct Park {
     pub most: usize,
     pub answer: Answer,
+    /// Each holds a worker, which is there before it is needed: what it costs is the worker.
+    pub workers: bool,
     pub why: &'static str,
 }
 
-const ALL: Option<Park> = Some(Park { most: usize::MAX, answer: Answer::Before, why: "" });
+const ALL: Option<Park> = Some(Park { most: usize::MAX, answer: Answer::Before, workers: false, why: "" });
 
 pub const BASELINE: &str = "axum-spawn";
 pub const OURS: &str = "epilogue";
@@ -66,6 +68,7 @@ pub const PEERS: [Peer; 9] = [
         park: Some(Park {
             most: 15_000,
             answer: Answer::After,
+            workers: false,
             why: "each waits with its connection open, and this many files may be open",
         }),
     },
@@ -128,7 +131,7 @@ pub const PEERS: [Peer; 9] = [
         },
         start: php,
         close_up: false,
-        park: Some(Park { most: 200, answer: Answer::Before, why: "a process each" }),
+        park: Some(Park { most: 200, answer: Answer::Before, workers: true, why: "a process each" }),
     },
     Peer {
         key: "puma",
@@ -137,7 +140,7 @@ pub const PEERS: [Peer; 9] = [
         version: || Ok(format!("{}, {}", first_line("puma", &["--version"])?, first_line("ruby", &["--version"])?)),
         start: puma,
         close_up: false,
-        park: Some(Park { most: 1_000, answer: Answer::Before, why: "a thread each" }),
+        park: Some(Park { most: 1_000, answer: Answer::Before, workers: true, why: "a thread each" }),
     },
 ];
 

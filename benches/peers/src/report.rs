@@ -78,7 +78,11 @@ fn targets(text: &mut String, results: &[Results]) {
         }),
         shares.map(|(one, two)| one == 1.0 && two == 1.0),
     );
-    text.push_str("\nRatios are medians over the rounds, in brackets the middle half of them.\n\n");
+    text.push_str(
+        "\nRatios are medians over the rounds, in brackets the middle half of them. The server that this crate is compared \
+         with answers and spawns, and does nothing else; here the same request has a lifecycle, four layers, a timer \
+         for its limit, a flush to wait for, a task that is tracked, and a hook that runs at the end.\n\n",
+    );
 }
 
 fn respond(text: &mut String, results: &[Results], extent: Extent) {
@@ -132,7 +136,8 @@ fn park(text: &mut String, results: &[Results]) {
         "## Park\n\n\
          Requests whose work waits for an hour, each on a connection of its own that closes after the answer. The \
          server's memory (`Pss`) with all of them parked, less that after some thousands of short ones, over their \
-         number.\n\n| server | parked | bytes each | ratio to `tokio::spawn` |\n|---|---|---|---|\n",
+         number. Where each holds a thread or a process, that is what it costs: the memory is then beside that of a \
+         server with hardly any.\n\n| server | parked | bytes each | ratio to `tokio::spawn` |\n|---|---|---|---|\n",
     );
     let baseline = find(results, BASELINE).and_then(|spawn| median(&spawn.park));
     for result in results {

@@ -29,23 +29,25 @@ pub enum Reads {
 #[derive(Clone, Copy, Default)]
 pub struct Seen {
     pub whole: bool,
-    /// The response began before the upload had ended.
+    /// The response began before the end of the upload was sent.
     pub early: bool,
 }
 
-/// Sends until all is sent or it cannot; when that was.
+/// Sends until all is sent or it cannot; when the last of it began to be sent.
 fn send(mut stream: &TcpStream) -> Instant {
     let head = format!("POST /upload HTTP/1.1\r\nhost: bench\r\ncontent-length: {UPLOAD}\r\n\r\n");
     let chunk = [b'u'; CHUNK];
     let mut sent = stream.write_all(head.as_bytes());
+    let mut last = Instant::now();
     for _ in 0..UPLOAD / CHUNK {
-        sent = sent.and_then(|()| stream.write_all(&chunk));
         if sent.is_err() {
             break;
         }
         thread::sleep(PACE);
+        last = Instant::now();
+        sent = stream.write_all(&chunk);
     }
-    Instant::now()
+    last
 }
 
 /// Reads until the response is whole or cannot be; whether it is, and when it began.
@@ -83,7 +85,7 @@ pub fn upload(address: SocketAddr, reads: Reads) -> Seen {
         if !whole {
             let _ = stream.shutdown(Shutdown::Both);
         }
-        let ended = sender.join().unwrap();
-        Seen { whole, early: began.is_some_and(|began| began < ended) }
+        let last = sender.join().unwrap();
+        Seen { whole, early: began.is_some_and(|began| began < last) }
     })
 }
