@@ -5,6 +5,8 @@
 //! - [`ordering`]: why the order of the layers does not matter, and where other middleware stands.
 //! - [`limits`]: how to choose the time limit, the patience, the limit of hooks, the deadline of a drain, and
 //!   the buffer of an early close.
+//! - [`timing`]: answers whose timing tells nothing, such as that of a password reset.
+//! - [`sessions`]: what of a session is committed when, and what a continuation may still change.
 //! - [`connection`]: what "flushed" and "aborted" mean on HTTP/1 and on HTTP/2, and what cannot be known.
 //!
 //! # Words
@@ -19,3 +21,5 @@ pub mod connection;
 pub mod contract;
 pub mod limits;
 pub mod ordering;
+pub mod sessions;
+pub mod timing;
