@@ -42,8 +42,11 @@ pub struct Answers(Connection);
 /// One that is stored.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Answer {
+    /// What was asked.
     pub question: String,
+    /// The whole answer.
     pub answer: String,
+    /// Whether its reader was still there at its end.
     pub read_to_its_end: bool,
 }
 

@@ -21,8 +21,11 @@ const ANSWER: &str = "If there is an account with this address, a mail is on its
 /// Who has an account, and how long it takes to find out and to send a mail.
 #[derive(Clone, Debug)]
 pub struct Accounts {
+    /// The addresses with an account.
     pub emails: Arc<[&'static str]>,
+    /// How long it takes to find out.
     pub look_up: Duration,
+    /// How long it takes to send the mail.
     pub mail: Duration,
 }
 
