@@ -90,6 +90,9 @@ impl http_body::Body for Producer {
                 Poll::Ready(Some(Ok(frame)))
             }
             Ok(Poll::Ready(Some(Err(error)))) => {
+                if this.shared.word().status().is_aborted() {
+                    tracing::warn!(route = this.shared.route(), %error, "a body whose reader had left failed");
+                }
                 this.end(EventKind::BodyDropped);
                 Poll::Ready(Some(Err(error.into_inner())))
             }

@@ -204,6 +204,18 @@
 //! **A declared length is the end,** without a tracked connection too: an HTTP/1 server lets go of a body when it has so
 //! many bytes, without asking for more.
 //!
+//! **A response that is written** ([`Output`](crate::Output)) is produced like any other body. Its flush is
+//! complete when the server has had its turn to send, which is not yet a client that reads. What its producer does after
+//! `finish` is a continuation: it starts when the response was flushed or will not be, and an abort no longer ends it;
+//! the limit does. An output that is dropped unfinished breaks its response off.
+//!
+//! **An empty frame** of a body is the mark of a flush, for compressors, and never sent.
+//!
+//! **A streaming response that is given to `finish`** when its client has left already, and that is ignored, is
+//! produced to its end, with nobody to read it. A producer without a reader has no pace but its own: it lets others have
+//! their turn after some frames, and its limit is what ends one that never ends. It ends, too, when aborts are no longer
+//! ignored.
+//!
 //! **Hooks and continuations that come late.** While hooks run, another hook can be registered, but a continuation
 //! can no longer join the request: it runs on its own.
 //!

@@ -7,8 +7,8 @@
 //!   the buffer of an early close.
 //! - `durable` (features `durable-sqlite`, `durable-postgres`): what jobs that are stored survive, what can still go wrong,
 //!   and what to do about it.
-//! - [`sessions`]: when a session is stored, and what a continuation may still change.
-//! - [`timing`]: answers whose timing tells nothing.
+//! - [`timing`]: answers whose timing tells nothing, such as that of a password reset.
+//! - [`sessions`]: what of a session is committed when, and what a continuation may still change.
 //! - [`connection`]: what "flushed" and "aborted" mean on HTTP/1 and on HTTP/2, and what cannot be known.
 //!
 //! # Words

@@ -1,31 +1,73 @@
-//! Sessions and continuations, with tower-sessions or any other middleware that commits when the handler has answered.
+//! Sessions: what is committed when, and what a continuation may still change.
 //!
-//! # When a session is stored
+//! PHP locks a session's file for as long as its script runs: a visitor's second request waits for the first one's
+//! background work, unless that says `session_write_close()`. Here nothing is locked, and the question is only when changes
+//! are stored. What follows is said of `tower-sessions`, and goes for every session middleware that stores on the way
+//! out.
 //!
-//! Session middleware loads a session on the way in, or at its first use, and stores it on the way out: *after* the
-//! handler has answered and *before* the response goes on. Such a layer is an ordinary one here, so what the handler has
-//! changed is committed before the response is released, and before its continuation starts. The client's next request
-//! finds it, however soon it comes.
+//! # Before the response leaves
 //!
-//! The same holds for [`finish`](crate::Lifecycle::finish), if one of our layers stands *inside* of the session layer,
-//! next to the routes ([why](super::ordering#finish-and-the-innermost-layer)): the finished response passes through the
-//! middleware outside as any other.
+//! The session's layer stores what the handler changed, and sets the cookie, when the response passes through it. Only
+//! then does the response leave, and only after that do continuations start. So whoever has read the response finds the
+//! session as it was left, on this connection and on any other, and a second request of the same visitor waits for no
+//! continuation.
 //!
-//! # Nobody waits for the continuation
+//! ```
+//! use axum::{Router, routing::get};
+//! use tower_epilogue::{EarlyCloseLayer, TimeLimitLayer};
+//! use tower_sessions::{MemoryStore, SessionManagerLayer};
 //!
-//! PHP's sessions are locked until `session_write_close()`, and a second request of the same visitor waits for all that
-//! the first does after its response. Here nothing is locked while a continuation runs: a second request on the same
-//! connection, on another, or of the same session is answered at once.
+//! let app: Router = Router::new()
+//!     .route("/", get(async || "hello"))
+//!     .layer((EarlyCloseLayer::new(), TimeLimitLayer::default())) // next to the routes
+//!     .layer(SessionManagerLayer::new(MemoryStore::default()));
+//! # let _ = app;
+//! ```
 //!
-//! # What a continuation may still change
+//! **The order matters for [`finish`](crate::Lifecycle::finish) alone.** Its response leaves from the innermost layer of this
+//! crate, so the session's layer has to stand outside of one: as above. With the session's layer inside of
+//! all of them, a finished response passes it by: no cookie is set, and what was changed is stored only when the handler
+//! returns. A response that is *returned* passes through it in either order.
+//!
+//! # What comes after
+//!
+//! Continuations, the rest of a handler after `finish`, hooks, and the producers of bodies all run when the session has been
+//! stored. They may have a clone of the `Session`, and:
 //!
 //! | | |
 //! |---|---|
-//! | read what it captured | yes: take the values out in the handler, and move them in |
-//! | read the stored session | yes, with a `Session` that was cloned into it; call `load` for what others have changed meanwhile |
-//! | change the session | only if it stores it itself: `session.insert(…)`, then `session.save()`. Without the `save` the change is lost, since the middleware has stored the session already |
-//! | set or remove the cookie | no: the head has left. So it cannot begin a session, renew its id, or log somebody out at the client. `session.delete()` ends the session at the server |
+//! | read it | as it was when the request loaded it, or as its handler left it |
+//! | change values | with a `save().await` of their own; without one the change is lost, and nothing says so |
+//! | what other requests stored meanwhile | is overwritten by that save: a session is stored whole. `load().await` first, change, save |
+//! | log the visitor out, `delete().await` | works at once; the cookie stays, and leads to nothing |
+//! | the cookie: `cycle_id`, `flush` with a new session, an expiry | no: its head has left. The visitor would come back with the old one |
+//! | a session for a visitor who had none | no, for the same reason |
 //!
-//! A `save` stores the whole record. The visitor's next requests run at the same time as the continuation and store
-//! theirs: the last one wins, and what the other had changed is gone. For results that a visitor is to see later, a row of
-//! your own database, which the page reads, is the better place.
+//! ```
+//! use tower_epilogue::Continuation;
+//! use tower_sessions::Session;
+//!
+//! async fn order(session: Session) -> (Continuation, &'static str) {
+//!     let later = session.clone();
+//!     let work = Continuation::new(async move {
+//!         // … the order is placed, some seconds later.
+//!         let noted = async {
+//!             later.load().await?; // what the visitor did meanwhile
+//!             later.insert("last_order", 4711).await?;
+//!             later.save().await
+//!         };
+//!         if let Err(error) = noted.await {
+//!             eprintln!("the order is not noted: {error}");
+//!         }
+//!     });
+//!     (work, "Your order is being placed.\n")
+//! }
+//! # let _ = order;
+//! ```
+//!
+//! Between `load` and `save` another request can still store something, which is then lost: whatever several requests
+//! change at once belongs into a table of its own, under the session's or the user's id.
+//!
+//! A time limit, a drain's deadline and a client that leaves end a handler before its response passes through the session's
+//! layer: then nothing is stored, as after any handler that was dropped. Under a
+//! [shield](crate::Lifecycle::shield), save by hand what must not be lost.

@@ -1,38 +1,53 @@
 //! Answers whose timing tells nothing.
 //!
-//! "If we know this address, a mail is on its way": the text tells nobody who has an account, but the time it takes may.
-//! Looking the account up, making a token and talking to a mail server take measurably longer than finding nothing, and
-//! whoever asks often enough can tell the two apart (CWE-208, observable timing discrepancy). Sleeping a random time
-//! does not help, since it averages out.
+//! "If there is an account with this address, a mail is on its way." The words are the same for everybody, and yet the
+//! answer tells: where an account is found, a token is made, stored and mailed, and the answer comes later. A
+//! stranger with a list of addresses and a clock learns who has an account. Filling the gap with a sleep hides it only as
+//! far as the sleep is longer than the work, on the worst day.
 //!
-//! What helps is to answer *before* the work that could leak:
+//! # The look-up is the continuation
+//!
+//! What is not known when the answer leaves cannot show in it:
 //!
 //! ```
-//! use axum::{Router, http::StatusCode, response::IntoResponse, routing::post};
+//! use axum::{Form, Router, routing::post};
 //! use tower_epilogue::Continuation;
+//! # #[derive(serde::Deserialize)] struct Reset { email: String }
+//! # async fn find_account(_: &str) -> Option<u64> { None }
+//! # async fn mail_token(_: u64) {}
 //!
-//! async fn reset(address: String) -> impl IntoResponse {
+//! async fn reset(Form(reset): Form<Reset>) -> (Continuation, &'static str) {
 //!     let work = Continuation::new(async move {
-//!         // Look the account up, and send the mail, if there is one.
-//!         # let _ = address;
+//!         if let Some(account) = find_account(&reset.email).await {
+//!             mail_token(account).await;
+//!         }
 //!     });
-//!     (StatusCode::ACCEPTED, work, "If we know this address, a mail is on its way.")
+//!     (work, "If there is an account with this address, a mail is on its way.\n")
 //! }
-//!
-//! let app: Router = Router::new().route("/reset", post(reset));
-//! # let _ = app;
+//! # let _: Router = Router::new().route("/reset", post(reset));
 //! ```
 //!
-//! The continuation starts after the flush; nothing that it does can be seen in the response. What is left to you:
+//! The example `password_reset` has it beside the tempting way, to be compared with `curl`.
 //!
-//! - Nothing before the answer may depend on the secret: no look-up in an extractor or a middleware, no error that only
-//!   one of the cases can run into, no header or cookie that only one of them has, and no difference in the length.
-//! - The *next* request may tell. A continuation that blocks its worker, holds a lock or fills a pool delays requests
-//!   which come while it runs. Use [`Continuation::blocking`](crate::Continuation::blocking) for work that computes
-//!   (hashing a password), and do not let requests wait for what the continuation holds.
-//! - With [`finish`](crate::Lifecycle::finish) the same holds from its call on.
-//! - A drain's report, the log and the events know the request's route and times, but no secret of yours, unless a span
-//!   of yours does.
-//! - Limits on how often one client may ask belong in front of it, and must count both cases alike.
+//! # What else could tell
 //!
-//! The example `password_reset` is a whole server.
+//! - **Whether there is a continuation.** Both cases return one, and it decides. A handler that looks up first and then
+//!   returns a continuation for the one case only has leaked already.
+//! - **The answer itself**: status, headers, cookies, and length are the same, byte for byte, but for the date.
+//! - **Whatever stands in front**: a rate limit that counts by account, a validation that asks a database. It belongs
+//!   into the continuation, or must not depend on what is found.
+//! - **The next request.** It does not wait for the continuation: the connection is free again, or closed, before that
+//!   starts. But a continuation that keeps the processor or the database busy slows down whatever runs beside it, and where
+//!   continuations are few at a time, a long one can have the next be refused or wait. A stranger who measures *other*
+//!   requests meanwhile may see that much. Keep what the found case does short on the processor, or hand it to
+//!   a queue.
+//! - **The end of the server.** A drain waits longer for the found case.
+//! - **The mail**, of course, tells whoever can read it.
+//!
+//! The same goes for sign-ups ("this address is taken"), invitations, and logins. A login has to answer what it found;
+//! there, do the same work in both cases, such as hashing the password of nobody.
+//!
+//! # How it is tested
+//!
+//! Under a clock that counts nothing but waiting, both answers take the same time to the nanosecond, none. Over real
+//! sockets, a rank test cannot tell the two apart that finds the tempting way out at once.

@@ -9,6 +9,8 @@ use tower_http::compression::CompressionLayer;
 use super::decode::{Decoded, ENCODINGS, ask, request};
 use crate::support::{Gate, Notes, Server, soon, streamed};
 
+type Stack = fn(Router, CompressedStreamLayer, CompressionLayer, EarlyCloseLayer) -> Router;
+
 /// A continuation starts after the last compressed byte, whichever layers stand around.
 #[tokio::test]
 async fn a_continuation_waits_for_the_last_compressed_byte() {
@@ -21,7 +23,7 @@ async fn a_continuation_waits_for_the_last_compressed_byte() {
         Router::new().route("/", get(handler))
     };
     let (ours, theirs, close) = (CompressedStreamLayer::new(), CompressionLayer::new(), EarlyCloseLayer::new());
-    let stacks: [(&str, fn(Router, _, _, _) -> Router); 6] = [
+    let stacks: [(&str, Stack); 6] = [
         ("ours", |app, ours, _: CompressionLayer, _: EarlyCloseLayer| app.layer(ours)),
         ("theirs outside", |app, ours: CompressedStreamLayer, theirs, _| app.layer(ours).layer(theirs)),
         ("theirs inside", |app, ours, theirs, _| app.layer(theirs).layer(ours)),

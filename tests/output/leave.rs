@@ -16,9 +16,9 @@ async fn read_and_left(server: &Server, how: &str) -> Option<Http2> {
             client.send_get("/").await;
             client.read_until("first").await;
             if how == "close" {
-                client.close()
+                client.close();
             } else {
-                client.reset()
+                client.reset();
             }
             None
         }
@@ -147,7 +147,7 @@ async fn a_producer_is_dropped_when_its_client_leaves_unless_that_is_ignored() {
                     gate.passed().await;
                     notes.add("went on");
                     for _ in 0..100 {
-                        output.write([b'x'; 10_000]).await?;
+                        output.write(vec![b'x'; 10_000]).await?;
                         output.flush().await?;
                     }
                     output.finish().await?;

@@ -438,19 +438,21 @@ def a_models_answer_is_stored_whole_although_its_reader_left():
         database = os.path.join(folder, "answers.db")
         server, port = example("llm_stream", DATABASE=database)
         try:
-            command = ["curl", "-sSN", "-m", "1", "-d", "why?", url("/ask", port)]
+            command = ["curl", "-sSN", "-m", "1", url("/ask?question=why", port)]
             left = subprocess.run(command, capture_output=True, timeout=20, check=False)
             assert left.returncode == 28, left
             read = left.stdout.decode().count("data: ")
             with sqlite3.connect(database) as connection:
+                rows = []
                 for _ in range(400):
-                    answer = connection.execute("SELECT answer FROM answers WHERE id = 1").fetchone()[0]
-                    if answer:
+                    if rows := connection.execute("SELECT answer, read_to_its_end FROM answers").fetchall():
                         break
                     time.sleep(0.05)
-            assert answer and 0 < read < len(answer.split()), (read, answer)
-            assert answer.endswith("costs something. "), answer
-            assert curl(url("/answers/1", port)) == answer + "\n"
+            assert len(rows) == 1, rows
+            answer, read_to_its_end = rows[0]
+            assert 0 < read < len(answer.split()) and answer.endswith("asked for again."), (read, answer)
+            assert not read_to_its_end
+            assert [stored["answer"] for stored in json.loads(curl(url("/answers", port)))] == [answer]
         finally:
             server.send_signal(signal.SIGINT)
             server.wait(timeout=40)
