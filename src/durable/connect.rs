@@ -25,7 +25,11 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
                 .busy_timeout(builder.busy_timeout)
                 .foreign_keys(true);
             let pool = || SqlitePoolOptions::new().acquire_timeout(builder.busy_timeout);
-            let write = pool().max_connections(1).connect_with(options.clone()).await?;
+            // One that a full disk has left in the middle of a transaction is not used again.
+            let write = pool().max_connections(1).before_acquire(|connection, _| {
+                Box::pin(async move { Ok(!riverqueue::sqlx::Connection::is_in_transaction(connection)) })
+            });
+            let write = write.connect_with(options.clone()).await?;
             Database::Sqlite { write, read: pool().max_connections(builder.connections).connect_lazy_with(options) }
         }
         #[cfg(feature = "durable-postgres")]

@@ -77,6 +77,10 @@ impl Process {
         Self { address, child, log }
     }
 
+    pub fn whole_log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
     pub fn has_logged(&self, text: &str) -> bool {
         self.log.lock().unwrap().iter().any(|line| line.contains(text))
     }
