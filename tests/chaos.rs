@@ -5,6 +5,13 @@
 //! the same timing: `CHAOS_SEED=… CHAOS_ROUNDS=1` repeats a round until it fails again.
 
 #![allow(unreachable_pub, reason = "the parts of one test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    clippy::disallowed_methods,
+    reason = "helpers of a test, and what it spawns is its own"
+)]
 
 use std::{
     panic,

@@ -1,4 +1,5 @@
 //! The harness, as its users have it: it must see what happens, and fail when something does not.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
 
 #[path = "test_util/example.rs"]
 mod example;

@@ -61,7 +61,7 @@ impl Round {
         let outcomes: HashMap<u64, Outcome> = self.outcomes.iter().copied().collect();
         assert_eq!(outcomes.len(), self.outcomes.len(), "each request has one outcome");
         let hangs: Vec<_> = self.outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Hangs).collect();
-        for (number, _) in hangs {
+        if let Some((number, _)) = hangs.first() {
             let (seed, story) = (self.notes.seed, records.get(number).and_then(|record| record.request));
             let (plan, visit) = (Plan::of(seed, *number), Visit::of(seed, number / 16 * 16, Duration::from_millis(1)));
             let story = story.map(|request| self.journal.story(request));
