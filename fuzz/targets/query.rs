@@ -6,14 +6,14 @@ use axum::http::Uri;
 
 #[allow(dead_code, reason = "the playground reads more of it")]
 #[path = "../../examples/playground/query.rs"]
-mod query;
+mod playground;
 
 pub(crate) fn run(data: &[u8]) {
     // As hyper gives it: a target with bytes that none may have is refused before.
     let target: Vec<u8> = b"/run?".iter().chain(data).copied().collect();
     let Ok(uri) = Uri::from_maybe_shared(bytes::Bytes::from(target)) else { return };
     let minute = Duration::from_secs(60);
-    match query::Run::parse(&uri) {
+    match playground::Run::parse(&uri) {
         Ok(run) => {
             assert!((1..=64).contains(&run.id.len()) && run.id.is_ascii());
             assert!(run.body <= 64 * 1024 * 1024 && run.chunks <= 10_000 && run.hooks <= 100);

@@ -58,7 +58,9 @@ scenes! {
     http1_killed: Scene { bound: 2, handler: Handler::Waits, killed: true, ..Scene::HTTP1 };
     http1_killed_and_limit: Scene { bound: 2, handler: Handler::Hangs, killed: true, limit: true, ..Scene::HTTP1 };
     http2_undisturbed: Scene::HTTP2;
-    http2_reset: Scene { bound: 2, leaves: true, ..Scene::HTTP2 };
+    // One preemption: with two, a reset that drops the queued chunks just between the stream's look for it and its look at
+    // the body reads as their flush. Nothing that h2 tells a body has the difference.
+    http2_reset: Scene { leaves: true, ..Scene::HTTP2 };
     http2_reset_of_a_hanging_handler: Scene { bound: 2, handler: Handler::Hangs, leaves: true, ..Scene::HTTP2 };
     http2_ignored_reset: Scene { handler: Handler::Waits, leaves: true, ignores: true, ..Scene::HTTP2 };
     http2_limit: Scene { limit: true, ..Scene::HTTP2 };
