@@ -1,0 +1,50 @@
+//! What `cargo fuzz` runs, over its corpus and over random bytes: with any compiler, at every run of the tests.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test may panic")]
+
+use std::{fs, path::Path};
+
+use proptest::prelude::{ProptestConfig, any, proptest};
+
+#[path = "../fuzz/targets/io.rs"]
+mod io;
+#[path = "../fuzz/targets/query.rs"]
+mod query;
+
+fn over_the_corpus(name: &str, run: fn(&[u8])) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
+    let files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(files.len() >= 5, "the corpus is gone");
+    for file in files {
+        run(&fs::read(file).unwrap());
+    }
+}
+
+#[test]
+fn io_over_the_corpus() {
+    over_the_corpus("io", io::run);
+}
+
+#[test]
+fn query_over_the_corpus() {
+    over_the_corpus("query", query::run);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn io_over_random_bytes(data in proptest::collection::vec(any::<u8>(), 0..300)) {
+        io::run(&data);
+    }
+
+    #[test]
+    fn query_over_random_bytes(data in proptest::collection::vec(any::<u8>(), 0..100)) {
+        query::run(&data);
+    }
+
+    /// Nearly right, so that it comes past the first refusal.
+    #[test]
+    fn query_over_random_queries(query in "id=[a-z%0-9]{1,4}(&(body|hooks|then_ms|status|clock|redirect|read)=[a-z0-9+%&=/]{0,5}){0,4}") {
+        query::run(query.as_bytes());
+    }
+}
