@@ -13,6 +13,7 @@ pub mod ignore_abort;
 pub mod manual;
 pub mod output;
 pub mod reply;
+pub mod reserve;
 pub mod shutdown_hook;
 pub mod time_limit;
 
@@ -44,6 +45,11 @@ pub use self::{
         SendBody, Shield,
     },
     output::{Output, OutputError, OutputResponse},
+    pool::{
+        Failure,
+        bounds::{Bound, Load, WhenFull},
+    },
+    reserve::{Reserve, ReserveLayer},
     shutdown_hook::{ShutdownHook, ShutdownHookLayer},
     status::{ConnectionStatus, Sent},
     time_limit::{TimeLimit, TimeLimitLayer},

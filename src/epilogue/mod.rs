@@ -19,6 +19,7 @@ pub use self::{
     service::Service,
 };
 
+mod bounds;
 mod drain;
 #[cfg(feature = "serve")]
 mod make_service;
@@ -82,6 +83,7 @@ impl Epilogue {
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct EpilogueBuilder {
     pool: Pool,
+    asked: bounds::Asked,
     #[cfg(feature = "serve")]
     server: serve::Settings,
 }
@@ -146,7 +148,8 @@ impl EpilogueBuilder {
 
     /// Ready for use.
     #[must_use]
-    pub fn build(self) -> Epilogue {
+    pub fn build(mut self) -> Epilogue {
+        self.settle_bounds();
         Epilogue {
             pool: Arc::new(self.pool),
             #[cfg(feature = "serve")]

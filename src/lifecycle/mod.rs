@@ -30,6 +30,7 @@ pub(crate) use self::{
 };
 use crate::{event::RequestId, status::ConnectionStatus};
 
+mod admission;
 mod clock;
 mod delivery;
 mod ending;
@@ -39,6 +40,7 @@ mod held;
 mod hooks;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 mod job;
+mod places;
 mod producer;
 mod service;
 mod shared;

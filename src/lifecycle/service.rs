@@ -15,6 +15,7 @@ use pin_project_lite::pin_project;
 
 use super::{
     Lifecycle,
+    admission::Reserving,
     delivery::Delivery,
     held::{self, Held, SendBody},
     shared::{Arrival, Home, Shared},
@@ -110,6 +111,16 @@ impl Entered {
         Drive { driver, inner: Inner::Waiting { inner } }
     }
 
+    /// Answers in place of the inner service, which is not called.
+    pub(crate) fn refuse<F>(self, response: Response) -> Drive<Hold<F>> {
+        let driver = self.driver();
+        // It entered and will not run: the service outside of it is the innermost again.
+        if self.depth != OUTERMOST {
+            self.shared.leave_service(self.depth);
+        }
+        Drive { driver, inner: Inner::Waiting { inner: Hold::Refused { response: Some(response) } } }
+    }
+
     /// A panic of the call goes on at the first poll, where the outermost service is there for it.
     fn hold<F, B, E>(self, call: impl FnOnce() -> F) -> Hold<F>
     where
@@ -131,7 +142,11 @@ impl Entered {
 
     fn driver(&self) -> Option<Driver> {
         let outermost = self.depth == OUTERMOST;
-        outermost.then(|| Driver { shared: Some(self.shared.clone()), catches_panics: self.catches_panics })
+        outermost.then(|| Driver {
+            shared: Some(self.shared.clone()),
+            catches_panics: self.catches_panics,
+            holding: None,
+        })
     }
 }
 
@@ -157,6 +172,8 @@ pin_project! {
         Held { held: Held<F> },
         /// The inner service's call panicked.
         Panicked { payload: Option<caught::Payload>, shared: Arc<Shared> },
+        /// The inner service was not called (contract rule 9).
+        Refused { response: Option<Response> },
     }
 }
 
@@ -170,6 +187,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             HoldProjection::Held { held } => held.poll(cx),
+            HoldProjection::Refused { response } => match response.take() {
+                Some(response) => Poll::Ready(Ok(response)),
+                None => Poll::Pending,
+            },
             HoldProjection::Panicked { payload, shared } => match payload.take() {
                 Some(payload) => {
                     shared.panicked("a service", &payload);
@@ -233,6 +254,9 @@ where
         let Some(driver) = this.driver else {
             return this.inner.poll(cx);
         };
+        if driver.holding.is_some() {
+            return driver.poll_holding(cx).map(|response| driver.hand_over(Ok(response)));
+        }
         let polled = match caught::poll(this.inner.as_mut(), cx) {
             Ok(Poll::Pending) => driver.poll(this.inner.as_mut(), cx),
             Ok(ready) => ready,
@@ -241,7 +265,10 @@ where
                 driver.panicked(payload)
             }
         };
-        polled.map(|result| driver.hand_over(result))
+        match polled {
+            Poll::Ready(Ok(response)) => driver.hold_back(response, cx).map(|response| driver.hand_over(Ok(response))),
+            polled => polled.map(|result| driver.hand_over(result)),
+        }
     }
 }
 
@@ -283,6 +310,20 @@ struct Driver {
     /// `None` once the response was handed over.
     shared: Option<Arc<Shared>>,
     catches_panics: bool,
+    /// The response waits for a place for its continuations (contract rule 9).
+    holding: Option<Box<Holding>>,
+}
+
+/// A response that is held back.
+struct Holding {
+    response: Option<Response>,
+    reserving: Reserving,
+}
+
+impl fmt::Debug for Holding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Holding").finish_non_exhaustive()
+    }
 }
 
 impl Driver {
@@ -332,6 +373,41 @@ impl Driver {
         }
         caught::dispose(payload);
         Poll::Ready(Ok((StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()))
+    }
+
+    /// Keeps the response back, if the bounds ask for that.
+    fn hold_back(&mut self, mut response: Response, cx: &mut Context<'_>) -> Poll<Response> {
+        let Some(shared) = self.shared.as_ref().filter(|shared| shared.pool().bounds.is_some()) else {
+            return Poll::Ready(response);
+        };
+        held::collect(shared, &mut response);
+        match shared.reserving() {
+            None => Poll::Ready(response),
+            Some(reserving) => {
+                self.holding = Some(Box::new(Holding { response: Some(response), reserving }));
+                self.poll_holding(cx)
+            }
+        }
+    }
+
+    fn poll_holding(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
+        let (Some(shared), Some(holding)) = (&self.shared, &mut self.holding) else { return Poll::Pending };
+        if let Poll::Ready(tickets) = holding.reserving.as_mut().poll(cx) {
+            shared.keep_tickets(tickets);
+        } else {
+            shared.response_waker.register(cx.waker());
+            shared.arm();
+            shared.watch_client(cx);
+            let Some(verdict) = shared.verdict() else { return Poll::Pending };
+            if verdict == Verdict::Abandoned {
+                shared.abandon();
+            }
+            // The limit passed before the head: a 503 takes its place (contract rule 6). Its continuation runs.
+            caught::discard(holding.response.replace(held::answer(verdict)));
+        }
+        let response = holding.response.take();
+        self.holding = None;
+        response.map_or(Poll::Pending, Poll::Ready)
     }
 
     fn hand_over<E>(&mut self, result: Result<Response, E>) -> Result<Response, E> {

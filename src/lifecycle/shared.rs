@@ -29,7 +29,7 @@ use crate::{
     connection::{Connection, Exchange},
     continuation::Continuation,
     event::{Event, EventKind, RequestId},
-    pool::{Captured, Pool, caught, lock, panic_message},
+    pool::{Captured, Pool, bounds::Ticket, caught, lock, panic_message},
 };
 
 /// What the requests of one connection share: with one count of their own, which no other connection touches.
@@ -96,6 +96,12 @@ pub(super) struct Core {
     /// The response that was given to `finish`, until the innermost service takes it.
     pub(super) finished: Option<Box<Response>>,
     panic: Option<Box<str>>,
+    /// The error of the first continuation that failed.
+    pub(super) failure: Option<Box<str>>,
+    /// The places that are kept for its continuations.
+    pub(super) tickets: Vec<Ticket>,
+    /// The class of the continuation that runs or waits for its place.
+    pub(super) class: Option<&'static str>,
     /// The socket, for a continuation that waits for the client's acknowledgement.
     #[cfg(feature = "acknowledged")]
     pub(super) delivered: Option<crate::connection::Delivered>,
@@ -304,6 +310,10 @@ impl Shared {
 
     pub(crate) fn panic(&self) -> Option<String> {
         self.word().has(word::PANICKED).then(|| lock(&self.core).panic.clone()).flatten().map(String::from)
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        lock(&self.core).failure.clone().map(String::from)
     }
 
     // === the clock ===

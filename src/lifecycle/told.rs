@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     connection::{Exchange, Party},
-    pool::{Description, Straggler},
+    pool::{Description, Straggler, lock},
     status::Sent,
 };
 
@@ -79,6 +79,16 @@ impl Straggler for Shared {
     }
 
     fn describe(&self) -> Description {
-        Description { route: self.route(), age: self.elapsed(), phase: self.word().phase().name(), stored: self.is_job }
+        let core = lock(&self.core);
+        let queued = || core.continuations.front().and_then(|(continuation, _)| continuation.class_name());
+        let class = core.class.or_else(queued);
+        drop(core);
+        Description {
+            route: self.route(),
+            class,
+            age: self.elapsed(),
+            phase: self.word().phase().name(),
+            stored: self.is_job,
+        }
     }
 }

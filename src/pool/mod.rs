@@ -16,14 +16,18 @@ use slab::Slab;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+pub use self::failure::Failure;
 pub(crate) use self::{
     carry::{Captured, Carry, CarryKey},
+    failure::FailureHandler,
     feed::Feed,
 };
 
 pub(crate) mod blocking;
+pub(crate) mod bounds;
 pub(crate) mod carry;
 pub(crate) mod caught;
+mod failure;
 mod feed;
 
 /// What can be told of, and done to, something that a drain still waits for.
@@ -38,6 +42,8 @@ pub(crate) trait Straggler: Send + Sync {
 #[derive(Clone, Debug)]
 pub(crate) struct Description {
     pub(crate) route: String,
+    /// The class of the continuation that runs or waits.
+    pub(crate) class: Option<&'static str>,
     pub(crate) age: Duration,
     pub(crate) phase: &'static str,
     /// It is a durable job: cut, it is run again.
@@ -82,6 +88,10 @@ pub(crate) struct Pool {
     pub(crate) settings: Settings,
     pub(crate) feed: Option<Feed>,
     pub(crate) carries: Vec<Box<dyn Carry>>,
+    /// `None` where nothing is bounded: then nothing is counted either.
+    pub(crate) bounds: Option<Box<bounds::Bounds>>,
+    pub(crate) threads: blocking::Threads,
+    pub(crate) failures: Option<FailureHandler>,
     companions: Mutex<Vec<Arc<dyn Companion>>>,
     tracker: TaskTracker,
     live: Mutex<Slab<Weak<dyn Straggler>>>,
@@ -89,6 +99,8 @@ pub(crate) struct Pool {
     stuck: AtomicUsize,
     /// Continuations that could not be run, because no runtime was left to run them.
     lost: AtomicUsize,
+    /// Handlers and bodies that outlived their response.
+    detached: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Pool {
@@ -104,6 +116,16 @@ impl fmt::Debug for Pool {
 /// what they guard is whole.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// One handler or body that outlives its response; counted while it lives.
+#[derive(Debug)]
+pub(crate) struct Detached(Arc<AtomicUsize>);
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Takes a place in the pool's list of stragglers; gives it back when dropped.
@@ -188,6 +210,16 @@ impl Pool {
     pub(crate) fn report_lost(&self, route: &str, why: &'static str) {
         self.lost.fetch_add(1, Ordering::Relaxed);
         tracing::error!(route, why, "a continuation was lost");
+    }
+
+    /// Counts a handler or a body that goes on without its response, as long as the value lives.
+    pub(crate) fn detach(&self) -> Detached {
+        self.detached.fetch_add(1, Ordering::Relaxed);
+        Detached(self.detached.clone())
+    }
+
+    pub(crate) fn detached(&self) -> usize {
+        self.detached.load(Ordering::Relaxed)
     }
 
     pub(crate) fn lost(&self) -> usize {
