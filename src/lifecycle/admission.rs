@@ -10,7 +10,7 @@ use crate::{
     continuation::Continuation,
     event::EventKind,
     pool::{
-        bounds::{Bounds, Gate, Ticket, WhenFull},
+        bounds::{Bounds, Gate, Ticket, Turn, WhenFull},
         caught, lock,
     },
 };
@@ -91,15 +91,21 @@ impl Shared {
         lock(&self.core).tickets.extend(tickets);
     }
 
-    /// The tickets of a continuation that is about to wait for its place; where none was kept, there may be no room.
-    pub(super) fn tickets(&self, class: Option<&str>, blocking: bool) -> Vec<Ticket> {
+    /// The ticket for the first gate of a continuation that is about to wait for its place, and those for the others; where
+    /// none was kept for the first, there may be no room.
+    pub(super) fn tickets(&self, class: Option<&str>, blocking: bool) -> Vec<Turn> {
         let Some(bounds) = self.bounds() else { return Vec::new() };
         let mut core = lock(&self.core);
         bounds
             .gates(class, blocking)
-            .map(|gate| {
+            .enumerate()
+            .map(|(place, gate)| {
                 let kept = core.tickets.iter().position(|ticket| Arc::ptr_eq(&ticket.gate, gate));
-                kept.map_or_else(|| gate.insist(), |index| core.tickets.swap_remove(index))
+                match kept {
+                    Some(index) => Turn::Kept(core.tickets.swap_remove(index)),
+                    None if place == 0 => Turn::Kept(gate.insist()),
+                    None => Turn::Queue(gate.clone()),
+                }
             })
             .collect()
     }

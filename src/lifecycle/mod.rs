@@ -33,6 +33,7 @@ use crate::{event::RequestId, status::ConnectionStatus};
 mod admission;
 mod clock;
 mod delivery;
+mod driver;
 mod ending;
 mod error;
 mod finish;

@@ -13,7 +13,12 @@ use tracing::Span;
 use super::{clock::poll_timer, ending::Ending, shared::Shared, transitions::Verdict};
 use crate::{
     event::EventKind,
-    pool::{Failure, blocking::Blocking, bounds::Place, caught, lock, panic_message},
+    pool::{
+        Failure,
+        blocking::Blocking,
+        bounds::{Place, enter},
+        caught, lock, panic_message,
+    },
 };
 
 /// A continuation's way to its places.
@@ -33,13 +38,7 @@ impl Ending {
             return Ok(Vec::new());
         }
         let tickets = shared.tickets(class, blocking);
-        let mut entering: Entering = Box::pin(async move {
-            let mut places = Vec::with_capacity(tickets.len());
-            for ticket in tickets {
-                places.push(ticket.enter().await);
-            }
-            places
-        });
+        let mut entering: Entering = Box::pin(enter(tickets));
         let mut told = false;
         let places = poll_fn(|cx| {
             shared.ending_waker.register(cx.waker());

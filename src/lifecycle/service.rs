@@ -9,17 +9,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum_core::response::{IntoResponse, Response};
-use http::{Request, StatusCode};
+use axum_core::response::Response;
+use http::Request;
 use pin_project_lite::pin_project;
 
 use super::{
     Lifecycle,
-    admission::Reserving,
-    delivery::Delivery,
+    driver::Driver,
     held::{self, Held, SendBody},
     shared::{Arrival, Home, Shared},
-    transitions::Verdict,
 };
 use crate::pool::caught;
 
@@ -142,11 +140,7 @@ impl Entered {
 
     fn driver(&self) -> Option<Driver> {
         let outermost = self.depth == OUTERMOST;
-        outermost.then(|| Driver {
-            shared: Some(self.shared.clone()),
-            catches_panics: self.catches_panics,
-            holding: None,
-        })
+        outermost.then(|| Driver::new(self.shared.clone(), self.catches_panics))
     }
 }
 
@@ -222,7 +216,7 @@ pin_project! {
 
 pin_project! {
     #[project = InnerProjection]
-    enum Inner<F> {
+    pub(super) enum Inner<F> {
         Waiting { #[pin] inner: F },
         /// Answered without it.
         Gone,
@@ -254,7 +248,7 @@ where
         let Some(driver) = this.driver else {
             return this.inner.poll(cx);
         };
-        if driver.holding.is_some() {
+        if driver.is_holding() {
             return driver.poll_holding(cx).map(|response| driver.hand_over(Ok(response)));
         }
         let polled = match caught::poll(this.inner.as_mut(), cx) {
@@ -301,142 +295,5 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.project().drive.poll(cx)
-    }
-}
-
-/// What the outermost of our services does beside its inner future.
-#[derive(Debug)]
-struct Driver {
-    /// `None` once the response was handed over.
-    shared: Option<Arc<Shared>>,
-    catches_panics: bool,
-    /// The response waits for a place for its continuations (contract rule 9).
-    holding: Option<Box<Holding>>,
-}
-
-/// A response that is held back.
-struct Holding {
-    response: Option<Response>,
-    reserving: Reserving,
-}
-
-impl fmt::Debug for Holding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Holding").finish_non_exhaustive()
-    }
-}
-
-impl Driver {
-    /// The inner future waits. If it may not, the innermost service is let answer, so that the middleware
-    /// between sees an ordinary response; if that is not to be had at once, the answer is ours.
-    fn poll<F, E>(&self, mut inner: Pin<&mut Inner<F>>, cx: &mut Context<'_>) -> Poll<Result<Response, E>>
-    where
-        F: Future<Output = Result<Response, E>>,
-    {
-        let Some(shared) = &self.shared else { return Poll::Pending };
-        // Registered before the look, so that what changes after it wakes us.
-        shared.response_waker.register(cx.waker());
-        shared.arm();
-        shared.watch_client(cx);
-        let Some(verdict) = shared.verdict() else {
-            return Poll::Pending;
-        };
-        if verdict == Verdict::Abandoned {
-            // The client had left before the request arrived, and by now the layers have not said to ignore it.
-            shared.abandon();
-        }
-        shared.handler_waker.wake();
-        match caught::poll(inner.as_mut(), cx) {
-            Ok(Poll::Pending) => {
-                inner.set(Inner::Gone);
-                Poll::Ready(Ok(held::answer(verdict)))
-            }
-            Ok(ready) => ready,
-            Err(payload) => {
-                inner.set(Inner::Gone);
-                self.panicked(payload)
-            }
-        }
-    }
-
-    /// Under our own server a panic is a 500; elsewhere it goes on as if we were not there.
-    fn panicked<E>(&self, payload: caught::Payload) -> Poll<Result<Response, E>> {
-        if let Some(shared) = self.shared.as_ref().filter(|shared| shared.panic().is_none()) {
-            shared.panicked("a middleware", &payload);
-        }
-        if !self.catches_panics {
-            // Said before the unwinding drops us: that drop is not the client's.
-            if let Some(shared) = &self.shared {
-                shared.response_failed();
-            }
-            resume_unwind(payload);
-        }
-        caught::dispose(payload);
-        Poll::Ready(Ok((StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()))
-    }
-
-    /// Keeps the response back, if the bounds ask for that.
-    fn hold_back(&mut self, mut response: Response, cx: &mut Context<'_>) -> Poll<Response> {
-        let Some(shared) = self.shared.as_ref().filter(|shared| shared.pool().bounds.is_some()) else {
-            return Poll::Ready(response);
-        };
-        held::collect(shared, &mut response);
-        match shared.reserving() {
-            None => Poll::Ready(response),
-            Some(reserving) => {
-                self.holding = Some(Box::new(Holding { response: Some(response), reserving }));
-                self.poll_holding(cx)
-            }
-        }
-    }
-
-    fn poll_holding(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
-        let (Some(shared), Some(holding)) = (&self.shared, &mut self.holding) else { return Poll::Pending };
-        if let Poll::Ready(tickets) = holding.reserving.as_mut().poll(cx) {
-            shared.keep_tickets(tickets);
-        } else {
-            shared.response_waker.register(cx.waker());
-            shared.arm();
-            shared.watch_client(cx);
-            let Some(verdict) = shared.verdict() else { return Poll::Pending };
-            if verdict == Verdict::Abandoned {
-                shared.abandon();
-            }
-            // The limit passed before the head: a 503 takes its place (contract rule 6). Its continuation runs.
-            caught::discard(holding.response.replace(held::answer(verdict)));
-        }
-        let response = holding.response.take();
-        self.holding = None;
-        response.map_or(Poll::Pending, Poll::Ready)
-    }
-
-    fn hand_over<E>(&mut self, result: Result<Response, E>) -> Result<Response, E> {
-        let Some(shared) = self.shared.take() else { return result };
-        match result {
-            Ok(mut response) => {
-                held::collect(&shared, &mut response);
-                #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-                super::job::refuse_unkept(&shared, &mut response);
-                let bodiless = held::is_bodiless(&shared, response.status());
-                if bodiless {
-                    held::strip(&shared, &mut response);
-                }
-                shared.response_leaves();
-                let declared = held::declared(&response);
-                Ok(response.map(|body| Delivery::watch(body, shared, bodiless, declared)))
-            }
-            Err(error) => {
-                shared.response_failed();
-                Err(error)
-            }
-        }
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        if let Some(shared) = &self.shared {
-            shared.response_lost();
-        }
     }
 }

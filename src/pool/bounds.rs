@@ -110,11 +110,43 @@ impl Drop for Ticket {
     }
 }
 
-impl Ticket {
-    /// Waits until it may run. Those that came first run first.
-    pub(crate) async fn enter(self) -> Place {
-        let place = self.gate.enter().await;
-        Place { ticket: self, _place: place }
+/// One step of a continuation's way to its places.
+pub(crate) enum Turn {
+    /// There is a ticket for this gate.
+    Kept(Ticket),
+    /// It queues for room, in the place that it has reached.
+    Queue(Arc<Gate>),
+}
+
+/// Waits until it may run. At each gate, those that came first run first.
+///
+/// While it waits at one gate it keeps nothing of the next, so that one class takes no room from the others.
+pub(crate) async fn enter(turns: Vec<Turn>) -> Vec<Place> {
+    let mut places = Vec::with_capacity(turns.len());
+    let mut turns = turns.into_iter();
+    while let Some(turn) = turns.next() {
+        let ticket = match turn {
+            Turn::Kept(ticket) => ticket,
+            Turn::Queue(gate) => gate.reserve_in_turn().await,
+        };
+        let place = match ticket.gate.try_enter() {
+            Some(place) => place,
+            None => {
+                turns = turns.map(Turn::without_ticket).collect::<Vec<_>>().into_iter();
+                ticket.gate.enter().await
+            }
+        };
+        places.push(Place { ticket, _place: place });
+    }
+    places
+}
+
+impl Turn {
+    fn without_ticket(self) -> Self {
+        match self {
+            Self::Kept(ticket) => Self::Queue(ticket.gate.clone()),
+            queue @ Self::Queue(_) => queue,
+        }
     }
 }
 
@@ -202,23 +234,36 @@ impl Gate {
         }
     }
 
-    async fn enter(&self) -> Option<OwnedSemaphorePermit> {
-        let place = match self.bound.when_full {
-            WhenFull::Run => None,
-            WhenFull::Refuse | WhenFull::Hold(_) => match self.places.clone().try_acquire_owned() {
-                Ok(place) => Some(place),
-                Err(_) => {
-                    self.waiting.fetch_add(1, Ordering::Relaxed);
-                    let _waiting = Waiting(&self.waiting);
-                    self.places.clone().acquire_owned().await.ok()
-                }
-            },
-        };
-        let running = self.running.fetch_add(1, Ordering::Relaxed);
-        if place.is_none() && running >= self.bound.max_running {
-            self.count_overflow("more continuations run than were reckoned with");
+    /// A place, if one is free and nobody waits for it; the inner `None` where places are only counted.
+    fn try_enter(&self) -> Option<Option<OwnedSemaphorePermit>> {
+        if self.bound.when_full == WhenFull::Run {
+            let running = self.running.fetch_add(1, Ordering::Relaxed);
+            if running >= self.bound.max_running {
+                self.count_overflow("more continuations run than were reckoned with");
+            }
+            return Some(None);
         }
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Some(Some(place))
+    }
+
+    async fn enter(&self) -> Option<OwnedSemaphorePermit> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        // The semaphore is never closed.
+        let place = self.places.clone().acquire_owned().await.ok();
+        self.running.fetch_add(1, Ordering::Relaxed);
         place
+    }
+
+    /// Room, as soon as it is there. Those that wait for it here come before new requests.
+    async fn reserve_in_turn(self: Arc<Self>) -> Ticket {
+        let room = match self.bound.when_full {
+            WhenFull::Run => None,
+            WhenFull::Refuse | WhenFull::Hold(_) => self.room.clone().acquire_owned().await.ok(),
+        };
+        self.ticket(room)
     }
 
     /// A request is refused; each is told of at level debug, and once a second all of them together.
