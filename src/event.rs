@@ -89,6 +89,8 @@ pub enum EventKind {
     BodyEnd,
     /// A body of unknown length was dropped before its end.
     BodyDropped,
+    /// It takes longer than [`slow_after`](crate::EpilogueBuilder::slow_after); told once a request.
+    Slow,
     /// A continuation, and whatever is to run before it, waits for a place among those that run.
     ContinuationWaits,
     /// A continuation was started.
@@ -127,6 +129,7 @@ impl EventKind {
             Self::Aborted => "aborted",
             Self::BodyEnd => "body_end",
             Self::BodyDropped => "body_dropped",
+            Self::Slow => "slow",
             Self::ContinuationWaits => "continuation_waits",
             Self::ContinuationFailed => "continuation_failed",
             Self::ContinuationStart => "continuation_start",

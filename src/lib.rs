@@ -37,7 +37,7 @@ pub use self::{
     connection::{Connection, HalfClose, Linger, SocketHandle, TrackedIo, TrackedSocket, Tracking},
     continuation::Continuation,
     early_close::{EarlyClose, EarlyCloseLayer},
-    epilogue::{DrainReport, Epilogue, EpilogueBuilder, Service, Straggler},
+    epilogue::{DrainReport, Epilogue, EpilogueBuilder, Service, Straggler, shutdown_signal},
     event::{Event, EventKind, RequestId},
     ignore_abort::{IgnoreAbort, IgnoreAbortLayer},
     lifecycle::{

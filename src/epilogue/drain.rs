@@ -1,11 +1,19 @@
 //! Waiting for everything to end, to a deadline (contract rule 10).
 
-use std::sync::Arc;
+use std::{
+    future::{Future, pending},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::TaskTracker;
 
 use super::{DrainReport, Epilogue, Straggler};
 use crate::pool::{self, Pool};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 impl Epilogue {
     /// Waits until nothing runs any more after responses; for servers other than [`Epilogue::serve`], which does it
@@ -19,6 +27,12 @@ impl Epilogue {
     /// Dropped, it waits no longer, and cuts nothing.
     pub async fn drain(&self) -> DrainReport {
         drain(&self.pool, None, Vec::new).await
+    }
+
+    /// Has the drains that are under way cut what is left now, as if their deadline had passed: for a second signal. Those
+    /// that begin later are not concerned.
+    pub fn cut(&self) {
+        self.pool.cut.notify_waiters();
     }
 }
 
@@ -46,16 +60,12 @@ pub(super) async fn drain(
         pool.idle().await;
     };
     let mut report = DrainReport::default();
-    match pool.settings.drain_deadline {
-        None => ended().await,
-        Some(deadline) if tokio::time::timeout(deadline, ended()).await.is_ok() => {}
-        Some(_) => {
-            report = cut(pool, in_flight());
-            tracing::warn!(%report, "the drain's deadline has passed");
-            // Hooks have a limit each. Twice that is enough for all but the most stubborn.
-            if tokio::time::timeout(pool.settings.hook_limit * 2, ended()).await.is_err() {
-                tracing::error!(running = pool.running(), "the drain ends with work still running");
-            }
+    if !in_time(pool, connections, ended()).await {
+        report = cut(pool, in_flight());
+        tracing::warn!(%report, "what is left was cut");
+        // Hooks have a limit each. Twice that is enough for all but the most stubborn.
+        if tokio::time::timeout(pool.settings.hook_limit.saturating_mul(2), ended()).await.is_err() {
+            tracing::error!(running = pool.running(), "the drain ends with work still running");
         }
     }
     for companion in &companions {
@@ -65,6 +75,42 @@ pub(super) async fn drain(
         feed.delivered().await;
     }
     report
+}
+
+/// Waits for the end, to the pool's deadline, or until somebody has it cut; says each second how much is left.
+async fn in_time(pool: &Pool, connections: Option<&TaskTracker>, ended: impl Future<Output = ()>) -> bool {
+    let (mut ended, mut cut) = (pin!(ended), pin!(pool.cut.notified()));
+    cut.as_mut().enable();
+    let mut deadline = pin!(async {
+        match pool.settings.drain_deadline {
+            Some(deadline) => tokio::time::sleep(deadline).await,
+            None => pending().await,
+        }
+    });
+    let began = Instant::now();
+    let mut progress = tokio::time::interval_at(began + SECOND, SECOND);
+    progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut ended => return true,
+            () = &mut cut => {
+                tracing::warn!("the drain is cut short");
+                return false;
+            }
+            () = &mut deadline => {
+                tracing::warn!("the drain's deadline has passed");
+                return false;
+            }
+            // Level info: a drain that takes seconds is something that whoever stops a server looks at.
+            _ = progress.tick() => tracing::info!(
+                elapsed = began.elapsed().as_secs(),
+                running = pool.running(),
+                connections = connections.map(TaskTracker::len),
+                "draining"
+            ),
+        }
+    }
 }
 
 /// Cuts what is left, and names it.

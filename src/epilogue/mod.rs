@@ -6,7 +6,7 @@ use tokio::task::LocalKey;
 
 use crate::{
     event::Event,
-    pool::{CarryKey, Feed, Pool, Settings},
+    pool::{CarryKey, Feed, Pool, Settings, SlowWatch},
 };
 
 #[cfg(feature = "serve")]
@@ -17,6 +17,7 @@ pub use self::{
 pub use self::{
     report::{DrainReport, Straggler},
     service::Service,
+    signals::shutdown_signal,
 };
 
 mod bounds;
@@ -27,6 +28,7 @@ mod report;
 #[cfg(feature = "serve")]
 mod serve;
 mod service;
+mod signals;
 
 /// Owns what runs after responses, tracks it, and serves apps so that the moment of the flush and the client's
 /// leaving are known exactly.
@@ -68,6 +70,13 @@ impl Epilogue {
     #[must_use]
     pub fn lost(&self) -> usize {
         self.pool.lost()
+    }
+
+    /// How many panics of handlers, bodies, continuations, hooks and middleware were caught so far, each of which cost
+    /// its request only.
+    #[must_use]
+    pub fn panicked(&self) -> usize {
+        self.pool.panics()
     }
 
     /// Waits until every event so far has been given to the [event function](EpilogueBuilder::on_event).
@@ -118,6 +127,21 @@ impl EpilogueBuilder {
     /// status TIMEOUT; 30 s by default. `None` waits without end.
     pub fn drain_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.pool.settings.drain_deadline = deadline.into();
+        self
+    }
+
+    /// Has each request named in the log, once, whose handler or continuation still runs so long after its arrival: with
+    /// its route, class, age and phase. Off by default. It is noticed with a delay of up to a quarter, and of a second
+    /// at most. A response on its way is not meant: it may be meant to last.
+    pub fn slow_after(mut self, age: Duration) -> Self {
+        self.pool.slow = Some(SlowWatch::new(age));
+        self
+    }
+
+    /// Has each poll of a handler, body, continuation or hook named in the log, with its route, that held up its thread
+    /// for so long, once it returns. Off by default; on, it costs two looks at the clock for each poll.
+    pub fn slow_poll(mut self, time: Duration) -> Self {
+        self.pool.settings.slow_poll = Some(time);
         self
     }
 

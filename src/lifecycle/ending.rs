@@ -1,6 +1,7 @@
 //! The one driver of a request's end: waits for its response, runs its continuations, then its hooks.
 
 use std::{
+    collections::VecDeque,
     future::{Future, poll_fn},
     ops::ControlFlow,
     pin::Pin,
@@ -115,6 +116,10 @@ impl Ending {
         }
         let mut core = lock(&shared.core);
         if let Some(continuation) = core.continuations.pop_front() {
+            if core.continuations.is_empty() {
+                // It may run for long, and the room that its queue had is many times what is left to keep.
+                core.continuations = VecDeque::new();
+            }
             return Poll::Ready(Some(continuation));
         }
         // Under the lock, so that no continuation can come in between.
@@ -147,7 +152,7 @@ impl Ending {
         let (kind, span) = continuation.into_work();
         let outcome = match kind {
             Kind::Async(work) => {
-                let mut work = Box::pin(carried(captured, work));
+                let mut work = if captured.is_empty() { work } else { Box::pin(carried(captured, work)) };
                 let outcome = self.run_to_limit(work.as_mut()).instrument(span.clone()).await;
                 let _span = span.enter();
                 caught::discard(work);
@@ -217,10 +222,7 @@ impl Ending {
         }
     }
 
-    async fn run_to_limit<F>(&self, mut work: Pin<&mut F>) -> Outcome
-    where
-        F: Future<Output = ()>,
-    {
+    async fn run_to_limit(&self, mut work: Pin<&mut (dyn Future<Output = ()> + Send)>) -> Outcome {
         let shared = &self.shared;
         poll_fn(|cx| {
             shared.ending_waker.register(cx.waker());

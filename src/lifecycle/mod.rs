@@ -42,6 +42,7 @@ mod hooks;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 mod job;
 mod places;
+mod polls;
 mod producer;
 mod service;
 mod shared;

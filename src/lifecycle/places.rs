@@ -135,7 +135,7 @@ where
     let (mut timer, mut ends) = (None, None);
     poll_fn(|cx| {
         let _span = span.enter();
-        match caught::poll(work.as_mut(), cx) {
+        match shared.timed("hook", || caught::poll(work.as_mut(), cx)) {
             Ok(Poll::Ready(outcome)) => return Poll::Ready(Some(Ok(outcome))),
             Err(payload) => return Poll::Ready(Some(Err(payload))),
             Ok(Poll::Pending) => {}

@@ -21,6 +21,7 @@ pub(crate) use self::{
     carry::{Captured, Carry, CarryKey},
     failure::FailureHandler,
     feed::Feed,
+    slow::SlowWatch,
 };
 
 pub(crate) mod blocking;
@@ -29,6 +30,7 @@ pub(crate) mod carry;
 pub(crate) mod caught;
 mod failure;
 mod feed;
+mod slow;
 
 /// What can be told of, and done to, something that a drain still waits for.
 pub(crate) trait Straggler: Send + Sync {
@@ -36,6 +38,12 @@ pub(crate) trait Straggler: Send + Sync {
     fn cut(&self);
     /// What it is, for the drain's report.
     fn describe(&self) -> Description;
+    /// Whether its work has taken so long and goes on.
+    fn is_slow(&self, after: Duration) -> bool;
+    /// Whether there is nothing to watch any more.
+    fn is_over(&self) -> bool;
+    /// Names it.
+    fn tell_slow(&self);
 }
 
 /// A straggler in words.
@@ -71,6 +79,8 @@ pub(crate) struct Settings {
     pub(crate) hook_limit: Duration,
     /// How long a drain waits before it cuts; `None` is for ever.
     pub(crate) drain_deadline: Option<Duration>,
+    /// The poll that is told of, since it held its thread up so long.
+    pub(crate) slow_poll: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -79,6 +89,7 @@ impl Default for Settings {
             patience: Duration::from_secs(30),
             hook_limit: Duration::from_secs(5),
             drain_deadline: Some(Duration::from_secs(30)),
+            slow_poll: None,
         }
     }
 }
@@ -92,6 +103,10 @@ pub(crate) struct Pool {
     pub(crate) bounds: Option<Box<bounds::Bounds>>,
     pub(crate) threads: blocking::Threads,
     pub(crate) failures: Option<FailureHandler>,
+    pub(crate) slow: Option<SlowWatch>,
+    /// Has the drains that are under way cut at once.
+    pub(crate) cut: tokio::sync::Notify,
+    panics: AtomicUsize,
     companions: Mutex<Vec<Arc<dyn Companion>>>,
     tracker: TaskTracker,
     live: Mutex<Slab<Weak<dyn Straggler>>>,
@@ -200,6 +215,15 @@ impl Pool {
 
     pub(crate) fn stuck_ended(&self) {
         self.stuck.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Something of the user's panicked.
+    pub(crate) fn count_panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn panics(&self) -> usize {
+        self.panics.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stuck(&self) -> usize {
