@@ -95,17 +95,23 @@ impl Shared {
     /// none was kept for the first, there may be no room.
     pub(super) fn tickets(&self, class: Option<&str>, blocking: bool) -> Vec<Turn> {
         let Some(bounds) = self.bounds() else { return Vec::new() };
+        let gates: Vec<_> = bounds.gates(class, blocking).collect();
         let mut core = lock(&self.core);
-        bounds
-            .gates(class, blocking)
-            .enumerate()
-            .map(|(place, gate)| {
-                let kept = core.tickets.iter().position(|ticket| Arc::ptr_eq(&ticket.gate, gate));
-                match kept {
-                    Some(index) => Turn::Kept(core.tickets.swap_remove(index)),
-                    None if place == 0 => Turn::Kept(gate.insist()),
-                    None => Turn::Queue(gate.clone()),
-                }
+        let kept: Vec<_> = gates
+            .iter()
+            .map(|gate| {
+                let index = core.tickets.iter().position(|ticket| Arc::ptr_eq(&ticket.gate, gate))?;
+                Some(core.tickets.swap_remove(index))
+            })
+            .collect();
+        // What follows may log, which is not to be done under a lock (contract rule 11).
+        drop(core);
+        let turns = gates.into_iter().zip(kept).enumerate();
+        turns
+            .map(|(place, (gate, kept))| match kept {
+                Some(ticket) => Turn::Kept(ticket),
+                None if place == 0 => Turn::Kept(gate.insist()),
+                None => Turn::Queue(gate.clone()),
             })
             .collect()
     }
@@ -120,15 +126,21 @@ impl Shared {
         let needs = |continuation: &Continuation, gate: &Arc<Gate>| {
             bounds.gates(continuation.class_name(), continuation.is_blocking()).any(|needed| Arc::ptr_eq(needed, gate))
         };
-        let mut kept = std::mem::take(&mut core.tickets);
-        kept.retain(|ticket| core.continuations.iter().any(|(continuation, _)| needs(continuation, &ticket.gate)));
+        let tickets = std::mem::take(&mut core.tickets);
+        let (kept, unused): (Vec<_>, Vec<_>) = tickets
+            .into_iter()
+            .partition(|ticket| core.continuations.iter().any(|(continuation, _)| needs(continuation, &ticket.gate)));
         core.tickets = kept;
+        drop(core);
+        // Outside of the lock: this wakes those that wait for them.
+        drop(unused);
     }
 
     /// No continuation can come any more.
     pub(super) fn drop_tickets(&self) {
         if self.bounds().is_some() {
-            lock(&self.core).tickets.clear();
+            let tickets = std::mem::take(&mut lock(&self.core).tickets);
+            drop(tickets);
         }
     }
 
