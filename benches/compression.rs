@@ -9,7 +9,8 @@
 //!   under the server of this crate, beside which the early close is: the second ratio is that of the layers alone, the
 //!   first one has the cost of tracked connections in it. When it is to close, its response is given the header.
 //!
-//! Takes about two minutes.
+//! Beside each ratio stands that of the processor's time for a request, of the thread that serves: on a machine that does
+//! other things meanwhile it says more. Linux only: it is read from `/proc`. Takes about two minutes.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, clippy::disallowed_methods)]
 
 use std::{
@@ -101,8 +102,8 @@ fn serve() {
             tokio::spawn(Epilogue::new().serve(bind().await, theirs(kept)).into_future());
             tokio::spawn(Epilogue::new().serve(bind().await, ours(kept)).into_future());
         }
-        std::future::pending().await
-    })
+        std::future::pending::<()>().await;
+    });
 }
 
 struct Server {
@@ -140,8 +141,18 @@ fn whole(bytes: &[u8], closed: bool) -> bool {
     }
 }
 
-/// Asks until the time is over, with `CLIENTS` at once. Requests a second.
-async fn turn(address: SocketAddr, size: usize, kept: bool) -> f64 {
+/// Requests a second, and the processor's time for one, in nanoseconds.
+type Pace = (f64, f64);
+
+/// The nanoseconds that a thread has run.
+fn ran(schedstat: &str) -> f64 {
+    let text = std::fs::read_to_string(schedstat).unwrap();
+    text.split(' ').next().unwrap().parse().unwrap()
+}
+
+/// Asks until the time is over, with `CLIENTS` at once.
+async fn turn(address: SocketAddr, schedstat: &str, size: usize, kept: bool) -> Pace {
+    let before = ran(schedstat);
     let request = format!("GET /{size} HTTP/1.1\r\nhost: bench\r\naccept-encoding: gzip\r\n\r\n");
     let began = Instant::now();
     let clients: Vec<_> = (0..CLIENTS)
@@ -175,12 +186,13 @@ async fn turn(address: SocketAddr, size: usize, kept: bool) -> f64 {
     for client in clients {
         requests += client.await.unwrap();
     }
-    f64::from(requests) / began.elapsed().as_secs_f64()
+    let requests = f64::from(requests);
+    (requests / began.elapsed().as_secs_f64(), (ran(schedstat) - before) / requests)
 }
 
-/// Without a server: calls, and reads the body to its end. Requests a second.
-async fn call(app: &Router, size: usize) -> f64 {
-    let (began, mut count) = (Instant::now(), 0);
+/// Without a server: calls, and reads the body to its end.
+async fn call(app: &Router, size: usize) -> Pace {
+    let (began, before, mut count) = (Instant::now(), ran(SELF), 0);
     while began.elapsed() < TURN {
         let request = Request::get(format!("/{size}")).header(header::ACCEPT_ENCODING, "gzip").body(Body::empty());
         let mut body = app.clone().oneshot(request.unwrap()).await.unwrap().into_body();
@@ -189,13 +201,16 @@ async fn call(app: &Router, size: usize) -> f64 {
         }
         count += 1;
     }
-    f64::from(count) / began.elapsed().as_secs_f64()
+    let count = f64::from(count);
+    (count / began.elapsed().as_secs_f64(), (ran(SELF) - before) / count)
 }
 
-fn pairs(what: &str, theirs: impl Fn() -> f64, ours: impl Fn() -> f64) {
+const SELF: &str = "/proc/thread-self/schedstat";
+
+fn pairs(what: &str, theirs: impl Fn() -> Pace, ours: impl Fn() -> Pace) {
     theirs();
     ours();
-    let mut pairs: Vec<_> = (0..PAIRS)
+    let pairs: Vec<_> = (0..PAIRS)
         .map(|pair| {
             // Who goes first takes turns too.
             if pair % 2 == 0 {
@@ -207,14 +222,16 @@ fn pairs(what: &str, theirs: impl Fn() -> f64, ours: impl Fn() -> f64) {
             }
         })
         .collect();
-    pairs.sort_by(|a, b| (a.1 / a.0).total_cmp(&(b.1 / b.0)));
-    let ratio = |place: usize| pairs[place].1 / pairs[place].0;
-    let (theirs, ours) = pairs[PAIRS / 2];
+    let quartiles = |ratio: fn(&(Pace, Pace)) -> f64| {
+        let mut ratios: Vec<_> = pairs.iter().map(ratio).collect();
+        ratios.sort_by(f64::total_cmp);
+        [1, 2, 3].map(|quarter| ratios[PAIRS * quarter / 4])
+    };
+    let requests = quartiles(|(theirs, ours)| ours.0 / theirs.0);
+    let cpu = quartiles(|(theirs, ours)| theirs.1 / ours.1);
     println!(
-        "{what}: {theirs:>6.0}/s, early close {ours:>6.0}/s, ratio {:.3} (quartiles {:.3}, {:.3})",
-        ratio(PAIRS / 2),
-        ratio(PAIRS / 4),
-        ratio(PAIRS * 3 / 4),
+        "{what}: {:.3} ({:.3} to {:.3}); processor {:.3} ({:.3} to {:.3})",
+        requests[1], requests[0], requests[2], cpu[1], cpu[0], cpu[2]
     );
 }
 
@@ -222,17 +239,18 @@ fn measure() {
     let runtime = runtime();
     let (in_theirs, in_ours) = (theirs(true), ours(true));
     for size in SIZES {
-        let what = format!("{size:>7} bytes, in process: tower-http                  ");
+        let what = format!("{size:>7} bytes, in process: beside tower-http                    ");
         pairs(&what, || runtime.block_on(call(&in_theirs, size)), || runtime.block_on(call(&in_ours, size)));
     }
     let server = Server::start();
+    let schedstat = format!("/proc/{}/schedstat", server.child.id());
     for (what, kept, addresses) in
         [("kept alive", true, &server.addresses[..3]), ("    closed", false, &server.addresses[3..])]
     {
         for size in SIZES {
-            let run = |address| runtime.block_on(turn(address, size, kept));
+            let run = |address| runtime.block_on(turn(address, &schedstat, size, kept));
             for (place, under) in ["axum::serve    ", "Epilogue::serve"].into_iter().enumerate() {
-                let what = format!("{size:>7} bytes, {what}: tower-http, {under} ");
+                let what = format!("{size:>7} bytes, {what}: beside tower-http, {under}");
                 pairs(&what, || run(addresses[place]), || run(addresses[2]));
             }
         }

@@ -15,8 +15,9 @@
 //! # Two processes
 //!
 //! With a Postgres, start it twice; `ADDRESS=127.0.0.1:3001` gives the second one an address of its own. Orders that
-//! either accepts are charged by both. Kill one: what it had taken up is taken for lost after half a minute, and done by
-//! the other; what it had accepted and not taken up is done within seconds.
+//! either accepts may be charged by the other, and are as soon as it has its hands full. Kill one: what it had taken up
+//! is taken for lost 30 s after its limit of 10 s, and done by the other, within a minute of the kill; what it had
+//! accepted and not taken up is done at once.
 #![expect(clippy::print_stdout, reason = "it shows what it does")]
 
 use std::{env, error::Error, time::Duration};
@@ -47,6 +48,7 @@ struct Charge {
 
 impl DurableJob for Charge {
     const KIND: &'static str = "charge";
+    const LIMIT: Duration = Duration::from_secs(10);
 
     async fn run(self, cx: JobContext) -> Result<(), JobError> {
         println!("order {}: attempt {} of {}", self.order, cx.attempt(), cx.max_attempts());

@@ -15,6 +15,8 @@ pub mod output;
 pub mod reply;
 pub mod reserve;
 pub mod shutdown_hook;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 pub mod time_limit;
 
 mod connection;
@@ -24,6 +26,7 @@ mod event;
 mod lifecycle;
 mod pool;
 mod status;
+mod sync;
 
 #[cfg(feature = "compressed-stream")]
 pub use self::compressed_stream::{CompressedStream, CompressedStreamLayer};

@@ -22,11 +22,11 @@
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")] async fn main() {
-//! # use axum::{body::Body, http::{Request, StatusCode}};
-//! # use tower::ServiceExt;
 //! let app: Router =
 //!     Router::new().route("/order", post(order)).route("/ping", post(ping)).route("/convert", post(convert));
 //!
+//! # use axum::{body::Body, http::{Request, StatusCode}};
+//! # use tower::ServiceExt;
 //! let response = app.oneshot(Request::post("/convert").body(Body::empty()).unwrap()).await.unwrap();
 //! assert_eq!(response.status(), StatusCode::ACCEPTED);
 //! assert_eq!(response.headers()["location"], "/jobs/7");

@@ -8,6 +8,7 @@ use std::{
     convert::Infallible,
     future::{Ready, ready},
     task::{Context, Poll},
+    time::Duration,
 };
 
 use allocation_counter::{AllocationInfo, measure};
@@ -43,6 +44,11 @@ impl<F: Fn() -> Body> Service<Request<Body>> for Answers<F> {
     }
 }
 
+/// A million pieces may take longer than the default patience.
+fn patient() -> EarlyCloseLayer {
+    EarlyCloseLayer::new().patience(Duration::from_secs(600))
+}
+
 /// So many bytes in pieces of that length, none of which has to be allocated.
 fn pieces(length: usize, piece: usize) -> Body {
     let pieces = BYTES[..length].chunks(piece).map(|piece| Ok::<_, Infallible>(Bytes::from_static(piece)));
@@ -72,7 +78,7 @@ fn cost(layer: &EarlyCloseLayer, body: impl Fn() -> Body + Clone + Send + 'stati
 
 #[test]
 fn holding_back_1_mib_of_large_pieces_copies_none_of_them() {
-    let layer = EarlyCloseLayer::new();
+    let layer = patient();
     for piece in [8 * 1024, 16 * 1024, 100_000, MIB] {
         let (info, declared) = cost(&layer, move || pieces(MIB, piece));
         assert_eq!(declared, Some(MIB));
@@ -82,7 +88,7 @@ fn holding_back_1_mib_of_large_pieces_copies_none_of_them() {
 
 #[test]
 fn holding_back_1_mib_of_small_pieces_copies_each_byte_once() {
-    let layer = EarlyCloseLayer::new();
+    let layer = patient();
     for piece in [1, 7, 700, 4096, 8 * 1024 - 1] {
         let (info, declared) = cost(&layer, move || pieces(MIB, piece));
         assert_eq!(declared, Some(MIB));
@@ -95,7 +101,7 @@ fn holding_back_1_mib_of_small_pieces_copies_each_byte_once() {
 
 #[test]
 fn what_was_held_back_in_vain_is_not_copied_either() {
-    let layer = EarlyCloseLayer::new();
+    let layer = patient();
     let (info, declared) = cost(&layer, || pieces(16 * MIB, 16 * 1024));
     assert_eq!(declared, None, "past the limit it streams");
     assert!(info.bytes_total < REST as u64, "{info:?}");
@@ -103,7 +109,7 @@ fn what_was_held_back_in_vain_is_not_copied_either() {
 
 #[test]
 fn a_body_of_known_length_costs_the_same_whatever_its_length() {
-    let layer = EarlyCloseLayer::new();
+    let layer = patient();
     // As many digits in the header.
     let costs = [1_000_000, 9_999_999].map(|length| {
         let (info, declared) = cost(&layer, move || Body::from(Bytes::from_static(&BYTES[..length])));
@@ -116,7 +122,7 @@ fn a_body_of_known_length_costs_the_same_whatever_its_length() {
 
 #[test]
 fn the_function_on_buffered_bodies_gets_one_piece_as_it_is_and_several_copied_once() {
-    let layer = EarlyCloseLayer::new().map_buffer(async |parts: Parts, bytes: Bytes| {
+    let layer = patient().map_buffer(async |parts: Parts, bytes: Bytes| {
         assert_eq!(bytes.len(), MIB);
         Ok::<_, Infallible>((parts, bytes))
     });

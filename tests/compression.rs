@@ -24,6 +24,11 @@ mod support;
 /// What tower-http knows.
 const ENCODINGS: [&str; 4] = ["gzip", "br", "zstd", "deflate"];
 
+/// More patient than an encoder without optimizations is slow.
+fn early_close() -> tower_epilogue::EarlyCloseLayer {
+    tower_epilogue::EarlyCloseLayer::new().patience(support::PATIENCE)
+}
+
 /// A text of so many bytes, which compresses well, and tells of each byte that is missing.
 fn text(length: usize) -> String {
     let mut text: String = (0..length / 20 + 1).map(|number| format!("line {number:9} here\n")).collect();

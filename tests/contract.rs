@@ -29,10 +29,14 @@ mod rule_06;
 mod rule_06_parts;
 #[path = "contract/rule_07.rs"]
 mod rule_07;
+#[path = "contract/rule_08_streams.rs"]
+mod rule_08_streams;
 #[path = "contract/rule_10.rs"]
 mod rule_10;
 #[path = "contract/rule_11.rs"]
 mod rule_11;
+#[path = "contract/rule_13.rs"]
+mod rule_13;
 #[path = "contract/surroundings.rs"]
 mod surroundings;
 

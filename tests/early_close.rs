@@ -7,6 +7,8 @@
 )]
 #![allow(unreachable_pub, reason = "the modules of one suite")]
 
+#[path = "early_close/alone.rs"]
+mod alone;
 #[path = "early_close/framing.rs"]
 mod framing;
 #[path = "early_close/map_buffer.rs"]

@@ -4,7 +4,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, ready},
 };
 
 use tokio::{
@@ -28,8 +28,6 @@ pub struct TrackedIo<IO> {
     /// Bytes have come that the server may not have acted on yet.
     fresh: bool,
     turn: Turn,
-    /// The waker that the account has.
-    registered: Option<Waker>,
 }
 
 /// Whether a flush may be the end of the server's turn.
@@ -83,7 +81,6 @@ impl<IO: 'static> TrackedIo<IO> {
             stall: Stall::default(),
             fresh: false,
             turn: Turn::Reading,
-            registered: None,
         }
     }
 
@@ -100,8 +97,8 @@ impl<IO> TrackedIo<IO> {
         error
     }
 
-    fn register(&mut self, cx: &Context<'_>) {
-        self.connection.register(cx.waker(), &mut self.registered);
+    fn register(&self, cx: &Context<'_>) {
+        self.connection.register(cx.waker());
     }
 
     fn refused(&self) -> Option<io::Error> {

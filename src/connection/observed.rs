@@ -13,14 +13,10 @@ use super::{
 use crate::pool::lock;
 
 impl Connection {
-    /// `last` is what was registered the last time; by the one task that reads and writes.
-    pub(super) fn register(&self, waker: &Waker, last: &mut Option<Waker>) {
-        // Acquire: a wake that took the registered waker is seen, or else wakes this task for another look.
-        if self.0.woken.load(Ordering::Acquire) || last.as_ref().is_none_or(|last| !last.will_wake(waker)) {
-            self.0.woken.store(false, Ordering::Release);
-            self.0.task.register(waker);
-            *last = Some(waker.clone());
-        }
+    /// Each time, and not only when it was woken since: a wake can take the waker at any moment, between any two steps
+    /// of such a look. (The model finds that order.)
+    pub(super) fn register(&self, waker: &Waker) {
+        self.0.task.register(waker);
     }
 
     /// The server's next turn begins with reading.
@@ -180,6 +176,8 @@ impl Connection {
         *lock(&self.0.watch) = Watch::default();
         #[cfg(feature = "acknowledged")]
         lock(&self.0.source).take();
+        // So is the task: as long as its waker is kept, so is all of its memory.
+        drop(self.0.task.take());
         let shut = self.0.shut.load(Ordering::Acquire);
         let parties = std::mem::take(&mut *lock(&self.0.parties));
         for party in parties {

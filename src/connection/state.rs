@@ -2,14 +2,9 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     task::Context,
 };
-
-use atomic_waker::AtomicWaker;
 
 use super::{
     HalfClose,
@@ -18,7 +13,10 @@ use super::{
 };
 #[cfg(feature = "serve")]
 use crate::pool::Straggler;
-use crate::pool::{lock, runtime_lives};
+use crate::{
+    pool::{lock, runtime_lives},
+    sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex},
+};
 
 /// Who is told what became of an exchange: the request's lifecycle.
 ///
@@ -97,8 +95,6 @@ pub(crate) struct State {
     pub(super) parties: Mutex<Vec<Arc<dyn Party>>>,
     /// The task that drives the connection.
     pub(super) task: AtomicWaker,
-    /// It was woken since it registered.
-    pub(super) woken: AtomicBool,
     pub(super) watch: Mutex<Watch>,
     /// For those who ask what of it was acknowledged; gone with the IO.
     #[cfg(feature = "acknowledged")]
@@ -252,8 +248,6 @@ impl Connection {
 
     /// Has the connection's task look again.
     pub(crate) fn wake(&self) {
-        // First, so that the task that is woken by this registers anew.
-        self.0.woken.store(true, Ordering::Release);
         self.0.task.wake();
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::{
     DurableError, DurableJob, DurableStore, connect,
     context::State,
+    database::Database,
     engine::{DiscardedJob, Engine, Times, Work},
     error::Kind,
     records,
@@ -192,7 +193,8 @@ impl DurableBuilder {
         self
     }
 
-    /// How many connections to the database there are at most; 10 by default. One more listens, on Postgres.
+    /// How many connections to the database there are at most; 10 by default. One more listens, on Postgres, and one
+    /// writes, on SQLite.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self
@@ -230,11 +232,9 @@ impl DurableBuilder {
         let database = connect::connect(&self).await?;
         let engine = Arc::new(River::new(database.clone(), self.work, self.times)?) as Arc<dyn Engine>;
         if self.migrate {
-            engine.migrate().await?;
-            records::migrate(&database).await?;
+            migrate(&*engine, &database).await?;
         }
-        engine.check().await?;
-        records::check(&database).await?;
+        check(&*engine, &database).await?;
         let runner = Arc::new(JobRunner {
             pool: Arc::downgrade(&epilogue.pool),
             store: OnceLock::new(),
@@ -256,5 +256,34 @@ impl DurableBuilder {
         engine.start(runner)?;
         epilogue.pool.accompany(inner.clone() as Arc<dyn Companion>);
         Ok(DurableStore(inner))
+    }
+}
+
+async fn check(engine: &dyn Engine, database: &Database) -> Result<(), DurableError> {
+    engine.check().await?;
+    records::check(database).await
+}
+
+/// How long a migration is tried that meets another one.
+const MIGRATION: Duration = Duration::from_secs(15);
+
+/// Engines do not expect another process at the same work: the one that comes second fails in whatever way, and finds it
+/// done when it looks again.
+async fn migrate(engine: &dyn Engine, database: &Database) -> Result<(), DurableError> {
+    let began = tokio::time::Instant::now();
+    loop {
+        let migrated = async {
+            engine.migrate().await?;
+            records::migrate(database).await
+        };
+        let Err(error) = migrated.await else { return Ok(()) };
+        if check(engine, database).await.is_ok() {
+            return Ok(());
+        }
+        if began.elapsed() >= MIGRATION {
+            return Err(error);
+        }
+        tracing::debug!(%error, "a migration failed, perhaps since another process is at it: it is tried again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

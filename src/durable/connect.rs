@@ -24,13 +24,9 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(builder.busy_timeout)
                 .foreign_keys(true);
-            Database::Sqlite(
-                SqlitePoolOptions::new()
-                    .max_connections(builder.connections)
-                    .acquire_timeout(builder.busy_timeout)
-                    .connect_with(options)
-                    .await?,
-            )
+            let pool = || SqlitePoolOptions::new().acquire_timeout(builder.busy_timeout);
+            let write = pool().max_connections(1).connect_with(options.clone()).await?;
+            Database::Sqlite { write, read: pool().max_connections(builder.connections).connect_lazy_with(options) }
         }
         #[cfg(feature = "durable-postgres")]
         Place::Postgres(url) => Database::Postgres(

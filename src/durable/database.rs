@@ -12,7 +12,13 @@ use super::error::{DurableError, Kind};
 #[derive(Clone, Debug)]
 pub(super) enum Database {
     #[cfg(feature = "durable-sqlite")]
-    Sqlite(SqlitePool),
+    Sqlite {
+        /// One connection, for all that write: they take turns in the order in which they came. With one each, they
+        /// would wait for SQLite's lock by sleeping, and the busiest of them would starve the others.
+        write: SqlitePool,
+        /// For those that only look.
+        read: SqlitePool,
+    },
     #[cfg(feature = "durable-postgres")]
     Postgres(PgPool),
 }
@@ -74,7 +80,12 @@ impl Database {
     pub(super) async fn begin(&self) -> Result<Begun, DurableError> {
         Ok(match self {
             #[cfg(feature = "durable-sqlite")]
-            Self::Sqlite(pool) => Begun::Sqlite(riverqueue::database::begin_sqlite_write(pool).await?),
+            Self::Sqlite { write, .. } => match riverqueue::database::begin_sqlite_write(write).await {
+                Ok(transaction) => Begun::Sqlite(transaction),
+                // Whoever has the one connection that writes waits for the lock, or is busy.
+                Err(error @ sqlx::Error::PoolTimedOut) => return Err(DurableError::because(Kind::Locked, error)),
+                Err(error) => return Err(error.into()),
+            },
             #[cfg(feature = "durable-postgres")]
             Self::Postgres(pool) => Begun::Postgres(riverqueue::database::begin_postgres(pool).await?),
         })

@@ -72,7 +72,7 @@ pub(super) async fn migrate(database: &Database) -> Result<(), DurableError> {
 pub(super) async fn check(database: &Database) -> Result<(), DurableError> {
     match database {
         #[cfg(feature = "durable-sqlite")]
-        Database::Sqlite(pool) => sqlx::query(CHECK).execute(pool).await.map(drop)?,
+        Database::Sqlite { read, .. } => sqlx::query(CHECK).execute(read).await.map(drop)?,
         #[cfg(feature = "durable-postgres")]
         Database::Postgres(pool) => sqlx::query(CHECK).execute(pool).await.map(drop)?,
     }

@@ -77,6 +77,10 @@ impl DurableStore {
 
     /// Begins a transaction on a SQLite store, for [`Durable::in_transaction`].
     ///
+    /// It has the one connection that writes: until it ends nothing else is stored, and what waits longer than the
+    /// [busy timeout](super::DurableBuilder::busy_timeout) is refused. Keep it short, and wait for nothing in it that
+    /// is to be stored.
+    ///
     /// # Errors
     ///
     /// If the store does not answer, or is one of Postgres.

@@ -36,6 +36,7 @@ pub(super) struct Shaping {
 }
 
 /// What a response waits for before its head leaves.
+#[expect(clippy::large_enum_variant, reason = "it is boxed as a whole")]
 pub(super) enum Step {
     /// Its body.
     Read(Parts, Reading, Purpose),
@@ -134,6 +135,10 @@ impl Shaping {
         }
     }
 
+    #[cfg_attr(
+        not(feature = "compression"),
+        expect(clippy::needless_pass_by_value, reason = "there is something in it only with the feature")
+    )]
     fn read(&mut self, parts: Parts, mut buffer: Buffer, purpose: Purpose) -> Next {
         match purpose {
             Purpose::Leave => Next::Leave(self.leave_measured(parts, buffer)),
@@ -219,6 +224,7 @@ impl Shaping {
 }
 
 #[cfg(not(feature = "compression"))]
+#[expect(clippy::unused_self, reason = "there is something to do only with the feature")]
 impl Shaping {
     fn encode(&self, parts: Parts, body: Body) -> (Parts, Body) {
         (parts, body)

@@ -1,6 +1,7 @@
 //! Waiting for everything to end, to a deadline (contract rule 10).
 
 use std::{
+    collections::HashMap,
     future::{Future, pending},
     pin::pin,
     sync::Arc,
@@ -60,13 +61,23 @@ pub(super) async fn drain(
         pool.idle().await;
     };
     let mut report = DrainReport::default();
-    if !in_time(pool, connections, ended()).await {
-        report = cut(pool, in_flight());
-        tracing::warn!(%report, "what is left was cut");
+    if let Some(why) = cut_short(pool, connections, ended()).await {
+        let mut cut = Cut::default();
+        cut.all(pool, in_flight());
+        tracing::warn!(report = %cut.report(), "{why}");
         // Hooks have a limit each. Twice that is enough for all but the most stubborn.
-        if tokio::time::timeout(pool.settings.hook_limit.saturating_mul(2), ended()).await.is_err() {
+        let enough = tokio::time::timeout(pool.settings.hook_limit.saturating_mul(2), async {
+            let mut ended = pin!(ended());
+            // A request may be between its connection, which has closed, and its own task, or may come as the last
+            // on its connection: then it is cut when it shows.
+            while tokio::time::timeout(AGAIN, ended.as_mut()).await.is_err() {
+                cut.all(pool, in_flight());
+            }
+        });
+        if enough.await.is_err() {
             tracing::error!(running = pool.running(), "the drain ends with work still running");
         }
+        report = cut.report();
     }
     for companion in &companions {
         report.stored = report.stored.max(Some(0)).zip(companion.left().await).map(|(some, more)| some + more);
@@ -77,8 +88,13 @@ pub(super) async fn drain(
     report
 }
 
-/// Waits for the end, to the pool's deadline, or until somebody has it cut; says each second how much is left.
-async fn in_time(pool: &Pool, connections: Option<&TaskTracker>, ended: impl Future<Output = ()>) -> bool {
+/// Waits for the end, to the pool's deadline, or until somebody has it cut; says each second how much is left. Gives what
+/// ended the wait before all was over.
+async fn cut_short(
+    pool: &Pool,
+    connections: Option<&TaskTracker>,
+    ended: impl Future<Output = ()>,
+) -> Option<&'static str> {
     let (mut ended, mut cut) = (pin!(ended), pin!(pool.cut.notified()));
     cut.as_mut().enable();
     let mut deadline = pin!(async {
@@ -93,15 +109,9 @@ async fn in_time(pool: &Pool, connections: Option<&TaskTracker>, ended: impl Fut
     loop {
         tokio::select! {
             biased;
-            () = &mut ended => return true,
-            () = &mut cut => {
-                tracing::warn!("the drain is cut short");
-                return false;
-            }
-            () = &mut deadline => {
-                tracing::warn!("the drain's deadline has passed");
-                return false;
-            }
+            () = &mut ended => return None,
+            () = &mut cut => return Some("the drain is cut short"),
+            () = &mut deadline => return Some("the drain's deadline has passed"),
             // Level info: a drain that takes seconds is something that whoever stops a server looks at.
             _ = progress.tick() => tracing::info!(
                 elapsed = began.elapsed().as_secs(),
@@ -113,22 +123,37 @@ async fn in_time(pool: &Pool, connections: Option<&TaskTracker>, ended: impl Fut
     }
 }
 
-/// Cuts what is left, and names it.
-fn cut(pool: &Pool, in_flight: Vec<Arc<dyn pool::Straggler>>) -> DrainReport {
-    let mut stragglers = pool.stragglers();
-    for request in in_flight {
+/// How often a drain whose deadline has passed looks for what is left.
+const AGAIN: Duration = Duration::from_millis(10);
+
+/// What a drain has cut.
+#[derive(Default)]
+struct Cut {
+    named: Vec<Straggler>,
+    /// Kept, so that no other is taken for one of these.
+    known: HashMap<usize, Arc<dyn pool::Straggler>>,
+}
+
+impl Cut {
+    /// Cuts what is left, and names it, unless it was before.
+    fn all(&mut self, pool: &Pool, in_flight: Vec<Arc<dyn pool::Straggler>>) {
         // A request with a continuation or a hook is on both lists.
-        if !stragglers.iter().any(|other| std::ptr::addr_eq(Arc::as_ptr(other), Arc::as_ptr(&request))) {
-            stragglers.push(request);
+        let mut stragglers = pool.stragglers();
+        stragglers.extend(in_flight);
+        stragglers.retain(|straggler| {
+            let address = Arc::as_ptr(straggler).cast::<()>().addr();
+            self.known.insert(address, straggler.clone()).is_none()
+        });
+        self.named.extend(stragglers.iter().map(|straggler| Straggler::from(straggler.describe())));
+        for straggler in stragglers {
+            straggler.cut();
         }
     }
-    let mut report = DrainReport {
-        stragglers: stragglers.iter().map(|straggler| Straggler::from(straggler.describe())).collect(),
-        stored: None,
-    };
-    report.stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
-    for straggler in stragglers {
-        straggler.cut();
+
+    /// All of it, the oldest first.
+    fn report(&self) -> DrainReport {
+        let mut stragglers = self.named.clone();
+        stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
+        DrainReport { stragglers, stored: None }
     }
-    report
 }

@@ -9,6 +9,8 @@ use crate::{
     pool::{CarryKey, Feed, Pool, Settings, SlowWatch},
 };
 
+#[cfg(feature = "test-util")]
+pub(crate) use self::open::OpenConnections;
 #[cfg(feature = "serve")]
 pub use self::{
     make_service::{MakeService, MakeServiceFuture},
@@ -24,6 +26,8 @@ mod bounds;
 mod drain;
 #[cfg(feature = "serve")]
 mod make_service;
+#[cfg(feature = "serve")]
+mod open;
 mod report;
 #[cfg(feature = "serve")]
 mod serve;

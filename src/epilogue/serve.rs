@@ -1,16 +1,12 @@
 //! The accept loop, and the drain that ends it.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     fmt,
     future::{Future, IntoFuture, pending},
     io,
     pin::{Pin, pin},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,11 +20,11 @@ use hyper_util::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Epilogue, Service, drain::drain, make_service::MakeService, report::DrainReport};
+use super::{Epilogue, Service, drain::drain, make_service::MakeService, open::OpenConnections, report::DrainReport};
 use crate::{
     connection::{Connection, TrackedIo, Tracking},
     lifecycle::SendBody,
-    pool::{Pool, lock},
+    pool::Pool,
 };
 
 impl Epilogue {
@@ -62,7 +58,7 @@ impl Epilogue {
     where
         L: Listener,
     {
-        Serve { listener, app, epilogue: self.clone() }
+        Serve { listener, app, epilogue: self.clone(), open: Arc::default() }
     }
 }
 
@@ -94,6 +90,7 @@ pub struct Serve<L, S> {
     listener: L,
     app: S,
     epilogue: Epilogue,
+    open: Arc<OpenConnections>,
 }
 
 impl<L, S> fmt::Debug for Serve<L, S> {
@@ -113,6 +110,12 @@ impl<L: Listener, S> Serve<L, S> {
         F: Future<Output = ()> + Send + 'static,
     {
         WithGracefulShutdown { serve: self, signal, cut: Box::pin(pending()) }
+    }
+
+    /// The server's connections, for a harness that waits until all is over.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn open(&self) -> Arc<OpenConnections> {
+        self.open.clone()
     }
 
     /// The address that the listener is bound to.
@@ -168,7 +171,7 @@ where
     type IntoFuture = Running;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(Server::new(&self.epilogue).run(self, pending(), Box::pin(pending())))
+        Box::pin(Server::new(&self).run(self, pending(), Box::pin(pending())))
     }
 }
 
@@ -185,7 +188,7 @@ where
     type IntoFuture = Running;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(Server::new(&self.serve.epilogue).run(self.serve, self.signal, self.cut))
+        Box::pin(Server::new(&self.serve).run(self.serve, self.signal, self.cut))
     }
 }
 
@@ -194,8 +197,7 @@ struct Server {
     pool: Arc<Pool>,
     settings: Settings,
     connections: TaskTracker,
-    open: Arc<Mutex<HashMap<u64, Connection>>>,
-    next: AtomicU64,
+    open: Arc<OpenConnections>,
     /// Finish what is open.
     stop: CancellationToken,
     /// End now.
@@ -212,13 +214,12 @@ impl Drop for StopOnDrop {
 }
 
 impl Server {
-    fn new(epilogue: &Epilogue) -> Self {
+    fn new<L, S>(serve: &Serve<L, S>) -> Self {
         Self {
-            pool: epilogue.pool.clone(),
-            settings: epilogue.server.clone(),
+            pool: serve.epilogue.pool.clone(),
+            settings: serve.epilogue.server.clone(),
             connections: TaskTracker::new(),
-            open: Arc::default(),
-            next: AtomicU64::new(0),
+            open: serve.open.clone(),
             stop: CancellationToken::new(),
             kill: CancellationToken::new(),
         }
@@ -226,7 +227,7 @@ impl Server {
 
     async fn run<L, S, B>(
         self,
-        Serve { mut listener, app, epilogue }: Serve<L, S>,
+        Serve { mut listener, app, epilogue, .. }: Serve<L, S>,
         signal: impl Future<Output = ()>,
         cut: Signal,
     ) -> io::Result<DrainReport>
@@ -269,10 +270,7 @@ impl Server {
     {
         let connection = io.connection().clone();
         let service = make_service.for_connection(connection.clone(), Some(address));
-        // Relaxed: only uniqueness matters.
-        let key = self.next.fetch_add(1, Ordering::Relaxed);
-        lock(&self.open).insert(key, connection);
-        let open = Open { key, open: self.open.clone() };
+        let open = self.open.insert(connection);
         let (stop, kill) = (self.stop.clone(), self.kill.clone());
         let (settings, streams) = (self.settings.clone(), Streams(self.connections.clone()));
         self.connections.spawn(async move {
@@ -287,7 +285,7 @@ impl Server {
     async fn drain(&self, cut: Signal) -> DrainReport {
         self.stop.cancel();
         self.connections.close();
-        let in_flight = || lock(&self.open).values().flat_map(Connection::in_flight).collect();
+        let in_flight = || self.open.in_flight();
         let cut = async {
             cut.await;
             self.pool.cut.notify_waiters();
@@ -301,18 +299,6 @@ impl Server {
         };
         self.kill.cancel();
         report
-    }
-}
-
-/// A connection's place among the open ones.
-struct Open {
-    key: u64,
-    open: Arc<Mutex<HashMap<u64, Connection>>>,
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        lock(&self.open).remove(&self.key);
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 
-use super::{admission::Reserving, delivery::Delivery, held, service::Inner, shared::Shared, transitions::Verdict};
+use super::{admission::Reserving, delivery::Delivery, response, service::Inner, shared::Shared, transitions::Verdict};
 use crate::pool::caught;
 
 /// What the outermost of our services does beside its inner future.
@@ -70,7 +70,7 @@ impl Driver {
         match caught::poll(inner.as_mut(), cx) {
             Ok(Poll::Pending) => {
                 inner.set(Inner::Gone);
-                Poll::Ready(Ok(held::answer(verdict)))
+                Poll::Ready(Ok(response::answer(verdict)))
             }
             Ok(ready) => ready,
             Err(payload) => {
@@ -101,7 +101,7 @@ impl Driver {
         let Some(shared) = self.shared.as_ref().filter(|shared| shared.pool().bounds.is_some()) else {
             return Poll::Ready(response);
         };
-        held::collect(shared, &mut response);
+        response::collect(shared, &mut response);
         match shared.reserving() {
             None => Poll::Ready(response),
             Some(reserving) => {
@@ -124,7 +124,7 @@ impl Driver {
                 shared.abandon();
             }
             // The limit passed before the head: a 503 takes its place (contract rule 6). Its continuation runs.
-            caught::discard(holding.response.replace(held::answer(verdict)));
+            caught::discard(holding.response.replace(response::answer(verdict)));
         }
         let response = holding.response.take();
         self.holding = None;
@@ -135,15 +135,15 @@ impl Driver {
         let Some(shared) = self.shared.take() else { return result };
         match result {
             Ok(mut response) => {
-                held::collect(&shared, &mut response);
+                response::collect(&shared, &mut response);
                 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
                 super::job::refuse_unkept(&shared, &mut response);
-                let bodiless = held::is_bodiless(&shared, response.status());
+                let bodiless = response::is_bodiless(&shared, response.status());
                 if bodiless {
-                    held::strip(&shared, &mut response);
+                    response::strip(&shared, &mut response);
                 }
                 shared.response_leaves();
-                let declared = held::declared(&response);
+                let declared = response::declared(&response);
                 Ok(response.map(|body| Delivery::watch(body, shared, bodiless, declared)))
             }
             Err(error) => {

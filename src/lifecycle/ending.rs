@@ -117,7 +117,7 @@ impl Ending {
         let mut core = lock(&shared.core);
         if let Some(continuation) = core.continuations.pop_front() {
             if core.continuations.is_empty() {
-                // It may run for long, and the room that its queue had is many times what is left to keep.
+                // Its room is not needed while this one runs, which may be long.
                 core.continuations = VecDeque::new();
             }
             return Poll::Ready(Some(continuation));
@@ -135,6 +135,7 @@ impl Ending {
 
     async fn run_continuation(&self, continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
         let shared = &self.shared;
+        shared.let_buffer_go();
         #[cfg(feature = "acknowledged")]
         if let Some(deadline) = continuation.acknowledgement() {
             self.wait_for_acknowledgement(deadline).await;

@@ -13,7 +13,7 @@ use axum_core::response::Response;
 use super::{
     LifecycleError,
     error::Kind,
-    held,
+    response,
     shared::Shared,
     word::{self, Word},
 };
@@ -87,7 +87,7 @@ impl Future for Finish {
 }
 
 impl Shared {
-    pub(super) fn is_finished(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.word().has(word::FINISHED)
     }
 
@@ -109,7 +109,7 @@ impl Shared {
             Some(change) if change.new.has(word::HEAD) => {
                 drop(core);
                 if let Some(me) = self.arc() {
-                    held::finish_nowhere(&me, *response);
+                    response::finish_nowhere(&me, *response);
                 }
                 return Ok(());
             }

@@ -17,14 +17,14 @@ pub use self::{
     clock::ClockKind,
     error::{LifecycleError, MissingLifecycle},
     finish::Finish,
-    held::SendBody,
     hooks::{End, HookOutcome},
+    response::SendBody,
     service::ResponseFuture,
     word::Phase,
 };
 pub(crate) use self::{
-    held::{answer, taken_off},
     hooks::Hook,
+    response::{answer, taken_off},
     service::{Drive, Hold, begin, enter},
     shared::{Home, Shared},
 };
@@ -41,9 +41,12 @@ mod held;
 mod hooks;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 mod job;
+#[cfg(all(test, epilogue_model))]
+mod model;
 mod places;
 mod polls;
 mod producer;
+mod response;
 mod service;
 mod shared;
 mod told;

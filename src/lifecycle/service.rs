@@ -16,7 +16,8 @@ use pin_project_lite::pin_project;
 use super::{
     Lifecycle,
     driver::Driver,
-    held::{self, Held, SendBody},
+    held::Held,
+    response::{self, SendBody},
     shared::{Arrival, Home, Shared},
 };
 use crate::pool::caught;
@@ -195,7 +196,7 @@ where
             HoldProjection::Plain { future, shared } => future.poll(cx).map_ok(|response| {
                 let mut response = response.map(SendBody::into_body);
                 // What middleware between our services has added.
-                held::collect(shared, &mut response);
+                response::collect(shared, &mut response);
                 response
             }),
         }

@@ -5,14 +5,10 @@ use std::sync::OnceLock;
 use std::{
     collections::VecDeque,
     fmt,
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicU32, AtomicU64, Ordering},
-    },
+    sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
-use atomic_waker::AtomicWaker;
 #[cfg(feature = "serve")]
 use axum::extract::MatchedPath;
 use axum_core::response::Response;
@@ -29,6 +25,7 @@ use crate::{
     continuation::Continuation,
     event::{Event, EventKind, RequestId},
     pool::{Captured, Pool, bounds::Ticket, lock},
+    sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex},
 };
 
 /// What the requests of one connection share: with one count of their own, which no other connection touches.
@@ -58,7 +55,8 @@ pub(crate) struct Shared {
     arrived: Instant,
     home: Option<Arc<Home>>,
     method: Method,
-    uri: Uri,
+    /// As the server read it: a slice of the connection's buffer, which it keeps in memory as a whole.
+    uri: Mutex<Uri>,
     #[cfg(feature = "serve")]
     route: OnceLock<MatchedPath>,
     pub(super) version: Version,
@@ -130,7 +128,7 @@ impl Shared {
             arrived,
             home,
             method,
-            uri,
+            uri: Mutex::new(uri),
             #[cfg(feature = "serve")]
             route: OnceLock::new(),
             version,
@@ -201,10 +199,24 @@ impl Shared {
     /// Method and matched route, else method and path; never a query.
     pub(crate) fn route(&self) -> String {
         #[cfg(feature = "serve")]
-        let path = self.route.get().map_or(self.uri.path(), MatchedPath::as_str);
+        if let Some(route) = self.route.get() {
+            return format!("{} {}", self.method, route.as_str());
+        }
+        format!("{} {}", self.method, lock(&self.uri).path())
+    }
+
+    /// What may take long begins: the buffer that the request was read into is not to wait for it.
+    pub(super) fn let_buffer_go(&self) {
+        #[cfg(feature = "serve")]
+        let named = self.has_route();
         #[cfg(not(feature = "serve"))]
-        let path = self.uri.path();
-        format!("{} {path}", self.method)
+        let named = false;
+        let mut uri = lock(&self.uri);
+        // Parsing a string copies it.
+        let path = if named { Ok(Uri::default()) } else { uri.path().parse() };
+        if let Ok(path) = path {
+            *uri = path;
+        }
     }
 
     pub(crate) fn body_bytes(&self) -> u64 {

@@ -7,7 +7,7 @@ use std::task::Context;
 
 use http::Version;
 
-use super::{shared::Shared, word};
+use super::{shared::Shared, word, work};
 use crate::{
     connection::WhyDropped,
     continuation::Continuation,
@@ -74,7 +74,7 @@ impl Shared {
             return continuations.into_iter().for_each(|continuation| self.keep(continuation));
         }
         for continuation in continuations {
-            core.continuations.push_back((continuation, self.captured()));
+            work::push(&mut core.continuations, (continuation, self.captured()));
         }
         drop(core);
         self.more_work();

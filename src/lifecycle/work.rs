@@ -1,5 +1,7 @@
 //! What is still to run for a request: its continuations, its hooks, and the end when there is nothing left.
 
+use std::collections::VecDeque;
+
 use super::{
     LifecycleError, ending,
     error::Kind,
@@ -13,6 +15,14 @@ use crate::{
     pool::{caught, lock},
 };
 
+/// Most requests have one of a kind: a queue that grew by itself would make room for four.
+pub(super) fn push<T>(queue: &mut VecDeque<T>, item: T) {
+    if queue.capacity() == 0 {
+        queue.reserve_exact(1);
+    }
+    queue.push_back(item);
+}
+
 impl Shared {
     /// Takes in a continuation. `Err` if the request has ended.
     pub(crate) fn add_continuation(&self, continuation: Continuation) -> Result<(), Continuation> {
@@ -21,7 +31,7 @@ impl Shared {
         if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
             return Err(continuation);
         }
-        core.continuations.push_back((continuation, captured));
+        push(&mut core.continuations, (continuation, captured));
         drop(core);
         self.more_work();
         Ok(())
@@ -35,7 +45,7 @@ impl Shared {
             caught::discard(hook);
             return Err(LifecycleError::new(Kind::HookTooLate));
         }
-        core.hooks.push_back(hook);
+        push(&mut core.hooks, hook);
         drop(core);
         self.more_work();
         Ok(())

@@ -95,9 +95,11 @@
 //! (RFC 9112, section 9.6); HTTP/2 forbids such a header (RFC 9113, section 8.2.2), and gets none. A HEAD request
 //! gets the headers of its GET. Event streams, gRPC, upgrades, 1xx, 204 and 304 pass through untouched; bodies past
 //! the limit or the patience pass through as streams. A tracked connection that closes while its client is still
-//! sending lingers, so that the client reads its response.
+//! sending lingers, so that the client reads its response. No request that the client has pipelined behind it
+//! (RFC 9112, section 9.3.2) is begun, so that all of those may be sent again.
 //!
-//! Compression is left to other middleware.
+//! With the feature `compression` the early close compresses, and declares the length of what comes of it; so does
+//! one that stands outside of other compression. See [early_close](crate::early_close#compression).
 //!
 //! Kept by `early_close`, and `connection::linger` for the close.
 //!
@@ -219,11 +221,31 @@
 //! no abort, so ignoring aborts does not save the handler, and the status stays NORMAL. Without one it reads
 //! as the client's abort, and does.
 //!
-//! **HEAD** never produces its body, except where an early close has to measure one whose length is not known.
+//! **HEAD** never produces its body, except where an early close has to measure one whose length is not known, or
+//! that it compresses or changes. Where a body was taken off before that, its length is left out (RFC 9110, section
+//! 9.3.2), and so is what a [function on buffered bodies](crate::EarlyCloseLayer::map_buffer) would have made of it.
+//!
+//! **Trailers behind an early close.** On HTTP/2 they follow a body of declared length. On HTTP/1.1 a client that takes
+//! them (`TE: trailers`) gets chunks and no length, unless the handler declared one; any other client, and HTTP/1.0,
+//! gets the length, and the trailers have no way to it.
+//!
+//! **A body that fails while it is held back** is a 500, with nothing of the response that it was to be; past the limit
+//! or the patience it is a broken response. The continuation runs in either case.
+//!
+//! **A declared length is the end,** without a tracked connection too: an HTTP/1 server lets go of a body when it has so
+//! many bytes, without asking for more.
 //!
 //! **Hooks and continuations that come late.** While hooks run, another hook can be registered, but a continuation
 //! can no longer join the request: it runs on its own.
 //!
 //! **At a drain's deadline** a handler that has not answered is answered for with a 503, and a response on its way
 //! is broken off. Everything gets twice the hook limit to come to its end; then the server closes the connections
-//! that are left, and returns.
+//! that are left, and returns. What shows only in this time (a request whose connection has closed and whose task has
+//! not been told yet, or one that had been sent before the stop) is cut and named when it shows.
+//!
+//! **A cut comes too late** for bytes that the kernel has taken, or that an HTTP/2 server has queued: the client may then
+//! have a whole response although the status says TIMEOUT.
+//!
+//! **Flushed is not received.** If a response behind it on the same HTTP/1 connection is broken off while more of a
+//! pipelining client's bytes wait unread, the system resets the connection, and what the client has not read yet of the
+//! flushed one is lost with it.

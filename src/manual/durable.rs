@@ -67,6 +67,7 @@
 //! | [`CONCURRENCY`](crate::durable::DurableJob::CONCURRENCY) | 16 of each kind | The bound of what runs at once in one process is the sum over its kinds. Slow kinds do not hold up others. |
 //! | [`fetch_cooldown`](crate::durable::DurableBuilder::fetch_cooldown), [`poll_interval`](crate::durable::DurableBuilder::poll_interval) | 5 ms, 1 s | The first bounds how often a busy process asks; the second is for what nobody is told of: retries that are due, and what other processes promise on SQLite. |
 //! | SQLite: WAL, `synchronous=FULL`, [`busy_timeout`](crate::durable::DurableBuilder::busy_timeout) | 5 s | Readers do not wait for the writer; commits wait for the disk; writers wait for each other. |
+//! | SQLite: one connection writes | | All that a process writes takes turns in the order in which it came. Several *processes* on one file wait for SQLite's lock by sleeping, which is not fair to the less busy: for more than one busy process, take Postgres. |
 //! | SQLite: the file | | On a local disk. Network file systems do not lock as SQLite needs it. |
 //!
 //! # What it costs

@@ -10,7 +10,7 @@
 //! | [`max_waiting`](crate::EpilogueBuilder::max_waiting) | 1,024 | those that wait for a place |
 //! | [`max_blocking`](crate::EpilogueBuilder::max_blocking) | 500 in a process | threads of blocking continuations |
 //! | [`max_detached`](crate::EpilogueBuilder::max_detached) | none | handlers and bodies that outlive their response |
-//! | [`EarlyCloseLayer::buffer_limit`](crate::EarlyCloseLayer::buffer_limit) | 1 MiB | what is held in memory to measure a body |
+//! | [`EarlyCloseLayer::buffer_limit`](crate::EarlyCloseLayer::buffer_limit) | 1 MiB | what is held in memory to measure, compress or change a body |
 //! | [`EarlyCloseLayer::patience`](crate::EarlyCloseLayer::patience) | 1 s | how long a head waits to have its body measured |
 //! | [`Tracking::write_stall`](crate::Tracking::write_stall) | 60 s | a connection whose client takes no byte |
 //! | [`Tracking::keep_alive`](crate::Tracking::keep_alive), [`unacknowledged`](crate::Tracking::unacknowledged) | 30 s each | a connection whose client is silent |
@@ -141,7 +141,9 @@
 //!
 //! # Early close: buffer and patience
 //!
-//! Both concern bodies of unknown length only; a known length is declared as it is. The buffer is held once for each
+//! Both concern bodies of unknown length; a known length is declared as it is. With compression they concern what
+//! comes of it, and with a [function on buffered bodies](crate::EarlyCloseLayer::map_buffer) all bodies, the plain and
+//! then the compressed. The buffer is held once for each
 //! response that is being measured, so the limit times the concurrent requests is what it may cost in memory.
 //! A body that outgrows it streams on without a declared length, which is no loss but of the length.
 //!

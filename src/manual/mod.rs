@@ -7,6 +7,8 @@
 //!   the buffer of an early close.
 //! - `durable` (features `durable-sqlite`, `durable-postgres`): what jobs that are stored survive, what can still go wrong,
 //!   and what to do about it.
+//! - [`sessions`]: when a session is stored, and what a continuation may still change.
+//! - [`timing`]: answers whose timing tells nothing.
 //! - [`connection`]: what "flushed" and "aborted" mean on HTTP/1 and on HTTP/2, and what cannot be known.
 //!
 //! # Words
@@ -23,3 +25,5 @@ pub mod contract;
 pub mod durable;
 pub mod limits;
 pub mod ordering;
+pub mod sessions;
+pub mod timing;

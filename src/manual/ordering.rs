@@ -71,7 +71,10 @@
 //! declares the length of the plain one, which the compression then takes off again, since it no longer fits: the
 //! response is chunked on HTTP/1.1 (RFC 9112, section 7.1), which ends it just as exactly, and
 //! `Connection: close` stays. On HTTP/1.0 it then ends with its connection. So: outside, where a declared length
-//! matters.
+//! matters; or in place of it, with the feature `compression`, by `EarlyCloseLayer::compress`. Where both compress, the
+//! inner one does, and the other leaves its response alone.
+//!
+//! A continuation starts after the last compressed byte in every order.
 //!
 //! [`End::body_bytes`](crate::End::body_bytes) counts what the outermost service gave to the server, so compressed
 //! bytes.

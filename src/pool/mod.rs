@@ -129,8 +129,14 @@ impl fmt::Debug for Pool {
 
 /// Locks, also after a panic under the lock: no user code runs under any of our locks (contract rule 11), so
 /// what they guard is whole.
+#[cfg(not(epilogue_model))]
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(epilogue_model)]
+pub(crate) fn lock<L: crate::sync::Lock + ?Sized>(mutex: &L) -> L::Guard<'_> {
+    mutex.guard()
 }
 
 /// One handler or body that outlives its response; counted while it lives.
@@ -163,7 +169,18 @@ impl Pool {
         &GLOBAL
     }
 
+    /// The same, as a thread of the model.
+    #[cfg(epilogue_model)]
+    pub(crate) fn spawn<F>(&self, work: F) -> Result<(), F>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        crate::sync::spawn(self.tracker.track_future(work));
+        Ok(())
+    }
+
     /// Runs `work` as a tracked task. `Err` gives it back where no runtime is there to run it.
+    #[cfg(not(epilogue_model))]
     pub(crate) fn spawn<F>(&self, work: F) -> Result<(), F>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -256,6 +273,9 @@ impl Pool {
 /// A runtime that ends drops its tasks, which looks like a client that left. A task that never ends tells: an
 /// ending runtime refuses it at once.
 pub(crate) fn runtime_lives() -> bool {
+    if cfg!(epilogue_model) {
+        return true;
+    }
     let Ok(runtime) = Handle::try_current() else {
         return false;
     };

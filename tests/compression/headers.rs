@@ -6,16 +6,16 @@ use axum::{
     routing::get,
 };
 use http::{HeaderName, Method, StatusCode, header};
-use tower_epilogue::EarlyCloseLayer;
 
 use crate::{
+    early_close,
     fetch::{Got, Version, fetch, request},
     support::Server,
     text,
 };
 
 async fn answer(headers: &[(HeaderName, &str)], response: fn() -> Response) -> Got {
-    let app = Router::new().route("/", get(async move || response())).layer(EarlyCloseLayer::new().compress());
+    let app = Router::new().route("/", get(async move || response())).layer(early_close().compress());
     let server = Server::start(app).await;
     let accept = [&[(header::ACCEPT_ENCODING, "gzip")], headers].concat();
     fetch(server.address, Version::Http11, request(Method::GET, "/", &accept)).await
@@ -54,7 +54,8 @@ async fn a_304_has_the_validator_that_its_client_asked_with() {
 
 #[tokio::test]
 async fn what_is_to_stay_as_it_is_does() {
-    let rows: [(&str, fn() -> Response); 7] = [
+    type Row = (&'static str, fn() -> Response);
+    let rows: [Row; 7] = [
         ("no-transform", || ([(header::CACHE_CONTROL, "no-transform, max-age=5")], text(5000)).into_response()),
         ("digest", || ([("content-digest", "sha-256=:AAAA:")], text(5000)).into_response()),
         ("encoded", || ([(header::CONTENT_ENCODING, "identity")], text(5000)).into_response()),
@@ -88,8 +89,8 @@ async fn event_streams_are_neither_held_back_nor_encoded() {
 #[tokio::test]
 async fn of_two_early_closes_the_inner_one_decides() {
     let app = Router::new()
-        .route("/", get(async || text(5000)).layer(EarlyCloseLayer::new().keep_alive()))
-        .layer(EarlyCloseLayer::new().compress());
+        .route("/", get(async || text(5000)).layer(early_close().keep_alive()))
+        .layer(early_close().compress());
     let server = Server::start(app).await;
     let accept = [(header::ACCEPT_ENCODING, "gzip")];
     let got = fetch(server.address, Version::Http11, request(Method::GET, "/", &accept)).await;
@@ -101,7 +102,7 @@ async fn of_two_early_closes_the_inner_one_decides() {
 
 #[tokio::test]
 async fn the_function_on_buffered_bodies_sees_plain_bytes() {
-    let layer = EarlyCloseLayer::new().compress().map_buffer(async |parts, bytes: bytes::Bytes| {
+    let layer = early_close().compress().map_buffer(async |parts, bytes: bytes::Bytes| {
         assert_eq!(bytes, text(5000));
         Ok::<_, std::io::Error>((parts, text(9000)))
     });

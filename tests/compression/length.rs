@@ -2,11 +2,10 @@
 
 use axum::{Router, body::Body, routing::get};
 use http::{Method, header};
-use tower_epilogue::EarlyCloseLayer;
 use tower_http::compression::CompressionLayer;
 
 use crate::{
-    ENCODINGS,
+    ENCODINGS, early_close,
     fetch::{Framing, Version, fetch, request},
     noise, streamed,
     support::Server,
@@ -15,8 +14,10 @@ use crate::{
 
 const LIMIT: usize = 64 * 1024;
 
-/// Path, body, and whether the encoded bytes of it are within the limit.
-fn bodies() -> [(&'static str, fn() -> Body, usize, bool); 5] {
+/// Path, body, its length, and whether the encoded bytes of it are within the limit.
+type Row = (&'static str, fn() -> Body, usize, bool);
+
+fn bodies() -> [Row; 5] {
     [
         ("/known", || Body::from(text(5000)), 5000, true),
         ("/streamed", || streamed(&text(5000)), 5000, true),
@@ -31,7 +32,7 @@ fn app() -> Router {
     let routes = bodies().into_iter().fold(Router::new(), |router, (path, body, ..)| {
         router.route(path, get(async move || ([(header::CONTENT_TYPE, "text/plain")], body())))
     });
-    routes.layer(EarlyCloseLayer::new().buffer_limit(LIMIT).compress())
+    routes.layer(early_close().buffer_limit(LIMIT).compress())
 }
 
 #[tokio::test]
@@ -127,7 +128,7 @@ async fn a_head_whose_body_was_taken_off_has_all_but_the_length() {
     let inner = Router::new()
         .route("/long", get(async || ([(header::ETAG, "\"a\"")], text(5000))))
         .route("/short", get(async || "short"));
-    let server = Server::start(Router::new().fallback_service(inner).layer(EarlyCloseLayer::new().compress())).await;
+    let server = Server::start(Router::new().fallback_service(inner).layer(early_close().compress())).await;
     let accept = [(header::ACCEPT_ENCODING, "gzip")];
     for version in Version::ALL {
         for (path, encoded) in [("/long", true), ("/short", false)] {
@@ -145,7 +146,7 @@ async fn a_head_whose_body_was_taken_off_has_all_but_the_length() {
 #[tokio::test]
 async fn kept_alive_the_next_request_follows_the_last_encoded_byte() {
     let app = Router::new().route("/", get(async || streamed(&text(5000))));
-    let server = Server::start(app.layer(EarlyCloseLayer::new().keep_alive().compress())).await;
+    let server = Server::start(app.layer(early_close().keep_alive().compress())).await;
     let mut client = server.connect().await;
     for _ in 0..3 {
         client.send("GET / HTTP/1.1\r\nhost: test\r\naccept-encoding: br\r\n\r\n").await;
@@ -163,7 +164,7 @@ async fn its_settings_are_those_of_the_layer_that_it_is_given() {
     let app = Router::new()
         .route("/", get(async || "tiny"))
         .route("/missing", get(async || (http::StatusCode::NOT_FOUND, text(5000))))
-        .layer(EarlyCloseLayer::new().compress_with(compression));
+        .layer(early_close().compress_with(compression));
     let server = Server::start(app).await;
     for (path, encoding) in [("/", Some("gzip")), ("/missing", None)] {
         let accept = [(header::ACCEPT_ENCODING, "gzip, br, zstd")];

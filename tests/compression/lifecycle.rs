@@ -10,13 +10,13 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{Method, header};
 use http_body::{Frame, SizeHint};
-use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, Sent};
+use tower_epilogue::{Continuation, IgnoreAbortLayer, Sent};
 
 use crate::{
-    ENCODINGS,
+    ENCODINGS, early_close,
     fetch::{Version, fetch, request},
     noise,
-    support::{Client, Gate, Notes, Server, ends, soon},
+    support::{Client, Gate, Notes, Server, ends, h2client::Http2, soon},
     text,
 };
 
@@ -36,7 +36,7 @@ async fn a_body_that_fails_before_the_head_is_a_500_and_after_it_breaks_the_conn
             for (limit, status) in rows {
                 let (hook, mut ends) = ends();
                 let handler = async || (Continuation::new(async {}), failing());
-                let layer = EarlyCloseLayer::new().buffer_limit(limit).compress();
+                let layer = early_close().buffer_limit(limit).compress();
                 let server = Server::start(Router::new().route("/", get(handler)).layer((layer, hook))).await;
                 let accept = [(header::ACCEPT_ENCODING, encoding)];
                 let got = fetch(server.address, version, request(Method::GET, "/", &accept)).await;
@@ -92,24 +92,40 @@ impl http_body::Body for Halves {
 /// not.
 #[tokio::test]
 async fn where_aborts_are_ignored_a_body_of_known_length_is_produced_to_its_end() {
-    let (notes, gate) = (Notes::default(), Gate::closed());
-    let (theirs, waits) = (notes.clone(), gate.clone());
-    let handler = async move || {
-        let gate = Box::pin(async move { waits.passed().await });
-        Response::new(Body::new(Halves { given: 0, gate, notes: theirs }))
-    };
-    let (hook, mut ends) = ends();
-    let layers = (EarlyCloseLayer::new().patience(crate::support::PATIENCE).compress(), IgnoreAbortLayer::new(), hook);
-    let server = Server::start(Router::new().route("/", get(handler)).layer(layers)).await;
-    let mut client = Client::connect(server.address).await;
-    client.send("GET / HTTP/1.1\r\nhost: test\r\naccept-encoding: gzip\r\n\r\n").await;
-    notes.seen("waits").await;
-    client.reset();
-    server.journal.seen("aborted").await;
-    gate.open();
-    notes.seen("ended").await;
-    let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
-    assert!(status.is_aborted() && sent == Sent::Aborted);
+    for version in [Version::Http11, Version::Http2] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, waits) = (notes.clone(), gate.clone());
+        let handler = async move || {
+            let gate = Box::pin(async move { waits.passed().await });
+            Response::new(Body::new(Halves { given: 0, gate, notes: theirs }))
+        };
+        let (hook, mut ends) = ends();
+        let early_close = early_close().compress();
+        let app = Router::new().route("/", get(handler)).layer((early_close, IgnoreAbortLayer::new(), hook));
+        let server = Server::start(app).await;
+        if version == Version::Http2 {
+            // Cancelled by RST_STREAM, upon which the server drops what it is polling.
+            let mut client = Http2::connect(server.address).await;
+            let mut request = request(Method::GET, "http://test/", &[(header::ACCEPT_ENCODING, "gzip")]);
+            *request.version_mut() = http::Version::HTTP_2;
+            let response = client.send.send_request(request, true).unwrap().0;
+            notes.seen("waits").await;
+            drop(response);
+            server.journal.seen("aborted").await;
+            gate.open();
+            notes.seen("ended").await;
+        } else {
+            let mut client = Client::connect(server.address).await;
+            client.send("GET / HTTP/1.1\r\nhost: test\r\naccept-encoding: gzip\r\n\r\n").await;
+            notes.seen("waits").await;
+            client.reset();
+            server.journal.seen("aborted").await;
+            gate.open();
+            notes.seen("ended").await;
+        }
+        let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
+        assert!(status.is_aborted() && sent == Sent::Aborted);
+    }
 }
 
 #[tokio::test]
@@ -125,7 +141,7 @@ async fn a_client_that_leaves_ends_a_body_that_is_being_encoded() {
         Response::new(Body::new(Halves { given: 0, gate, notes }))
     };
     let (hook, mut ends) = ends();
-    let layers = (EarlyCloseLayer::new().patience(crate::support::PATIENCE).compress(), hook);
+    let layers = (early_close().compress(), hook);
     let server = Server::start(Router::new().route("/", get(handler)).layer(layers)).await;
     let mut client = Client::connect(server.address).await;
     client.send("GET / HTTP/1.1\r\nhost: test\r\naccept-encoding: gzip\r\n\r\n").await;

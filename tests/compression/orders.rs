@@ -2,11 +2,11 @@
 
 use axum::{Router, response::IntoResponse, routing::get};
 use http::{Method, header};
-use tower_epilogue::{Continuation, EarlyCloseLayer, Lifecycle, LifecycleError};
+use tower_epilogue::{Continuation, Lifecycle, LifecycleError};
 use tower_http::compression::CompressionLayer;
 
 use crate::{
-    ENCODINGS,
+    ENCODINGS, early_close,
     fetch::{Framing, Version, fetch, request},
     streamed,
     support::{Gate, Notes, Server},
@@ -50,7 +50,7 @@ fn app(order: Order, gate: &Gate, notes: &Notes) -> Router {
                 Ok::<_, LifecycleError>(())
             }),
         );
-    let (ours, theirs) = (EarlyCloseLayer::new(), CompressionLayer::new());
+    let (ours, theirs) = (early_close(), CompressionLayer::new());
     match order {
         Order::Within => app.layer(ours.compress()),
         Order::TheirsOutside => app.layer(ours).layer(theirs),

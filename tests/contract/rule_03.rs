@@ -307,3 +307,31 @@ fn a_runtimes_end_never_reads_as_the_clients_abort_without_a_server_of_ours() {
         assert_eq!(after_the_runtimes_end(runtime(), ask), ConnectionStatus::NORMAL);
     }
 }
+
+/// Outside of all our services, on a connection that lives on.
+#[tokio::test(start_paused = true)]
+async fn a_timeout_around_the_whole_service_never_reads_as_the_clients_abort() {
+    use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tower::Layer as _;
+
+    let journal = tower_epilogue::test_util::Journal::new();
+    let epilogue = journal.epilogue().build();
+    let (mut client, io) = tokio::io::duplex(4096);
+    let io = tower_epilogue::TrackedIo::new(io);
+    let app = Router::new().route("/", get(pending::<()>));
+    let limit = TimeoutLayer::with_status_code(http::StatusCode::REQUEST_TIMEOUT, Duration::from_secs(1));
+    let service = TowerToHyperService::new(limit.layer(epilogue.wrap(&io, app)));
+    let connection = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service);
+    let connection = tokio::spawn(connection);
+    client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+    let mut head = [0; 12];
+    client.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 408");
+    soon("the request ends", journal.ended(1)).await;
+    let story = journal.only();
+    story.assert_handler_dropped();
+    story.assert_status(ConnectionStatus::NORMAL);
+    drop(client);
+    soon("the connection ends", connection).await.unwrap().unwrap();
+}

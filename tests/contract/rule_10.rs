@@ -121,6 +121,42 @@ async fn it_waits_for_a_poll_that_outlasts_its_connection_and_for_its_hooks() {
     }
 }
 
+/// The deadline passes while its connection is gone and its task has not been told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_request_that_shows_after_the_deadline_is_cut_and_named_too() {
+    let notes = Notes::default();
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (theirs, released) = (notes.clone(), Arc::new(Mutex::new(released)));
+    let handler = async move |lifecycle: Lifecycle| {
+        lifecycle.ignore_abort(true);
+        let hook = theirs.clone();
+        lifecycle.on_shutdown(async move |end| hook.add(format!("hook {}", end.status()))).unwrap();
+        theirs.add("here");
+        tokio::task::block_in_place(|| released.lock().unwrap().recv().unwrap());
+        pending::<()>().await;
+    };
+    let deadline = |builder: tower_epilogue::EpilogueBuilder| builder.drain_deadline(SHORT);
+    let app = Router::new().route("/", get(handler));
+    let logs = logs();
+    let mut server = Server::with(app, deadline).await;
+    let client = Asked::get(&server, Leave::LoseConnection).await;
+    notes.seen("here").await;
+    let _left = client.leave(Leave::LoseConnection).await;
+    server.journal.seen("aborted").await;
+    let passed = logs.with("deadline has passed").len();
+    server.begin_drain();
+    soon("the deadline passes", async {
+        while logs.with("deadline has passed").len() == passed {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    release.send(()).unwrap();
+    let report = server.drained().await;
+    assert_eq!(notes.all(), ["here", "hook ABORTED | TIMEOUT"]);
+    assert_eq!(report.stragglers().len(), 1, "{report}");
+}
+
 /// Where the deadline finds a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum At {

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use axum::{Router, http::StatusCode, routing::post};
 use tower_epilogue::{
-    Continuation, IgnoreAbortLayer, Lifecycle, TimeLimitLayer,
+    Continuation, Event, IgnoreAbortLayer, Lifecycle, TimeLimitLayer,
     durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
 };
 
 use crate::{
     common::{Act, Node, Place, Task, on_both, post as ask, request},
-    support::{Client, soon},
+    support::{Client, h2client::Http2, soon},
 };
 
 on_both!(
@@ -255,7 +255,7 @@ async fn a_client_that_leaves_while_aborts_are_ignored_loses_nothing(place: Plac
         |store| {
             let handler = move |name: String| async move {
                 let _ = gate.subscribe().wait_for(|open| *open).await;
-                Durable::new(Task::ok(name))
+                Durable::new(Task::ok(if name.is_empty() { "left behind on HTTP/2".to_owned() } else { name }))
             };
             Router::new().route("/", post(handler)).layer(store.layer()).layer(IgnoreAbortLayer::new())
         },
@@ -266,9 +266,19 @@ async fn a_client_that_leaves_while_aborts_are_ignored_loses_nothing(place: Plac
     node.journal.seen("handler_start").await;
     client.reset();
     node.journal.seen("aborted").await;
+    // There it cancels its stream (RFC 9113, section 6.4): the server drops the response's future, and the handler goes on in a task of its own.
+    let mut client = Http2::connect(node.address).await;
+    let response = client.start("POST", "/").await;
+    let seen = |name: &'static str| {
+        move |events: &[Event]| events.iter().filter(|event| event.kind().name() == name).count() == 2
+    };
+    node.journal.until("the second handler starts", seen("handler_start")).await;
+    drop(response);
+    node.journal.until("the second client leaves", seen("aborted")).await;
     record.open();
     node.record.begun("left behind", 1).await;
-    node.completed(1).await;
+    node.record.begun("left behind on HTTP/2", 1).await;
+    node.completed(2).await;
 }
 
 async fn a_transaction_of_the_users_decides(place: Place) {

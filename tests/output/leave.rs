@@ -95,32 +95,42 @@ async fn where_aborts_are_ignored_it_is_accepted_and_discarded() {
 /// Also when it had left before there was a response; and only for as long as it is ignored.
 #[tokio::test]
 async fn a_response_that_is_finished_for_a_client_that_is_gone_is_written_while_that_is_ignored() {
-    let notes = Notes::default();
-    let theirs = notes.clone();
-    let handler = async move |lifecycle: Lifecycle| {
-        lifecycle.ignore_abort(true);
-        theirs.add("started");
-        lifecycle.aborted().await;
-        let (mut output, response) = Output::channel();
-        theirs.add(format!("{:?}", lifecycle.finish(response).await));
-        theirs.add(format!("{:?}", output.write("x").await.is_ok()));
-        theirs.add(format!("{:?}", output.flush().await.is_ok()));
-        lifecycle.ignore_abort(false);
-        soon("the response is given up", async {
-            while !output.is_closed() {
-                tokio::task::yield_now().await;
-            }
-        })
-        .await;
-        theirs.add("closed");
-    };
-    let server = Server::start(Router::new().route("/", get(handler))).await;
-    let mut client = server.connect().await;
-    client.send_get("/").await;
-    notes.seen("started").await;
-    client.reset();
-    server.journal.ended(1).await;
-    assert_eq!(notes.all(), ["started", "Ok(Aborted)", "true", "true", "closed"]);
+    for http2 in [false, true] {
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            lifecycle.ignore_abort(true);
+            theirs.add("started");
+            lifecycle.aborted().await;
+            let (mut output, response) = Output::channel();
+            theirs.add(format!("{:?}", lifecycle.finish(response).await));
+            theirs.add(format!("{:?}", output.write("x").await.is_ok()));
+            theirs.add(format!("{:?}", output.flush().await.is_ok()));
+            lifecycle.ignore_abort(false);
+            soon("the response is given up", async {
+                while !output.is_closed() {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            theirs.add("closed");
+        };
+        let server = Server::start(Router::new().route("/", get(handler))).await;
+        if http2 {
+            let mut client = Http2::connect(server.address).await;
+            let response = client.start("GET", "/").await;
+            notes.seen("started").await;
+            drop(response);
+            server.journal.ended(1).await;
+        } else {
+            let mut client = server.connect().await;
+            client.send_get("/").await;
+            notes.seen("started").await;
+            client.reset();
+            server.journal.ended(1).await;
+        }
+        assert_eq!(notes.all(), ["started", "Ok(Aborted)", "true", "true", "closed"], "HTTP/2: {http2}");
+    }
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -422,6 +423,39 @@ def chromium_reads_compressed_pages():
         works([name])
 
 
+# === the other examples ===
+
+
+def example(name, **variables):
+    """Another built example, and its port."""
+    path = os.path.join(os.path.dirname(sys.argv[1]), name)
+    server = subprocess.Popen([path], stdout=subprocess.PIPE, env=dict(os.environ, PORT="0", **variables), text=True)
+    return server, int(server.stdout.readline().strip().rpartition(":")[2])
+
+
+def a_models_answer_is_stored_whole_although_its_reader_left():
+    with tempfile.TemporaryDirectory() as folder:
+        database = os.path.join(folder, "answers.db")
+        server, port = example("llm_stream", DATABASE=database)
+        try:
+            command = ["curl", "-sSN", "-m", "1", "-d", "why?", url("/ask", port)]
+            left = subprocess.run(command, capture_output=True, timeout=20, check=False)
+            assert left.returncode == 28, left
+            read = left.stdout.decode().count("data: ")
+            with sqlite3.connect(database) as connection:
+                for _ in range(400):
+                    answer = connection.execute("SELECT answer FROM answers WHERE id = 1").fetchone()[0]
+                    if answer:
+                        break
+                    time.sleep(0.05)
+            assert answer and 0 < read < len(answer.split()), (read, answer)
+            assert answer.endswith("costs something. "), answer
+            assert curl(url("/answers/1", port)) == answer + "\n"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(timeout=40)
+
+
 def main():
     global PORT, PAGES
     environment = dict(os.environ, PORT="0")
@@ -457,7 +491,7 @@ def port_of(server):
     raise AssertionError("it does not listen")
 
 
-HELPERS = {"page_of", "page_url", "works", "port_of", "fresh", "curl", "url", "journal", "names", "at", "status", "head_and_body", "reset", "leave_during_work", "chromium", "main"}
+HELPERS = {"page_of", "page_url", "works", "port_of", "fresh", "curl", "url", "journal", "names", "at", "status", "head_and_body", "reset", "leave_during_work", "chromium", "example", "main"}
 
 if __name__ == "__main__":
     main()

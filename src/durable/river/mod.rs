@@ -80,13 +80,13 @@ impl River {
         let maintenance = MaintenanceConfig::default()
             .with_elect_interval(times.elect)
             .with_scheduler_interval(SCHEDULER)
-            .with_rescuer_interval(times.rescue_after.min(Duration::from_secs(10)))
+            .with_rescuer_interval(times.rescue_after.min(Duration::from_secs(5)))
             .with_rescue_after(times.rescue_after)
             // A promise that was broken stays on record until somebody has seen it.
             .with_discarded_job_retention(Retention::Keep);
         let mut builder = match &database {
             #[cfg(feature = "durable-sqlite")]
-            Database::Sqlite(pool) => Client::builder(pool.clone()),
+            Database::Sqlite { write, .. } => Client::builder(write.clone()),
             #[cfg(feature = "durable-postgres")]
             Database::Postgres(pool) => Client::builder(pool.clone()),
         }

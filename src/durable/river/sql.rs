@@ -1,7 +1,5 @@
 //! What River has no call for, and its migrations.
 
-use std::time::Duration;
-
 use riverqueue::sqlx;
 
 use crate::durable::{
@@ -17,32 +15,11 @@ fn migration(error: riverqueue::migrate::Error) -> DurableError {
     }
 }
 
-/// How often a migration is tried that meets another one.
-const TRIES: u32 = 50;
-
-/// River's migrations do not expect another process at the same work: the one that comes second fails, and finds it
-/// done when it looks again.
 pub(super) async fn migrate(database: &Database) -> Result<(), DurableError> {
-    let mut tries = 1;
-    loop {
-        match migrate_once(database).await {
-            Err(error) if tries < TRIES && (error.is_locked() || !error.is_unavailable()) => {
-                if check(database).await.is_ok() {
-                    return Ok(());
-                }
-                tries += 1;
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            result => return result,
-        }
-    }
-}
-
-async fn migrate_once(database: &Database) -> Result<(), DurableError> {
     match database {
         #[cfg(feature = "durable-sqlite")]
-        Database::Sqlite(pool) => {
-            riverqueue::migrate::SqliteMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
+        Database::Sqlite { write, .. } => {
+            riverqueue::migrate::SqliteMigrator::new(write.clone()).migrate_up().await.map_err(migration)?;
         }
         #[cfg(feature = "durable-postgres")]
         Database::Postgres(pool) => {
@@ -55,7 +32,7 @@ async fn migrate_once(database: &Database) -> Result<(), DurableError> {
 pub(super) async fn check(database: &Database) -> Result<(), DurableError> {
     let valid = match database {
         #[cfg(feature = "durable-sqlite")]
-        Database::Sqlite(pool) => riverqueue::migrate::SqliteMigrator::new(pool.clone()).validate(None).await,
+        Database::Sqlite { read, .. } => riverqueue::migrate::SqliteMigrator::new(read.clone()).validate(None).await,
         #[cfg(feature = "durable-postgres")]
         Database::Postgres(pool) => riverqueue::migrate::PostgresMigrator::new(pool.clone()).validate(None).await,
     };
@@ -109,7 +86,7 @@ const COUNTS: &str = "SELECT CAST(state AS TEXT), count(*) FROM river_job WHERE 
 pub(super) async fn counts(database: &Database) -> Result<JobCounts, DurableError> {
     let rows: Vec<(String, i64)> = match database {
         #[cfg(feature = "durable-sqlite")]
-        Database::Sqlite(pool) => sqlx::query_as(COUNTS).fetch_all(pool).await?,
+        Database::Sqlite { read, .. } => sqlx::query_as(COUNTS).fetch_all(read).await?,
         #[cfg(feature = "durable-postgres")]
         Database::Postgres(pool) => sqlx::query_as(COUNTS).fetch_all(pool).await?,
     };

@@ -1,0 +1,80 @@
+//! The connections that a server has open.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+#[cfg(feature = "test-util")]
+use tokio::sync::Notify;
+
+use crate::{
+    connection::Connection,
+    pool::{self, lock},
+};
+
+/// The open connections of one server.
+#[derive(Default)]
+pub(crate) struct OpenConnections {
+    open: Mutex<HashMap<u64, Connection>>,
+    accepted: AtomicU64,
+    #[cfg(feature = "test-util")]
+    changed: Notify,
+}
+
+/// A connection's place among the open ones; given back when it is dropped.
+pub(super) struct Open {
+    key: u64,
+    open: Arc<OpenConnections>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        lock(&self.open.open).remove(&self.key);
+        self.open.tell();
+    }
+}
+
+impl OpenConnections {
+    pub(super) fn insert(self: &Arc<Self>, connection: Connection) -> Open {
+        // Relaxed: only uniqueness matters.
+        let key = self.accepted.fetch_add(1, Ordering::Relaxed);
+        lock(&self.open).insert(key, connection);
+        self.tell();
+        Open { key, open: self.clone() }
+    }
+
+    /// The requests in flight on all of them.
+    pub(crate) fn in_flight(&self) -> Vec<Arc<dyn pool::Straggler>> {
+        lock(&self.open).values().flat_map(Connection::in_flight).collect()
+    }
+
+    #[cfg(feature = "test-util")]
+    fn tell(&self) {
+        self.changed.notify_waiters();
+    }
+
+    #[cfg(not(feature = "test-util"))]
+    #[expect(clippy::unused_self, reason = "it is the harness that listens")]
+    fn tell(&self) {}
+}
+
+#[cfg(feature = "test-util")]
+impl OpenConnections {
+    pub(crate) fn len(&self) -> u64 {
+        lock(&self.open).len() as u64
+    }
+
+    /// How many were accepted so far.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
+    /// For whoever waits until there are more, or fewer.
+    pub(crate) fn changed(&self) -> &Notify {
+        &self.changed
+    }
+}

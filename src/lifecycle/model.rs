@@ -1,0 +1,355 @@
+//! The state machine and the flush signal, in every order that its threads can take (`tests/loom`).
+//!
+//! The code is the real one, from the request's service down to the wrapped IO; only the server is a model of hyper's: one
+//! task for an HTTP/1 connection, one for an HTTP/2 connection and one for its stream. Beside it a client leaves, a limit or
+//! a drain's deadline passes, and the task that brings the request to its end runs, each on a thread of its own.
+//!
+//! Orders with up to `bound` preemptions are tried, all of them (`LOOM_MAX_PREEMPTIONS` in the environment sets another
+//! bound): a thread that waits, or ends, gives way for free.
+
+use std::{
+    convert::Infallible,
+    future::{Future, poll_fn},
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex as StdMutex, atomic::Ordering},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum_core::body::Body;
+use bytes::Bytes;
+use http::{Request, Response, Version};
+use http_body::{Body as _, Frame};
+use loom::thread;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{Home, Lifecycle, Phase, begin, word};
+use crate::{
+    connection::{TrackedIo, Tracking},
+    continuation::Continuation,
+    pool::{Pool, Settings},
+    status::{ConnectionStatus, Sent},
+    sync::{AtomicBool, AtomicWaker, block_on, join_all},
+};
+
+mod scenes;
+mod servers;
+
+/// What the handler does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Handler {
+    /// Answers at once.
+    Returns,
+    /// Waits once before it answers.
+    Waits,
+    /// Never answers by itself.
+    Hangs,
+    /// Lets its answer leave, and goes on.
+    Finishes,
+}
+
+#[derive(Clone, Copy)]
+struct Scene {
+    version: Version,
+    handler: Handler,
+    ignores: bool,
+    /// The client closes its side (HTTP/1), or resets the stream (HTTP/2).
+    leaves: bool,
+    /// The limit passes, or a drain's deadline, which is the same to a request.
+    limit: bool,
+    /// The connection's task is dropped by its owner instead of served to the end.
+    killed: bool,
+    bound: usize,
+}
+
+impl Scene {
+    const HTTP1: Self = Self {
+        version: Version::HTTP_11,
+        handler: Handler::Returns,
+        ignores: false,
+        leaves: false,
+        limit: false,
+        killed: false,
+        bound: 1,
+    };
+    const HTTP2: Self = Self { version: Version::HTTP_2, ..Self::HTTP1 };
+}
+
+/// What happened, in std's own locks: to look at it changes no order.
+#[derive(Clone, Default)]
+struct Notes(Arc<StdMutex<Vec<&'static str>>>);
+
+impl Notes {
+    fn add(&self, note: &'static str) {
+        self.0.lock().unwrap().push(note);
+    }
+
+    fn count(&self, note: &str) -> usize {
+        self.0.lock().unwrap().iter().filter(|other| **other == note).count()
+    }
+
+    fn place(&self, note: &str) -> Option<usize> {
+        self.0.lock().unwrap().iter().position(|other| *other == note)
+    }
+}
+
+/// Notes its drop.
+struct Dropped(Notes, &'static str);
+
+impl Drop for Dropped {
+    fn drop(&mut self) {
+        self.0.add(self.1);
+    }
+}
+
+/// What the client does, and what the kernel has.
+#[derive(Clone)]
+struct Wire(Arc<Ends>);
+
+#[derive(Default)]
+struct Ends {
+    left: AtomicBool,
+    reader: AtomicWaker,
+    /// HTTP/2: the stream's own task.
+    stream: AtomicWaker,
+    /// The bytes written, and those flushed.
+    bytes: StdMutex<(usize, usize)>,
+}
+
+impl Wire {
+    fn leave(&self) {
+        self.0.left.store(true, Ordering::Release);
+        self.0.reader.wake();
+        self.0.stream.wake();
+    }
+
+    fn has_left(&self) -> bool {
+        self.0.left.load(Ordering::Acquire)
+    }
+
+    /// Whether all of the response was flushed; `cut` if its stream may have been reset.
+    fn is_flushed(&self, cut: bool) -> bool {
+        self.0.bytes.lock().unwrap().1 >= if cut { BUT_THE_END } else { WHOLE }
+    }
+}
+
+/// The socket. On HTTP/2 the client's reset is a frame, which the model of h2 takes from the wire itself.
+struct Socket {
+    wire: Wire,
+    http2: bool,
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.wire.0.reader.register(cx.waker());
+        if self.wire.has_left() && !self.http2 { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.wire.0.bytes.lock().unwrap().0 += bytes.len();
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = self.wire.0.bytes.lock().unwrap();
+        bytes.1 = bytes.0;
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A body of unknown length in one frame, which notes how far it came.
+struct Streamed {
+    left: usize,
+    _dropped: Dropped,
+}
+
+impl http_body::Body for Streamed {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        self.left -= 1;
+        Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(CHUNK)))))
+    }
+}
+
+const CHUNK: &[u8] = b"chunk";
+/// The model's own framing: a head, a frame's header, the end of a stream.
+const HEAD: &[u8] = b"head";
+const END: &[u8] = b"end";
+const WHOLE: usize = HEAD.len() + CHUNK.len() + END.len();
+/// What a client has that resets its stream while nothing but the stream's end is on its way: nobody is told of that, and
+/// the response counts as flushed.
+const BUT_THE_END: usize = HEAD.len() + CHUNK.len();
+
+async fn wait_once() {
+    let mut waited = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
+type Answer = Result<Response<Body>, Infallible>;
+
+impl Scene {
+    fn http2(self) -> bool {
+        self.version == Version::HTTP_2
+    }
+
+    fn cuts(self) -> bool {
+        self.http2() && self.leaves
+    }
+
+    fn body(notes: &Notes) -> Body {
+        Body::new(Streamed { left: 1, _dropped: Dropped(notes.clone(), "body dropped") })
+    }
+
+    /// The handler's future, with its continuation.
+    fn handler(self, notes: Notes, lifecycle: Lifecycle, wire: Wire) -> impl Future<Output = Answer> + Send {
+        let dropped = Dropped(notes.clone(), "handler over");
+        async move {
+            let _dropped = dropped;
+            match self.handler {
+                Handler::Returns => {}
+                Handler::Waits => wait_once().await,
+                Handler::Hangs => std::future::pending().await,
+                Handler::Finishes => {
+                    let sent = lifecycle.finish(Response::new(Self::body(&notes))).await;
+                    if let Ok(Sent::Flushed) = sent {
+                        assert!(wire.is_flushed(self.cuts()), "`finish` resolved before the flush");
+                    }
+                }
+            }
+            let seen = (notes.clone(), lifecycle, wire);
+            let work = Continuation::new(async move {
+                let (notes, lifecycle, wire) = seen;
+                notes.add("continuation");
+                check_sent(&lifecycle, &wire, self.cuts());
+            });
+            let mut response = Response::new(Self::body(&notes));
+            work.attach(&mut response);
+            Ok(response)
+        }
+    }
+
+    fn run(self) {
+        let notes = Notes::default();
+        let wire = Wire(Arc::default());
+        let mut pool = Pool::default();
+        pool.settings = Settings { patience: Duration::MAX, hook_limit: Duration::MAX, drain_deadline: None };
+        let pool = Arc::new(pool);
+        let tracking = Tracking::new().linger(None).write_stall(None);
+        let io = TrackedIo::with(Socket { wire: wire.clone(), http2: self.http2() }, &tracking);
+        let connection = io.connection().clone();
+        let home = Arc::new(Home { pool: pool.clone(), connection: connection.clone() });
+        let mut request = Request::new(Body::empty());
+        *request.version_mut() = self.version;
+        let entered = begin(&home, &mut request);
+        let lifecycle = entered.lifecycle();
+        lifecycle.ignore_abort(self.ignores);
+        for hook in ["first hook", "second hook"] {
+            let (notes, wire, handle, connection) =
+                (notes.clone(), wire.clone(), lifecycle.clone(), connection.clone());
+            let ran = move |_| async move {
+                check_sent(&handle, &wire, self.cuts());
+                notes.add(hook);
+                // The server of the model closes its connection after the last.
+                connection.wake();
+            };
+            lifecycle.on_shutdown(ran).unwrap();
+        }
+        let (theirs, sight) = (notes.clone(), (lifecycle.clone(), wire.clone()));
+        let future = entered.call(move || self.handler(theirs, sight.0, sight.1));
+
+        // On HTTP/2 it is the connection's own task that reads the reset, beside the stream's.
+        let client = (self.leaves && !self.http2()).then(|| {
+            let wire = wire.clone();
+            thread::spawn(move || wire.leave())
+        });
+        let limit = self.limit.then(|| {
+            let shared = lifecycle.0.clone();
+            thread::spawn(move || shared.time_out("the limit passed"))
+        });
+        if self.http2() {
+            servers::http2(io, future, &wire, &notes, self);
+        } else {
+            block_on(servers::http1(io, future, &notes, self.killed));
+        }
+        for thread in client.into_iter().chain(limit) {
+            thread.join().unwrap();
+        }
+        join_all();
+        self.check(&notes, &lifecycle, &wire);
+        assert_eq!((pool.running(), pool.lost(), pool.stragglers().len()), (0, 0, 0));
+        assert!(format!("{connection:?}").contains("in_flight: 0"), "{connection:?}");
+    }
+
+    /// What must hold after every order.
+    fn check(self, notes: &Notes, lifecycle: &Lifecycle, wire: &Wire) {
+        let word = lifecycle.0.word();
+        let all = notes.0.lock().unwrap().clone();
+        let said = format!("{word:?}, {all:?}");
+        assert_eq!(lifecycle.phase(), Phase::Ended, "{said}");
+        assert!(!word.has(word::HANDLER | word::PRODUCER | word::CONTINUING), "{said}");
+        // Rules 1 and 2: once each, in order, after handler and body; and the handler's continuation if it returned.
+        for note in ["first hook", "second hook", "handler over"] {
+            assert_eq!(notes.count(note), 1, "{note}: {said}");
+        }
+        let hook = notes.place("first hook");
+        assert!(hook < notes.place("second hook") && notes.place("handler over") < hook, "{said}");
+        // A body that waits for its reader has ended, for the contract, when the limit passes: its server drops it later.
+        let last_body = all.iter().rposition(|note| *note == "body dropped");
+        assert!(self.limit || last_body.is_none_or(|place| Some(place) < hook), "{said}");
+        let returned = matches!(self.handler, Handler::Returns | Handler::Waits | Handler::Finishes);
+        let undisturbed = !self.leaves && !self.limit && !self.killed;
+        assert!(notes.count("continuation") <= 1, "{said}");
+        if returned && (undisturbed || (self.ignores && !self.limit && !self.killed)) {
+            assert_eq!(notes.count("continuation"), 1, "{said}");
+        }
+        if self.handler == Handler::Hangs {
+            assert_eq!(notes.count("continuation"), 0, "{said}");
+        }
+        if notes.count("continuation") == 1 {
+            assert!(notes.place("handler over") < notes.place("continuation"), "{said}");
+            assert!(notes.place("continuation") < hook, "{said}");
+        }
+        // Rule 3: no bit without its cause.
+        let status = word.status();
+        assert!(!status.is_aborted() || self.leaves, "{said}");
+        assert!(!status.is_timeout() || self.limit, "{said}");
+        // What became of the response.
+        match word.sent() {
+            Some(Sent::Flushed) => assert!(wire.is_flushed(self.cuts()), "flushed, and not on the wire: {said}"),
+            Some(Sent::Aborted) => assert!(status.is_aborted(), "{said}"),
+            Some(Sent::BrokenOff) => assert!(self.limit || self.killed, "{said}"),
+            Some(Sent::GivenUp) | None => panic!("nobody knows what became of the response: {said}"),
+        }
+        if undisturbed {
+            assert_eq!((word.sent(), status), (Some(Sent::Flushed), ConnectionStatus::NORMAL), "{said}");
+        }
+    }
+}
+
+/// Continuations and hooks run when the response's fate is known; and it was flushed only if all of it was.
+fn check_sent(lifecycle: &Lifecycle, wire: &Wire, cut: bool) {
+    match lifecycle.0.word().known_sent() {
+        Some(Sent::Flushed) => assert!(wire.is_flushed(cut), "flushed, and not on the wire"),
+        Some(_) => {}
+        None => panic!("it runs before the response's fate is known"),
+    }
+}

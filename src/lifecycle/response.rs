@@ -1,0 +1,174 @@
+//! Responses as our services see them: what may be sent, what is answered in a handler's place, and what goes nowhere.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum_core::{BoxError, body::Body, response::Response};
+use bytes::{Buf, Bytes};
+use http::{
+    HeaderValue, Method, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE, Entry},
+};
+use http_body_util::BodyExt as _;
+
+use super::{
+    producer::{self, Producer},
+    shared::Shared,
+    transitions::Verdict,
+};
+use crate::{continuation::Continuation, pool::caught};
+
+/// A response body that our services take: every [`http_body::Body`] that can move to another task.
+///
+/// Implemented for all of them; there is nothing to implement.
+pub trait SendBody: Send + 'static {
+    /// The body as axum's, which costs nothing if that is what it is.
+    fn into_body(self) -> Body;
+}
+
+impl<B> SendBody for B
+where
+    B: http_body::Body + Send + 'static,
+    B::Data: Buf,
+    B::Error: Into<BoxError>,
+{
+    fn into_body(self) -> Body {
+        let mut this = Some(self);
+        // What is a `Body` already, as everything inside axum is, is not boxed again.
+        if let Some(body) = (&mut this as &mut dyn std::any::Any).downcast_mut::<Option<Body>>().and_then(Option::take)
+        {
+            return body;
+        }
+        match this {
+            // For `Bytes`, copying all of it out is taking it.
+            Some(body) => Body::new(
+                body.map_frame(|frame| frame.map_data(|mut data| -> Bytes { data.copy_to_bytes(data.remaining()) })),
+            ),
+            None => Body::empty(),
+        }
+    }
+}
+
+/// What our services answer when the handler may not.
+pub(crate) fn answer(verdict: Verdict) -> Response {
+    let (status, text) = match verdict {
+        Verdict::TimedOut => (StatusCode::SERVICE_UNAVAILABLE, "The time limit for this request has passed.\n"),
+        // Nobody reads it: 499 is what nginx logs for a client that closed its connection.
+        Verdict::Abandoned => (StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST), ""),
+    };
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    if !text.is_empty() {
+        let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+        response.headers_mut().insert(CONTENT_TYPE, plain);
+    }
+    response
+}
+
+/// Takes the continuations out of a response.
+pub(super) fn collect(shared: &Shared, response: &mut Response) {
+    for continuation in Continuation::take_from(response.extensions_mut()) {
+        shared.keep(continuation);
+    }
+}
+
+/// Watches the body of what the handler answered.
+pub(super) fn watched(shared: &Arc<Shared>, response: Response) -> Response {
+    let bodiless = is_bodiless(shared, response.status());
+    response.map(|body| Producer::watch(body, shared, bodiless))
+}
+
+/// Whether the server is not to send this response's body (RFC 9110, section 6.4.1).
+pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
+    shared.method() == Method::HEAD
+        || status.is_informational()
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED
+}
+
+/// What stands in for a body that was taken off: a router outside would declare the length of an empty one, which is
+/// not that of the GET (RFC 9110, section 8.6).
+pub(crate) fn taken_off() -> Body {
+    struct TakenOff;
+
+    impl http_body::Body for TakenOff {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+            Poll::Ready(None)
+        }
+
+        fn is_end_stream(&self) -> bool {
+            true
+        }
+    }
+
+    Body::new(TakenOff)
+}
+
+/// The length that the response declares for a body whose own is not known.
+pub(super) fn declared(response: &Response) -> Option<u64> {
+    if http_body::Body::size_hint(response.body()).exact().is_some() {
+        return None;
+    }
+    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+/// Takes off what the server must not send with a response that has no body.
+pub(super) fn strip(shared: &Shared, response: &mut Response) {
+    if response.status() == StatusCode::NO_CONTENT || response.status().is_informational() {
+        // RFC 9110, section 8.6.
+        response.headers_mut().remove(CONTENT_LENGTH);
+    }
+    if !shared.http2() {
+        // hyper leaves the body out, and takes the length of a HEAD response from it.
+        return;
+    }
+    // Over HTTP/2 hyper sends whatever body there is.
+    let exact = http_body::Body::size_hint(response.body()).exact();
+    if exact == Some(0) {
+        return;
+    }
+    let body = std::mem::replace(response.body_mut(), taken_off());
+    if let (Some(length), true) = (exact, shared.method() == Method::HEAD) {
+        if let Entry::Vacant(entry) = response.headers_mut().entry(CONTENT_LENGTH) {
+            entry.insert(length.into());
+        }
+    }
+    caught::discard(body);
+}
+
+/// A response that comes too late to be sent. After `finish` it is dropped (contract rule 7).
+pub(super) fn go_nowhere(shared: &Arc<Shared>, response: Response) {
+    if shared.is_finished() {
+        caught::discard(response);
+    } else {
+        produce_unread(shared, response.into_body());
+    }
+}
+
+/// A response that was given to `finish`, and that nobody takes. What came with it runs.
+pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
+    collect(shared, &mut response);
+    produce_unread(shared, response.into_body());
+}
+
+/// A body that nobody reads. If its client left and that is ignored, it is still produced to its end (contract rule 5).
+fn produce_unread(shared: &Arc<Shared>, body: Body) {
+    let bodiless = shared.method() == Method::HEAD || http_body::Body::is_end_stream(&body);
+    if bodiless || !shared.producer_survives_drop() {
+        caught::discard(body);
+        return;
+    }
+    let streamed = http_body::Body::size_hint(&body).exact().is_none();
+    shared.producer_started();
+    producer::drain(shared, body, streamed);
+}

@@ -1,0 +1,133 @@
+//! The locks and atomics that a request's state is made of: std's, or, when the model is checked, loom's.
+//!
+//! `tests/loom` builds this crate with `cfg(epilogue_model)` and runs `lifecycle::model`: then each operation of these
+//! is a point where another thread may come in between, and all such orders are tried. What stays std's has no part in
+//! the order of a request's transitions: the clock, the pool's lists, reference counts.
+
+#[cfg(epilogue_model)]
+pub(crate) use self::model_room::*;
+#[cfg(not(epilogue_model))]
+pub(crate) use self::std_room::*;
+
+#[cfg(not(epilogue_model))]
+mod std_room {
+    pub(crate) use std::sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize},
+    };
+
+    pub(crate) use atomic_waker::AtomicWaker;
+}
+
+#[cfg(epilogue_model)]
+mod model_room {
+    use std::{
+        future::Future,
+        sync::Arc,
+        task::{Context, Poll, Wake, Waker},
+    };
+
+    pub(crate) use loom::sync::{
+        Mutex,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize},
+    };
+    use loom::{sync::Notify, thread};
+
+    /// A locked slot: what `atomic_waker` promises, without its own race inside.
+    #[derive(Debug, Default)]
+    pub(crate) struct AtomicWaker(Mutex<Option<Waker>>);
+
+    impl AtomicWaker {
+        pub(crate) fn new() -> Self {
+            Self::default()
+        }
+
+        pub(crate) fn register(&self, waker: &Waker) {
+            let old = self.0.lock().map(|mut slot| slot.replace(waker.clone()));
+            drop(old);
+        }
+
+        pub(crate) fn wake(&self) {
+            if let Ok(Some(waker)) = self.0.lock().map(|mut slot| slot.take()) {
+                waker.wake();
+            }
+        }
+    }
+
+    /// Locks std's mutexes and loom's alike.
+    pub(crate) trait Lock {
+        type Guard<'a>
+        where
+            Self: 'a;
+        fn guard(&self) -> Self::Guard<'_>;
+    }
+
+    impl<T> Lock for std::sync::Mutex<T> {
+        type Guard<'a>
+            = std::sync::MutexGuard<'a, T>
+        where
+            T: 'a;
+
+        fn guard(&self) -> Self::Guard<'_> {
+            self.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+
+    impl<T> Lock for Mutex<T> {
+        type Guard<'a>
+            = loom::sync::MutexGuard<'a, T>
+        where
+            T: 'a;
+
+        fn guard(&self) -> Self::Guard<'_> {
+            self.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+
+    struct Thread(Notify);
+
+    impl Wake for Thread {
+        fn wake(self: Arc<Self>) {
+            self.0.notify();
+        }
+
+        fn wake_by_ref(self: &Arc<Self>) {
+            self.0.notify();
+        }
+    }
+
+    /// Runs a future on this thread. One that is never woken is found as a deadlock.
+    pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+        let thread = Arc::new(Thread(Notify::new()));
+        let waker = Waker::from(thread.clone());
+        let mut future = Box::pin(future);
+        loop {
+            if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+                return output;
+            }
+            thread.0.wait();
+        }
+    }
+
+    thread_local! {
+        // One model runs on one thread of the system, with all of its own.
+        static SPAWNED: std::cell::RefCell<Vec<thread::JoinHandle<()>>> = const { std::cell::RefCell::new(Vec::new()) };
+    }
+
+    /// In the place of a task, a thread.
+    pub(crate) fn spawn(work: impl Future<Output = ()> + 'static) {
+        let handle = thread::spawn(move || block_on(work));
+        SPAWNED.with_borrow_mut(|all| all.push(handle));
+    }
+
+    /// Waits for everything that was spawned, also by what was spawned.
+    pub(crate) fn join_all() {
+        loop {
+            let handle = SPAWNED.with_borrow_mut(Vec::pop);
+            let Some(handle) = handle else { return };
+            if handle.join().is_err() {
+                panic!("a task panicked");
+            }
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Runs a handler again and again, each time with a client that leaves at another of its await points.
+
+use std::{
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use atomic_waker::AtomicWaker;
+use axum::Router;
+use axum_core::{body::Body, extract::Request, response::Response};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use pin_project_lite::pin_project;
+use tokio::sync::Notify;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::{Leave, Story, TestServer};
+use crate::lifecycle::Lifecycle;
+
+/// No handler has so many await points: it polls itself in a circle.
+const MOST: usize = 10_000;
+
+/// Runs `turn` once undisturbed, and then once for each await point of the handler in it, at which its client leaves.
+/// Tells how many points there were.
+///
+/// An await point is a moment at which the handler, or the producer of the body that it answers with, waits: there, and
+/// nowhere else, it is dropped when its client leaves (contract rule 4). What a handler leaves half done by then shows
+/// in what `turn` asserts after its request: build the app and its state anew in each turn, send one request through
+/// the [`Interrupted`] server, and look at the state. Where aborts are ignored (by a layer, the handle, or a
+/// [`Shield`](crate::Shield)) the handler goes on from there, as it would.
+///
+/// An `.await` that is ready at once is no such point: the handler cannot be dropped there. If it may wait in production,
+/// let it wait in the test. After a [`finish`](Lifecycle::finish) there are no more points.
+///
+/// The server is in memory, so time may be paused.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() {
+/// use std::sync::{Arc, Mutex};
+///
+/// use axum::{Router, routing::post};
+/// use tower_epilogue::{Lifecycle, test_util::every_await_point};
+///
+/// #[derive(Default)]
+/// struct Accounts { from: Mutex<i64>, to: Mutex<i64> }
+///
+/// async fn transfer(accounts: Arc<Accounts>, lifecycle: Lifecycle) {
+///     let _shield = lifecycle.shield(); // Without this, money is lost between the two.
+///     *accounts.from.lock().unwrap() -= 10;
+///     tokio::task::yield_now().await; // … the database.
+///     *accounts.to.lock().unwrap() += 10;
+/// }
+///
+/// let points = every_await_point(async |server| {
+///     let accounts = Arc::new(Accounts::default());
+///     let theirs = accounts.clone();
+///     let app = Router::new().route("/", post(move |lifecycle| transfer(theirs, lifecycle)));
+///     server.post(app, "/", "").await;
+///     assert_eq!(*accounts.from.lock().unwrap() + *accounts.to.lock().unwrap(), 0);
+/// })
+/// .await;
+/// assert_eq!(points, 1);
+/// # }
+/// ```
+///
+/// # Panics
+///
+/// As `turn` does; the number of the point is printed before. If a handler has more than 10,000 points.
+pub async fn every_await_point<F>(turn: F) -> usize
+where
+    F: AsyncFn(Interrupted),
+{
+    take_turn(&turn, None).await;
+    for point in 0..MOST {
+        if !take_turn(&turn, Some(point)).await {
+            return point;
+        }
+    }
+    panic!("the handler has more than {MOST} await points")
+}
+
+/// Whether the point was reached.
+async fn take_turn<F>(turn: &F, point: Option<usize>) -> bool
+where
+    F: AsyncFn(Interrupted),
+{
+    let points = Arc::new(Points { point, seen: AtomicUsize::new(0), reached: Notify::new() });
+    let told = TellsWhere(point);
+    turn(Interrupted { points: points.clone() }).await;
+    drop(told);
+    point.is_some_and(|point| points.seen.load(Ordering::Acquire) > point)
+}
+
+/// Says at which point a turn failed.
+struct TellsWhere(Option<usize>);
+
+impl Drop for TellsWhere {
+    #[expect(clippy::print_stderr, reason = "it belongs to the message of a test that fails, which goes there")]
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            match self.0 {
+                Some(point) => eprintln!("the client left at await point {point} (from 0) of the handler"),
+                None => eprintln!("no client left: the handler was not disturbed"),
+            }
+        }
+    }
+}
+
+/// One turn of [`every_await_point`]: a server whose client leaves at one await point.
+#[derive(Debug)]
+pub struct Interrupted {
+    points: Arc<Points>,
+}
+
+impl Interrupted {
+    /// The point at which the client leaves, from 0; `None` in the turn in which it stays.
+    #[must_use]
+    pub fn point(&self) -> Option<usize> {
+        self.points.point
+    }
+
+    /// Serves `app`, asks for `path`, and waits until all has [settled](TestServer::settled). Tells what happened.
+    pub async fn get(&self, app: Router, path: &str) -> Story {
+        self.send(app, format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await
+    }
+
+    /// The same with a POST.
+    pub async fn post(&self, app: Router, path: &str, body: &str) -> Story {
+        let length = body.len();
+        self.send(app, format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}")).await
+    }
+
+    /// The same with a request of your own, head and body, as the bytes of HTTP/1.1.
+    ///
+    /// # Panics
+    ///
+    /// If there is no response, or the server does not settle, within the [patience](super::TestServerBuilder::patience).
+    pub async fn send(&self, app: Router, request: impl AsRef<[u8]>) -> Story {
+        let server = TestServer::in_memory(app.layer(PointsLayer(self.points.clone())));
+        let mut client = server.connect().await;
+        client.send(request).await;
+        tokio::select! {
+            biased;
+            () = self.points.reached.notified() => {}
+            _ = client.response() => {}
+        }
+        client.leave(Leave::Close).await;
+        server.settled().await;
+        server.journal().last()
+    }
+}
+
+/// Counts the await points of one turn.
+#[derive(Debug)]
+struct Points {
+    point: Option<usize>,
+    seen: AtomicUsize,
+    reached: Notify,
+}
+
+impl Points {
+    /// The handler waits; whether this is the point to leave at.
+    fn passes(&self) -> bool {
+        let reached = Some(self.seen.fetch_add(1, Ordering::AcqRel)) == self.point;
+        if reached {
+            self.reached.notify_one();
+        }
+        reached
+    }
+}
+
+/// Tells polls that the handler asked for from those that came about otherwise (its server looked at the connection,
+/// for example): they find it where it was.
+struct Woken {
+    woken: AtomicBool,
+    task: AtomicWaker,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.woken.store(true, Ordering::Release);
+        self.task.wake();
+    }
+}
+
+/// Stops a handler at one point, until its request knows that the client has left.
+struct Stop {
+    points: Arc<Points>,
+    lifecycle: Lifecycle,
+    woken: Arc<Woken>,
+    standing: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+}
+
+impl Stop {
+    fn new(points: Arc<Points>, lifecycle: Lifecycle) -> Self {
+        let woken = Arc::new(Woken { woken: AtomicBool::new(true), task: AtomicWaker::new() });
+        Self { points, lifecycle, woken, standing: None }
+    }
+
+    /// Polls what is inside, unless that stands at the point.
+    fn poll<T>(&mut self, cx: &mut Context<'_>, inner: impl FnOnce(&mut Context<'_>) -> Poll<T>) -> Poll<T> {
+        if let Some(standing) = &mut self.standing {
+            if standing.as_mut().poll(cx).is_pending() || self.lifecycle.0.verdict().is_some() {
+                // Dropped right here, without one more poll.
+                return Poll::Pending;
+            }
+            self.standing = None;
+        }
+        self.woken.task.register(cx.waker());
+        let was_woken = self.woken.woken.swap(false, Ordering::AcqRel);
+        let polled = inner(&mut Context::from_waker(&Waker::from(self.woken.clone())));
+        if polled.is_ready() {
+            // What is polled next, the body or its next frame, was not polled before.
+            self.woken.woken.store(true, Ordering::Release);
+        }
+        // After `finish` no abort drops it.
+        if polled.is_pending() && was_woken && !self.lifecycle.0.is_finished() && self.points.passes() {
+            let lifecycle = self.lifecycle.clone();
+            let mut standing: Pin<Box<dyn Future<Output = ()> + Send>> =
+                Box::pin(async move { lifecycle.aborted().await });
+            if standing.as_mut().poll(cx).is_ready() {
+                cx.waker().wake_by_ref();
+            }
+            self.standing = Some(standing);
+        }
+        polled
+    }
+}
+
+#[derive(Clone)]
+struct PointsLayer(Arc<Points>);
+
+impl<S> Layer<S> for PointsLayer {
+    type Service = PointsService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        PointsService { inner, points: self.0.clone() }
+    }
+}
+
+#[derive(Clone)]
+struct PointsService<S> {
+    inner: S,
+    points: Arc<Points>,
+}
+
+impl<S> Service<Request> for PointsService<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = PointsFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let lifecycle = request.extensions().get::<Lifecycle>().cloned();
+        let points = self.points.clone();
+        let stop = lifecycle.map(|lifecycle| Stop::new(points, lifecycle));
+        PointsFuture { inner: self.inner.call(request), stop }
+    }
+}
+
+pin_project! {
+    struct PointsFuture<F> {
+        #[pin]
+        inner: F,
+        // There until the response is.
+        stop: Option<Stop>,
+    }
+}
+
+impl<F> Future for PointsFuture<F>
+where
+    F: Future<Output = Result<Response, Infallible>>,
+{
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Some(stop) = this.stop else { return this.inner.poll(cx) };
+        let inner = this.inner;
+        let polled = stop.poll(cx, |cx| inner.poll(cx));
+        polled.map_ok(|response| match this.stop.take() {
+            Some(stop) => response.map(|inner| Body::new(PointsBody { inner, stop })),
+            None => response,
+        })
+    }
+}
+
+struct PointsBody {
+    inner: Body,
+    stop: Stop,
+}
+
+impl http_body::Body for PointsBody {
+    type Data = Bytes;
+    type Error = axum_core::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let Self { inner, stop } = &mut *self;
+        stop.poll(cx, |cx| Pin::new(inner).poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,87 @@
+//! For tests of your own: a server, clients that leave in every way, and a journal with assertions.
+//!
+//! A [`TestServer`] serves an app as [`Epilogue::serve`](crate::Epilogue::serve) does, on a real socket or in memory. A
+//! [`TestClient`] sends and reads bytes, and leaves where it is told to. The [`Journal`] knows each phase of each
+//! request, and a [`Story`] of it asserts what became of one.
+//!
+//! ```
+//! use axum::{Router, routing::post};
+//! use tower_epilogue::{Continuation, test_util::TestServer};
+//!
+//! async fn signup() -> (Continuation, &'static str) {
+//!     (Continuation::new(async { /* … a mail is sent. */ }), "welcome")
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! let server = TestServer::on_socket(Router::new().route("/signup", post(signup))).await;
+//! let mut client = server.connect().await;
+//! client.send_post("/signup", "name=Ada").await;
+//! assert_eq!(client.response().await.text(), "welcome");
+//!
+//! server.settled().await; // Every continuation and hook has ended.
+//! let story = server.journal().only();
+//! story.assert_flushed_before_continuation();
+//! story.assert_continuations(1);
+//! # }
+//! ```
+//!
+//! # Clients that leave
+//!
+//! A client stops at any byte of its request ([`stop_request_at`](TestClient::stop_request_at)) or of the response
+//! ([`stop_response_at`](TestClient::stop_response_at)), in each of the ways of [`Leave`]: with a FIN, a close, a
+//! reset, or in silence. It reads [slowly](TestClient::read_slowly), shuts [one side](TestClient::half_close), and sends
+//! several requests [at once](TestClient::pipeline).
+//!
+//! Of a client that leaves right after its request, a server may never see the request. Wait until the handler has
+//! [begun](Journal::begun) in between.
+//!
+//! [`every_await_point`] runs a handler with a client that leaves at each of its await points in turn: one that is
+//! not safe to drop shows it.
+//!
+//! # Time
+//!
+//! Under a paused clock (`#[tokio::test(start_paused = true)]`, tokio's feature `test-util`) limits, patience and sleeps
+//! pass at once, and exactly. Serve [in memory](TestServer::in_memory) then: while sockets are waited for, a paused clock
+//! jumps. All timers are jumped to when nothing else is to happen, so a client that stays connected without a request is
+//! disconnected ([`header_read_timeout`](crate::EpilogueBuilder::header_read_timeout)). The patience of the harness itself
+//! is always counted on the wall.
+//!
+//! # A whole test file
+//!
+//! ```no_run
+#![doc = include_str!("../../tests/test_util/example.rs")]
+//! ```
+//!
+//! # Differences from `tower::ServiceExt::oneshot` and `axum_test`
+//!
+//! Those call the app without a connection: nothing is flushed, nobody leaves, and no continuation is known to have
+//! ended. Use them for what a handler answers; use this for what becomes of the answer and of the work after it.
+
+use std::{fmt::Display, future::Future, pin::pin, time::Duration};
+
+pub use self::{
+    await_points::{Interrupted, every_await_point},
+    client::{Leave, TestClient},
+    journal::Journal,
+    response::TestResponse,
+    server::{TestServer, TestServerBuilder},
+    story::Story,
+};
+
+mod await_points;
+mod client;
+mod journal;
+mod response;
+mod server;
+mod story;
+
+/// Fails the test, instead of hanging it, when something that must happen does not; with `details`.
+///
+/// On the wall: under a paused clock a timer would pass at once, and would make the others pass.
+async fn soon<F: Future>(patience: Duration, what: &str, details: impl Display, future: F) -> F::Output {
+    tokio::select! {
+        biased;
+        output = pin!(future) => output,
+        () = futures_timer::Delay::new(patience) => panic!("it did not happen within {patience:?}: {what}\n{details}"),
+    }
+}

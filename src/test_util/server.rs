@@ -1,0 +1,325 @@
+//! A server around an app, on a real socket or in memory.
+
+use std::{
+    fmt, io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{Router, serve::Listener};
+use tokio::{
+    io::DuplexStream,
+    net::{TcpListener, TcpSocket},
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+use tokio_util::either::Either;
+
+use super::{
+    Journal, TestClient, TestResponse,
+    client::{Presence, Wire},
+    soon,
+};
+use crate::epilogue::{DrainReport, Epilogue, EpilogueBuilder, OpenConnections};
+
+/// What a connection in memory, or a client's receive buffer, takes before its reader has to read.
+const BUFFER: usize = 64 * 1024;
+/// How long something that must happen is waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// An app under [`Epilogue::serve`], with a [`Journal`] of all that happens, and clients to reach it.
+///
+/// See the [module docs](super). When it is dropped, the server begins to drain by itself, as far as its runtime lets
+/// it.
+pub struct TestServer {
+    epilogue: Epilogue,
+    journal: Journal,
+    door: Door,
+    open: Arc<OpenConnections>,
+    presence: Arc<Presence>,
+    patience: Duration,
+    stop: Option<oneshot::Sender<()>>,
+    task: JoinHandle<io::Result<DrainReport>>,
+}
+
+impl fmt::Debug for TestServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TestServer").field("address", &self.address()).finish_non_exhaustive()
+    }
+}
+
+enum Door {
+    Socket(SocketAddr),
+    Memory(mpsc::UnboundedSender<DuplexStream>),
+}
+
+/// Accepts connections in memory.
+struct MemoryListener(mpsc::UnboundedReceiver<DuplexStream>);
+
+impl Listener for MemoryListener {
+    type Io = DuplexStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        match self.0.recv().await {
+            Some(io) => (io, ()),
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        Ok(())
+    }
+}
+
+/// Sets a [`TestServer`] up.
+#[must_use = "a builder does nothing until a server is started"]
+pub struct TestServerBuilder {
+    epilogue: EpilogueBuilder,
+    journal: Journal,
+    patience: Duration,
+}
+
+impl fmt::Debug for TestServerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TestServerBuilder").field("epilogue", &self.epilogue).finish_non_exhaustive()
+    }
+}
+
+impl TestServerBuilder {
+    /// Settings of the epilogue. An `on_event` of your own takes the journal's place; call
+    /// [`Journal::listener`] in it.
+    pub fn epilogue(mut self, set: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder) -> Self {
+        self.epilogue = set(self.epilogue);
+        self
+    }
+
+    /// How long a client, [`settled`](TestServer::settled) or [`stop`](TestServer::stop) waits before the test fails:
+    /// 10 s by default, on the wall, also where time is paused.
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// Serves `app` on a socket of the loopback interface, whose port the system chooses.
+    ///
+    /// # Panics
+    ///
+    /// If the system has no port to give.
+    pub async fn on_socket(self, app: Router) -> TestServer {
+        let bound = async {
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+            Ok::<_, io::Error>((listener.local_addr()?, listener))
+        };
+        match bound.await {
+            Ok((address, listener)) => self.start(Door::Socket(address), listener, app),
+            Err(error) => panic!("no socket to serve on: {error}"),
+        }
+    }
+
+    /// Serves `app` in memory, on the runtime that this is called in: for tests whose time is paused.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime.
+    #[must_use]
+    pub fn in_memory(self, app: Router) -> TestServer {
+        let (connections, incoming) = mpsc::unbounded_channel();
+        self.start(Door::Memory(connections), MemoryListener(incoming), app)
+    }
+
+    fn start<L>(self, door: Door, listener: L, app: Router) -> TestServer
+    where
+        L: Listener,
+        L::Addr: Clone + Sync + 'static,
+    {
+        let Self { epilogue, journal, patience } = self;
+        let epilogue = epilogue.build();
+        let serve = epilogue.serve(listener, app);
+        let open = serve.open();
+        let (stop, stopped) = oneshot::channel();
+        let serve = serve.with_graceful_shutdown(async {
+            // An error is the server's drop.
+            let _ = stopped.await;
+        });
+        TestServer {
+            epilogue,
+            journal,
+            door,
+            open,
+            presence: Arc::default(),
+            patience,
+            stop: Some(stop),
+            task: Handle::current().spawn(serve.into_future()),
+        }
+    }
+}
+
+impl TestServer {
+    /// Serves `app` on a socket, with the default settings. See [`TestServerBuilder::on_socket`].
+    pub async fn on_socket(app: Router) -> Self {
+        Self::builder().on_socket(app).await
+    }
+
+    /// Serves `app` in memory, with the default settings. See [`TestServerBuilder::in_memory`].
+    #[must_use]
+    pub fn in_memory(app: Router) -> Self {
+        Self::builder().in_memory(app)
+    }
+
+    /// Begins with the default settings.
+    pub fn builder() -> TestServerBuilder {
+        let journal = Journal::new();
+        TestServerBuilder { epilogue: journal.epilogue(), journal, patience: PATIENCE }
+    }
+
+    /// Where it listens; `None` in memory.
+    #[must_use]
+    pub fn address(&self) -> Option<SocketAddr> {
+        match self.door {
+            Door::Socket(address) => Some(address),
+            Door::Memory(_) => None,
+        }
+    }
+
+    /// Every phase of every request.
+    #[must_use]
+    pub fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// What runs after responses.
+    #[must_use]
+    pub fn epilogue(&self) -> &Epilogue {
+        &self.epilogue
+    }
+
+    // === clients ===
+
+    /// A new connection.
+    ///
+    /// # Panics
+    ///
+    /// If the server is gone.
+    pub async fn connect(&self) -> TestClient {
+        self.connect_narrow(BUFFER).await
+    }
+
+    /// A new connection of a client that takes only so many bytes (on a socket: not much more, the system rounds up and
+    /// its buffers add to it) before it has to read: with [`TestClient::read_slowly`], a slow reader.
+    ///
+    /// # Panics
+    ///
+    /// If the server is gone.
+    pub async fn connect_narrow(&self, bytes: usize) -> TestClient {
+        let wire: Wire = match &self.door {
+            Door::Socket(address) => match connect(*address, bytes).await {
+                Ok(stream) => Either::Left(stream),
+                Err(error) => panic!("the server cannot be reached: {error}"),
+            },
+            Door::Memory(connections) => {
+                let (client, server) = tokio::io::duplex(bytes);
+                assert!(connections.send(server).is_ok(), "the server is gone");
+                Either::Right(client)
+            }
+        };
+        TestClient::new(wire, self.patience, self.presence.enter())
+    }
+
+    /// Asks for `path` on a connection of its own.
+    ///
+    /// # Panics
+    ///
+    /// If no response comes within the patience.
+    pub async fn get(&self, path: &str) -> TestResponse {
+        let mut client = self.connect().await;
+        client.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await;
+        client.response().await
+    }
+
+    // === the end ===
+
+    /// Waits until the server has seen everybody leave who left, every request that it began with has ended, and no
+    /// continuation and no hook runs.
+    ///
+    /// A request that was sent and not answered yet may not have been seen: read its response first, or wait for
+    /// [`Journal::begun`]. Of a client that leaves right after its request, a server may never see the request.
+    ///
+    /// # Panics
+    ///
+    /// If that takes longer than the patience.
+    pub async fn settled(&self) {
+        soon(self.patience, "the server settles", Unsettled(self), async {
+            loop {
+                let (news, changed) = (self.journal.news().notified(), self.open.changed().notified());
+                tokio::pin!(news, changed);
+                news.as_mut().enable();
+                changed.as_mut().enable();
+                self.epilogue.events_delivered().await;
+                if !self.presence.is_seen(&self.open) || !self.journal.all_ended() {
+                    tokio::select! {
+                        () = news => {}
+                        () = changed => {}
+                    }
+                } else if self.has_work() {
+                    // No event tells of its end, which comes at once.
+                    tokio::task::yield_now().await;
+                } else {
+                    return;
+                }
+            }
+        })
+        .await;
+    }
+
+    fn has_work(&self) -> bool {
+        let ended = crate::lifecycle::Phase::Ended.name();
+        self.epilogue.running() > 0 || self.open.in_flight().iter().any(|request| request.describe().phase != ended)
+    }
+
+    /// Begins to drain: no new connection is accepted, open ones finish what they are at.
+    pub fn begin_drain(&mut self) {
+        self.stop = None;
+    }
+
+    /// Drains, and gives the report.
+    ///
+    /// # Panics
+    ///
+    /// If the drain takes longer than the patience, or the server failed.
+    pub async fn stop(mut self) -> DrainReport {
+        self.begin_drain();
+        match soon(self.patience, "the server drains", &self.journal, self.task).await {
+            Ok(Ok(report)) => report,
+            Ok(Err(error)) => panic!("the server failed: {error}"),
+            Err(error) => panic!("the server ended without a report: {error}"),
+        }
+    }
+}
+
+/// What a server that does not settle is at.
+struct Unsettled<'a>(&'a TestServer);
+
+impl fmt::Display for Unsettled<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TestServer { epilogue, journal, open, .. } = self.0;
+        let in_flight = open.in_flight();
+        let (connections, running) = (open.len(), epilogue.running());
+        writeln!(f, "{connections} connections are open, {running} pieces of work run beside them; in flight:")?;
+        in_flight.iter().try_for_each(|request| writeln!(f, "  {:?}", request.describe()))?;
+        journal.stories().iter().filter(|story| !story.has_ended()).try_for_each(|story| write!(f, "{story}"))
+    }
+}
+
+async fn connect(address: SocketAddr, bytes: usize) -> io::Result<tokio::net::TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    if bytes != BUFFER {
+        // Before connecting: the window is announced with it.
+        socket.set_recv_buffer_size(u32::try_from(bytes).unwrap_or(u32::MAX))?;
+    }
+    let stream = socket.connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}

@@ -1,0 +1,234 @@
+//! What happened to one request, and what can be asserted of it.
+
+use std::fmt;
+
+use crate::{
+    event::{Event, EventKind, RequestId},
+    status::ConnectionStatus,
+};
+
+/// What happened to one request so far, in order. Every assertion that fails shows all of it.
+#[derive(Clone)]
+pub struct Story {
+    request: RequestId,
+    events: Vec<Event>,
+}
+
+impl Story {
+    pub(super) fn new(request: RequestId) -> Self {
+        Self { request, events: Vec::new() }
+    }
+
+    pub(super) fn push(&mut self, event: Event) {
+        self.events.push(event);
+    }
+
+    /// The request's name within this process.
+    #[must_use]
+    pub fn request(&self) -> RequestId {
+        self.request
+    }
+
+    /// Its events.
+    #[must_use]
+    pub fn events(&self) -> &[Event] {
+        &self.events
+    }
+
+    /// The [names](EventKind::name) of its events.
+    #[must_use]
+    pub fn names(&self) -> Vec<&'static str> {
+        self.events.iter().map(|event| event.kind().name()).collect()
+    }
+
+    /// Its status after the last event.
+    #[must_use]
+    pub fn status(&self) -> ConnectionStatus {
+        self.events.last().map_or(ConnectionStatus::NORMAL, Event::status)
+    }
+
+    /// Whether that happened.
+    #[must_use]
+    pub fn has(&self, kind: &EventKind) -> bool {
+        self.events.iter().any(|event| event.kind() == kind)
+    }
+
+    /// How many events have that [name](EventKind::name).
+    #[must_use]
+    pub fn count(&self, name: &str) -> usize {
+        self.events.iter().filter(|event| event.kind().name() == name).count()
+    }
+
+    /// Whether nothing more will happen to it.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.has(&EventKind::Ended)
+    }
+
+    fn first(&self, name: &str) -> Option<usize> {
+        self.events.iter().position(|event| event.kind().name() == name)
+    }
+
+    fn last(&self, name: &str) -> Option<usize> {
+        self.events.iter().rposition(|event| event.kind().name() == name)
+    }
+
+    #[track_caller]
+    fn assert(&self, holds: bool, what: impl fmt::Display) {
+        assert!(holds, "{what}\n{self}");
+    }
+}
+
+/// Each of these panics, with the whole story, if it does not hold.
+impl Story {
+    /// The response left whole (contract rule 1).
+    #[track_caller]
+    pub fn assert_flushed(&self) {
+        self.assert(self.first("flushed").is_some(), "the response should have been flushed, and was not");
+    }
+
+    /// The response did not leave whole.
+    #[track_caller]
+    pub fn assert_not_flushed(&self) {
+        self.assert(self.first("flushed").is_none(), "the response should not have been flushed, and was");
+    }
+
+    /// The response left whole, and the first continuation started after that (contract rule 1).
+    #[track_caller]
+    pub fn assert_flushed_before_continuation(&self) {
+        self.assert_order(&["flushed", "continuation_start"]);
+    }
+
+    /// The client left before its response was flushed (contract rule 3).
+    #[track_caller]
+    pub fn assert_aborted(&self) {
+        self.assert(self.status().is_aborted(), "the client should have aborted, and did not");
+    }
+
+    /// The status was this in the end (contract rule 3).
+    #[track_caller]
+    pub fn assert_status(&self, status: ConnectionStatus) {
+        let seen = self.status();
+        self.assert(seen == status, format_args!("the status should have been {status}, and was {seen}"));
+    }
+
+    /// The handler ran to its end.
+    #[track_caller]
+    pub fn assert_handler_ended(&self) {
+        self.assert(self.first("handler_end").is_some(), "the handler should have run to its end, and did not");
+    }
+
+    /// The handler was dropped half-way (contract rules 4 and 6).
+    #[track_caller]
+    pub fn assert_handler_dropped(&self) {
+        self.assert(self.first("handler_dropped").is_some(), "the handler should have been dropped, and was not");
+    }
+
+    /// So many continuations ran, and all of them to their end.
+    #[track_caller]
+    pub fn assert_continuations(&self, count: usize) {
+        let (started, ended) = (self.count("continuation_start"), self.count("continuation_end"));
+        self.assert(
+            (started, ended) == (count, count),
+            format_args!("{count} continuations should have run to their end: {started} started, {ended} ended"),
+        );
+    }
+
+    /// So many hooks ran, once each and in order (contract rule 2).
+    #[track_caller]
+    pub fn assert_hooks(&self, count: usize) {
+        let (started, ended) = (self.count("hook_start"), self.count("hook_end"));
+        self.assert(
+            (started, ended) == (count, count),
+            format_args!("{count} hooks should have run: {started} started, {ended} ended"),
+        );
+    }
+
+    /// All of these happened, the first of each name after the first of the one before.
+    #[track_caller]
+    pub fn assert_order(&self, names: &[&str]) {
+        let places: Vec<_> = names.iter().map(|name| self.first(name)).collect();
+        let holds = places.iter().all(Option::is_some) && places.is_sorted();
+        self.assert(holds, format_args!("this should have happened in this order: {}", names.join(", ")));
+    }
+
+    /// What the [contract](crate::manual::contract) says of every request, whatever became of it: it ended, once;
+    /// the status only ever gained bits; its handler ended at most once; continuations ran one after the other, and
+    /// each came to an end; the hooks ran in order, after handler, body and continuations; and a response that had
+    /// left whole was not aborted.
+    #[track_caller]
+    pub fn assert_contract(&self) {
+        let ended = self.count("ended") == 1 && self.last("ended") == Some(self.events.len() - 1);
+        self.assert(ended, "a request ends once, and nothing happens after it");
+        let pairs = || self.events.windows(2).map(|pair| (&pair[0], &pair[1]));
+        let grows = pairs().all(|(before, after)| after.status().contains(before.status()));
+        self.assert(grows, "rule 3: bits are only ever added to the status");
+        self.assert(pairs().all(|(before, after)| after.at() >= before.at()), "time does not run backwards");
+        let ends = self.count("handler_end") + self.count("handler_dropped");
+        self.assert(ends <= self.count("handler_start"), "a handler ends once");
+        self.assert(self.count("handler_start") == 0 || ends > 0, "a handler that began ends");
+        self.assert_each_continuation_ends();
+        self.assert_hooks_come_last();
+        self.assert(self.count("flushed") <= 1 && self.count("aborted") <= 1, "a response has one fate");
+        let told = self.count("aborted") == 1;
+        self.assert(told == self.status().is_aborted(), "rule 3: an abort is told of when the bit is set");
+    }
+
+    fn assert_each_continuation_ends(&self) {
+        let mut running = false;
+        for event in &self.events {
+            match event.kind() {
+                EventKind::ContinuationStart => {
+                    self.assert(!running, "rule 1: continuations run one after the other");
+                    running = true;
+                }
+                EventKind::ContinuationEnd | EventKind::ContinuationDropped => {
+                    self.assert(running, "rule 1: a continuation ends once");
+                    running = false;
+                }
+                _ => {}
+            }
+        }
+        self.assert(!running, "rule 1: a continuation that started ends");
+    }
+
+    fn assert_hooks_come_last(&self) {
+        let mut expected = Vec::new();
+        for hook in 0..self.count("hook_start") {
+            expected.extend([EventKind::HookStart { hook }, EventKind::HookEnd { hook }]);
+        }
+        let is_hook = |kind: &&EventKind| matches!(kind, EventKind::HookStart { .. } | EventKind::HookEnd { .. });
+        let hooks: Vec<_> = self.events.iter().map(Event::kind).filter(is_hook).collect();
+        self.assert(hooks.into_iter().eq(&expected), "rule 2: hooks run one after the other, in order, once each");
+        let Some(first) = self.first("hook_start") else { return };
+        let before = ["handler_start", "handler_end", "handler_dropped", "body_end", "body_dropped"];
+        for name in before.into_iter().chain(["continuation_start", "continuation_end", "continuation_dropped"]) {
+            let in_time = self.last(name).is_none_or(|place| place < first);
+            self.assert(in_time, format_args!("rule 2: no hook runs before the last {name}"));
+        }
+    }
+}
+
+impl fmt::Display for Story {
+    /// A line for the request, and one for each event: the time since its arrival, the name, the status.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "request {}:", self.request)?;
+        for event in &self.events {
+            let ms = event.at().as_secs_f64() * 1000.0;
+            write!(f, "  {ms:>10.3} ms  {}", event.kind().name())?;
+            match event.kind() {
+                EventKind::HookStart { hook } | EventKind::HookEnd { hook } => write!(f, " {hook}")?,
+                EventKind::Flushed { bytes } => write!(f, " ({bytes} bytes of body)")?,
+                _ => {}
+            }
+            if event.status().is_normal() { writeln!(f)? } else { writeln!(f, "  {}", event.status())? }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Story {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}

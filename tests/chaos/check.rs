@@ -1,0 +1,224 @@
+//! What must hold of every request of a round, and of the server that is left.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
+
+use tower_epilogue::{
+    ConnectionStatus, DrainReport, EventKind, RequestId,
+    test_util::{Journal, Story},
+};
+
+use super::{
+    app::{Around, Notes, Record, layer_hook},
+    client::{Outcome, Outcomes},
+    plan::{Answer, Plan, Protocol, Visit},
+};
+
+/// What a round came to.
+pub struct Round {
+    pub arounds: Vec<Around>,
+    pub notes: Notes,
+    pub journal: Journal,
+    pub outcomes: Outcomes,
+    pub report: DrainReport,
+    /// It was stopped while requests were on their way.
+    pub drained_early: bool,
+}
+
+/// The counts of a round, to see that it was not empty.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub requests: usize,
+    pub flushed: usize,
+    pub aborted: usize,
+    pub timeout: usize,
+    pub continuations: usize,
+    pub hooks: usize,
+    pub cut: usize,
+}
+
+impl Counts {
+    pub fn add(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.flushed += other.flushed;
+        self.aborted += other.aborted;
+        self.timeout += other.timeout;
+        self.continuations += other.continuations;
+        self.hooks += other.hooks;
+        self.cut += other.cut;
+    }
+}
+
+impl Round {
+    /// Panics if the contract does not hold.
+    pub fn check(&self) -> Counts {
+        let stories: HashMap<RequestId, Story> =
+            self.journal.stories().into_iter().map(|story| (story.request(), story)).collect();
+        let mut layer_hooks = std::mem::take(&mut *self.notes.layer_hooks.lock().unwrap());
+        let records = self.notes.records();
+        let outcomes: HashMap<u64, Outcome> = self.outcomes.iter().copied().collect();
+        assert_eq!(outcomes.len(), self.outcomes.len(), "each request has one outcome");
+        let hangs: Vec<_> = self.outcomes.iter().filter(|(_, outcome)| *outcome == Outcome::Hangs).collect();
+        for (number, _) in hangs {
+            let (seed, story) = (self.notes.seed, records.get(number).and_then(|record| record.request));
+            let (plan, visit) = (Plan::of(seed, *number), Visit::of(seed, number / 16 * 16, Duration::from_millis(1)));
+            let story = story.map(|request| self.journal.story(request));
+            panic!("{number} waits for ever, {:?}: {plan:#?}, {visit:#?} {story:#?}", self.arounds);
+        }
+        let mut counts = Counts { requests: stories.len(), cut: self.report.stragglers().len(), ..Counts::default() };
+        let mut known = HashSet::new();
+        for (number, record) in &records {
+            let request = record.request.expect("a handler notes its request");
+            let story = stories.get(&request).unwrap_or_else(|| panic!("{number} is in no story: {record:?}"));
+            known.insert(request);
+            let ran = layer_hooks.remove(&request).unwrap_or_default();
+            let one = One { round: self, number: *number, record, story, outcome: outcomes[number], layer_hooks: &ran };
+            one.check();
+        }
+        for (request, story) in &stories {
+            story.assert_contract();
+            counts.flushed += story.count("flushed");
+            counts.aborted += usize::from(story.status().is_aborted());
+            counts.timeout += usize::from(story.status().is_timeout());
+            counts.continuations += story.count("continuation_start");
+            counts.hooks += story.count("hook_end");
+            if !known.contains(request) {
+                // Its handler never began; layers may have registered hooks, which then ran once each.
+                let ran = layer_hooks.remove(request).unwrap_or_default();
+                assert_eq!(ran, self.layers()[..ran.len()], "rule 2\n{story}");
+                assert_eq!(story.count("hook_end"), ran.len(), "{story}");
+                assert_eq!(story.count("continuation_start"), 0, "{story}");
+            }
+        }
+        assert!(layer_hooks.is_empty(), "hooks of requests that nobody saw: {layer_hooks:?}");
+        if !self.drained_early {
+            assert!(self.report.is_clean(), "rule 10: nobody is cut before the deadline: {}", self.report);
+        }
+        counts
+    }
+
+    fn layers(&self) -> Vec<String> {
+        let hooks = self.arounds.iter().filter_map(|around| match around {
+            Around::Hook(place) => Some(layer_hook(*place)),
+            _ => None,
+        });
+        hooks.collect()
+    }
+
+    fn has(&self, is: impl Fn(&Around) -> bool) -> bool {
+        self.arounds.iter().any(is)
+    }
+}
+
+/// One request, from all sides.
+struct One<'a> {
+    round: &'a Round,
+    number: u64,
+    record: &'a Record,
+    story: &'a Story,
+    outcome: Outcome,
+    layer_hooks: &'a [String],
+}
+
+impl One<'_> {
+    #[track_caller]
+    fn assert(&self, holds: bool, what: &str) {
+        assert!(
+            holds,
+            "{what}\nrequest {}: {:?}, {:?}\n{:?}\n{:?}\n{:?}\n{}{}",
+            self.number,
+            self.outcome,
+            Plan::of(self.round.notes.seed, self.number),
+            Visit::of(self.round.notes.seed, self.number / 16 * 16, Duration::from_millis(1)),
+            self.round.arounds,
+            self.record,
+            self.story,
+            self.round.report,
+        );
+    }
+
+    fn check(&self) {
+        self.assert(self.record.handlers == 1, "a handler begins once");
+        self.hooks();
+        self.continuations();
+        self.status();
+        self.order();
+    }
+
+    fn hooks(&self) {
+        let mut expected = self.round.layers();
+        expected.extend(self.record.registered.iter().cloned());
+        let ran: Vec<_> = self.layer_hooks.iter().chain(&self.record.hooks).cloned().collect();
+        if self.record.broke {
+            self.assert(expected.starts_with(&ran), "rule 2: hooks in order, up to the one that stopped the rest");
+        } else {
+            self.assert(ran == expected, "rule 2: every hook exactly once, in order");
+        }
+        self.assert(self.story.count("hook_end") == ran.len(), "rule 13: every hook is told of");
+        let last = self.story.status();
+        self.assert(self.record.statuses.iter().all(|status| *status == last), "rule 3: the hooks see the last status");
+    }
+
+    fn continuations(&self) {
+        let (mut promised, mut began) = (self.record.promised.clone(), self.record.began.clone());
+        // Of several, what `finish` got and what was returned after it.
+        promised.sort_unstable();
+        began.sort_unstable();
+        self.assert(promised == began, "rule 1: what was returned runs exactly once");
+        self.assert(self.story.count("continuation_start") == began.len(), "rule 13: each is told of");
+    }
+
+    fn status(&self) {
+        let status = self.story.status();
+        let stayed = matches!(self.outcome, Outcome::Whole(_) | Outcome::Broken);
+        self.assert(!stayed || !status.is_aborted(), "rule 3: ABORTED, although the client stayed");
+        if matches!(self.outcome, Outcome::Whole(_)) {
+            // A cut comes too late for what the kernel, or on HTTP/2 the server's queue, has already.
+            let flushed = self.story.count("flushed") == 1 || status.is_timeout();
+            self.assert(flushed, "a response that came whole was flushed");
+        }
+        let limited = self.record.limited
+            || self.round.has(|around| matches!(around, Around::TimeLimit(_) | Around::BusyLimit(_)))
+            || !self.round.report.is_clean();
+        self.assert(limited || !status.is_timeout(), "rule 3: TIMEOUT, although there was no limit");
+        let plan = Plan::of(self.round.notes.seed, self.number);
+        if self.outcome == Outcome::Broken && self.story.has(&EventKind::HandlerStart) {
+            let broken = matches!(plan.answer, Answer::BrokenStream(_) | Answer::PanickingStream(_));
+            // Its bytes had left, and were lost on the way: a pipelined request behind it was broken off, with more of
+            // its client's bytes unread, and then the system resets the connection.
+            let lost = self.story.count("flushed") == 1 && self.has_pipelined_behind();
+            self.assert(broken || lost || status.is_timeout(), "a response is broken off for a reason");
+        }
+        if plan.answer == Answer::Never {
+            let ended = self.story.count("handler_dropped") == 1 || self.round.has(|a| matches!(a, Around::Timeout(_)));
+            self.assert(ended, "a handler that never answers was dropped");
+            let known = !status.is_empty() || self.round.has(|around| matches!(around, Around::Timeout(_)));
+            self.assert(known, "rule 3: what ended it is known");
+        }
+        if status == ConnectionStatus::NORMAL && self.outcome == Outcome::Left {
+            let told = self.story.count("flushed") == 1
+                || matches!(plan.answer, Answer::BrokenStream(_) | Answer::PanickingStream(_));
+            self.assert(told, "rule 3: a client that left before the flush has aborted");
+        }
+    }
+
+    fn has_pipelined_behind(&self) -> bool {
+        let visit = Visit::of(self.round.notes.seed, self.number / 16 * 16, Duration::from_millis(1));
+        let last = visit.requests.last().is_none_or(|(last, _)| *last == self.number);
+        visit.protocol == Protocol::Http11 && visit.pipelined && !last
+    }
+
+    fn order(&self) {
+        let names = self.story.names();
+        let place = |name: &str| names.iter().position(|other| *other == name);
+        if let (Some(flushed), Some(started)) = (place("flushed"), place("continuation_start")) {
+            self.assert(flushed < started, "rule 1: a continuation starts after the flush");
+        }
+        if let (Some(flushed), Some(aborted)) = (place("flushed"), place("aborted")) {
+            self.assert(aborted < flushed, "rule 3: a whole response is not aborted");
+        }
+        self.assert(self.story.count("handler_start") == 1, "a handler that began is told of");
+    }
+}

@@ -1,0 +1,55 @@
+//! The layers alone, without a tracked connection.
+
+use axum::{Router, body::Body, response::IntoResponse, routing::get};
+use futures_util::stream;
+use http::header;
+use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpListener, net::TcpStream};
+use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, Sent};
+
+use crate::support::{ends, h2client::Http2, soon};
+
+fn streamed() -> Body {
+    Body::from_stream(stream::iter(["hel", "lo"].map(Ok::<_, std::io::Error>)))
+}
+
+async fn serve(app: Router) -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(axum::serve(listener, app).into_future());
+    address
+}
+
+/// An HTTP/1 server that has so many bytes lets go of the body without asking for its end.
+#[tokio::test]
+async fn a_body_whose_declared_length_was_sent_is_no_abort() {
+    for version in ["1.0", "1.1"] {
+        let (hook, mut ends) = ends();
+        let declared = async || ([(header::CONTENT_LENGTH, "5")], streamed()).into_response();
+        let address = serve(Router::new().route("/", get(declared)).layer(hook)).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream
+            .write_all(format!("GET / HTTP/{version}\r\nhost: test\r\nconnection: close\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
+        let mut reply = String::new();
+        soon("a response", stream.read_to_string(&mut reply)).await.unwrap();
+        assert!(reply.ends_with("\r\n\r\nhello"), "{reply}");
+        let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
+        assert_eq!((status.bits(), sent), (0, Sent::Flushed), "{version}");
+    }
+}
+
+/// axum declares the length of what is left of a body: nothing may be left that has one.
+#[tokio::test]
+async fn the_head_of_a_stream_on_http_2_declares_no_length() {
+    let layers = [EarlyCloseLayer::new().buffer_limit(0), EarlyCloseLayer::new()];
+    for (layer, length) in layers.into_iter().zip([None, Some("5")]) {
+        let app = Router::new().route("/", get(async || streamed())).layer((layer, IgnoreAbortLayer::off()));
+        let mut client = Http2::connect(serve(app).await).await;
+        let head = soon("a head", client.start("HEAD", "/").await).await.unwrap();
+        let get = client.get("/").await.unwrap();
+        for headers in [head.headers(), &get.headers] {
+            assert_eq!(headers.get(header::CONTENT_LENGTH).map(|length| length.to_str().unwrap()), length);
+        }
+    }
+}

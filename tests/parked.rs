@@ -1,0 +1,100 @@
+//! What a continuation keeps in memory that goes on for long after its connection has closed.
+#![allow(missing_docs, clippy::unwrap_used)]
+// A counting allocator is there to count.
+#![allow(unsafe_code)]
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    sync::atomic::{AtomicIsize, AtomicUsize, Ordering},
+};
+
+use axum::{Router, routing::get};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+use tower_epilogue::{Continuation, EarlyCloseLayer, Epilogue, IgnoreAbortLayer, ShutdownHookLayer, TimeLimitLayer};
+
+struct Counting;
+
+/// Bytes that are allocated now.
+static LIVE: AtomicIsize = AtomicIsize::new(0);
+
+fn count(change: usize, sign: isize) {
+    LIVE.fetch_add(sign * isize::try_from(change).unwrap_or(0), Ordering::Relaxed);
+}
+
+// SAFETY: everything is done by the system's allocator; beside it, only a number is changed.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size(), 1);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(layout.size(), -1);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+static STARTED: AtomicUsize = AtomicUsize::new(0);
+
+async fn park() -> (Continuation, &'static str) {
+    let parked = Continuation::new(async {
+        STARTED.fetch_add(1, Ordering::SeqCst);
+        std::future::pending().await
+    });
+    (parked, "hello")
+}
+
+/// As many requests, each on a connection of its own, and all of it but the continuations over.
+async fn park_all(address: std::net::SocketAddr, path: &str, count: usize) {
+    let before = STARTED.load(Ordering::SeqCst);
+    for _ in 0..count {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).await.unwrap();
+        let mut response = Vec::with_capacity(1024);
+        stream.read_to_end(&mut response).await.unwrap();
+        assert!(response.ends_with(b"hello"));
+    }
+    while STARTED.load(Ordering::SeqCst) < before + count {
+        tokio::task::yield_now().await;
+    }
+    // What runs on one thread has run after so many turns: tasks of connections that have closed.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Neither the buffer that the request was read into, 8 KiB or more, nor the task of the connection waits for it:
+/// both with a route that names the request, and with the request's own path.
+#[tokio::test]
+async fn a_parked_continuation_keeps_nothing_of_its_connection() {
+    const COUNT: usize = 300;
+    let layers = (
+        EarlyCloseLayer::new(),
+        IgnoreAbortLayer::new(),
+        TimeLimitLayer::default(),
+        ShutdownHookLayer::new(|_| async {}),
+    );
+    let app = Router::new().route("/park", get(park)).fallback(park).layer(layers);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let epilogue = Epilogue::new();
+    let server = epilogue.serve(listener, app);
+    tokio::spawn(async move { server.await });
+
+    park_all(address, "/park", 20).await;
+    for path in ["/park", "/no/route/of/its/own?query"] {
+        let before = LIVE.load(Ordering::Relaxed);
+        park_all(address, path, COUNT).await;
+        let each = usize::try_from(LIVE.load(Ordering::Relaxed) - before).unwrap() / COUNT;
+        assert!(each < 3 * 1024, "{path}: {each} bytes for each parked continuation");
+        assert!(each > 256, "{path}: {each} bytes cannot be all of it");
+    }
+}

@@ -1,0 +1,16 @@
+//! The harness, as its users have it: it must see what happens, and fail when something does not.
+
+#[path = "test_util/example.rs"]
+mod example;
+
+#[path = "test_util/assertions.rs"]
+mod assertions;
+
+#[path = "test_util/await_points.rs"]
+mod await_points;
+
+#[path = "test_util/clients.rs"]
+mod clients;
+
+#[path = "test_util/settled.rs"]
+mod settled;
