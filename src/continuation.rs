@@ -24,7 +24,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use axum_core::response::{IntoResponse, IntoResponseParts, Response, ResponseParts};
+use axum_core::{
+    BoxError,
+    response::{IntoResponse, IntoResponseParts, Response, ResponseParts},
+};
 use http::Extensions;
 use tracing::Span;
 
@@ -51,11 +54,17 @@ use crate::pool::{Pool, carry::Work, caught, lock};
 #[must_use = "a continuation runs only if it is returned with a response"]
 pub struct Continuation {
     kind: Option<Kind>,
+    class: Option<&'static str>,
+    /// What a fallible one came to.
+    failure: Option<FailureSlot>,
     span: Span,
     /// Wait for the client's acknowledgement, so long at most.
     #[cfg(feature = "acknowledged")]
     after_acknowledged: Option<std::time::Duration>,
 }
+
+/// The error of a fallible continuation.
+pub(crate) type FailureSlot = Arc<Mutex<Option<BoxError>>>;
 
 /// What a continuation does.
 pub(crate) enum Kind {
@@ -87,9 +96,72 @@ impl Continuation {
         Self::of(Kind::Blocking(Box::new(work)))
     }
 
+    /// Work that can fail. An error goes to the [failure handler](crate::EpilogueBuilder::on_failure) of the
+    /// `Epilogue`, which by default is a line in the log; [hooks](crate::End::failure) see it as well.
+    ///
+    /// It is not tried again: a continuation runs once (contract rule 1).
+    pub fn try_new<F, E>(work: F) -> Self
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        let failure = FailureSlot::default();
+        let slot = failure.clone();
+        let mut this = Self::new(async move {
+            if let Err(error) = work.await {
+                let error = error.into();
+                *lock(&slot) = Some(error);
+            }
+        });
+        this.failure = Some(failure);
+        this
+    }
+
+    /// Work that blocks and can fail: [`blocking`](Self::blocking) and [`try_new`](Self::try_new) in one.
+    ///
+    /// The error of one that is given up at its limit comes too late for anybody.
+    pub fn try_blocking<F, E>(work: F) -> Self
+    where
+        F: FnOnce() -> Result<(), E> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        let failure = FailureSlot::default();
+        let slot = failure.clone();
+        let mut this = Self::blocking(move || {
+            if let Err(error) = work() {
+                let error = error.into();
+                *lock(&slot) = Some(error);
+            }
+        });
+        this.failure = Some(failure);
+        this
+    }
+
+    /// Names the kind of work that it is, for logs and reports, and for the bound of that
+    /// [class](crate::EpilogueBuilder::class), if there is one: so that slow mail does not keep thumbnails waiting.
+    pub fn class(mut self, name: &'static str) -> Self {
+        self.class = Some(name);
+        self
+    }
+
+    pub(crate) fn class_name(&self) -> Option<&'static str> {
+        self.class
+    }
+
+    pub(crate) fn is_blocking(&self) -> bool {
+        matches!(self.kind, Some(Kind::Blocking(_)))
+    }
+
+    /// Where its error will be.
+    pub(crate) fn failure_slot(&self) -> Option<FailureSlot> {
+        self.failure.clone()
+    }
+
     fn of(kind: Kind) -> Self {
         Self {
             kind: Some(kind),
+            class: None,
+            failure: None,
             span: Span::current(),
             #[cfg(feature = "acknowledged")]
             after_acknowledged: None,
@@ -237,6 +309,7 @@ impl Drop for Waiting {
 pub(crate) fn run_alone(continuation: Continuation) {
     use tracing::Instrument as _;
 
+    let failure = continuation.failure_slot();
     let (kind, span) = continuation.into_work();
     tracing::warn!(
         parent: &span,
@@ -260,6 +333,13 @@ pub(crate) fn run_alone(continuation: Continuation) {
         };
         if let Err(payload) = result {
             tracing::error!(message = crate::pool::panic_message(&*payload), "a continuation panicked");
+            caught::dispose(payload);
+        }
+        // It has no request, and so no failure handler.
+        if let Some(error) = failure.and_then(|slot| lock(&slot).take()) {
+            if let Err(payload) = caught::call(|| tracing::error!(error, "a continuation failed")) {
+                caught::dispose(payload);
+            }
         }
     };
     if let Err(work) = pool.spawn(work.instrument(span)) {

@@ -68,6 +68,8 @@ impl Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
+    /// The request was answered with a 503 before its handler ran, since as much runs and waits as may.
+    Refused,
     /// The handler, and whatever stands inside the innermost of our layers, was first polled.
     HandlerStart,
     /// Its future returned, or panicked; also after a [`finish`](crate::Lifecycle::finish).
@@ -87,8 +89,14 @@ pub enum EventKind {
     BodyEnd,
     /// A body of unknown length was dropped before its end.
     BodyDropped,
+    /// It takes longer than [`slow_after`](crate::EpilogueBuilder::slow_after); told once a request.
+    Slow,
+    /// A continuation, and whatever is to run before it, waits for a place among those that run.
+    ContinuationWaits,
     /// A continuation was started.
     ContinuationStart,
+    /// It returned an error; its end comes next.
+    ContinuationFailed,
     /// It returned, or panicked.
     ContinuationEnd,
     /// It was dropped before its end; a blocking one was given up.
@@ -112,6 +120,7 @@ impl EventKind {
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::Refused => "refused",
             Self::HandlerStart => "handler_start",
             Self::HandlerEnd => "handler_end",
             Self::HandlerDropped => "handler_dropped",
@@ -120,6 +129,9 @@ impl EventKind {
             Self::Aborted => "aborted",
             Self::BodyEnd => "body_end",
             Self::BodyDropped => "body_dropped",
+            Self::Slow => "slow",
+            Self::ContinuationWaits => "continuation_waits",
+            Self::ContinuationFailed => "continuation_failed",
             Self::ContinuationStart => "continuation_start",
             Self::ContinuationEnd => "continuation_end",
             Self::ContinuationDropped => "continuation_dropped",

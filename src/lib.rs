@@ -13,6 +13,7 @@ pub mod ignore_abort;
 pub mod manual;
 pub mod output;
 pub mod reply;
+pub mod reserve;
 pub mod shutdown_hook;
 #[cfg(feature = "test-util")]
 pub mod test_util;
@@ -39,7 +40,7 @@ pub use self::{
     connection::{Connection, HalfClose, Linger, SocketHandle, TrackedIo, TrackedSocket, Tracking},
     continuation::Continuation,
     early_close::{EarlyClose, EarlyCloseLayer},
-    epilogue::{DrainReport, Epilogue, EpilogueBuilder, Service, Straggler},
+    epilogue::{DrainReport, Epilogue, EpilogueBuilder, Service, Straggler, shutdown_signal},
     event::{Event, EventKind, RequestId},
     ignore_abort::{IgnoreAbort, IgnoreAbortLayer},
     lifecycle::{
@@ -47,6 +48,11 @@ pub use self::{
         SendBody, Shield,
     },
     output::{Output, OutputError, OutputResponse},
+    pool::{
+        Failure,
+        bounds::{Bound, Load, WhenFull},
+    },
+    reserve::{Reserve, ReserveLayer},
     shutdown_hook::{ShutdownHook, ShutdownHookLayer},
     status::{ConnectionStatus, Sent},
     time_limit::{TimeLimit, TimeLimitLayer},

@@ -1,11 +1,20 @@
 //! Waiting for everything to end, to a deadline (contract rule 10).
 
-use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    future::{Future, pending},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
 
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::TaskTracker;
 
 use super::{DrainReport, Epilogue, Straggler};
 use crate::pool::{self, Pool};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 impl Epilogue {
     /// Waits until nothing runs any more after responses; for servers other than [`Epilogue::serve`], which does it
@@ -19,6 +28,12 @@ impl Epilogue {
     /// Dropped, it waits no longer, and cuts nothing.
     pub async fn drain(&self) -> DrainReport {
         drain(&self.pool, None, Vec::new).await
+    }
+
+    /// Has the drains that are under way cut what is left now, as if their deadline had passed: for a second signal. Those
+    /// that begin later are not concerned.
+    pub fn cut(&self) {
+        self.pool.cut.notify_waiters();
     }
 }
 
@@ -46,27 +61,23 @@ pub(super) async fn drain(
         pool.idle().await;
     };
     let mut report = DrainReport::default();
-    match pool.settings.drain_deadline {
-        None => ended().await,
-        Some(deadline) if tokio::time::timeout(deadline, ended()).await.is_ok() => {}
-        Some(_) => {
-            let mut cut = Cut::default();
-            cut.all(pool, in_flight());
-            tracing::warn!(report = %cut.report(), "the drain's deadline has passed");
-            // Hooks have a limit each. Twice that is enough for all but the most stubborn.
-            let enough = tokio::time::timeout(pool.settings.hook_limit * 2, async {
-                let mut ended = pin!(ended());
-                // A request may be between its connection, which has closed, and its own task, or may come as the last
-                // on its connection: then it is cut when it shows.
-                while tokio::time::timeout(AGAIN, ended.as_mut()).await.is_err() {
-                    cut.all(pool, in_flight());
-                }
-            });
-            if enough.await.is_err() {
-                tracing::error!(running = pool.running(), "the drain ends with work still running");
+    if let Some(why) = cut_short(pool, connections, ended()).await {
+        let mut cut = Cut::default();
+        cut.all(pool, in_flight());
+        tracing::warn!(report = %cut.report(), "{why}");
+        // Hooks have a limit each. Twice that is enough for all but the most stubborn.
+        let enough = tokio::time::timeout(pool.settings.hook_limit.saturating_mul(2), async {
+            let mut ended = pin!(ended());
+            // A request may be between its connection, which has closed, and its own task, or may come as the last
+            // on its connection: then it is cut when it shows.
+            while tokio::time::timeout(AGAIN, ended.as_mut()).await.is_err() {
+                cut.all(pool, in_flight());
             }
-            report = cut.report();
+        });
+        if enough.await.is_err() {
+            tracing::error!(running = pool.running(), "the drain ends with work still running");
         }
+        report = cut.report();
     }
     for companion in &companions {
         report.stored = report.stored.max(Some(0)).zip(companion.left().await).map(|(some, more)| some + more);
@@ -75,6 +86,41 @@ pub(super) async fn drain(
         feed.delivered().await;
     }
     report
+}
+
+/// Waits for the end, to the pool's deadline, or until somebody has it cut; says each second how much is left. Gives what
+/// ended the wait before all was over.
+async fn cut_short(
+    pool: &Pool,
+    connections: Option<&TaskTracker>,
+    ended: impl Future<Output = ()>,
+) -> Option<&'static str> {
+    let (mut ended, mut cut) = (pin!(ended), pin!(pool.cut.notified()));
+    cut.as_mut().enable();
+    let mut deadline = pin!(async {
+        match pool.settings.drain_deadline {
+            Some(deadline) => tokio::time::sleep(deadline).await,
+            None => pending().await,
+        }
+    });
+    let began = Instant::now();
+    let mut progress = tokio::time::interval_at(began + SECOND, SECOND);
+    progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut ended => return None,
+            () = &mut cut => return Some("the drain is cut short"),
+            () = &mut deadline => return Some("the drain's deadline has passed"),
+            // Level info: a drain that takes seconds is something that whoever stops a server looks at.
+            _ = progress.tick() => tracing::info!(
+                elapsed = began.elapsed().as_secs(),
+                running = pool.running(),
+                connections = connections.map(TaskTracker::len),
+                "draining"
+            ),
+        }
+    }
 }
 
 /// How often a drain whose deadline has passed looks for what is left.

@@ -6,7 +6,7 @@ use tokio::task::LocalKey;
 
 use crate::{
     event::Event,
-    pool::{CarryKey, Feed, Pool, Settings},
+    pool::{CarryKey, Feed, Pool, Settings, SlowWatch},
 };
 
 #[cfg(feature = "test-util")]
@@ -19,8 +19,10 @@ pub use self::{
 pub use self::{
     report::{DrainReport, Straggler},
     service::Service,
+    signals::shutdown_signal,
 };
 
+mod bounds;
 mod drain;
 #[cfg(feature = "serve")]
 mod make_service;
@@ -30,6 +32,7 @@ mod report;
 #[cfg(feature = "serve")]
 mod serve;
 mod service;
+mod signals;
 
 /// Owns what runs after responses, tracks it, and serves apps so that the moment of the flush and the client's
 /// leaving are known exactly.
@@ -73,6 +76,13 @@ impl Epilogue {
         self.pool.lost()
     }
 
+    /// How many panics of handlers, bodies, continuations, hooks and middleware were caught so far, each of which cost
+    /// its request only.
+    #[must_use]
+    pub fn panicked(&self) -> usize {
+        self.pool.panics()
+    }
+
     /// Waits until every event so far has been given to the [event function](EpilogueBuilder::on_event).
     pub async fn events_delivered(&self) {
         if let Some(feed) = &self.pool.feed {
@@ -86,6 +96,7 @@ impl Epilogue {
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct EpilogueBuilder {
     pool: Pool,
+    asked: bounds::Asked,
     #[cfg(feature = "serve")]
     server: serve::Settings,
 }
@@ -123,6 +134,21 @@ impl EpilogueBuilder {
         self
     }
 
+    /// Has each request named in the log, once, whose handler or continuation still runs so long after its arrival: with
+    /// its route, class, age and phase. Off by default. It is noticed with a delay of up to a quarter, and of a second
+    /// at most. A response on its way is not meant: it may be meant to last.
+    pub fn slow_after(mut self, age: Duration) -> Self {
+        self.pool.slow = Some(SlowWatch::new(age));
+        self
+    }
+
+    /// Has each poll of a handler, body, continuation or hook named in the log, with its route, that held up its thread
+    /// for so long, once it returns. Off by default; on, it costs two looks at the clock for each poll.
+    pub fn slow_poll(mut self, time: Duration) -> Self {
+        self.pool.settings.slow_poll = Some(time);
+        self
+    }
+
     /// Has `listener` called with every phase change of every request: for journals, metrics and tests.
     ///
     /// It is called in a task of its own, never under a lock, in a destructor or in a flush. Events of one
@@ -150,7 +176,8 @@ impl EpilogueBuilder {
 
     /// Ready for use.
     #[must_use]
-    pub fn build(self) -> Epilogue {
+    pub fn build(mut self) -> Epilogue {
+        self.settle_bounds();
         Epilogue {
             pool: Arc::new(self.pool),
             #[cfg(feature = "serve")]

@@ -52,14 +52,15 @@ impl fmt::Display for DrainReport {
 #[derive(Clone, Debug)]
 pub struct Straggler {
     route: String,
+    class: Option<&'static str>,
     age: Duration,
     phase: &'static str,
     stored: bool,
 }
 
 impl From<Description> for Straggler {
-    fn from(Description { route, age, phase, stored }: Description) -> Self {
-        Self { route, age, phase, stored }
+    fn from(Description { route, class, age, phase, stored }: Description) -> Self {
+        Self { route, class, age, phase, stored }
     }
 }
 
@@ -68,6 +69,12 @@ impl Straggler {
     #[must_use]
     pub fn route(&self) -> &str {
         &self.route
+    }
+
+    /// The [class](crate::Continuation::class) of its continuation that ran, or that waited to run.
+    #[must_use]
+    pub fn class(&self) -> Option<&str> {
+        self.class
     }
 
     /// The time from its arrival to the cut.
@@ -92,6 +99,7 @@ impl Straggler {
 impl fmt::Display for Straggler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let stored = if self.stored { ", stays stored" } else { "" };
-        write!(f, "{} ({}, {:.1} s old{stored})", self.route, self.phase, self.age.as_secs_f64())
+        let class = self.class.map(|class| format!("class {class}, ")).unwrap_or_default();
+        write!(f, "{} ({class}{}, {:.1} s old{stored})", self.route, self.phase, self.age.as_secs_f64())
     }
 }

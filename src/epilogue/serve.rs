@@ -109,7 +109,7 @@ impl<L: Listener, S> Serve<L, S> {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        WithGracefulShutdown { serve: self, signal }
+        WithGracefulShutdown { serve: self, signal, cut: Box::pin(pending()) }
     }
 
     /// The server's connections, for a harness that waits until all is over.
@@ -133,6 +133,21 @@ impl<L: Listener, S> Serve<L, S> {
 pub struct WithGracefulShutdown<L, S, F> {
     serve: Serve<L, S>,
     signal: F,
+    cut: Signal,
+}
+
+/// Something that is waited for, and need not come.
+type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+impl<L, S, F> WithGracefulShutdown<L, S, F> {
+    /// Has the drain, once it has begun, cut what is left at once when `signal` completes, as if its deadline had passed.
+    pub fn cut_on<C>(mut self, signal: C) -> Self
+    where
+        C: Future<Output = ()> + Send + 'static,
+    {
+        self.cut = Box::pin(signal);
+        self
+    }
 }
 
 impl<L, S, F> fmt::Debug for WithGracefulShutdown<L, S, F> {
@@ -156,7 +171,7 @@ where
     type IntoFuture = Running;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(Server::new(&self).run(self, pending()))
+        Box::pin(Server::new(&self).run(self, pending(), Box::pin(pending())))
     }
 }
 
@@ -173,7 +188,7 @@ where
     type IntoFuture = Running;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(Server::new(&self.serve).run(self.serve, self.signal))
+        Box::pin(Server::new(&self.serve).run(self.serve, self.signal, self.cut))
     }
 }
 
@@ -214,6 +229,7 @@ impl Server {
         self,
         Serve { mut listener, app, epilogue, .. }: Serve<L, S>,
         signal: impl Future<Output = ()>,
+        cut: Signal,
     ) -> io::Result<DrainReport>
     where
         L: Listener,
@@ -238,7 +254,7 @@ impl Server {
         }
         // Closed before the drain, so that nobody connects to a server that does not serve.
         drop(listener);
-        Ok(self.drain().await)
+        Ok(self.drain(cut).await)
     }
 
     fn accept<IO, A, S, B>(&self, io: TrackedIo<IO>, address: A, make_service: &MakeService<S>)
@@ -266,11 +282,21 @@ impl Server {
         });
     }
 
-    async fn drain(&self) -> DrainReport {
+    async fn drain(&self, cut: Signal) -> DrainReport {
         self.stop.cancel();
         self.connections.close();
         let in_flight = || self.open.in_flight();
-        let report = drain(&self.pool, Some(&self.connections), in_flight).await;
+        let cut = async {
+            cut.await;
+            self.pool.cut.notify_waiters();
+            pending::<Infallible>().await
+        };
+        let report = tokio::select! {
+            // The drain first: it has to listen when it is cut.
+            biased;
+            report = drain(&self.pool, Some(&self.connections), in_flight) => report,
+            never = cut => match never {},
+        };
         self.kill.cancel();
         report
     }

@@ -69,6 +69,9 @@ where
             use axum::extract::ConnectInfo;
             request.extensions_mut().insert(ConnectInfo(address.clone()));
         }
+        if let Some(refusal) = entered.shared().admit(&mut request) {
+            return ResponseFuture::new(entered.refuse(refusal));
+        }
         let request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
             false => Body::new(Upload { body, lifecycle: entered.lifecycle() }),

@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 use super::{
     clock::{LIMIT_PASSED, poll_timer},
     hooks::{End, Hook},
+    places::run_as_hook,
     shared::Shared,
     transitions::Verdict,
     word,
@@ -38,8 +39,8 @@ pub(super) fn start(shared: Arc<Shared>) {
     }
 }
 
-struct Ending {
-    shared: Arc<Shared>,
+pub(super) struct Ending {
+    pub(super) shared: Arc<Shared>,
     _listed: Listed,
     ended: bool,
 }
@@ -88,6 +89,7 @@ impl Ending {
             // Boxed: a request that has hooks alone does not carry the room for it.
             Box::pin(self.run_continuation(continuation, captured)).await;
         }
+        self.shared.drop_tickets();
         self.run_hooks().await;
         self.ended = true;
     }
@@ -138,12 +140,21 @@ impl Ending {
         if let Some(deadline) = continuation.acknowledgement() {
             self.wait_for_acknowledgement(deadline).await;
         }
+        let (class, failure) = (continuation.class_name(), continuation.failure_slot());
+        if class.is_some() {
+            self.note_class(class);
+        }
+        let places = match shared.pool().bounds {
+            // Boxed: an unbounded one does not carry the room for it.
+            Some(_) => Box::pin(self.wait_for_places(class, continuation.is_blocking())).await,
+            None => Ok(Vec::new()),
+        };
         shared.change(Some(EventKind::ContinuationStart), |word| Some(word.with(word::CONTINUING)));
         let (kind, span) = continuation.into_work();
         let outcome = match kind {
             Kind::Async(work) => {
                 let mut work = if captured.is_empty() { work } else { Box::pin(carried(captured, work)) };
-                let outcome = self.run_to_limit(Pin::new(&mut work)).instrument(span.clone()).await;
+                let outcome = self.run_to_limit(work.as_mut()).instrument(span.clone()).await;
                 let _span = span.enter();
                 caught::discard(work);
                 outcome
@@ -152,14 +163,39 @@ impl Ending {
                 for value in captured {
                     work = value.around_blocking(work);
                 }
-                self.run_blocking(Blocking::start(work, shared.pool().clone(), span, shared.route())).await
+                match places {
+                    Ok(places) => {
+                        // The thread is what the place is for: it has it until it ends.
+                        let work = move || {
+                            let _places = places;
+                            work();
+                        };
+                        let thread = Blocking::start(Box::new(work), shared.pool().clone(), span, shared.route());
+                        self.run_blocking(thread).await
+                    }
+                    Err(entering) => {
+                        self.run_blocking_later(work, entering, span);
+                        Outcome::Dropped
+                    }
+                }
             }
         };
+        if let Some(error) = failure.and_then(|slot| lock(&slot).take()) {
+            Box::pin(self.tell_failure(error, class)).await;
+        }
         let event = match outcome {
             Outcome::Ended => EventKind::ContinuationEnd,
             Outcome::Dropped => EventKind::ContinuationDropped,
         };
         shared.change(Some(event), |word| Some(word.without(word::CONTINUING)));
+        if class.is_some() {
+            self.note_class(None);
+        }
+    }
+
+    /// For a drain's report.
+    fn note_class(&self, class: Option<&'static str>) {
+        lock(&self.shared.core).class = class;
     }
 
     /// Waits until the flushed response is confirmed; to the deadline, and to the time limit.
@@ -187,10 +223,7 @@ impl Ending {
         }
     }
 
-    async fn run_to_limit<F>(&self, mut work: Pin<&mut F>) -> Outcome
-    where
-        F: Future<Output = ()>,
-    {
+    async fn run_to_limit(&self, mut work: Pin<&mut (dyn Future<Output = ()> + Send)>) -> Outcome {
         let shared = &self.shared;
         poll_fn(|cx| {
             shared.ending_waker.register(cx.waker());
@@ -290,22 +323,7 @@ impl Ending {
         let shared = &self.shared;
         let end = End { shared: shared.clone() };
         let (mut work, span) = hook.start(end);
-        let limit = shared.pool().settings.hook_limit;
-        // Most hooks never wait, and need no timer. One that cannot be reckoned with never comes.
-        let (mut timer, mut ends) = (None, None);
-        let result = poll_fn(|cx| {
-            let _span = span.enter();
-            match caught::poll(work.as_mut(), cx) {
-                Ok(Poll::Ready(outcome)) => return Poll::Ready(Some(Ok(outcome))),
-                Err(payload) => return Poll::Ready(Some(Err(payload))),
-                Ok(Poll::Pending) => {}
-            }
-            match *ends.get_or_insert_with(|| Instant::now().checked_add(limit)) {
-                Some(ends) => poll_timer(&mut timer, ends, cx).map(|()| None),
-                None => Poll::Pending,
-            }
-        })
-        .await;
+        let result = run_as_hook(shared, work.as_mut(), &span).await;
         let _span = span.enter();
         caught::discard(work);
         match result {
@@ -316,6 +334,7 @@ impl Ending {
                 ControlFlow::Continue(())
             }
             None => {
+                let limit = shared.pool().settings.hook_limit;
                 tracing::warn!(route = shared.route(), ?limit, "a hook ran past its own limit and was dropped");
                 ControlFlow::Continue(())
             }

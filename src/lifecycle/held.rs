@@ -221,7 +221,9 @@ where
     B: SendBody,
 {
     let owner = shared.clone();
+    let detached = shared.pool().detach();
     let work = async move {
+        let _detached = detached;
         let outcome = poll_fn(|cx| {
             owner.handler_waker.register(cx.waker());
             match poll_handler(&owner, false, future.as_mut(), cx) {

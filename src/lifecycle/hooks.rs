@@ -48,6 +48,12 @@ impl End {
         self.shared.panic()
     }
 
+    /// The error of the first continuation that [failed](crate::Continuation::try_new), if one did.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.shared.failure()
+    }
+
     /// The time since the request's arrival.
     #[must_use]
     pub fn elapsed(&self) -> Duration {

@@ -30,8 +30,10 @@ pub(crate) use self::{
 };
 use crate::{event::RequestId, status::ConnectionStatus};
 
+mod admission;
 mod clock;
 mod delivery;
+mod driver;
 mod ending;
 mod error;
 mod finish;
@@ -41,6 +43,8 @@ mod hooks;
 mod job;
 #[cfg(all(test, epilogue_model))]
 mod model;
+mod places;
+mod polls;
 mod producer;
 mod response;
 mod service;

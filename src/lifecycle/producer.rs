@@ -135,7 +135,9 @@ const FRAMES_A_POLL: usize = 32;
 /// Runs a body's producer to its end, for a reader that left and whose leaving is ignored (contract rule 5).
 pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
     let owner = shared.clone();
+    let detached = shared.pool().detach();
     let work = async move {
+        let _detached = detached;
         let ended = poll_fn(|cx| {
             // The outermost body is gone; its waker is free.
             owner.response_waker.register(cx.waker());

@@ -9,17 +9,16 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum_core::response::{IntoResponse, Response};
-use http::{Request, StatusCode};
+use axum_core::response::Response;
+use http::Request;
 use pin_project_lite::pin_project;
 
 use super::{
     Lifecycle,
-    delivery::Delivery,
+    driver::Driver,
     held::Held,
     response::{self, SendBody},
     shared::{Arrival, Home, Shared},
-    transitions::Verdict,
 };
 use crate::pool::caught;
 
@@ -111,6 +110,16 @@ impl Entered {
         Drive { driver, inner: Inner::Waiting { inner } }
     }
 
+    /// Answers in place of the inner service, which is not called.
+    pub(crate) fn refuse<F>(self, response: Response) -> Drive<Hold<F>> {
+        let driver = self.driver();
+        // It entered and will not run: the service outside of it is the innermost again.
+        if self.depth != OUTERMOST {
+            self.shared.leave_service(self.depth);
+        }
+        Drive { driver, inner: Inner::Waiting { inner: Hold::Refused { response: Some(response) } } }
+    }
+
     /// A panic of the call goes on at the first poll, where the outermost service is there for it.
     fn hold<F, B, E>(self, call: impl FnOnce() -> F) -> Hold<F>
     where
@@ -132,7 +141,7 @@ impl Entered {
 
     fn driver(&self) -> Option<Driver> {
         let outermost = self.depth == OUTERMOST;
-        outermost.then(|| Driver { shared: Some(self.shared.clone()), catches_panics: self.catches_panics })
+        outermost.then(|| Driver::new(self.shared.clone(), self.catches_panics))
     }
 }
 
@@ -158,6 +167,8 @@ pin_project! {
         Held { held: Held<F> },
         /// The inner service's call panicked.
         Panicked { payload: Option<caught::Payload>, shared: Arc<Shared> },
+        /// The inner service was not called (contract rule 9).
+        Refused { response: Option<Response> },
     }
 }
 
@@ -171,6 +182,10 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             HoldProjection::Held { held } => held.poll(cx),
+            HoldProjection::Refused { response } => match response.take() {
+                Some(response) => Poll::Ready(Ok(response)),
+                None => Poll::Pending,
+            },
             HoldProjection::Panicked { payload, shared } => match payload.take() {
                 Some(payload) => {
                     shared.panicked("a service", &payload);
@@ -202,7 +217,7 @@ pin_project! {
 
 pin_project! {
     #[project = InnerProjection]
-    enum Inner<F> {
+    pub(super) enum Inner<F> {
         Waiting { #[pin] inner: F },
         /// Answered without it.
         Gone,
@@ -234,6 +249,9 @@ where
         let Some(driver) = this.driver else {
             return this.inner.poll(cx);
         };
+        if driver.is_holding() {
+            return driver.poll_holding(cx).map(|response| driver.hand_over(Ok(response)));
+        }
         let polled = match caught::poll(this.inner.as_mut(), cx) {
             Ok(Poll::Pending) => driver.poll(this.inner.as_mut(), cx),
             Ok(ready) => ready,
@@ -242,7 +260,10 @@ where
                 driver.panicked(payload)
             }
         };
-        polled.map(|result| driver.hand_over(result))
+        match polled {
+            Poll::Ready(Ok(response)) => driver.hold_back(response, cx).map(|response| driver.hand_over(Ok(response))),
+            polled => polled.map(|result| driver.hand_over(result)),
+        }
     }
 }
 
@@ -275,93 +296,5 @@ where
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.project().drive.poll(cx)
-    }
-}
-
-/// What the outermost of our services does beside its inner future.
-#[derive(Debug)]
-struct Driver {
-    /// `None` once the response was handed over.
-    shared: Option<Arc<Shared>>,
-    catches_panics: bool,
-}
-
-impl Driver {
-    /// The inner future waits. If it may not, the innermost service is let answer, so that the middleware
-    /// between sees an ordinary response; if that is not to be had at once, the answer is ours.
-    fn poll<F, E>(&self, mut inner: Pin<&mut Inner<F>>, cx: &mut Context<'_>) -> Poll<Result<Response, E>>
-    where
-        F: Future<Output = Result<Response, E>>,
-    {
-        let Some(shared) = &self.shared else { return Poll::Pending };
-        // Registered before the look, so that what changes after it wakes us.
-        shared.response_waker.register(cx.waker());
-        shared.arm();
-        shared.watch_client(cx);
-        let Some(verdict) = shared.verdict() else {
-            return Poll::Pending;
-        };
-        if verdict == Verdict::Abandoned {
-            // The client had left before the request arrived, and by now the layers have not said to ignore it.
-            shared.abandon();
-        }
-        shared.handler_waker.wake();
-        match caught::poll(inner.as_mut(), cx) {
-            Ok(Poll::Pending) => {
-                inner.set(Inner::Gone);
-                Poll::Ready(Ok(response::answer(verdict)))
-            }
-            Ok(ready) => ready,
-            Err(payload) => {
-                inner.set(Inner::Gone);
-                self.panicked(payload)
-            }
-        }
-    }
-
-    /// Under our own server a panic is a 500; elsewhere it goes on as if we were not there.
-    fn panicked<E>(&self, payload: caught::Payload) -> Poll<Result<Response, E>> {
-        if let Some(shared) = self.shared.as_ref().filter(|shared| shared.panic().is_none()) {
-            shared.panicked("a middleware", &payload);
-        }
-        if !self.catches_panics {
-            // Said before the unwinding drops us: that drop is not the client's.
-            if let Some(shared) = &self.shared {
-                shared.response_failed();
-            }
-            resume_unwind(payload);
-        }
-        caught::dispose(payload);
-        Poll::Ready(Ok((StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()))
-    }
-
-    fn hand_over<E>(&mut self, result: Result<Response, E>) -> Result<Response, E> {
-        let Some(shared) = self.shared.take() else { return result };
-        match result {
-            Ok(mut response) => {
-                response::collect(&shared, &mut response);
-                #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-                super::job::refuse_unkept(&shared, &mut response);
-                let bodiless = response::is_bodiless(&shared, response.status());
-                if bodiless {
-                    response::strip(&shared, &mut response);
-                }
-                shared.response_leaves();
-                let declared = response::declared(&response);
-                Ok(response.map(|body| Delivery::watch(body, shared, bodiless, declared)))
-            }
-            Err(error) => {
-                shared.response_failed();
-                Err(error)
-            }
-        }
-    }
-}
-
-impl Drop for Driver {
-    fn drop(&mut self) {
-        if let Some(shared) = &self.shared {
-            shared.response_lost();
-        }
     }
 }

@@ -6,7 +6,6 @@ use std::{
     collections::VecDeque,
     fmt,
     sync::{Arc, Weak, atomic::Ordering},
-    task::Waker,
     time::Duration,
 };
 
@@ -17,7 +16,7 @@ use http::{Method, Uri, Version};
 use tokio::{sync::Notify, time::Instant};
 
 use super::{
-    clock::{Clock, LIMIT_PASSED, LimitWaker},
+    clock::Clock,
     hooks::Hook,
     word::{self, Word},
 };
@@ -25,7 +24,7 @@ use crate::{
     connection::{Connection, Exchange},
     continuation::Continuation,
     event::{Event, EventKind, RequestId},
-    pool::{Captured, Pool, caught, lock, panic_message},
+    pool::{Captured, Pool, bounds::Ticket, lock},
     sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex},
 };
 
@@ -93,7 +92,13 @@ pub(super) struct Core {
     pub(super) hooks: VecDeque<Hook>,
     /// The response that was given to `finish`, until the innermost service takes it.
     pub(super) finished: Option<Box<Response>>,
-    panic: Option<Box<str>>,
+    pub(super) panic: Option<Box<str>>,
+    /// The error of the first continuation that failed.
+    pub(super) failure: Option<Box<str>>,
+    /// The places that are kept for its continuations.
+    pub(super) tickets: Vec<Ticket>,
+    /// The class of the continuation that runs or waits for its place.
+    pub(super) class: Option<&'static str>,
     /// The socket, for a continuation that waits for the client's acknowledgement.
     #[cfg(feature = "acknowledged")]
     pub(super) delivered: Option<crate::connection::Delivered>,
@@ -145,6 +150,10 @@ impl Shared {
         });
         if let Some(connection) = shared.connection() {
             connection.enter(&shared);
+        }
+        if let Some(watch) = &shared.pool().slow {
+            let weak: Weak<Self> = Arc::downgrade(&shared);
+            watch.watch(weak);
         }
         shared
     }
@@ -220,6 +229,10 @@ impl Shared {
 
     pub(crate) fn word(&self) -> Word {
         Word(self.word.load(Ordering::Acquire))
+    }
+
+    pub(super) fn weak(&self) -> Weak<Self> {
+        self.me.clone()
     }
 
     pub(super) fn arc(&self) -> Option<Arc<Self>> {
@@ -300,57 +313,6 @@ impl Shared {
     pub(super) fn wake_awaiting(&self) {
         if self.word().has(word::AWAITED) {
             self.changed.notify_waiters();
-        }
-    }
-
-    // === panics ===
-
-    pub(crate) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
-        let message = panic_message(&**payload);
-        tracing::error!(route = self.route(), message, "{what} panicked");
-        let mut core = lock(&self.core);
-        core.panic.get_or_insert(message.into());
-        drop(core);
-        self.change(None, |word| Some(word.with(word::PANICKED)));
-    }
-
-    pub(crate) fn panic(&self) -> Option<String> {
-        self.word().has(word::PANICKED).then(|| lock(&self.core).panic.clone()).flatten().map(String::from)
-    }
-
-    // === the clock ===
-
-    /// Polls something of the user's on this request's clock.
-    #[inline]
-    pub(crate) fn measure<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
-        self.measure_first(what, false, poll)
-    }
-
-    /// The same; `first` if nothing of the request was polled before.
-    #[inline]
-    pub(super) fn measure_first<T>(&self, what: &'static str, first: bool, poll: impl FnOnce() -> T) -> T {
-        if !self.clock.is_limited() {
-            return poll();
-        }
-        let was_over = self.word().status().is_timeout();
-        let (result, measured) = self.clock.measure(first, poll);
-        if let Some(over) = measured.overstayed.filter(|_| !was_over) {
-            tracing::warn!(
-                route = self.route(),
-                ?over,
-                "a poll of the {what} was stuck: it ran past the time limit without an await"
-            );
-        }
-        if measured.exhausted {
-            self.time_out(LIMIT_PASSED);
-        }
-        result
-    }
-
-    /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.
-    pub(super) fn arm(&self) {
-        if self.clock.arm(|| Waker::from(Arc::new(LimitWaker(self.me.clone())))) {
-            self.time_out(LIMIT_PASSED);
         }
     }
 

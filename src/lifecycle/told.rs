@@ -2,15 +2,17 @@
 
 #[cfg(feature = "serve")]
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{
     clock::{LIMIT_PASSED, Limited},
     shared::Shared,
-    word,
+    word::{self, Phase},
 };
 use crate::{
     connection::{Exchange, Party},
-    pool::{Description, Straggler},
+    event::EventKind,
+    pool::{Description, Straggler, lock},
     status::Sent,
 };
 
@@ -74,11 +76,36 @@ impl Party for Shared {
 }
 
 impl Straggler for Shared {
+    fn is_slow(&self, after: Duration) -> bool {
+        // A response that is on its way may be meant to last.
+        matches!(self.word().phase(), Phase::Handling | Phase::Continuing) && self.elapsed() >= after
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self.word().phase(), Phase::Ending | Phase::Ended)
+    }
+
+    fn tell_slow(&self) {
+        let Description { route, class, age, phase, .. } = self.describe();
+        tracing::warn!(route, class, ?age, phase, "a request takes long");
+        self.tell(EventKind::Slow);
+    }
+
     fn cut(&self) {
         self.time_out("the drain's deadline passed: what is left is cut");
     }
 
     fn describe(&self) -> Description {
-        Description { route: self.route(), age: self.elapsed(), phase: self.word().phase().name(), stored: self.is_job }
+        let core = lock(&self.core);
+        let queued = || core.continuations.front().and_then(|(continuation, _)| continuation.class_name());
+        let class = core.class.or_else(queued);
+        drop(core);
+        Description {
+            route: self.route(),
+            class,
+            age: self.elapsed(),
+            phase: self.word().phase().name(),
+            stored: self.is_job,
+        }
     }
 }

@@ -51,6 +51,9 @@ impl Shared {
             HandlerEnd::Dropped => EventKind::HandlerDropped,
         };
         self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
+        if self.word().has(word::HEAD) {
+            self.release_tickets();
+        }
         self.progress();
     }
 
@@ -122,6 +125,7 @@ impl Shared {
             connection.head(&self.exchange);
         }
         let changed = self.change(None, |word| Some(word.with(word::HEAD)));
+        self.release_tickets();
         #[cfg(feature = "acknowledged")]
         if changed.is_some_and(|change| change.new.has(word::WORK)) {
             self.keep_socket();
@@ -167,6 +171,7 @@ impl Shared {
     /// connection is closed.
     fn no_response(&self) {
         self.change(None, |word| Some(word.with(word::HEAD)));
+        self.release_tickets();
         self.progress();
     }
 

@@ -105,16 +105,26 @@
 //!
 //! # 9. Bounds
 //!
-//! At most 500 blocking continuations run at once; the others wait for a thread. Of the rest, any number runs.
-//! [`Epilogue::running`](crate::Epilogue::running) tells how many, so that a middleware can refuse.
+//! [`max_running`](crate::EpilogueBuilder::max_running) continuations run at once, and
+//! [`max_waiting`](crate::EpilogueBuilder::max_waiting) wait, first come, first served. Beyond that
+//! [`when_full`](crate::EpilogueBuilder::when_full) decides: new requests are refused with a 503 before their handler
+//! runs, or their responses are held back, or all of them run and are counted. A
+//! [class](crate::EpilogueBuilder::class) of continuations has a bound of its own; so have
+//! [blocking](crate::EpilogueBuilder::max_blocking) ones and what [outlives](crate::EpilogueBuilder::max_detached) its
+//! response otherwise. Without a bound any number runs, but for blocking ones, of which 500 do in a process.
 //!
-//! Kept by `pool`, as far as it goes.
+//! A bound never breaks a promise: what was returned runs. What there is no room for waits all the same, and is counted
+//! ([`Load::over`](crate::Load::over)) and logged.
+//!
+//! Kept by `pool::bounds`, `lifecycle::admission` and `lifecycle::places`.
 //!
 //! # 10. The drain
 //!
 //! `Epilogue::serve` with a graceful shutdown returns when the last connection, continuation and hook has ended,
 //! or at the [deadline](crate::EpilogueBuilder::drain_deadline). What is then left is cut with status TIMEOUT, its
-//! hooks get their time, and the report names each piece: route, age, and phase.
+//! hooks get their time, and the report names each piece: route, class, age, and phase. A second signal
+//! ([`Serve::with_signals`](crate::Serve::with_signals), [`Epilogue::cut`](crate::Epilogue::cut)) cuts at once. Each
+//! second of a drain is logged with how much is left.
 //!
 //! `axum::serve` and accept loops of your own do not wait for continuations: stop them, and then call
 //! [`Epilogue::drain`](crate::Epilogue::drain).
@@ -141,8 +151,9 @@
 //! # 13. Nothing is silent
 //!
 //! What is dropped, cut or given up is logged with its route, and told to the
-//! [event function](crate::EpilogueBuilder::on_event). [`Epilogue`](crate::Epilogue) counts what runs, what is stuck
-//! and what was lost.
+//! [event function](crate::EpilogueBuilder::on_event). [`Epilogue`](crate::Epilogue) counts what runs, what is stuck,
+//! what was refused, what panicked and what was lost. Refused requests are logged each at level debug, and at level
+//! warn once a second with their number: an overload must not be made worse by its log.
 //!
 //! Kept by `event` and `pool`.
 //!
@@ -167,6 +178,26 @@
 //!
 //! **A blocking continuation that still waits for its thread** at the limit counts as stuck. It runs when a
 //! thread is free.
+//!
+//! **A limit that passes while a continuation waits for its place** ends the wait: it is polled once, without a place,
+//! and dropped where it first waits. A blocking one counts as stuck, keeps its turn, and runs when that comes. The
+//! same holds at a drain's deadline.
+//!
+//! **Several continuations of one request** take their places one after the other. The first has what was
+//! reserved; the others may come to wait beyond the bound.
+//!
+//! **A class and the common bound.** A continuation passes the gate of its class first, and takes nothing of the
+//! common one before it has passed. Then it comes before new requests. Blocking ones pass their class, and their
+//! threads instead of the common bound. Attempts at durable jobs have a bound of their own, and pass none of these.
+//!
+//! **A held response** whose client leaves, or whose limit passes, is held no longer: the one has aborted, the other is
+//! answered with a 503. The continuation runs, as it was returned. Responses given to
+//! [`finish`](crate::Lifecycle::finish) are held for the continuations that come with them.
+//!
+//! **A refused request** has passed no middleware of the router, so its 503 has no headers of theirs; one that a
+//! [`ReserveLayer`](crate::ReserveLayer) refuses has those of the middleware outside of it. Its upload is not read.
+//!
+//! **The failure handler** and the hooks of a request need no place, and hold none up.
 //!
 //! **The patience** is for readers, not for producers: it begins when the server takes a frame of the body, and is
 //! never over while the server waits for the next one. A reader who takes a long body at a steady pace is slow as

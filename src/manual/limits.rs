@@ -6,6 +6,10 @@
 //! | [`patience`](crate::EpilogueBuilder::patience) | 30 s | how long a continuation waits for a slow reader |
 //! | [`hook_limit`](crate::EpilogueBuilder::hook_limit) | 5 s | each hook |
 //! | [`drain_deadline`](crate::EpilogueBuilder::drain_deadline) | 30 s | how long a stopping server waits before it cuts |
+//! | [`max_running`](crate::EpilogueBuilder::max_running), [`Bound`](crate::Bound) of a class | none | continuations that run at once |
+//! | [`max_waiting`](crate::EpilogueBuilder::max_waiting) | 1,024 | those that wait for a place |
+//! | [`max_blocking`](crate::EpilogueBuilder::max_blocking) | 500 in a process | threads of blocking continuations |
+//! | [`max_detached`](crate::EpilogueBuilder::max_detached) | none | handlers and bodies that outlive their response |
 //! | [`EarlyCloseLayer::buffer_limit`](crate::EarlyCloseLayer::buffer_limit) | 1 MiB | what is held in memory to measure, compress or change a body |
 //! | [`EarlyCloseLayer::patience`](crate::EarlyCloseLayer::patience) | 1 s | how long a head waits to have its body measured |
 //! | [`Tracking::write_stall`](crate::Tracking::write_stall) | 60 s | a connection whose client takes no byte |
@@ -104,6 +108,36 @@
 //!
 //! `None` waits for as long as it takes. Threads of blocking continuations that are stuck are not waited for,
 //! and an upgraded connection is not either.
+//!
+//! # How many continuations
+//!
+//! Nothing bounds them by default, and under a load that lasts what is not bounded grows until memory ends. A bound has
+//! two parts. **How many run** is what the slowest thing behind them bears: the connections of a database pool, the
+//! requests that a mail server takes at once. **How many wait** is how long the last in the queue may wait: with 100 that
+//! run for 100 ms each, a thousand are done in a second, so 1,000 that wait add a second, which has to fit the time limit
+//! with room to spare. A queue that is longer than its work can wait only makes promises that the limit breaks.
+//!
+//! ```
+//! use std::time::Duration;
+//! use tower_epilogue::{Bound, Epilogue, WhenFull};
+//!
+//! let epilogue = Epilogue::builder()
+//!     .max_running(100)
+//!     .max_waiting(1_000)
+//!     .retry_after(Duration::from_secs(2))
+//!     .admit_always(|request| request.uri.path() == "/health")
+//!     // The mail server takes four at a time, and is often slow: nobody else waits for it.
+//!     .class("mail", Bound::new(4).max_waiting(500).when_full(WhenFull::Hold(Duration::from_secs(5))))
+//!     .max_blocking(16)
+//!     .max_detached(1_000)
+//!     .build();
+//! # let _ = epilogue;
+//! ```
+//!
+//! [`Refuse`](crate::WhenFull::Refuse) is for servers with many clients: it costs the least, and says so early, to a
+//! client or a balancer that can come again. [`Hold`](crate::WhenFull::Hold) is for few clients of your own that
+//! send one request after the other: it slows them down to what can be done.
+//! [`Run`](crate::WhenFull::Run) is for finding out what the bound should be, with [`Load`](crate::Load).
 //!
 //! # Early close: buffer and patience
 //!

@@ -3,19 +3,20 @@
 //! tokio's own blocking pool will not do: a runtime that is dropped waits without end for what runs there.
 
 use std::{
+    collections::VecDeque,
     future::Future,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll},
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::oneshot};
 use tracing::Span;
 
-use super::{Pool, caught};
+use super::{Pool, caught, lock};
 
 const RUNNING: u8 = 0;
 const ENDED: u8 = 1;
@@ -27,7 +28,7 @@ const GIVEN_UP: u8 = 2;
 /// is counted and named until it ends.
 #[derive(Debug)]
 pub(crate) struct Blocking {
-    task: Option<blocking::Task<Result<(), caught::Payload>>>,
+    outcome: oneshot::Receiver<Result<(), caught::Payload>>,
     state: Arc<AtomicU8>,
     pool: Arc<Pool>,
 }
@@ -37,7 +38,8 @@ impl Blocking {
         let state = Arc::new(AtomicU8::new(RUNNING));
         let runtime = Handle::try_current().ok();
         let (their_state, their_pool) = (state.clone(), pool.clone());
-        let task = blocking::unblock(move || {
+        let (tell, outcome) = oneshot::channel();
+        pool.threads.run(Box::new(move || {
             let _runtime = runtime.as_ref().map(Handle::enter);
             let _span = span.enter();
             let result = caught::call(work);
@@ -46,9 +48,12 @@ impl Blocking {
                 their_pool.stuck_ended();
                 tracing::warn!(route, "a blocking continuation that was given up has ended");
             }
-            result
-        });
-        Self { task: Some(task), state, pool }
+            if let Err(Err(payload)) = tell.send(result) {
+                // Nobody waits for it any more.
+                caught::dispose(payload);
+            }
+        }));
+        Self { outcome, state, pool }
     }
 
     /// Stops waiting. The thread counts as stuck until it ends. False if it has ended already.
@@ -67,18 +72,58 @@ impl Future for Blocking {
     type Output = Result<(), caught::Payload>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.task {
-            Some(task) => Pin::new(task).poll(cx),
-            None => Poll::Ready(Ok(())),
-        }
+        // The thread sends before it lets go of its end, panic or not.
+        Pin::new(&mut self.outcome).poll(cx).map(|outcome| outcome.unwrap_or(Ok(())))
     }
 }
 
-impl Drop for Blocking {
-    fn drop(&mut self) {
-        if let Some(task) = self.task.take() {
+type Job = Box<dyn FnOnce() + Send>;
+
+/// How many threads of blocking continuations one pool has, and what waits for them.
+#[derive(Default)]
+pub(crate) struct Threads {
+    /// `None`: as many as the process allows.
+    pub(crate) most: Option<usize>,
+    queue: Arc<Mutex<Queue>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    running: usize,
+    waiting: VecDeque<Job>,
+}
+
+impl Threads {
+    /// Runs `job`, which does not panic, on a thread of its own, or when one of them is free; first come, first served.
+    fn run(&self, job: Job) {
+        let Some(most) = self.most else {
             // A dropped task that has not started yet would never start.
-            task.detach();
+            return blocking::unblock(job).detach();
+        };
+        let mut queue = lock(&self.queue);
+        if queue.running >= most.max(1) {
+            queue.waiting.push_back(job);
+            return;
         }
+        queue.running += 1;
+        drop(queue);
+        let queue = self.queue.clone();
+        blocking::unblock(move || {
+            let mut next = Some(job);
+            while let Some(job) = next {
+                job();
+                let mut queue = lock(&queue);
+                next = queue.waiting.pop_front();
+                if next.is_none() {
+                    queue.running -= 1;
+                }
+            }
+        })
+        .detach();
+    }
+
+    /// What waits for a thread.
+    pub(crate) fn waiting(&self) -> usize {
+        lock(&self.queue).waiting.len()
     }
 }

@@ -16,15 +16,21 @@ use slab::Slab;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
+pub use self::failure::Failure;
 pub(crate) use self::{
     carry::{Captured, Carry, CarryKey},
+    failure::FailureHandler,
     feed::Feed,
+    slow::SlowWatch,
 };
 
 pub(crate) mod blocking;
+pub(crate) mod bounds;
 pub(crate) mod carry;
 pub(crate) mod caught;
+mod failure;
 mod feed;
+mod slow;
 
 /// What can be told of, and done to, something that a drain still waits for.
 pub(crate) trait Straggler: Send + Sync {
@@ -32,12 +38,20 @@ pub(crate) trait Straggler: Send + Sync {
     fn cut(&self);
     /// What it is, for the drain's report.
     fn describe(&self) -> Description;
+    /// Whether its work has taken so long and goes on.
+    fn is_slow(&self, after: Duration) -> bool;
+    /// Whether there is nothing to watch any more.
+    fn is_over(&self) -> bool;
+    /// Names it.
+    fn tell_slow(&self);
 }
 
 /// A straggler in words.
 #[derive(Clone, Debug)]
 pub(crate) struct Description {
     pub(crate) route: String,
+    /// The class of the continuation that runs or waits.
+    pub(crate) class: Option<&'static str>,
     pub(crate) age: Duration,
     pub(crate) phase: &'static str,
     /// It is a durable job: cut, it is run again.
@@ -65,6 +79,8 @@ pub(crate) struct Settings {
     pub(crate) hook_limit: Duration,
     /// How long a drain waits before it cuts; `None` is for ever.
     pub(crate) drain_deadline: Option<Duration>,
+    /// The poll that is told of, since it held its thread up so long.
+    pub(crate) slow_poll: Option<Duration>,
 }
 
 impl Default for Settings {
@@ -73,6 +89,7 @@ impl Default for Settings {
             patience: Duration::from_secs(30),
             hook_limit: Duration::from_secs(5),
             drain_deadline: Some(Duration::from_secs(30)),
+            slow_poll: None,
         }
     }
 }
@@ -82,6 +99,14 @@ pub(crate) struct Pool {
     pub(crate) settings: Settings,
     pub(crate) feed: Option<Feed>,
     pub(crate) carries: Vec<Box<dyn Carry>>,
+    /// `None` where nothing is bounded: then nothing is counted either.
+    pub(crate) bounds: Option<Box<bounds::Bounds>>,
+    pub(crate) threads: blocking::Threads,
+    pub(crate) failures: Option<FailureHandler>,
+    pub(crate) slow: Option<SlowWatch>,
+    /// Has the drains that are under way cut at once.
+    pub(crate) cut: tokio::sync::Notify,
+    panics: AtomicUsize,
     companions: Mutex<Vec<Arc<dyn Companion>>>,
     tracker: TaskTracker,
     live: Mutex<Slab<Weak<dyn Straggler>>>,
@@ -89,6 +114,8 @@ pub(crate) struct Pool {
     stuck: AtomicUsize,
     /// Continuations that could not be run, because no runtime was left to run them.
     lost: AtomicUsize,
+    /// Handlers and bodies that outlived their response.
+    detached: Arc<AtomicUsize>,
 }
 
 impl fmt::Debug for Pool {
@@ -110,6 +137,16 @@ pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(epilogue_model)]
 pub(crate) fn lock<L: crate::sync::Lock + ?Sized>(mutex: &L) -> L::Guard<'_> {
     mutex.guard()
+}
+
+/// One handler or body that outlives its response; counted while it lives.
+#[derive(Debug)]
+pub(crate) struct Detached(Arc<AtomicUsize>);
+
+impl Drop for Detached {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Takes a place in the pool's list of stragglers; gives it back when dropped.
@@ -197,6 +234,15 @@ impl Pool {
         self.stuck.fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Something of the user's panicked.
+    pub(crate) fn count_panic(&self) {
+        self.panics.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn panics(&self) -> usize {
+        self.panics.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn stuck(&self) -> usize {
         self.stuck.load(Ordering::Relaxed)
     }
@@ -205,6 +251,16 @@ impl Pool {
     pub(crate) fn report_lost(&self, route: &str, why: &'static str) {
         self.lost.fetch_add(1, Ordering::Relaxed);
         tracing::error!(route, why, "a continuation was lost");
+    }
+
+    /// Counts a handler or a body that goes on without its response, as long as the value lives.
+    pub(crate) fn detach(&self) -> Detached {
+        self.detached.fetch_add(1, Ordering::Relaxed);
+        Detached(self.detached.clone())
+    }
+
+    pub(crate) fn detached(&self) -> usize {
+        self.detached.load(Ordering::Relaxed)
     }
 
     pub(crate) fn lost(&self) -> usize {

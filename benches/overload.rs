@@ -1,0 +1,130 @@
+//! Ten thousand requests a second where a thousand can be done.
+//!
+//! `cargo bench --bench overload`. Each request that is accepted has a continuation of 100 ms, and 100 run at once.
+//! Printed are the requests a second that came and were answered, how long a refusal took, counted from the moment at
+//! which its request was sent, and the memory of the process (client and server in one, Linux) after each second: it is
+//! to stay flat. The counts of both sides are to agree. `SECONDS` and `RATE` in the environment change the load.
+#![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout)]
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{Router, routing::get};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval_at, sleep},
+};
+use tower_epilogue::{Continuation, Epilogue};
+
+const CLIENTS: u32 = 100;
+const WORK: Duration = Duration::from_millis(100);
+
+#[derive(Default)]
+struct Seen {
+    accepted: u64,
+    refusals: Vec<Duration>,
+}
+
+async fn client(address: SocketAddr, offset: Duration, every: Duration, ends: Instant) -> Seen {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    let (mut seen, mut buffer) = (Seen::default(), Vec::with_capacity(1024));
+    let mut ticks = interval_at(Instant::now() + offset, every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    while Instant::now() < ends {
+        ticks.tick().await;
+        let sent = Instant::now();
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: bench\r\n\r\n").await.unwrap();
+        buffer.clear();
+        // Both answers end in these words.
+        while !buffer.ends_with(b"accepted") && !buffer.ends_with(b"later.\n") {
+            assert!(stream.read_buf(&mut buffer).await.unwrap() > 0, "closed");
+        }
+        match &buffer[9..12] {
+            b"200" => seen.accepted += 1,
+            b"503" => seen.refusals.push(sent.elapsed()),
+            other => panic!("{other:?}"),
+        }
+    }
+    seen
+}
+
+/// In KiB; 0 where it cannot be told.
+fn memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+fn setting(name: &str, default: u32) -> u32 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
+}
+
+#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
+async fn main() {
+    let (seconds, rate) = (setting("SECONDS", 5), setting("RATE", 10_000));
+    let ran = Arc::new(AtomicU64::new(0));
+    let runs = ran.clone();
+    let handler = async move || {
+        let runs = runs.clone();
+        let work = Continuation::new(async move {
+            sleep(WORK).await;
+            runs.fetch_add(1, Ordering::Relaxed);
+        });
+        (work, "accepted")
+    };
+    let epilogue = Epilogue::builder().max_running(100).max_waiting(100).build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = epilogue.serve(listener, Router::new().route("/", get(handler)));
+    let serving = tokio::spawn(
+        serving
+            .with_graceful_shutdown(async {
+                let _ = stopped.await;
+            })
+            .into_future(),
+    );
+    let began = Instant::now();
+    let ends = began + Duration::from_secs(seconds.into());
+    let every = Duration::from_secs(CLIENTS.into()) / rate;
+    let clients: JoinSet<_> = (0..CLIENTS).map(|index| client(address, every * index / CLIENTS, every, ends)).collect();
+    println!("offered: {rate} requests a second for {seconds} s; a thousand a second can be done");
+    for second in 1..=seconds {
+        sleep(Duration::from_secs(1)).await;
+        println!("  after {second} s: {} KiB, {:?}", memory(), epilogue.load().unwrap());
+    }
+    let all = clients.join_all().await;
+    let took = began.elapsed();
+    stop.send(()).unwrap();
+    let report = serving.await.unwrap().unwrap();
+    let accepted: u64 = all.iter().map(|seen| seen.accepted).sum();
+    let mut refusals: Vec<_> = all.into_iter().flat_map(|seen| seen.refusals).collect();
+    refusals.sort_unstable();
+    let refused = refusals.len() as u64;
+    println!(
+        "answered: {:.0} a second; {accepted} accepted, {refused} refused",
+        (accepted + refused) as f64 / took.as_secs_f64()
+    );
+    for share in [50, 90, 99] {
+        if let Some(time) = refusals.get(refusals.len() * share / 100) {
+            println!("  {share} of 100 refusals within {time:?}");
+        }
+    }
+    println!("  the slowest after {:?}", refusals.last());
+    println!("{report}; memory {} KiB", memory());
+    let load = epilogue.load().unwrap();
+    assert_eq!(
+        (accepted, refused),
+        (ran.load(Ordering::Relaxed), load.refused),
+        "the counts agree, and nothing is lost"
+    );
+}

@@ -1,0 +1,77 @@
+//! The signals that stop a server.
+
+use std::{future::pending, sync::Arc};
+
+use tokio::sync::Mutex;
+
+#[cfg(feature = "serve")]
+use super::{Serve, WithGracefulShutdown};
+
+/// Resolves when the process is asked to stop: by Ctrl-C (SIGINT), or on Unix by SIGTERM, as service managers and
+/// containers do.
+///
+/// From its first poll on, neither ends the process by itself any more, for as long as that lives. A server that is
+/// drained with it cannot be stopped by a second signal; [`Serve::with_signals`](crate::Serve::with_signals) can.
+///
+/// # Cancel safety
+///
+/// Dropped, a signal that came meanwhile is lost.
+pub async fn shutdown_signal() {
+    Signals::new().next().await;
+}
+
+/// Both signals. One that comes between two calls of `next` is not lost.
+struct Signals {
+    #[cfg(unix)]
+    streams: Option<[tokio::signal::unix::Signal; 2]>,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        let stream = |kind| signal(kind).map_err(|error| tracing::error!(%error, "a signal cannot be listened to"));
+        let streams = stream(SignalKind::interrupt()).ok().zip(stream(SignalKind::terminate()).ok());
+        Self { streams: streams.map(<[_; 2]>::from) }
+    }
+
+    async fn next(&mut self) {
+        match &mut self.streams {
+            Some([interrupt, terminate]) => tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            },
+            None => pending().await,
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> Self {
+        Self {}
+    }
+
+    #[expect(clippy::unused_self, reason = "as on Unix")]
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            pending().await
+        }
+    }
+}
+
+#[cfg(feature = "serve")]
+impl<L: axum::serve::Listener, S> Serve<L, S> {
+    /// Drains at the first Ctrl-C or SIGTERM, as [`with_graceful_shutdown`](Self::with_graceful_shutdown) does, and at
+    /// the second cuts what is left at once.
+    ///
+    /// From its first poll on, neither signal ends the process by itself any more.
+    pub fn with_signals(self) -> WithGracefulShutdown<L, S, impl Future<Output = ()> + Send + 'static> {
+        let first = Arc::new(Mutex::new(None));
+        let second = first.clone();
+        let drains = async move { first.lock().await.get_or_insert_with(Signals::new).next().await };
+        let cuts = async move { second.lock().await.get_or_insert_with(Signals::new).next().await };
+        self.with_graceful_shutdown(drains).cut_on(cuts)
+    }
+}

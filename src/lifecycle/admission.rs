@@ -1,0 +1,198 @@
+//! Whether there is room for a request, and for the continuations that it brings (contract rule 9).
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use axum_core::{body::Body, response::Response};
+use http::{HeaderValue, Request, StatusCode, header};
+
+use super::{shared::Shared, word};
+use crate::{
+    continuation::Continuation,
+    event::EventKind,
+    pool::{
+        bounds::{Bounds, Gate, Ticket, Turn, WhenFull},
+        caught, lock,
+    },
+};
+
+/// Tickets on their way.
+pub(super) type Reserving = Pin<Box<dyn Future<Output = Vec<Ticket>> + Send>>;
+
+impl Shared {
+    fn bounds(&self) -> Option<&Bounds> {
+        self.pool().bounds.as_deref()
+    }
+
+    /// Keeps a place for this request, or gives the answer that it gets in place of its handler's.
+    pub(crate) fn admit<B>(&self, request: &mut Request<B>) -> Option<Response> {
+        let bounds = self.bounds()?;
+        let pool = self.pool();
+        let refusing = |gate: &&Arc<Gate>| gate.when_full() == WhenFull::Refuse;
+        let too_many_detached = bounds.max_detached.is_some_and(|most| pool.detached() >= most);
+        let too_many_blocking = bounds.max_blocking_waiting.is_some_and(|most| pool.threads.waiting() >= most);
+        if too_many_detached || too_many_blocking {
+            if is_exempt(bounds, request) {
+                return None;
+            }
+            let why = match too_many_detached {
+                true => "as many handlers and bodies outlived their response as may",
+                false => "as many blocking continuations wait as may",
+            };
+            bounds.refusals.tell(&self.route(), why);
+            bounds.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            return Some(self.refuse());
+        }
+        let gate = bounds.all.as_ref().filter(refusing)?;
+        match gate.reserve() {
+            Some(ticket) => self.keep_ticket(ticket),
+            None if is_exempt(bounds, request) => {}
+            None => {
+                gate.refuse(&self.route());
+                return Some(self.refuse());
+            }
+        }
+        None
+    }
+
+    /// The same for a class, as a layer asks.
+    pub(crate) fn admit_class(&self, class: &str) -> Option<Response> {
+        let gate = self.bounds()?.class(class)?;
+        if gate.when_full() != WhenFull::Refuse {
+            return None;
+        }
+        match gate.reserve() {
+            Some(ticket) => {
+                self.keep_ticket(ticket);
+                None
+            }
+            None => {
+                gate.refuse(&self.route());
+                Some(self.refuse())
+            }
+        }
+    }
+
+    fn refuse(&self) -> Response {
+        self.tell(EventKind::Refused);
+        let seconds = self.bounds().map_or(1, Bounds::retry_after);
+        let mut response = Response::new(Body::from("The server is busy. Try again later.\n"));
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        let headers = response.headers_mut();
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        response
+    }
+
+    fn keep_ticket(&self, ticket: Ticket) {
+        lock(&self.core).tickets.push(ticket);
+    }
+
+    pub(super) fn keep_tickets(&self, tickets: Vec<Ticket>) {
+        lock(&self.core).tickets.extend(tickets);
+    }
+
+    /// The ticket for the first gate of a continuation that is about to wait for its place, and those for the others; where
+    /// none was kept for the first, there may be no room.
+    pub(super) fn tickets(&self, class: Option<&str>, blocking: bool) -> Vec<Turn> {
+        let Some(bounds) = self.bounds() else { return Vec::new() };
+        let gates: Vec<_> = bounds.gates(class, blocking).collect();
+        let mut core = lock(&self.core);
+        let kept: Vec<_> = gates
+            .iter()
+            .map(|gate| {
+                let index = core.tickets.iter().position(|ticket| Arc::ptr_eq(&ticket.gate, gate))?;
+                Some(core.tickets.swap_remove(index))
+            })
+            .collect();
+        // What follows may log, which is not to be done under a lock (contract rule 11).
+        drop(core);
+        let turns = gates.into_iter().zip(kept).enumerate();
+        turns
+            .map(|(place, (gate, kept))| match kept {
+                Some(ticket) => Turn::Kept(ticket),
+                None if place == 0 => Turn::Kept(gate.insist()),
+                None => Turn::Queue(gate.clone()),
+            })
+            .collect()
+    }
+
+    /// The handler is over: places that none of its continuations will take are given back.
+    pub(super) fn release_tickets(&self) {
+        let Some(bounds) = self.bounds() else { return };
+        if self.word().has(word::HANDLER) {
+            return;
+        }
+        let mut core = lock(&self.core);
+        let needs = |continuation: &Continuation, gate: &Arc<Gate>| {
+            bounds.gates(continuation.class_name(), continuation.is_blocking()).any(|needed| Arc::ptr_eq(needed, gate))
+        };
+        let tickets = std::mem::take(&mut core.tickets);
+        let (kept, unused): (Vec<_>, Vec<_>) = tickets
+            .into_iter()
+            .partition(|ticket| core.continuations.iter().any(|(continuation, _)| needs(continuation, &ticket.gate)));
+        core.tickets = kept;
+        drop(core);
+        // Outside of the lock: this wakes those that wait for them.
+        drop(unused);
+    }
+
+    /// No continuation can come any more.
+    pub(super) fn drop_tickets(&self) {
+        if self.bounds().is_some() {
+            let tickets = std::mem::take(&mut lock(&self.core).tickets);
+            drop(tickets);
+        }
+    }
+
+    /// What a response has to wait for, where bounds hold responses back.
+    pub(super) fn reserving(&self) -> Option<Reserving> {
+        let bounds = self.bounds()?;
+        let core = lock(&self.core);
+        let mut kept: Vec<_> = core.tickets.iter().map(|ticket| Arc::as_ptr(&ticket.gate)).collect();
+        let mut missing = Vec::new();
+        for (continuation, _) in &core.continuations {
+            for gate in bounds.gates(continuation.class_name(), continuation.is_blocking()) {
+                let WhenFull::Hold(limit) = gate.when_full() else { continue };
+                match kept.iter().position(|other| *other == Arc::as_ptr(gate)) {
+                    Some(index) => drop(kept.swap_remove(index)),
+                    None => missing.push((gate.clone(), limit)),
+                }
+            }
+        }
+        if missing.is_empty() {
+            return None;
+        }
+        Some(Box::pin(async move {
+            let mut tickets = Vec::with_capacity(missing.len());
+            for (gate, limit) in missing {
+                tickets.push(gate.reserve_within(limit).await);
+            }
+            tickets
+        }))
+    }
+}
+
+/// Asked only when the request would be refused.
+fn is_exempt<B>(bounds: &Bounds, request: &mut Request<B>) -> bool {
+    let Some(exempt) = &bounds.exempt else { return false };
+    // The parts are lent, not copied: what is in the extensions may not be clonable.
+    let (mut parts, ()) = Request::new(()).into_parts();
+    let swap = |parts: &mut http::request::Parts, request: &mut Request<B>| {
+        std::mem::swap(&mut parts.method, request.method_mut());
+        std::mem::swap(&mut parts.uri, request.uri_mut());
+        std::mem::swap(&mut parts.version, request.version_mut());
+        std::mem::swap(&mut parts.headers, request.headers_mut());
+        std::mem::swap(&mut parts.extensions, request.extensions_mut());
+    };
+    swap(&mut parts, request);
+    let answer = caught::call(|| exempt(&parts));
+    swap(&mut parts, request);
+    match answer {
+        Ok(exempt) => exempt,
+        Err(payload) => {
+            tracing::error!(message = crate::pool::panic_message(&*payload), "`admit_always` panicked");
+            caught::dispose(payload);
+            false
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Polls of what is the user's: measured, timed, and caught.
+
+use std::{cell::Cell, sync::Arc, task::Waker, time::Instant};
+
+use super::{
+    clock::{LIMIT_PASSED, LimitWaker},
+    shared::Shared,
+    word,
+};
+use crate::pool::{caught, lock, panic_message};
+
+thread_local! {
+    /// A poll is being timed on this thread.
+    static TIMED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The time of a poll; over also when that panics.
+struct Timing {
+    began: Instant,
+}
+
+impl Timing {
+    fn begin() -> Option<Self> {
+        (!TIMED.replace(true)).then(|| Self { began: Instant::now() })
+    }
+}
+
+impl Drop for Timing {
+    fn drop(&mut self) {
+        TIMED.set(false);
+    }
+}
+
+impl Shared {
+    // === panics ===
+
+    pub(crate) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
+        let message = panic_message(&**payload);
+        tracing::error!(route = self.route(), message, "{what} panicked");
+        self.pool().count_panic();
+        let mut core = lock(&self.core);
+        core.panic.get_or_insert(message.into());
+        drop(core);
+        self.change(None, |word| Some(word.with(word::PANICKED)));
+    }
+
+    pub(crate) fn panic(&self) -> Option<String> {
+        self.word().has(word::PANICKED).then(|| lock(&self.core).panic.clone()).flatten().map(String::from)
+    }
+
+    pub(crate) fn failure(&self) -> Option<String> {
+        lock(&self.core).failure.clone().map(String::from)
+    }
+
+    // === the clock ===
+
+    /// Polls something of the user's on this request's clock.
+    #[inline]
+    pub(crate) fn measure<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
+        self.measure_first(what, false, poll)
+    }
+
+    /// The same; `first` if nothing of the request was polled before.
+    #[inline]
+    pub(super) fn measure_first<T>(&self, what: &'static str, first: bool, poll: impl FnOnce() -> T) -> T {
+        if self.pool().settings.slow_poll.is_some() {
+            return self.timed(what, || self.measure_limited(what, first, poll));
+        }
+        self.measure_limited(what, first, poll)
+    }
+
+    /// Names a poll that held up its thread.
+    pub(super) fn timed<T>(&self, what: &'static str, poll: impl FnOnce() -> T) -> T {
+        let Some(most) = self.pool().settings.slow_poll else { return poll() };
+        // Polls nest, as services do; the outermost speaks for all.
+        let Some(timing) = Timing::begin() else { return poll() };
+        let result = poll();
+        let took = timing.began.elapsed();
+        if took >= most {
+            tracing::warn!(route = self.route(), ?took, "a poll of the {what} held up its thread");
+        }
+        result
+    }
+
+    #[inline]
+    fn measure_limited<T>(&self, what: &'static str, first: bool, poll: impl FnOnce() -> T) -> T {
+        if !self.clock.is_limited() {
+            return poll();
+        }
+        let was_over = self.word().status().is_timeout();
+        let (result, measured) = self.clock.measure(first, poll);
+        if let Some(over) = measured.overstayed.filter(|_| !was_over) {
+            tracing::warn!(
+                route = self.route(),
+                ?over,
+                "a poll of the {what} was stuck: it ran past the time limit without an await"
+            );
+        }
+        if measured.exhausted {
+            self.time_out(LIMIT_PASSED);
+        }
+        result
+    }
+
+    /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.
+    pub(super) fn arm(&self) {
+        if self.clock.arm(|| Waker::from(Arc::new(LimitWaker(self.weak())))) {
+            self.time_out(LIMIT_PASSED);
+        }
+    }
+}

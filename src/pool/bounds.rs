@@ -1,0 +1,379 @@
+//! How much may run and wait at once (contract rule 9): the settings, and the gates that keep them.
+
+use std::{
+    fmt,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use http::request::Parts;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What becomes of new work when as much runs and waits as may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum WhenFull {
+    /// New requests are answered with a 503 and a `Retry-After` (RFC 9110, section 10.2.3), before their handler runs.
+    #[default]
+    Refuse,
+    /// The handler runs, and its response is held back until there is a place for its continuation; so long at most.
+    /// Then it leaves all the same, and its continuation waits beyond the bound, which is counted and logged.
+    Hold(Duration),
+    /// Nothing is held up: what runs beyond the bound is counted and logged.
+    Run,
+}
+
+/// How many continuations of a class run and wait at once; see [`EpilogueBuilder::class`](crate::EpilogueBuilder::class).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    pub(crate) max_running: usize,
+    pub(crate) max_waiting: usize,
+    pub(crate) when_full: WhenFull,
+}
+
+/// How many may wait where nothing is said.
+const DEFAULT_WAITING: usize = 1024;
+
+impl Bound {
+    /// So many run at once, and at least one; 1,024 wait; beyond that, [`WhenFull::Refuse`].
+    #[must_use]
+    pub const fn new(max_running: usize) -> Self {
+        Self { max_running, max_waiting: DEFAULT_WAITING, when_full: WhenFull::Refuse }
+    }
+
+    /// So many wait for those that run. Zero has none wait.
+    #[must_use]
+    pub const fn max_waiting(mut self, waiting: usize) -> Self {
+        self.max_waiting = waiting;
+        self
+    }
+
+    /// What happens beyond that.
+    #[must_use]
+    pub const fn when_full(mut self, policy: WhenFull) -> Self {
+        self.when_full = policy;
+        self
+    }
+}
+
+/// What a bound holds at this moment, and what it has turned away so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Load {
+    /// The continuations that run.
+    pub running: usize,
+    /// Those that wait for a place.
+    pub waiting: usize,
+    /// The places that are kept for requests whose handler has not answered.
+    pub reserved: usize,
+    /// The requests that were refused.
+    pub refused: u64,
+    /// The continuations that there was no room for, and that were taken in all the same.
+    pub over: u64,
+}
+
+/// One bound: that of an `Epilogue`, or of a class.
+pub(crate) struct Gate {
+    pub(crate) class: Option<&'static str>,
+    bound: Bound,
+    /// What may run. Fair: who waits longest comes first.
+    places: Arc<Semaphore>,
+    /// What may run, wait, or be reserved.
+    room: Arc<Semaphore>,
+    tickets: AtomicUsize,
+    running: AtomicUsize,
+    waiting: AtomicUsize,
+    refused: AtomicU64,
+    over: AtomicU64,
+    refusals: Throttle,
+    overflows: Throttle,
+}
+
+/// The right to a place: reserved, waiting, or in use. Given back when dropped.
+pub(crate) struct Ticket {
+    pub(crate) gate: Arc<Gate>,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("class", &self.gate.class).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.gate.tickets.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One step of a continuation's way to its places.
+pub(crate) enum Turn {
+    /// There is a ticket for this gate.
+    Kept(Ticket),
+    /// It queues for room, in the place that it has reached.
+    Queue(Arc<Gate>),
+}
+
+/// Waits until it may run. At each gate, those that came first run first.
+///
+/// While it waits at one gate it keeps nothing of the next, so that one class takes no room from the others.
+pub(crate) async fn enter(turns: Vec<Turn>) -> Vec<Place> {
+    let mut places = Vec::with_capacity(turns.len());
+    let mut turns = turns.into_iter();
+    while let Some(turn) = turns.next() {
+        let ticket = match turn {
+            Turn::Kept(ticket) => ticket,
+            Turn::Queue(gate) => gate.reserve_in_turn().await,
+        };
+        let place = match ticket.gate.try_enter() {
+            Some(place) => place,
+            None => {
+                turns = turns.map(Turn::without_ticket).collect::<Vec<_>>().into_iter();
+                ticket.gate.enter().await
+            }
+        };
+        places.push(Place { ticket, _place: place });
+    }
+    places
+}
+
+impl Turn {
+    fn without_ticket(self) -> Self {
+        match self {
+            Self::Kept(ticket) => Self::Queue(ticket.gate.clone()),
+            queue @ Self::Queue(_) => queue,
+        }
+    }
+}
+
+/// One that runs.
+pub(crate) struct Place {
+    ticket: Ticket,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.ticket.gate.running.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts those that wait, also when they give up.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Gate {
+    pub(crate) fn new(class: Option<&'static str>, bound: Bound) -> Arc<Self> {
+        let running = bound.max_running.clamp(1, Semaphore::MAX_PERMITS);
+        let room = running.saturating_add(bound.max_waiting).min(Semaphore::MAX_PERMITS);
+        Arc::new(Self {
+            class,
+            bound: Bound { max_running: running, ..bound },
+            places: Arc::new(Semaphore::new(running)),
+            room: Arc::new(Semaphore::new(room)),
+            tickets: AtomicUsize::new(0),
+            running: AtomicUsize::new(0),
+            waiting: AtomicUsize::new(0),
+            refused: AtomicU64::new(0),
+            over: AtomicU64::new(0),
+            refusals: Throttle::default(),
+            overflows: Throttle::default(),
+        })
+    }
+
+    pub(crate) fn when_full(&self) -> WhenFull {
+        self.bound.when_full
+    }
+
+    fn ticket(self: &Arc<Self>, room: Option<OwnedSemaphorePermit>) -> Ticket {
+        self.tickets.fetch_add(1, Ordering::Relaxed);
+        Ticket { gate: self.clone(), _room: room }
+    }
+
+    /// A place is kept, if there is room.
+    pub(crate) fn reserve(self: &Arc<Self>) -> Option<Ticket> {
+        self.room.clone().try_acquire_owned().ok().map(|room| self.ticket(Some(room)))
+    }
+
+    /// A place is kept as soon as there is room, and at the latest, room or not, so long from now.
+    pub(crate) async fn reserve_within(self: Arc<Self>, limit: Duration) -> Ticket {
+        let room = tokio::time::timeout(limit, self.room.clone().acquire_owned()).await;
+        match room {
+            Ok(Ok(room)) => self.ticket(Some(room)),
+            // The semaphore is never closed.
+            Ok(Err(_)) | Err(_) => self.overflow(),
+        }
+    }
+
+    /// There may be no room, and what was promised is kept all the same (contract rules 1 and 13).
+    pub(crate) fn insist(self: &Arc<Self>) -> Ticket {
+        match self.bound.when_full {
+            WhenFull::Run => self.ticket(None),
+            WhenFull::Refuse | WhenFull::Hold(_) => self.reserve().unwrap_or_else(|| self.overflow()),
+        }
+    }
+
+    fn overflow(self: &Arc<Self>) -> Ticket {
+        self.count_overflow("more continuations wait than may");
+        self.ticket(None)
+    }
+
+    fn count_overflow(&self, what: &'static str) {
+        self.over.fetch_add(1, Ordering::Relaxed);
+        if let Some(count) = self.overflows.hit() {
+            tracing::warn!(class = self.class, count, "{what}");
+        }
+    }
+
+    /// A place, if one is free and nobody waits for it; the inner `None` where places are only counted.
+    fn try_enter(&self) -> Option<Option<OwnedSemaphorePermit>> {
+        if self.bound.when_full == WhenFull::Run {
+            let running = self.running.fetch_add(1, Ordering::Relaxed);
+            if running >= self.bound.max_running {
+                self.count_overflow("more continuations run than were reckoned with");
+            }
+            return Some(None);
+        }
+        let place = self.places.clone().try_acquire_owned().ok()?;
+        self.running.fetch_add(1, Ordering::Relaxed);
+        Some(Some(place))
+    }
+
+    async fn enter(&self) -> Option<OwnedSemaphorePermit> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        // The semaphore is never closed.
+        let place = self.places.clone().acquire_owned().await.ok();
+        self.running.fetch_add(1, Ordering::Relaxed);
+        place
+    }
+
+    /// Room, as soon as it is there. Those that wait for it here come before new requests.
+    async fn reserve_in_turn(self: Arc<Self>) -> Ticket {
+        let room = match self.bound.when_full {
+            WhenFull::Run => None,
+            WhenFull::Refuse | WhenFull::Hold(_) => self.room.clone().acquire_owned().await.ok(),
+        };
+        self.ticket(room)
+    }
+
+    /// A request is refused; each is told of at level debug, and once a second all of them together.
+    pub(crate) fn refuse(&self, route: &str) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        tracing::debug!(route, class = self.class, "a request was refused: there is no place for its continuation");
+        if let Some(count) = self.refusals.hit() {
+            tracing::warn!(route, class = self.class, count, "requests are refused: as much runs and waits as may");
+        }
+    }
+
+    pub(crate) fn load(&self) -> Load {
+        // Each for itself: together they are no snapshot.
+        let running = self.running.load(Ordering::Relaxed);
+        let waiting = self.waiting.load(Ordering::Relaxed);
+        Load {
+            running,
+            waiting,
+            reserved: self.tickets.load(Ordering::Relaxed).saturating_sub(running + waiting),
+            refused: self.refused.load(Ordering::Relaxed),
+            over: self.over.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Lets a message through once a second, with the number of those since the last.
+#[derive(Default)]
+struct Throttle {
+    /// In milliseconds of the process, plus one; 0 before the first.
+    last: AtomicU64,
+    count: AtomicU64,
+}
+
+impl Throttle {
+    fn hit(&self) -> Option<u64> {
+        static BEGAN: OnceLock<Instant> = OnceLock::new();
+        self.count.fetch_add(1, Ordering::Relaxed);
+        let now = u64::try_from(BEGAN.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX) + 1;
+        let last = self.last.load(Ordering::Relaxed);
+        // Of several at once, the one that changes it speaks.
+        let due = last == 0 || now - last.min(now) >= 1000;
+        let mine = due && self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+        mine.then(|| self.count.swap(0, Ordering::Relaxed))
+    }
+}
+
+/// Requests that are never refused.
+pub(crate) type Exempt = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
+
+/// All the bounds of one pool.
+pub(crate) struct Bounds {
+    pub(crate) all: Option<Arc<Gate>>,
+    pub(crate) classes: Vec<Arc<Gate>>,
+    pub(crate) max_detached: Option<usize>,
+    /// How many blocking continuations may wait for a thread.
+    pub(crate) max_blocking_waiting: Option<usize>,
+    pub(crate) retry_after: Duration,
+    pub(crate) exempt: Option<Exempt>,
+    /// Refused for another reason than the gates'.
+    pub(crate) refused: AtomicU64,
+    pub(crate) refusals: Refusals,
+}
+
+/// One throttle for what no gate refuses.
+#[derive(Default)]
+pub(crate) struct Refusals(Throttle);
+
+impl Refusals {
+    pub(crate) fn tell(&self, route: &str, why: &'static str) {
+        tracing::debug!(route, why, "a request was refused");
+        if let Some(count) = self.0.hit() {
+            tracing::warn!(route, count, why, "requests are refused");
+        }
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            all: None,
+            classes: Vec::new(),
+            max_detached: None,
+            max_blocking_waiting: None,
+            retry_after: Duration::from_secs(1),
+            exempt: None,
+            refused: AtomicU64::new(0),
+            refusals: Refusals::default(),
+        }
+    }
+}
+
+impl Bounds {
+    /// The gate of a class, if one is set.
+    pub(crate) fn class(&self, name: &str) -> Option<&Arc<Gate>> {
+        self.classes.iter().find(|gate| gate.class == Some(name))
+    }
+
+    /// The gates that a continuation passes, in order: first that of its class, so that what waits there takes no place
+    /// from others. Blocking ones have a cap of their own in place of the common one.
+    pub(crate) fn gates(&self, class: Option<&str>, blocking: bool) -> impl Iterator<Item = &Arc<Gate>> {
+        class.and_then(|name| self.class(name)).into_iter().chain(self.all.as_ref().filter(|_| !blocking))
+    }
+
+    pub(crate) fn refused(&self) -> u64 {
+        let gates = self.all.iter().chain(&self.classes);
+        gates.map(|gate| gate.load().refused).sum::<u64>() + self.refused.load(Ordering::Relaxed)
+    }
+
+    /// The seconds for a `Retry-After`, one at least.
+    pub(crate) fn retry_after(&self) -> u64 {
+        self.retry_after.as_secs().saturating_add(u64::from(self.retry_after.subsec_nanos() > 0)).max(1)
+    }
+}

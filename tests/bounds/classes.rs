@@ -1,0 +1,115 @@
+//! Classes, each with a bound of its own.
+
+use axum::{Router, extract::Path, routing::get};
+use tower_epilogue::{Bound, Continuation, ReserveLayer, WhenFull};
+
+use crate::{
+    Meter,
+    support::{Gate, Notes, Server},
+};
+
+/// `/{mail or thumb}/{name}`; only mail waits at the gate. Mail has its place reserved if asked.
+fn app(notes: &Notes, gate: &Gate, meter: &Meter, reserve: bool) -> Router {
+    let (notes, gate, meter) = (notes.clone(), gate.clone(), meter.clone());
+    let thumbs = notes.clone();
+    let mail = get(async move |Path(name): Path<String>| {
+        notes.add(format!("handler {name}"));
+        let work = async move {
+            let _in = meter.enter();
+            gate.passed().await;
+            notes.add(format!("mailed {name}"));
+        };
+        (Continuation::new(work).class("mail"), "mail")
+    });
+    let thumb = async move |Path(name): Path<String>| {
+        (Continuation::new(async move { thumbs.add(format!("thumb {name}")) }).class("thumb"), "thumb")
+    };
+    let mail = if reserve { mail.layer(ReserveLayer::class("mail")) } else { mail };
+    Router::new().route("/mail/{name}", mail).route("/thumb/{name}", get(thumb))
+}
+
+#[tokio::test]
+async fn slow_mail_keeps_no_thumbnail_waiting() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server = Server::with(app(&notes, &gate, &meter, false), |builder| {
+        builder.max_running(3).max_waiting(0).class("mail", Bound::new(2).max_waiting(100))
+    })
+    .await;
+    for name in 0..20 {
+        assert_eq!(server.get(&format!("/mail/{name}")).await.status, 200);
+    }
+    for name in 0..5 {
+        assert_eq!(server.get(&format!("/thumb/{name}")).await.status, 200);
+        notes.seen(&format!("thumb {name}")).await;
+    }
+    let load = server.epilogue.class_load("mail").unwrap();
+    assert_eq!((load.running, load.waiting, load.over), (2, 18, 0));
+    gate.open();
+    server.journal.ended(25).await;
+    assert_eq!(meter.most(), 2);
+    assert_eq!(server.epilogue.class_load("thumb"), None);
+}
+
+#[tokio::test]
+async fn a_reserving_route_is_refused_when_its_class_is_full_and_no_other() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server =
+        Server::with(app(&notes, &gate, &meter, true), |builder| builder.class("mail", Bound::new(1).max_waiting(1)))
+            .await;
+    for name in ["a", "b"] {
+        assert_eq!(server.get(&format!("/mail/{name}")).await.status, 200);
+    }
+    let refusal = server.get("/mail/c").await;
+    assert_eq!((refusal.status, refusal.header("retry-after")), (503, Some("1")));
+    assert!(!notes.has("handler c"));
+    assert_eq!(server.get("/thumb/x").await.status, 200);
+    let load = server.epilogue.class_load("mail").unwrap();
+    assert_eq!((load.refused, load.over, server.epilogue.refused()), (1, 0, 1));
+    gate.open();
+    server.journal.ended(4).await;
+    assert!(notes.has("mailed a") && notes.has("mailed b"));
+    assert_eq!(server.get("/mail/d").await.status, 200);
+}
+
+#[tokio::test]
+async fn what_was_not_reserved_runs_when_its_turn_comes_and_is_counted() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server =
+        Server::with(app(&notes, &gate, &meter, false), |builder| builder.class("mail", Bound::new(1).max_waiting(0)))
+            .await;
+    for name in 0..3 {
+        assert_eq!(server.get(&format!("/mail/{name}")).await.status, 200);
+    }
+    server
+        .journal
+        .until("two wait", |events| {
+            events.iter().filter(|event| event.kind().name() == "continuation_waits").count() == 2
+        })
+        .await;
+    assert_eq!(server.epilogue.class_load("mail").unwrap().over, 2);
+    gate.open();
+    server.journal.ended(3).await;
+    assert_eq!(meter.most(), 1);
+    assert!((0..3).all(|name| notes.has(&format!("mailed {name}"))));
+}
+
+#[tokio::test]
+async fn a_class_that_only_counts_holds_nothing_up() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server = Server::with(app(&notes, &gate, &meter, true), |builder| {
+        builder.class("mail", Bound::new(1).when_full(WhenFull::Run))
+    })
+    .await;
+    for name in 0..3 {
+        assert_eq!(server.get(&format!("/mail/{name}")).await.status, 200);
+    }
+    server
+        .journal
+        .until("all run", |events| {
+            events.iter().filter(|event| event.kind().name() == "continuation_start").count() == 3
+        })
+        .await;
+    let load = server.epilogue.class_load("mail").unwrap();
+    assert_eq!((load.running, load.over), (3, 2));
+    gate.open();
+}

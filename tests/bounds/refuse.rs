@@ -1,0 +1,172 @@
+//! `Refuse`: a 503 with `Retry-After` before the handler runs.
+
+use std::time::Duration;
+
+use axum::{Router, body::Body, routing::get};
+use tower_epilogue::{Load, WhenFull};
+
+use crate::{
+    Meter, app,
+    support::{Gate, Notes, Server, h2client::Http2, soon, streamed},
+};
+
+#[tokio::test]
+async fn past_what_may_run_and_wait_requests_are_refused_before_their_handler() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server = Server::with(app(&notes, &gate, &meter), |builder| {
+        builder.max_running(2).max_waiting(1).retry_after(Duration::from_millis(1500))
+    })
+    .await;
+    for name in ["a", "b", "c"] {
+        assert_eq!(server.get(&format!("/work/{name}")).await.text(), "accepted");
+    }
+    notes.seen("starts b").await;
+    server.journal.seen("continuation_waits").await;
+    let load = server.epilogue.load().unwrap();
+    assert_eq!((load.running, load.waiting, load.reserved, load.refused, load.over), (2, 1, 0, 0, 0));
+    for path in ["/work/d", "/plain"] {
+        let refusal = server.get(path).await;
+        assert_eq!((refusal.status, refusal.header("retry-after")), (503, Some("2")));
+        assert_eq!(refusal.text(), "The server is busy. Try again later.\n");
+    }
+    let mut client = Http2::connect(server.address).await;
+    assert_eq!(client.get("/work/d").await.unwrap().status, 503);
+    assert!(!notes.has("handler d") && !notes.has("plain"));
+    assert_eq!((server.epilogue.load().unwrap().refused, server.epilogue.refused()), (3, 3));
+    let refused = server.journal.requests()[3];
+    assert_eq!(server.journal.lines_of(refused), ["refused/0", "flushed:37/0", "ended/0"]);
+    gate.open();
+    server.journal.ended(6).await;
+    assert!(notes.has("ends a") && notes.has("ends b") && notes.has("ends c"));
+    assert_eq!(meter.most(), 2);
+    assert_eq!(server.get("/work/e").await.status, 200);
+    server.journal.ended(7).await;
+    let Load { running, waiting, reserved, .. } = server.epilogue.load().unwrap();
+    assert_eq!((running, waiting, reserved), (0, 0, 0));
+}
+
+#[tokio::test]
+async fn those_that_wait_run_in_their_order() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server = Server::with(app(&notes, &gate, &meter), |builder| builder.max_running(1)).await;
+    for name in 0..10 {
+        assert_eq!(server.get(&format!("/work/{name}")).await.status, 200);
+        server
+            .journal
+            .until("it waits or runs", |events| {
+                let begun = |name: &&str| ["continuation_waits", "continuation_start"].contains(name);
+                events.iter().map(|event| event.kind().name()).filter(begun).count() > name
+            })
+            .await;
+    }
+    gate.open();
+    server.journal.ended(10).await;
+    let started: Vec<_> = notes.all().into_iter().filter(|note| note.starts_with("starts")).collect();
+    assert_eq!(started, (0..10).map(|name| format!("starts {name}")).collect::<Vec<_>>());
+    assert_eq!(meter.most(), 1);
+}
+
+#[tokio::test]
+async fn a_place_is_given_back_when_the_handler_returns_without_a_continuation() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let (opens, shown) = (gate.clone(), notes.clone());
+    let app = app(&notes, &gate, &meter)
+        .route("/stream", get(async || streamed(&["a", "b"])))
+        .route("/panics", get(async || -> &'static str { panic!("on purpose") }))
+        .route(
+            "/endless",
+            get(async move || {
+                let opens = opens.clone();
+                shown.add("endless");
+                Body::from_stream(futures_util::stream::once(async move {
+                    opens.passed().await;
+                    Ok::<_, std::io::Error>("x")
+                }))
+            }),
+        );
+    let server = Server::with(app, |builder| builder.max_running(1).max_waiting(0)).await;
+    let mut endless = server.connect().await;
+    endless.send_get("/endless").await;
+    notes.seen("endless").await;
+    for path in ["/plain", "/stream", "/panics", "/none"] {
+        for _ in 0..3 {
+            assert_ne!(server.get(path).await.status, 503, "{path}");
+        }
+    }
+    // One whose handler runs has the place.
+    assert_eq!(server.get("/work/a").await.status, 200);
+    assert_eq!(server.get("/plain").await.status, 503);
+    gate.open();
+    endless.read_until("x").await;
+}
+
+#[tokio::test]
+async fn a_handler_that_runs_has_a_place_and_one_that_is_dropped_gives_it_back() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move || {
+        theirs.add("handler");
+        let _dropped = theirs.on_drop("dropped");
+        opens.passed().await;
+        "done"
+    };
+    let app = Router::new().route("/", get(handler));
+    let server = Server::with(app, |builder| builder.max_running(1).max_waiting(0)).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    notes.seen("handler").await;
+    assert_eq!(server.epilogue.load().unwrap().reserved, 1);
+    assert_eq!(server.get("/").await.status, 503);
+    client.close();
+    notes.seen("dropped").await;
+    server.journal.ended(2).await;
+    assert_eq!(server.epilogue.load().unwrap().reserved, 0);
+}
+
+#[tokio::test]
+async fn what_is_always_admitted_is_never_refused() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server = Server::with(app(&notes, &gate, &meter), |builder| {
+        builder.max_running(1).max_waiting(0).admit_always(|request| {
+            assert!(request.headers.contains_key("host"));
+            assert_ne!(request.uri.path(), "/work/panics", "on purpose");
+            request.uri.path() == "/plain"
+        })
+    })
+    .await;
+    assert_eq!(server.get("/work/a").await.status, 200);
+    assert_eq!(server.get("/work/b").await.status, 503);
+    assert_eq!(server.get("/work/panics").await.status, 503);
+    assert_eq!(server.get("/plain").await.text(), "plain");
+    gate.open();
+}
+
+#[tokio::test]
+async fn run_has_no_bound_and_counts() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server = Server::with(app(&notes, &gate, &meter), |builder| {
+        builder.max_running(2).max_waiting(0).when_full(WhenFull::Run)
+    })
+    .await;
+    for name in 0..5 {
+        assert_eq!(server.get(&format!("/work/{name}")).await.status, 200);
+        notes.seen(&format!("starts {name}")).await;
+    }
+    let load = server.epilogue.load().unwrap();
+    assert_eq!((load.running, load.waiting, load.refused, load.over), (5, 0, 0, 3));
+    gate.open();
+    server.journal.ended(5).await;
+}
+
+#[tokio::test]
+async fn without_a_bound_nothing_is_counted_or_refused() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server = Server::start(app(&notes, &gate, &meter)).await;
+    for name in 0..20 {
+        assert_eq!(server.get(&format!("/work/{name}")).await.status, 200);
+    }
+    notes.count(40).await;
+    assert_eq!((meter.now(), server.epilogue.load(), server.epilogue.refused()), (20, None, 0));
+    gate.open();
+    soon("they end", server.journal.ended(20)).await;
+}

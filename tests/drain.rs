@@ -1,0 +1,17 @@
+//! A server that stops: cut short, told of while it lasts, and asked by the signals of a real process.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
+#![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "the modules of one suite")]
+
+#[path = "drain/cut.rs"]
+mod cut;
+#[path = "drain/observed.rs"]
+mod observed;
+#[path = "drain/process.rs"]
+mod process;
+
+mod support;
