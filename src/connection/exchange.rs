@@ -119,13 +119,16 @@ impl Exchange {
         self.stage.store(AWAITING, Ordering::Release);
     }
 
-    /// A flush completed, `after_reading` if the server was done with that: does it release a held end? Not that of a
-    /// stream whose chunks were discarded: its body is about to be dropped.
+    /// A flush completed, `after_reading` if the server was done with that: does it release a held end?
+    ///
+    /// Not while it reads, when chunks that are gone may have been discarded with their stream (each turn ends with a
+    /// flush after it); and not that of such a stream, whose body is about to be dropped.
     pub(crate) fn release(&self, after_reading: bool) -> bool {
-        let released = !self.has_chunks_out()
+        let released = after_reading
+            && !self.has_chunks_out()
             && !self.discarded.load(Ordering::Acquire)
             && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if released && after_reading && self.length_known.load(Ordering::Acquire) {
+        if released && self.length_known.load(Ordering::Acquire) {
             self.all_flushed.store(true, Ordering::Release);
         }
         released

@@ -27,6 +27,8 @@ pub struct TrackedIo<IO> {
     stall: Stall,
     /// Bytes have come that the server may not have acted on yet.
     fresh: bool,
+    /// The end of input was put off for a turn, for what the server had handed over.
+    gave_turn: bool,
     turn: Turn,
 }
 
@@ -80,6 +82,7 @@ impl<IO: 'static> TrackedIo<IO> {
             close: Close::default(),
             stall: Stall::default(),
             fresh: false,
+            gave_turn: false,
             turn: Turn::Reading,
         }
     }
@@ -99,6 +102,14 @@ impl<IO> TrackedIo<IO> {
 
     fn register(&self, cx: &Context<'_>) {
         self.connection.register(cx.waker());
+    }
+
+    /// Whether the end of input, or a reset, waits for one more turn of the server: because it has not acted on what came
+    /// before it; or, on HTTP/2, because it has handed over the end of a response, of which the client may have all, and
+    /// only this turn's flush tells.
+    fn has_another_turn(&mut self) -> bool {
+        let fresh = std::mem::take(&mut self.fresh);
+        fresh || (!std::mem::replace(&mut self.gave_turn, true) && self.connection.awaits_a_turn())
     }
 
     fn refused(&self) -> Option<io::Error> {
@@ -174,7 +185,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
         };
         match read {
             Ok(()) if buf.filled().len() == before && room > 0 => {
-                if std::mem::take(&mut self.fresh) {
+                if self.has_another_turn() {
                     // A FIN right behind a request: the server gets one turn to begin with it, in which the request
                     // says whether aborts are ignored, and a handler that need not wait answers.
                     cx.waker().wake_by_ref();
@@ -187,10 +198,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
                 Poll::Ready(Ok(()))
             }
             Ok(()) => {
-                self.fresh = true;
+                (self.fresh, self.gave_turn) = (true, false);
                 Poll::Ready(Ok(()))
             }
-            Err(_) if std::mem::take(&mut self.fresh) => {
+            Err(_) if self.has_another_turn() => {
                 // The same turn for a request whose client reset the connection right behind it: the next read, or
                 // write, fails again.
                 cx.waker().wake_by_ref();

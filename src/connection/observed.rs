@@ -55,6 +55,12 @@ impl Connection {
         self.0.flushed_turn.store(0, Ordering::Release);
     }
 
+    /// Whether the end of an HTTP/2 stream was handed over, and no turn has passed since.
+    pub(super) fn awaits_a_turn(&self) -> bool {
+        let awaits = |party: &Arc<dyn Party>| party.is_http2() && party.exchange().is_awaiting();
+        self.0.waiting.load(Ordering::Acquire) && lock(&self.0.parties).iter().any(awaits)
+    }
+
     fn next_of_turn(&self, flushed: u64) -> Option<Arc<dyn Party>> {
         let mut parties = lock(&self.0.parties);
         let place = parties.iter().position(|party| {

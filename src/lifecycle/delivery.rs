@@ -32,6 +32,8 @@ pub(super) struct Delivery {
     /// What is still to come of a declared length: an HTTP/1 server that has it lets go of the body, without asking
     /// for its end.
     declared: Option<u64>,
+    /// HTTP/2: of the last chunk, what was not given out yet.
+    rest: Bytes,
 }
 
 /// On a tracked HTTP/2 connection the end is held back until what was sent is flushed: only so does a
@@ -61,7 +63,18 @@ impl Delivery {
             None => Held::Never,
         };
         let bare = !complete && !shared.has_producer();
-        Body::new(Self { shared, body: Some(body), bare, sized, known, complete, failed: false, held, declared })
+        Body::new(Self {
+            shared,
+            body: Some(body),
+            bare,
+            sized,
+            known,
+            complete,
+            failed: false,
+            held,
+            declared,
+            rest: Bytes::new(),
+        })
     }
 
     fn fail(&mut self, error: axum_core::Error) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
@@ -159,18 +172,41 @@ impl http_body::Body for Delivery {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        let rest = self.rest.len() as u64;
+        let inner = self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let mut hint = SizeHint::new();
+        hint.set_lower(inner.lower() + rest);
+        if let Some(upper) = inner.upper() {
+            hint.set_upper(upper + rest);
+        }
+        hint
     }
 }
+
+/// The longest chunk that HTTP/2 sends in one frame, whatever the client allows beyond it (RFC 9113, section 4.2).
+const FRAME: usize = 16_384;
 
 fn broken_off() -> axum_core::Error {
     axum_core::Error::new("the response was broken off: its time limit passed, or its client left")
 }
 
 impl Delivery {
+    /// A chunk of at most a frame, guarded; the rest is kept. What of a chunk that is longer was written cannot be seen:
+    /// when its stream is reset, h2 drops it with the frame that is on its way, and not when it discards what is queued.
+    fn piece(&mut self, mut data: Bytes) -> Bytes {
+        if data.len() > FRAME {
+            self.rest = data.split_off(FRAME);
+        }
+        self.shared.exchange.guard(data)
+    }
+
     /// The next frame, before anything is held.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
         let this = self;
+        if !this.rest.is_empty() {
+            let rest = std::mem::take(&mut this.rest);
+            return Poll::Ready(Some(Ok(Frame::data(this.piece(rest)))));
+        }
         let frame = loop {
             let Poll::Ready(frame) = this.poll_body(cx) else {
                 // The producer, and not the reader, is waited for. A limit cuts us through the response's waker.
@@ -198,7 +234,7 @@ impl Delivery {
         let frame = match frame.into_data() {
             Ok(data) => {
                 this.shared.count_body_bytes(data.len());
-                let data = if holds { this.shared.exchange.guard(data) } else { data };
+                let data = if holds { this.piece(data) } else { data };
                 this.shared.reader_begins();
                 if let Some(left) = &mut this.declared {
                     *left = left.saturating_sub(data.len() as u64);
