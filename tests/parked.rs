@@ -1,4 +1,4 @@
-//! What a continuation keeps in memory that goes on for long after its connection has closed.
+//! What a continuation keeps in memory that goes on for long.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods)]
 // A counting allocator is there to count.
 #![allow(unsafe_code)]
@@ -76,10 +76,10 @@ async fn park_all(address: std::net::SocketAddr, path: &str, count: usize) {
     }
 }
 
-/// Neither the buffer that the request was read into, 8 KiB or more, nor the task of the connection waits for it:
-/// both with a route that names the request, and with the request's own path.
+/// The buffer that the request was read into, 8 KiB or more, does not wait for it: neither with a route that names the
+/// request, nor with the request's own path.
 #[tokio::test]
-async fn a_parked_continuation_keeps_nothing_of_its_connection() {
+async fn a_parked_continuation_lets_its_requests_buffer_go() {
     const COUNT: usize = 300;
     let layers = (
         EarlyCloseLayer::new(),

@@ -13,7 +13,8 @@ pub async fn serve() {
     trillium_tokio::config()
         .without_signals()
         .with_nodelay()
-        .with_max_connections(None)
+        // Its guards count as connections, of which it takes as many as files may be open.
+        .with_max_connections(Some(usize::MAX))
         .with_prebound_server(listener)
         .run_async(handle)
         .await;
