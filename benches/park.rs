@@ -68,7 +68,7 @@ fn main() {
     let layered = IgnoreAbortLayer::new().layer(service_fn(answer));
     let layers = held(count, async || {
         let request = Request::get("/orders").body(Body::empty()).unwrap();
-        let response = layered.clone().oneshot(request).await.unwrap();
+        let response = layered.oneshot(request).await.unwrap();
         response.into_body().collect().await.unwrap();
     });
     println!("  a continuation, layers    {:8.1}", layers - future as f64);
