@@ -60,7 +60,7 @@ impl Drop for InMeter {
     }
 }
 
-/// `/work/{name}` answers with a continuation that notes its name, waits at the gate, and is metered; `/plain` with
+/// `/task/{name}` answers with a continuation that notes its name, waits at the gate, and is metered; `/plain` with
 /// none. Each handler notes that it ran.
 pub fn app(notes: &Notes, gate: &Gate, meter: &Meter) -> Router {
     let (theirs, plain, gate, meter) = (notes.clone(), notes.clone(), gate.clone(), meter.clone());
@@ -74,7 +74,7 @@ pub fn app(notes: &Notes, gate: &Gate, meter: &Meter) -> Router {
         };
         (Continuation::new(work), "accepted")
     };
-    Router::new().route("/work/{name}", get(work)).route(
+    Router::new().route("/task/{name}", get(work)).route(
         "/plain",
         get(async move || {
             plain.add("plain");

@@ -1,7 +1,10 @@
 //! The signals that stop a server.
 
-use std::{future::pending, sync::Arc};
+use std::future::pending;
+#[cfg(feature = "serve")]
+use std::sync::Arc;
 
+#[cfg(feature = "serve")]
 use tokio::sync::Mutex;
 
 #[cfg(feature = "serve")]

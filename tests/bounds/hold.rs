@@ -19,10 +19,10 @@ async fn a_response_waits_for_the_place_of_its_continuation() {
     let server =
         Server::with(app(&notes, &gate, &meter), |builder| builder.max_running(1).max_waiting(1).when_full(hold)).await;
     for name in ["a", "b"] {
-        assert_eq!(server.get(&format!("/work/{name}")).await.status, 200);
+        assert_eq!(server.get(&format!("/task/{name}")).await.status, 200);
     }
     let mut held = server.connect().await;
-    held.send_get("/work/c").await;
+    held.send_get("/task/c").await;
     notes.seen("handler c").await;
     // Others are not held up: they have nothing to wait for.
     assert_eq!(server.get("/plain").await.text(), "plain");
@@ -42,9 +42,9 @@ async fn it_leaves_all_the_same_when_the_time_is_over_and_that_is_counted() {
     let server =
         MemoryServer::with(app(&notes, &gate, &meter), |builder| builder.max_running(1).max_waiting(0).when_full(hold));
     let began = Instant::now();
-    assert_eq!(server.get("/work/a").await.status, 200);
+    assert_eq!(server.get("/task/a").await.status, 200);
     assert_eq!(began.elapsed(), Duration::ZERO);
-    assert_eq!(server.get("/work/b").await.status, 200);
+    assert_eq!(server.get("/task/b").await.status, 200);
     assert!(began.elapsed() >= 3 * SECOND && began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
     let load = server.epilogue.load().unwrap();
     assert_eq!((load.running, load.waiting, load.over), (1, 1, 1));
@@ -59,9 +59,9 @@ async fn a_client_that_leaves_meanwhile_has_aborted_and_the_continuation_runs() 
     let hold = WhenFull::Hold(3600 * SECOND);
     let server =
         Server::with(app(&notes, &gate, &meter), |builder| builder.max_running(1).max_waiting(0).when_full(hold)).await;
-    assert_eq!(server.get("/work/a").await.status, 200);
+    assert_eq!(server.get("/task/a").await.status, 200);
     let mut client = server.connect().await;
-    client.send_get("/work/b").await;
+    client.send_get("/task/b").await;
     notes.seen("handler b").await;
     client.close();
     server.journal.seen("aborted").await;
@@ -78,9 +78,9 @@ async fn a_limit_that_passes_meanwhile_is_answered_with_a_503() {
     let app = app(&notes, &gate, &meter);
     let app = axum::Router::new().nest("/limited", app.clone().layer(TimeLimitLayer::new(5 * SECOND))).merge(app);
     let server = MemoryServer::with(app, |builder| builder.max_running(1).max_waiting(0).when_full(hold));
-    let first = server.get("/work/a");
+    let first = server.get("/task/a");
     assert_eq!(first.await.status, 200);
-    let second = server.get("/limited/work/b").await;
+    let second = server.get("/limited/task/b").await;
     assert_eq!((second.status, second.text()), (503, "The time limit for this request has passed.\n".to_owned()));
     server.ended(1).await;
     // It was promised: it is started, and dropped where it first waits.

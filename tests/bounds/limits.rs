@@ -24,8 +24,8 @@ async fn one_whose_limit_passes_while_it_waits_is_polled_once_and_its_hooks_run(
         .layer(TimeLimitLayer::new(5 * SECOND))
         .layer(ShutdownHookLayer::new(async move |end| hooks.add(format!("hook {}", end.status()))));
     let server = MemoryServer::with(app, |builder| builder.max_running(1));
-    server.get("/work/a").await;
-    server.get("/work/b").await;
+    server.get("/task/a").await;
+    server.get("/task/b").await;
     server.ended(2).await;
     assert!(notes.has("starts b") && !notes.has("ends b"));
     assert_eq!(notes.all().iter().filter(|note| *note == "hook TIMEOUT").count(), 2, "{:?}", notes.all());

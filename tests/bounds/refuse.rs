@@ -18,19 +18,19 @@ async fn past_what_may_run_and_wait_requests_are_refused_before_their_handler() 
     })
     .await;
     for name in ["a", "b", "c"] {
-        assert_eq!(server.get(&format!("/work/{name}")).await.text(), "accepted");
+        assert_eq!(server.get(&format!("/task/{name}")).await.text(), "accepted");
     }
     notes.seen("starts b").await;
     server.journal.seen("continuation_waits").await;
     let load = server.epilogue.load().unwrap();
     assert_eq!((load.running, load.waiting, load.reserved, load.refused, load.over), (2, 1, 0, 0, 0));
-    for path in ["/work/d", "/plain"] {
+    for path in ["/task/d", "/plain"] {
         let refusal = server.get(path).await;
         assert_eq!((refusal.status, refusal.header("retry-after")), (503, Some("2")));
         assert_eq!(refusal.text(), "The server is busy. Try again later.\n");
     }
     let mut client = Http2::connect(server.address).await;
-    assert_eq!(client.get("/work/d").await.unwrap().status, 503);
+    assert_eq!(client.get("/task/d").await.unwrap().status, 503);
     assert!(!notes.has("handler d") && !notes.has("plain"));
     assert_eq!((server.epilogue.load().unwrap().refused, server.epilogue.refused()), (3, 3));
     let refused = server.journal.requests()[3];
@@ -39,7 +39,7 @@ async fn past_what_may_run_and_wait_requests_are_refused_before_their_handler() 
     server.journal.ended(6).await;
     assert!(notes.has("ends a") && notes.has("ends b") && notes.has("ends c"));
     assert_eq!(meter.most(), 2);
-    assert_eq!(server.get("/work/e").await.status, 200);
+    assert_eq!(server.get("/task/e").await.status, 200);
     server.journal.ended(7).await;
     let Load { running, waiting, reserved, .. } = server.epilogue.load().unwrap();
     assert_eq!((running, waiting, reserved), (0, 0, 0));
@@ -50,7 +50,7 @@ async fn those_that_wait_run_in_their_order() {
     let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
     let server = Server::with(app(&notes, &gate, &meter), |builder| builder.max_running(1)).await;
     for name in 0..10 {
-        assert_eq!(server.get(&format!("/work/{name}")).await.status, 200);
+        assert_eq!(server.get(&format!("/task/{name}")).await.status, 200);
         server
             .journal
             .until("it waits or runs", |events| {
@@ -94,7 +94,7 @@ async fn a_place_is_given_back_when_the_handler_returns_without_a_continuation()
         }
     }
     // One whose handler runs has the place.
-    assert_eq!(server.get("/work/a").await.status, 200);
+    assert_eq!(server.get("/task/a").await.status, 200);
     assert_eq!(server.get("/plain").await.status, 503);
     gate.open();
     endless.read_until("x").await;
@@ -129,14 +129,14 @@ async fn what_is_always_admitted_is_never_refused() {
     let server = Server::with(app(&notes, &gate, &meter), |builder| {
         builder.max_running(1).max_waiting(0).admit_always(|request| {
             assert!(request.headers.contains_key("host"));
-            assert_ne!(request.uri.path(), "/work/panics", "on purpose");
+            assert_ne!(request.uri.path(), "/task/panics", "on purpose");
             request.uri.path() == "/plain"
         })
     })
     .await;
-    assert_eq!(server.get("/work/a").await.status, 200);
-    assert_eq!(server.get("/work/b").await.status, 503);
-    assert_eq!(server.get("/work/panics").await.status, 503);
+    assert_eq!(server.get("/task/a").await.status, 200);
+    assert_eq!(server.get("/task/b").await.status, 503);
+    assert_eq!(server.get("/task/panics").await.status, 503);
     assert_eq!(server.get("/plain").await.text(), "plain");
     gate.open();
 }
@@ -149,7 +149,7 @@ async fn run_has_no_bound_and_counts() {
     })
     .await;
     for name in 0..5 {
-        assert_eq!(server.get(&format!("/work/{name}")).await.status, 200);
+        assert_eq!(server.get(&format!("/task/{name}")).await.status, 200);
         notes.seen(&format!("starts {name}")).await;
     }
     let load = server.epilogue.load().unwrap();
@@ -163,7 +163,7 @@ async fn without_a_bound_nothing_is_counted_or_refused() {
     let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
     let server = Server::start(app(&notes, &gate, &meter)).await;
     for name in 0..20 {
-        assert_eq!(server.get(&format!("/work/{name}")).await.status, 200);
+        assert_eq!(server.get(&format!("/task/{name}")).await.status, 200);
     }
     notes.count(40).await;
     assert_eq!((meter.now(), server.epilogue.load(), server.epilogue.refused()), (20, None, 0));
