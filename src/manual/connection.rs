@@ -82,6 +82,14 @@
 //! writes to the connection are refused, and it ends without the last chunk, or short of its declared length. On HTTP/2
 //! the stream is reset when the server next asks for a frame of it; the other streams go on.
 //!
+//! # One moment on HTTP/2
+//!
+//! The end of a stream leaves with whatever else its connection has to send, and the connection does not tell which of
+//! it that was. So a client that has read its whole response, and whose connection breaks while that very turn of the
+//! server's is not over, may be told as aborted. (Where the length of the body is known, it is not: the bytes are what
+//! counts.) The other way round, a stream that is reset while its last frame is on its way, cut short by its window, may
+//! be told as flushed.
+//!
 //! # Without a tracked connection
 //!
 //! The layers alone see a response's future and its body, and no socket.
