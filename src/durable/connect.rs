@@ -29,7 +29,7 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
             let write = pool().max_connections(1).before_acquire(|connection, _| {
                 Box::pin(async move { Ok(!riverqueue::sqlx::Connection::is_in_transaction(connection)) })
             });
-            let write = write.connect_with(options.clone()).await?;
+            let write = open(write, &options, builder.busy_timeout).await?;
             Database::Sqlite { write, read: pool().max_connections(builder.connections).connect_lazy_with(options) }
         }
         #[cfg(feature = "durable-postgres")]
@@ -43,4 +43,23 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
         #[cfg(feature = "durable-postgres")]
         Place::PostgresPool(pool) => Database::Postgres(pool.clone()),
     })
+}
+
+/// Opens the file. The first of several processes at it sets its journal up, and SQLite has the others wait for that as for
+/// a deadlock, which is not at all.
+#[cfg(feature = "durable-sqlite")]
+async fn open(
+    pool: SqlitePoolOptions,
+    options: &SqliteConnectOptions,
+    busy_timeout: std::time::Duration,
+) -> Result<riverqueue::sqlx::SqlitePool, DurableError> {
+    let began = tokio::time::Instant::now();
+    loop {
+        match pool.clone().connect_with(options.clone()).await.map_err(DurableError::from) {
+            Err(error) if error.is_locked() && began.elapsed() < busy_timeout => {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            result => return result,
+        }
+    }
 }

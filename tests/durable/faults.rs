@@ -84,7 +84,8 @@ async fn a_postgres_that_restarts_under_load_loses_nothing() {
         accepted.extend(theirs);
         refused += not;
     }
-    assert!(accepted.len() > 50 && refused > 0, "{} accepted, {refused} refused", accepted.len());
+    // Whether some are refused depends on how fast the server is back: those that meet its restart wait for it first.
+    assert!(accepted.len() > 50, "{} accepted, {refused} refused", accepted.len());
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         let runs: std::collections::HashSet<_> = node.record.runs().into_iter().map(|run| run.name).collect();
