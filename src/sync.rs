@@ -47,6 +47,10 @@ mod model_room {
             drop(old);
         }
 
+        pub(crate) fn take(&self) -> Option<Waker> {
+            self.0.lock().ok()?.take()
+        }
+
         pub(crate) fn wake(&self) {
             if let Ok(Some(waker)) = self.0.lock().map(|mut slot| slot.take()) {
                 waker.wake();
@@ -70,6 +74,17 @@ mod model_room {
 
         fn guard(&self) -> Self::Guard<'_> {
             self.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        }
+    }
+
+    impl<L: Lock> Lock for std::sync::Arc<L> {
+        type Guard<'a>
+            = L::Guard<'a>
+        where
+            L: 'a;
+
+        fn guard(&self) -> Self::Guard<'_> {
+            (**self).guard()
         }
     }
 

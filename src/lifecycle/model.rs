@@ -251,12 +251,13 @@ impl Scene {
         let notes = Notes::default();
         let wire = Wire(Arc::default());
         let mut pool = Pool::default();
-        pool.settings = Settings { patience: Duration::MAX, hook_limit: Duration::MAX, drain_deadline: None };
+        pool.settings =
+            Settings { patience: Duration::MAX, hook_limit: Duration::MAX, drain_deadline: None, slow_poll: None };
         let pool = Arc::new(pool);
         let tracking = Tracking::new().linger(None).write_stall(None);
         let io = TrackedIo::with(Socket { wire: wire.clone(), http2: self.http2() }, &tracking);
         let connection = io.connection().clone();
-        let home = Arc::new(Home { pool: pool.clone(), connection: connection.clone() });
+        let home = Arc::new(Home { pool: pool.clone(), connection: Some(connection.clone()) });
         let mut request = Request::new(Body::empty());
         *request.version_mut() = self.version;
         let entered = begin(&home, &mut request);
