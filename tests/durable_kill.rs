@@ -142,7 +142,12 @@ async fn either_of_two_processes_goes_on_alone() {
     assert!(both_work(), "what one promises, both do: {:?}", provider.processes());
     first.kill().await;
     moved.send_replace(second.address);
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let before = book.accepted.lock().unwrap().len();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while book.accepted.lock().unwrap().len() < before + 100 {
+        assert!(Instant::now() < deadline, "the other goes on");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     ended.send_replace(false);
     for client in clients {
         client.await.unwrap();

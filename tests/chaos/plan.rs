@@ -166,6 +166,9 @@ pub enum Deed {
     LeavesAt(usize, Leave),
 }
 
+/// Less than what a server's kernel takes of an upload that nobody reads.
+const FITS_A_WINDOW: usize = 64_000;
+
 /// One connection, and the requests on it.
 #[derive(Clone, Debug)]
 pub struct Visit {
@@ -207,8 +210,19 @@ impl Visit {
         };
         let begins = Duration::from_micros(dice.below(spread.as_micros() as u64));
         let requests: Vec<_> = (first..first + count).map(|number| (number, upload(dice))).collect();
-        let deeds = requests.iter().map(|(number, _)| deed(*number, dice)).collect();
+        let mut deeds: Vec<_> = requests.iter().map(|(number, _)| deed(*number, dice)).collect();
         let lost = dice.once_in(6).then(|| dice.moment());
-        Self { protocol, begins, pipelined: dice.once_in(3), requests, deeds, lost }
+        let pipelined = dice.once_in(3);
+        // A FIN behind a full receive window is not seen, and here nothing else would end the request: such a client
+        // resets, which is seen at once (see `manual::connection`).
+        let unread: usize = requests.iter().map(|(_, upload)| *upload).sum();
+        if pipelined && unread > FITS_A_WINDOW && requests.iter().any(|(number, _)| endless(*number)) {
+            for deed in &mut deeds {
+                if let Deed::LeavesAfter(_, how) | Deed::LeavesAt(_, how) = deed {
+                    *how = Leave::Reset;
+                }
+            }
+        }
+        Self { protocol, begins, pipelined, requests, deeds, lost }
     }
 }

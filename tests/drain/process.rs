@@ -39,8 +39,6 @@ async fn serve(mode: &str) {
             if endless {
                 pending::<()>().await;
             }
-            // So that the drain finds them all at work.
-            tokio::time::sleep(Duration::from_millis(100)).await;
             counts.fetch_add(1, Ordering::SeqCst);
         };
         (Continuation::new(work), "accepted")
@@ -57,17 +55,20 @@ async fn serve(mode: &str) {
         writeln!(out, "\n# {line}").unwrap();
         out.flush().unwrap();
     };
-    say(format!("address {}", listener.local_addr().unwrap()));
+    let address = listener.local_addr().unwrap();
+    say(format!("address {address}"));
     let app = Router::new().route("/orders/{id}", get(handler));
     let serving = epilogue.serve(listener, app);
     let report = if mode == "twice" {
         serving.with_signals().await.unwrap()
     } else {
-        let opens = async move {
+        // The drain finds them all at work: it has begun when nobody is let in any more.
+        tokio::spawn(async move {
             shutdown_signal().await;
+            while TcpStream::connect(address).await.is_ok() {}
             gate.open();
-        };
-        serving.with_graceful_shutdown(opens).await.unwrap()
+        });
+        serving.with_graceful_shutdown(shutdown_signal()).await.unwrap()
     };
     let named = report.stragglers().iter().filter(|straggler| straggler.phase() == "continuing");
     // Where no layer is inside of the router, a route is named by its path: each order has its own.

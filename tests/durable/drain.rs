@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use axum::{Router, routing::post};
+use tokio::net::TcpStream;
 use tower_epilogue::durable::{Durable, DurableStore};
 
-use crate::common::{Act, Node, Place, Task, on_both};
+use crate::{
+    common::{Act, Node, Place, Task, on_both},
+    support::soon,
+};
 
 on_both!(
     a_drain_waits_for_the_jobs_that_run,
@@ -23,13 +27,10 @@ async fn a_drain_waits_for_the_jobs_that_run(place: Place) {
     assert_eq!(node.post("/", &[], "runs").await.status, 200);
     node.record.begun("runs", 1).await;
     node.begin_drain();
-    let record = node.record.clone();
-    let opener = tokio::spawn(async move {
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        record.open();
-    });
+    // It has begun when nobody is let in any more.
+    soon("the drain begins", async { while TcpStream::connect(node.address).await.is_ok() {} }).await;
+    node.record.open();
     let report = node.stop().await;
-    opener.await.unwrap();
     assert!(report.is_clean(), "{report}");
     assert_eq!(report.stored_jobs(), Some(0));
     assert_eq!(place.number("SELECT count(*) FROM river_job WHERE state = 'completed'").await, 1);

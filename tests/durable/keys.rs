@@ -1,12 +1,6 @@
 //! The `Idempotency-Key`: the first answer again, and the status codes of the draft.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -14,6 +8,7 @@ use axum::{
     response::IntoResponse,
     routing::{get, post},
 };
+use tokio::sync::watch;
 use tower_epilogue::durable::{Durable, DurableStore, IdempotencyKey};
 
 use crate::{
@@ -39,7 +34,7 @@ on_both!(
 
 struct Orders {
     node: Node,
-    handled: Arc<AtomicU32>,
+    handled: Arc<watch::Sender<u32>>,
 }
 
 async fn orders(place: &Place, layer: impl FnOnce(&DurableStore) -> tower_epilogue::durable::DurableLayer) -> Orders {
@@ -52,11 +47,15 @@ async fn orders_with(
     keep: Duration,
     layer: impl FnOnce(&DurableStore) -> tower_epilogue::durable::DurableLayer,
 ) -> Orders {
-    let handled = Arc::new(AtomicU32::new(0));
+    let handled = Arc::new(watch::Sender::new(0));
     let record = Record::default();
     let (counter, gate) = (handled.clone(), record.gate.clone());
     let handler = move |key: Option<IdempotencyKey>, body: String| async move {
-        let number = counter.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut number = 0;
+        counter.send_modify(|handled| {
+            *handled += 1;
+            number = *handled;
+        });
         if body.starts_with("wait") {
             let _ = gate.subscribe().wait_for(|open| *open).await;
         }
@@ -85,7 +84,12 @@ impl Orders {
     }
 
     fn handled(&self) -> u32 {
-        self.handled.load(Ordering::SeqCst)
+        *self.handled.borrow()
+    }
+
+    /// Waits until the first handler runs.
+    async fn begun(&self) {
+        soon("a handler begins", self.handled.subscribe().wait_for(|handled| *handled > 0)).await.unwrap();
     }
 }
 
@@ -122,7 +126,7 @@ async fn while_the_first_runs_the_second_gets_a_409(place: Place) {
     let orders = orders(&place, DurableStore::layer).await;
     let address = orders.node.address;
     let first = tokio::spawn(async move { ask(address, "/", &[("Idempotency-Key", "k")], "wait").await.text() });
-    until(|| orders.handled() == 1).await;
+    orders.begun().await;
     let second = orders.ask("k", "wait").await;
     assert_eq!((second.status, second.header("retry-after")), (409, Some("1")));
     assert_eq!(orders.ask("k", "else").await.status, 422);
@@ -130,15 +134,6 @@ async fn while_the_first_runs_the_second_gets_a_409(place: Place) {
     assert_eq!(first.await.unwrap(), "order 1");
     assert_eq!(orders.ask("k", "wait").await.text(), "order 1");
     assert_eq!(orders.handled(), 1);
-}
-
-async fn until(found: impl Fn() -> bool) {
-    soon("it happens", async {
-        while !found() {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
 }
 
 async fn what_is_no_key_is_a_400(place: Place) {
@@ -175,7 +170,7 @@ async fn a_client_that_leaves_gives_its_key_back(place: Place) {
     let orders = orders(&place, DurableStore::layer).await;
     let mut client = Client::connect(orders.node.address).await;
     client.send(&request("/", &[("Idempotency-Key", "k")], "wait")).await;
-    until(|| orders.handled() == 1).await;
+    orders.begun().await;
     client.reset();
     orders.node.journal.seen("handler_dropped").await;
     orders.node.record.open();
@@ -221,7 +216,7 @@ async fn the_claim_of_a_live_process_does_not(place: Place) {
     let orders = orders_with(&place, Duration::from_millis(300), Duration::from_secs(3600), DurableStore::layer).await;
     let address = orders.node.address;
     let first = tokio::spawn(async move { ask(address, "/", &[("Idempotency-Key", "k")], "wait").await.status });
-    until(|| orders.handled() == 1).await;
+    orders.begun().await;
     let began = std::time::Instant::now();
     while began.elapsed() < Duration::from_secs(1) {
         assert_eq!(orders.ask("k", "wait").await.status, 409);
