@@ -205,7 +205,7 @@ impl Connection {
         self.0.waiting.store(true, Ordering::Release);
         if self.0.closed.load(Ordering::Acquire) {
             // Too late for a flush to tell: an orderly close comes after everything was flushed.
-            if self.0.shut.load(Ordering::Acquire) {
+            if self.0.shut.load(Ordering::Acquire) || exchange.is_all_flushed() {
                 party.flushed();
             } else {
                 party.closed();
