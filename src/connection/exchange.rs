@@ -1,10 +1,10 @@
 //! One request and its response, as their connection sees them.
 
-use std::sync::{Arc, OnceLock, atomic::Ordering};
+use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
-use crate::sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, OnceLock};
 
 // The stages; 0 is that before: the request is handled, or its body is on its way.
 
