@@ -5,6 +5,9 @@ use std::{fs, path::Path};
 
 use proptest::prelude::{ProptestConfig, any, proptest};
 
+#[cfg(all(feature = "compressed-stream", feature = "compression"))]
+#[path = "../fuzz/targets/accept.rs"]
+mod accept;
 #[path = "../fuzz/targets/io.rs"]
 mod io;
 #[path = "../fuzz/targets/query.rs"]
@@ -46,5 +49,27 @@ proptest! {
     #[test]
     fn query_over_random_queries(query in "id=[a-z%0-9]{1,4}(&(body|hooks|then_ms|status|clock|redirect|read)=[a-z0-9+%&=/]{0,5}){0,4}") {
         query::run(query.as_bytes());
+    }
+}
+
+#[cfg(all(feature = "compressed-stream", feature = "compression"))]
+mod encodings {
+    use super::{ProptestConfig, accept, over_the_corpus, proptest};
+
+    #[test]
+    fn accept_over_the_corpus() {
+        over_the_corpus("accept", accept::run);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Of pieces that mean something, and of bytes that do not.
+        #[test]
+        fn accept_over_random_fields(
+            data in proptest::collection::vec("(x-)?gzip|br|zstd|deflate|identity|[*]|[;,\n= \t]|q|q=0|q=1|0?[.][0-9]{0,4}|.", 0..20)
+        ) {
+            accept::run(data.concat().as_bytes());
+        }
     }
 }
