@@ -108,7 +108,8 @@ impl Event {
     }
 }
 
-/// What panicked, where it was a continuation.
+/// What is polled, or panicked.
+pub(crate) const HANDLER: &str = "handler";
 pub(crate) const CONTINUATION: &str = "continuation";
 
 /// What an [`Event`] tells of.

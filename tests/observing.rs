@@ -10,4 +10,9 @@ mod support;
 
 mod observing {
     mod events;
+    mod links;
+    mod numbers;
+    mod recorder;
+    mod slow;
+    mod spans;
 }

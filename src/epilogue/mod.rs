@@ -97,6 +97,8 @@ impl Epilogue {
 pub struct EpilogueBuilder {
     pool: Pool,
     asked: bounds::Asked,
+    #[cfg(feature = "metrics")]
+    metrics: bool,
     #[cfg(feature = "serve")]
     server: serve::Settings,
 }
@@ -136,7 +138,8 @@ impl EpilogueBuilder {
 
     /// Has each request named in the log, once, whose handler or continuation still runs so long after its arrival: with
     /// its route, class, age and phase. Off by default. It is noticed with a delay of up to a quarter, and of a second
-    /// at most. A response on its way is not meant: it may be meant to last.
+    /// at most. A response on its way is not meant: it may be meant to last. With the feature `backtrace`, the futures that
+    /// it [waits in](crate::manual::observing#what-takes-long) are named too.
     pub fn slow_after(mut self, age: Duration) -> Self {
         self.pool.slow = Some(SlowWatch::new(age));
         self
@@ -163,6 +166,14 @@ impl EpilogueBuilder {
         self
     }
 
+    /// Has counts, gauges and times of all requests recorded through the [`metrics`](https://docs.rs/metrics) facade, by
+    /// the recorder that is installed: see the [manual](crate::manual::observing#metrics) for names and labels.
+    #[cfg(feature = "metrics")]
+    pub fn metrics(mut self) -> Self {
+        self.metrics = true;
+        self
+    }
+
     /// Has a task-local of yours go along into continuations, hooks and handlers that outlive their response,
     /// where its value is a clone of the one that was in scope around our innermost layer.
     ///
@@ -179,6 +190,11 @@ impl EpilogueBuilder {
     #[must_use]
     pub fn build(mut self) -> Epilogue {
         self.settle_bounds();
+        #[cfg(feature = "metrics")]
+        if self.metrics {
+            let metrics = crate::metrics::Metrics::new();
+            self.pool.listen(Arc::new(move |event| metrics.listen(event)));
+        }
         Epilogue {
             pool: Arc::new(self.pool),
             #[cfg(feature = "serve")]

@@ -37,6 +37,7 @@ mod driver;
 mod ending;
 mod error;
 mod finish;
+mod frames;
 mod held;
 mod hooks;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]

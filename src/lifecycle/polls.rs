@@ -66,6 +66,7 @@ impl Shared {
     /// The same; `first` if nothing of the request was polled before.
     #[inline]
     pub(super) fn measure_first<T>(&self, what: &'static str, first: bool, poll: impl FnOnce() -> T) -> T {
+        let poll = || self.framed(what, poll);
         if self.pool().settings.slow_poll.is_some() {
             return self.timed(what, || self.measure_limited(what, first, poll));
         }

@@ -67,6 +67,9 @@ pub(crate) struct Shared {
     /// an event function, which what it holds is for: nobody else pays more than the room of a pointer.
     pub(super) order: Mutex<Option<Box<Told>>>,
     pub(super) clock: Clock,
+    /// Where what is slow is told of.
+    #[cfg(feature = "backtrace")]
+    pub(super) frames: Option<Box<super::frames::RequestFrames>>,
     pub(super) exchange: Exchange,
     pub(super) core: Mutex<Core>,
     body_bytes: AtomicU64,
@@ -123,6 +126,8 @@ impl Shared {
         }
         let arrived = Instant::now();
         let word = if uploaded { word::UPLOADED } else { 0 };
+        #[cfg(feature = "backtrace")]
+        let frames = pool(home.as_ref()).slow.is_some().then(Box::default);
         let shared = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             id: RequestId::next(),
@@ -137,6 +142,8 @@ impl Shared {
             word: AtomicU32::new(word),
             order: Mutex::new(None),
             clock: Clock::new(arrived),
+            #[cfg(feature = "backtrace")]
+            frames,
             exchange: Exchange::default(),
             core: Mutex::default(),
             body_bytes: AtomicU64::new(0),

@@ -24,10 +24,10 @@ impl Shared {
     }
 
     fn told_route(&self, told: &mut Told) -> Arc<Route> {
+        // There are as many jobs as the application has kinds.
+        let matched = self.is_job;
         #[cfg(feature = "serve")]
-        let matched = self.has_route();
-        #[cfg(not(feature = "serve"))]
-        let matched = false;
+        let matched = matched || self.has_route();
         if let Some(route) = told.route.as_ref().filter(|route| route.matched == matched) {
             return route.clone();
         }

@@ -30,7 +30,10 @@ pub(crate) mod carry;
 pub(crate) mod caught;
 mod failure;
 mod feed;
+#[cfg(feature = "backtrace")]
+pub(crate) mod frames;
 mod slow;
+pub(crate) mod spans;
 
 /// What can be told of, and done to, something that a drain still waits for.
 pub(crate) trait Straggler: Send + Sync {
