@@ -114,7 +114,7 @@ fn record(event: &Event, mut open: Open) -> Option<Open> {
             if let Some(running) = open.running.as_mut().filter(|_| *what == crate::event::CONTINUATION) {
                 running.panicked = true;
             }
-            counter!(PANICKED, with(of_request(event), "what", *what)).increment(1);
+            counter!(PANICKED, with(of_request(event), "what", what)).increment(1);
         }
         EventKind::HandedOver => open.handed_over = Some(event.at()),
         EventKind::Flushed { .. } => {

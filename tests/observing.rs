@@ -10,6 +10,8 @@ mod support;
 
 mod observing {
     mod events;
+    #[cfg(feature = "durable-sqlite")]
+    mod jobs;
     mod links;
     mod numbers;
     mod recorder;

@@ -28,7 +28,7 @@ use crate::{
         Captured, Listed, Straggler,
         blocking::Blocking,
         carry::{Work, carried},
-        caught, lock,
+        caught, lock, spans,
     },
 };
 
@@ -142,8 +142,11 @@ impl Ending {
     async fn run_continuation(&self, mut continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
         let shared = &self.shared;
         shared.let_buffer_go();
-        continuation.begin_span(|| shared.route(), Some(shared.id()));
-        shared.begin_spans();
+        // An attempt at a job comes in a span of its own.
+        if !shared.is_job {
+            continuation.begin_span(|| shared.route(), Some(shared.id()));
+            shared.begin_spans();
+        }
         #[cfg(feature = "acknowledged")]
         if let Some(deadline) = continuation.acknowledgement() {
             self.wait_for_acknowledgement(deadline).await;
@@ -197,7 +200,7 @@ impl Ending {
             Outcome::Ended => EventKind::ContinuationEnd,
             Outcome::Dropped => EventKind::ContinuationDropped,
         };
-        span.record("outcome", if event == EventKind::ContinuationEnd { "ended" } else { "dropped" });
+        spans::ended(&span, if event == EventKind::ContinuationEnd { "ended" } else { "dropped" });
         // Closed before its end is told.
         drop(span);
         shared.change(Some(event), |word| Some(word.without(word::CONTINUING)));

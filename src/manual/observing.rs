@@ -45,6 +45,9 @@
 //! have the request's own span current in a continuation, with what that does to its length, give it
 //! `Span::current()`.
 //!
+//! **An attempt at a durable job** runs in a span named `durable_job`, with its kind, number and attempt, inside of the
+//! engine's own `river_job`, which is a root. In its field `from` it has the route that stored it.
+//!
 //! Where no subscriber wants spans of `tower_epilogue` at info, there is none, and nothing of it is computed; the work does
 //! not run in the request's instead.
 //!

@@ -4,6 +4,9 @@ use tracing::{Span, field::Empty};
 
 use crate::event::RequestId;
 
+const TARGET: &str = "tower_epilogue";
+const NAME: &str = "continuation";
+
 /// A span of its own for a continuation, or for the rest of a handler after its `finish`.
 ///
 /// A root: as a child of the request's it would keep that open, whose length is the request's latency. It follows from
@@ -19,9 +22,9 @@ pub(crate) fn continuation(
     id: Option<RequestId>,
 ) -> Span {
     let span = tracing::info_span!(
-        target: "tower_epilogue",
+        target: TARGET,
         parent: None,
-        "continuation",
+        NAME,
         route = route(),
         class,
         request = id.map(|id| id.0),
@@ -29,4 +32,11 @@ pub(crate) fn continuation(
     );
     span.follows_from(request);
     span
+}
+
+/// Notes in it how it ended, if it is one of ours.
+pub(crate) fn ended(span: &Span, outcome: &'static str) {
+    if span.metadata().is_some_and(|metadata| metadata.target() == TARGET && metadata.name() == NAME) {
+        span.record("outcome", outcome);
+    }
 }

@@ -46,8 +46,8 @@ async fn a_continuation_is_a_trace_of_its_own_with_a_link_to_the_requests_span()
     for continuation in &continuations {
         assert_ne!(continuation.span_context.trace_id(), request.span_context.trace_id());
         assert_eq!(continuation.parent_span_id, SpanId::INVALID, "it is a root");
-        let links: Vec<_> = continuation.links.iter().map(|link| link.span_context.clone()).collect();
-        assert_eq!(links, [request.span_context.clone()], "{spans:#?}");
+        let links: Vec<_> = continuation.links.iter().map(|link| &link.span_context).collect();
+        assert_eq!(links, [&request.span_context], "{spans:#?}");
     }
     let class = continuations[0].attributes.iter().any(|pair| pair.key.as_str() == "class");
     // The one without a class was first to end, or second: one of them has one.

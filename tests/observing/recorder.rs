@@ -62,7 +62,7 @@ impl Visit for Fields {
 
 /// Ours, and those of the tests.
 fn is_meant(name: &str) -> bool {
-    ["continuation", "request", "mine", "inner"].contains(&name)
+    ["continuation", "durable_job", "river_job", "request", "mine", "inner"].contains(&name)
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Recorder {

@@ -157,8 +157,7 @@ async fn what_is_dropped_at_its_limit_says_so() {
 #[tokio::test(start_paused = true)]
 async fn a_span_of_the_users_takes_the_place_of_ours() {
     let handler = async || {
-        let work = async { info!("work") }.instrument(info_span!("inner"));
-        let work = Continuation::new(async move { work.await });
+        let work = Continuation::new(async { info!("work") }.instrument(info_span!("inner")));
         (work.in_span(info_span!(parent: None, "mine")), "hello")
     };
     let seen = run(app(handler)).await;
