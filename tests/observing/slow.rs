@@ -1,12 +1,18 @@
 //! The report on what takes long names the frames that it waits in.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Router, routing::get};
 use tokio::sync::Notify;
 use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
-use crate::support::{Logs, MemoryServer, logs};
+use crate::support::{Client, Logs, MemoryServer, Server, logs};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -80,9 +86,33 @@ async fn each_report_names_where_its_own_request_waits() {
     assert!(!left.contains("mails") && !left.contains("asks_the_database"), "{left}");
 }
 
-#[tokio::test]
-async fn a_handler_that_left_the_futures_around_it_keeps_its_frames() {
-    // On several threads, and with its frames read all the while.
+/// Reads all frames for as long as it lives.
+struct Reader(Arc<AtomicBool>, Option<std::thread::JoinHandle<usize>>);
+
+impl Reader {
+    fn start() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        let theirs = over.clone();
+        let reads = move || {
+            let mut frames = 0;
+            while !theirs.load(Ordering::Relaxed) {
+                frames += async_backtrace::taskdump_tree(false).matches("framed_once").count();
+            }
+            frames
+        };
+        Self(over, Some(std::thread::spawn(reads)))
+    }
+
+    /// How many it saw.
+    fn stop(mut self) -> usize {
+        self.0.store(true, Ordering::Relaxed);
+        self.1.take().unwrap().join().unwrap()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn handlers_that_leave_the_futures_around_them_and_those_that_are_dropped_keep_their_frames_in_order() {
+    let reader = Reader::start();
     let begun = Arc::new(Notify::new());
     let theirs = begun.clone();
     let aborted = async move || {
@@ -94,26 +124,32 @@ async fn a_handler_that_left_the_futures_around_it_keeps_its_frames() {
         lifecycle.finish("hello").await.unwrap();
         framed_for_a_while().await;
     };
+    let continued = async || (Continuation::new(framed_for_a_while()), "hello");
     let app = Router::new()
-        .route("/aborted", get(aborted))
+        .route("/aborted", get(aborted.clone()).layer(IgnoreAbortLayer::new()))
+        .route("/dropped", get(aborted))
         .route("/finished", get(finished))
-        .layer(IgnoreAbortLayer::new())
+        .route("/continued", get(continued))
         .layer(TimeLimitLayer::new(MINUTE));
-    let server = start(app);
+    let server = Server::with(app, |builder| builder.slow_after(Duration::from_millis(10))).await;
     for _ in 0..50 {
-        let mut client = server.connect();
-        client.send("GET /aborted HTTP/1.1\r\nhost: test\r\n\r\n").await;
-        begun.notified().await;
-        drop(client);
+        for path in ["/aborted", "/dropped"] {
+            let mut client = Client::connect(server.address).await;
+            client.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await;
+            begun.notified().await;
+            drop(client);
+        }
         assert_eq!(server.get("/finished").await.text(), "hello");
+        assert_eq!(server.get("/continued").await.text(), "hello");
     }
-    server.ended(100).await;
-    server.stop().await;
+    server.journal.ended(200).await;
+    assert!(server.stop().await.is_clean());
+    assert!(reader.stop() > 0);
 }
 
 #[async_backtrace::framed]
 async fn framed_for_a_while() {
-    for _ in 0..20 {
+    for _ in 0..200 {
         framed_once().await;
     }
 }
