@@ -126,6 +126,31 @@ async fn a_refused_request_is_told_of_with_the_class_that_had_no_room() {
     server.stop().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_happens_beside_a_continuation_is_not_told_of_with_its_class() {
+    let events = Kept::default();
+    let handler = async || {
+        let work = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        };
+        (Continuation::new(work).class("mail"), vec![7; 100_000])
+    };
+    let server = MemoryServer::with(Router::new().route("/", get(handler)), |builder| {
+        builder.on_event(keep(&events)).patience(Duration::from_secs(1))
+    });
+    let mut client = server.connect_narrow(1024);
+    client.send("GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
+    server.journal.seen("continuation_start").await;
+    assert_eq!(client.reply().await.body.len(), 100_000);
+    server.ended(1).await;
+    let told = told(&server, &events).await;
+    let of = |kind: &str| told.iter().find(|told| told.0 == kind).map(|told| told.2).unwrap();
+    assert_eq!((of("continuation_start"), of("flushed"), of("continuation_end")), (Some("mail"), None, Some("mail")));
+    let kinds: Vec<_> = told.iter().map(|told| told.0).collect();
+    assert_eq!(kinds[kinds.len() - 4..], ["continuation_start", "flushed", "continuation_end", "ended"], "{kinds:?}");
+    server.stop().await;
+}
+
 fn never() -> bool {
     false
 }
