@@ -31,7 +31,10 @@ use axum_core::{
 use http::Extensions;
 use tracing::Span;
 
+use self::span::Whose;
 use crate::pool::{Pool, carry::Work, caught, lock};
+
+mod span;
 
 /// Work that runs after the response was flushed.
 ///
@@ -41,8 +44,7 @@ use crate::pool::{Pool, carry::Work, caught, lock};
 ///
 /// A returned continuation runs exactly once, whatever becomes of its response (contract rule 1): it starts
 /// when the response was flushed, when it is known that it never will be, or when the patience with a slow
-/// reader is over. It shares the request's time limit (rule 6), its span and its hooks. A panic costs this
-/// request only.
+/// reader is over. It shares the request's time limit (rule 6) and its hooks. A panic costs this request only.
 ///
 /// # Cancel safety
 ///
@@ -58,6 +60,7 @@ pub struct Continuation {
     /// What a fallible one came to.
     failure: Option<FailureSlot>,
     span: Span,
+    whose: Whose,
     /// Wait for the client's acknowledgement, so long at most.
     #[cfg(feature = "acknowledged")]
     after_acknowledged: Option<std::time::Duration>,
@@ -75,7 +78,7 @@ pub(crate) enum Kind {
 impl Continuation {
     /// Work for the runtime. It must not block its thread: see [`blocking`](Self::blocking).
     ///
-    /// The span that is current now is current again while it runs.
+    /// It runs in a [span](crate::manual::observing#spans) of its own, which follows from the one that is current now.
     pub fn new<F>(work: F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -163,6 +166,7 @@ impl Continuation {
             class: None,
             failure: None,
             span: Span::current(),
+            whose: Whose::Request,
             #[cfg(feature = "acknowledged")]
             after_acknowledged: None,
         }
@@ -204,13 +208,6 @@ impl Continuation {
             Some(slot) => std::mem::take(&mut *lock(&slot.0.0)),
             None => Vec::new(),
         }
-    }
-
-    /// The work and the span that it belongs to. From here on, whoever has them answers for them.
-    pub(crate) fn into_work(mut self) -> (Kind, Span) {
-        let span = std::mem::replace(&mut self.span, Span::none());
-        let kind = self.kind.take();
-        (kind.unwrap_or_else(|| Kind::Async(Box::pin(async {}))), span)
     }
 }
 
@@ -306,10 +303,11 @@ impl Drop for Waiting {
 }
 
 /// Runs a continuation that has no request (any more): without limit and hooks, but tracked and logged.
-pub(crate) fn run_alone(continuation: Continuation) {
+pub(crate) fn run_alone(mut continuation: Continuation) {
     use tracing::Instrument as _;
 
     let failure = continuation.failure_slot();
+    continuation.begin_span(|| "unknown".to_owned(), None);
     let (kind, span) = continuation.into_work();
     tracing::warn!(
         parent: &span,

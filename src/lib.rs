@@ -24,6 +24,8 @@ mod continuation;
 mod epilogue;
 mod event;
 mod lifecycle;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod pool;
 mod status;
 mod sync;

@@ -115,10 +115,13 @@ async fn log_bm_what_a_hook_logs_is_attributed_to_its_request() {
                 tracing::info!("logged later by the hook of {}", end.route());
             })
             .unwrap();
-        (Continuation::new(async { tracing::info!("logged by the continuation for the log-bm") }), "hello")
+        let id = lifecycle.id();
+        let work = async move { tracing::info!("logged by the continuation for the log-bm of {id}") };
+        (Continuation::new(work), "hello")
     };
-    let spanned = async |request: Request, next: Next| {
-        let span = tracing::info_span!("request", id = request.uri().query().unwrap_or_default());
+    let spanned = async |lifecycle: Lifecycle, request: Request, next: Next| {
+        let id = request.uri().query().unwrap_or_default();
+        let span = tracing::info_span!("request", id, request = lifecycle.id().to_string());
         next.run(request).instrument(span).await
     };
     let app = Router::new().route("/log-bm", get(handler)).layer(middleware::from_fn(spanned));
@@ -127,14 +130,15 @@ async fn log_bm_what_a_hook_logs_is_attributed_to_its_request() {
     assert_eq!((first.status, second.status), (200, 200));
     server.journal.ended(2).await;
     for id in ["id-41", "id-42"] {
-        let told = logs.with(&format!("request{{id=\"{id}\"}}"));
-        for message in [
-            "logged by the hook of GET /log-bm",
-            "logged later by the hook of GET /log-bm",
-            "logged by the continuation for the log-bm",
-        ] {
+        let told = logs.with(&format!("request{{id=\"{id}\""));
+        for message in ["logged by the hook of GET /log-bm", "logged later by the hook of GET /log-bm"] {
             assert_eq!(told.iter().filter(|line| line.contains(message)).count(), 1, "{id}, {message}: {told:#?}");
         }
+        // The continuation's span is not inside of the request's; the request's number is in both.
+        let request = told[0].split("request=\"").nth(1).and_then(|rest| rest.split('"').next()).unwrap();
+        let told = logs.with(&format!("continuation{{route=\"GET /log-bm\" request={request}}}"));
+        let message = format!("logged by the continuation for the log-bm of {request}");
+        assert_eq!(told.iter().filter(|line| line.contains(&message)).count(), 1, "{id}: {told:#?}");
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::task::LocalKey;
 
 use crate::{
     event::Event,
-    pool::{CarryKey, Feed, Pool, Settings, SlowWatch},
+    pool::{CarryKey, Pool, Settings, SlowWatch},
 };
 
 #[cfg(feature = "test-util")]
@@ -85,7 +85,7 @@ impl Epilogue {
 
     /// Waits until every event so far has been given to the [event function](EpilogueBuilder::on_event).
     pub async fn events_delivered(&self) {
-        if let Some(feed) = &self.pool.feed {
+        if let Some(feed) = self.pool.feed() {
             feed.delivered().await;
         }
     }
@@ -97,6 +97,8 @@ impl Epilogue {
 pub struct EpilogueBuilder {
     pool: Pool,
     asked: bounds::Asked,
+    #[cfg(feature = "metrics")]
+    metrics: bool,
     #[cfg(feature = "serve")]
     server: serve::Settings,
 }
@@ -136,7 +138,8 @@ impl EpilogueBuilder {
 
     /// Has each request named in the log, once, whose handler or continuation still runs so long after its arrival: with
     /// its route, class, age and phase. Off by default. It is noticed with a delay of up to a quarter, and of a second
-    /// at most. A response on its way is not meant: it may be meant to last.
+    /// at most. A response on its way is not meant: it may be meant to last. With the feature `backtrace`, the futures that
+    /// it [waits in](crate::manual::observing#what-takes-long) are named too.
     pub fn slow_after(mut self, age: Duration) -> Self {
         self.pool.slow = Some(SlowWatch::new(age));
         self
@@ -154,11 +157,20 @@ impl EpilogueBuilder {
     /// It is called in a task of its own, never under a lock, in a destructor or in a flush. Events of one
     /// request come in their order. It should return quickly: what happens meanwhile waits in memory. A panic
     /// in it is logged. Without a listener no event is made.
-    pub fn on_event<F>(mut self, listener: F) -> Self
+    /// Given several times, each function is called, in the order in which they were given.
+    pub fn on_event<F>(self, listener: F) -> Self
     where
         F: Fn(&Event) + Send + Sync + 'static,
     {
-        self.pool.feed = Some(Feed::new(Arc::new(listener)));
+        self.pool.listen(Arc::new(listener));
+        self
+    }
+
+    /// Has counts, gauges and times of all requests recorded through the [`metrics`](https://docs.rs/metrics) facade, by
+    /// the recorder that is installed: see the [manual](crate::manual::observing#metrics) for names and labels.
+    #[cfg(feature = "metrics")]
+    pub fn metrics(mut self) -> Self {
+        self.metrics = true;
         self
     }
 
@@ -178,6 +190,11 @@ impl EpilogueBuilder {
     #[must_use]
     pub fn build(mut self) -> Epilogue {
         self.settle_bounds();
+        #[cfg(feature = "metrics")]
+        if self.metrics {
+            let metrics = crate::metrics::Metrics::new();
+            self.pool.listen(Arc::new(move |event| metrics.listen(event)));
+        }
         Epilogue {
             pool: Arc::new(self.pool),
             #[cfg(feature = "serve")]

@@ -14,6 +14,7 @@ use tracing::Instrument as _;
 
 use super::{
     clock::{LIMIT_PASSED, poll_timer},
+    frames::Framed,
     hooks::{End, Hook},
     places::run_as_hook,
     shared::Shared,
@@ -22,8 +23,13 @@ use super::{
 };
 use crate::{
     continuation::{Continuation, Kind},
-    event::EventKind,
-    pool::{Captured, Listed, Straggler, blocking::Blocking, carry::carried, caught, lock},
+    event::{CONTINUATION, EventKind},
+    pool::{
+        Captured, Listed, Straggler,
+        blocking::Blocking,
+        carry::{Work, carried},
+        caught, lock, spans,
+    },
 };
 
 type Pending = (Continuation, Vec<Box<dyn Captured>>);
@@ -133,9 +139,14 @@ impl Ending {
         Poll::Pending
     }
 
-    async fn run_continuation(&self, continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
+    async fn run_continuation(&self, mut continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
         let shared = &self.shared;
         shared.let_buffer_go();
+        // An attempt at a job comes in a span of its own.
+        if !shared.is_job {
+            continuation.begin_span(|| shared.route(), Some(shared.id()));
+            shared.begin_spans();
+        }
         #[cfg(feature = "acknowledged")]
         if let Some(deadline) = continuation.acknowledgement() {
             self.wait_for_acknowledgement(deadline).await;
@@ -153,10 +164,11 @@ impl Ending {
         let (kind, span) = continuation.into_work();
         let outcome = match kind {
             Kind::Async(work) => {
-                let mut work = if captured.is_empty() { work } else { Box::pin(carried(captured, work)) };
-                let outcome = self.run_to_limit(work.as_mut()).instrument(span.clone()).await;
+                let work = if captured.is_empty() { work } else { Box::pin(carried(captured, work)) };
+                let mut work = Framed::new(&**shared, CONTINUATION, work);
+                let outcome = self.run_to_limit(&mut work.work).instrument(span.clone()).await;
                 let _span = span.enter();
-                caught::discard(work);
+                drop(work);
                 outcome
             }
             Kind::Blocking(mut work) => {
@@ -170,32 +182,37 @@ impl Ending {
                             let _places = places;
                             work();
                         };
-                        let thread = Blocking::start(Box::new(work), shared.pool().clone(), span, shared.route());
-                        self.run_blocking(thread).await
+                        let (pool, route) = (shared.pool().clone(), shared.route());
+                        let thread = Blocking::start(Box::new(work), pool, span.clone(), route);
+                        self.run_blocking(thread).instrument(span.clone()).await
                     }
                     Err(entering) => {
-                        self.run_blocking_later(work, entering, span);
+                        self.run_blocking_later(work, entering, span.clone());
                         Outcome::Dropped
                     }
                 }
             }
         };
         if let Some(error) = failure.and_then(|slot| lock(&slot).take()) {
-            Box::pin(self.tell_failure(error, class)).await;
+            Box::pin(self.tell_failure(error, class).instrument(span.clone())).await;
         }
         let event = match outcome {
             Outcome::Ended => EventKind::ContinuationEnd,
             Outcome::Dropped => EventKind::ContinuationDropped,
         };
+        spans::ended(&span, if event == EventKind::ContinuationEnd { "ended" } else { "dropped" });
+        // Closed before its end is told.
+        drop(span);
         shared.change(Some(event), |word| Some(word.without(word::CONTINUING)));
         if class.is_some() {
             self.note_class(None);
         }
     }
 
-    /// For a drain's report.
+    /// For a drain's report, and for events.
     fn note_class(&self, class: Option<&'static str>) {
         lock(&self.shared.core).class = class;
+        self.shared.note_told_class(class);
     }
 
     /// Waits until the flushed response is confirmed; to the deadline, and to the time limit.
@@ -223,14 +240,15 @@ impl Ending {
         }
     }
 
-    async fn run_to_limit(&self, mut work: Pin<&mut (dyn Future<Output = ()> + Send)>) -> Outcome {
+    async fn run_to_limit(&self, work: &mut Option<Work>) -> Outcome {
         let shared = &self.shared;
         poll_fn(|cx| {
             shared.ending_waker.register(cx.waker());
-            match shared.measure("continuation", || caught::poll(work.as_mut(), cx)) {
+            let Some(work) = work else { return Poll::Ready(Outcome::Ended) };
+            match shared.measure(CONTINUATION, || caught::poll(work.as_mut(), cx)) {
                 Ok(Poll::Ready(())) => return Poll::Ready(Outcome::Ended),
                 Err(payload) => {
-                    shared.panicked("a continuation", &payload);
+                    shared.panicked(CONTINUATION, &payload);
                     caught::dispose(payload);
                     return Poll::Ready(Outcome::Ended);
                 }
@@ -257,7 +275,7 @@ impl Ending {
             shared.ending_waker.register(cx.waker());
             if let Poll::Ready(result) = Pin::new(&mut work).poll(cx) {
                 if let Err(payload) = result {
-                    shared.panicked("a continuation", &payload);
+                    shared.panicked(CONTINUATION, &payload);
                     caught::dispose(payload);
                 }
                 return Poll::Ready(Outcome::Ended);
@@ -329,7 +347,7 @@ impl Ending {
         match result {
             Some(Ok(outcome)) => outcome,
             Some(Err(payload)) => {
-                shared.panicked("a hook", &payload);
+                shared.panicked("hook", &payload);
                 caught::dispose(payload);
                 ControlFlow::Continue(())
             }

@@ -12,13 +12,16 @@ use axum_core::response::Response;
 use tracing::{Instrument as _, Span};
 
 use super::{
+    frames::Framed,
     response::{SendBody, answer, collect, finish_nowhere, go_nowhere, watched},
     shared::Shared,
     transitions::HandlerEnd,
+    word,
 };
 use crate::{
     continuation::{self, Continuation},
-    pool::{Captured, carry::carried, caught},
+    event::HANDLER,
+    pool::{Captured, carry::carried, caught, spans},
 };
 
 /// What goes along when a handler moves to a task of its own.
@@ -83,7 +86,7 @@ where
             Err(payload) => {
                 self.discard();
                 if innermost {
-                    self.shared.panicked("a handler", &payload);
+                    self.shared.panicked(HANDLER, &payload);
                     self.shared.handler_ended(HandlerEnd::Ended);
                 }
                 self.shared.ended_one(HandlerEnd::Ended);
@@ -155,7 +158,8 @@ impl<F> Held<F> {
     }
 
     fn discard(&mut self) {
-        caught::discard(self.future.take());
+        let future = self.future.take();
+        self.shared.framed(HANDLER, || caught::discard(future));
     }
 }
 
@@ -203,7 +207,7 @@ fn poll_handler<F: Future>(
     cx: &mut Context<'_>,
 ) -> Result<Poll<F::Output>, caught::Payload> {
     let polling = continuation::Polling::begin();
-    let polled = shared.measure_first("handler", first, || caught::poll(future, cx));
+    let polled = shared.measure_first(HANDLER, first, || caught::poll(future, cx));
     for continuation in polling.end() {
         tracing::warn!(
             route = shared.route(),
@@ -215,17 +219,19 @@ fn poll_handler<F: Future>(
 }
 
 /// Lets a handler go on in a tracked task.
-fn detach<F, B, E>(mut future: Pin<Box<F>>, shared: &Arc<Shared>, context: Surroundings)
+fn detach<F, B, E>(future: Pin<Box<F>>, shared: &Arc<Shared>, context: Surroundings)
 where
     F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
     B: SendBody,
 {
     let owner = shared.clone();
+    let mut framed = Framed::new(shared.clone(), HANDLER, future);
     let detached = shared.pool().detach();
     let work = async move {
         let _detached = detached;
         let outcome = poll_fn(|cx| {
             owner.handler_waker.register(cx.waker());
+            let Some(future) = framed.work.as_mut() else { return Poll::Pending };
             match poll_handler(&owner, false, future.as_mut(), cx) {
                 Ok(Poll::Ready(result)) => return Poll::Ready(Ok(Some(result))),
                 Err(payload) => return Poll::Ready(Err(payload)),
@@ -235,7 +241,7 @@ where
             if owner.verdict().is_some() { Poll::Ready(Ok(None)) } else { Poll::Pending }
         })
         .await;
-        caught::discard(future);
+        drop(framed);
         match outcome {
             Ok(Some(Ok(response))) => {
                 let mut response = response.map(SendBody::into_body);
@@ -249,14 +255,19 @@ where
             Ok(Some(Err(_))) => owner.handler_ended(HandlerEnd::Ended),
             Ok(None) => owner.handler_ended(HandlerEnd::Dropped),
             Err(payload) => {
-                owner.panicked("a handler", &payload);
+                owner.panicked(HANDLER, &payload);
                 caught::dispose(payload);
                 owner.handler_ended(HandlerEnd::Ended);
             }
         }
         owner.ended_one(HandlerEnd::Ended);
     };
-    let work = carried(context.captured, work).instrument(context.span);
+    let span = match shared.word().has(word::FINISHED) {
+        // It is its own continuation now (contract rule 7).
+        true => spans::continuation(&context.span, || shared.route(), None, Some(shared.id())),
+        false => context.span,
+    };
+    let work = carried(context.captured, work).instrument(span);
     if let Err(work) = shared.pool().spawn(work) {
         caught::discard(work);
         shared.handler_ended(HandlerEnd::Dropped);

@@ -40,6 +40,8 @@ impl Shared {
     /// Takes in a continuation that starts before those that are there. `Err` if the request has ended.
     pub(crate) fn add_first_continuation(&self, continuation: Continuation) -> Result<(), Continuation> {
         let captured = self.captured();
+        // It is ours, and over at once: no span is worth it.
+        let continuation = continuation.in_span(tracing::Span::none());
         let mut core = lock(&self.core);
         if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
             return Err(continuation);

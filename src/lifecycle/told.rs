@@ -87,7 +87,9 @@ impl Straggler for Shared {
 
     fn tell_slow(&self) {
         let Description { route, class, age, phase, .. } = self.describe();
-        tracing::warn!(route, class, ?age, phase, "a request takes long");
+        let frames = self.waits_in();
+        let frames = frames.as_ref().map(tracing::field::display);
+        tracing::warn!(route, class, ?age, phase, frames, "a request takes long");
         self.tell(EventKind::Slow);
     }
 

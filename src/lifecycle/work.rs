@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use tracing::{Span, level_filters::LevelFilter};
+
 use super::{
     LifecycleError, ending,
     error::Kind,
@@ -12,7 +14,7 @@ use super::{
 use crate::{
     continuation::{self, Continuation},
     event::EventKind,
-    pool::{caught, lock},
+    pool::{caught, lock, spans},
 };
 
 /// Most requests have one of a kind: a queue that grew by itself would make room for four.
@@ -55,6 +57,37 @@ impl Shared {
     pub(crate) fn keep(&self, continuation: Continuation) {
         if let Err(continuation) = self.add_continuation(continuation) {
             continuation::run_alone(continuation);
+        }
+    }
+
+    /// Gives the continuations that wait for their turn spans of their own, so that none keeps the request's span open while
+    /// others run.
+    pub(super) fn begin_spans(&self) {
+        if LevelFilter::current() == LevelFilter::OFF {
+            return;
+        }
+        let mut core = lock(&self.core);
+        let lent =
+            core.continuations.iter_mut().filter_map(|(waiting, _)| Some((waiting.lend_span()?, waiting.class_name())));
+        let lent: Vec<_> = lent.collect();
+        drop(core);
+        if lent.is_empty() {
+            return;
+        }
+        // A subscriber's code, which is not to be run under a lock (contract rule 11).
+        let own = |(span, class): (Span, _)| spans::continuation(&span, || self.route(), class, Some(self.id()));
+        let own: Vec<_> = lent.into_iter().map(own).collect();
+        let mut core = lock(&self.core);
+        let mut waiting = core.continuations.iter_mut();
+        for span in own {
+            let mut span = Some(span);
+            // Others may have come in between.
+            while let (Some(given), Some((continuation, _))) = (span.take(), waiting.next()) {
+                span = continuation.put_span(given);
+                if span.is_none() {
+                    break;
+                }
+            }
         }
     }
 

@@ -7,6 +7,7 @@
 //!   the buffer of an early close.
 //! - `durable` (features `durable-sqlite`, `durable-postgres`): what jobs that are stored survive, what can still go wrong,
 //!   and what to do about it.
+//! - [`observing`]: what can be seen of requests from outside: events, spans, the log, metrics, and what takes long.
 //! - [`timing`]: answers whose timing tells nothing, such as that of a password reset.
 //! - [`sessions`]: what of a session is committed when, and what a continuation may still change.
 //! - [`connection`]: what "flushed" and "aborted" mean on HTTP/1 and on HTTP/2, and what cannot be known.
@@ -24,6 +25,7 @@ pub mod contract;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 pub mod durable;
 pub mod limits;
+pub mod observing;
 pub mod ordering;
 pub mod sessions;
 pub mod timing;

@@ -1,0 +1,194 @@
+//! Counts, gauges and times of all requests, through the `metrics` facade (feature `metrics`).
+//!
+//! Everything here is made from the [events](crate::EventKind) of requests, in the task that delivers them: what a
+//! recorder costs is not paid by requests, and no recorder runs in a destructor or under a lock (contract rule 11). That
+//! goes for the gauges as well: an event comes with every change of theirs, and each request's events come in order.
+//!
+//! Names and labels are listed in the [manual](crate::manual::observing#metrics).
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, Once},
+    time::Duration,
+};
+
+use metrics::{
+    Label, SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
+
+use crate::{
+    event::{Event, EventKind, RequestId},
+    pool::lock,
+};
+
+const REQUESTS: &str = "tower_epilogue_requests_total";
+const REFUSED: &str = "tower_epilogue_refused_total";
+const ABORTED: &str = "tower_epilogue_aborted_total";
+const TIMED_OUT: &str = "tower_epilogue_timed_out_total";
+const PANICKED: &str = "tower_epilogue_panicked_total";
+const CONTINUATIONS: &str = "tower_epilogue_continuations_total";
+const ACTIVE: &str = "tower_epilogue_active_requests";
+const RUNNING: &str = "tower_epilogue_running_continuations";
+const WAITING: &str = "tower_epilogue_waiting_continuations";
+const ARRIVAL_TO_FLUSH: &str = "tower_epilogue_arrival_to_flush_seconds";
+const FLUSH: &str = "tower_epilogue_flush_seconds";
+const CONTINUATION: &str = "tower_epilogue_continuation_seconds";
+
+/// In the place of a route that no router has matched: a path would make a label of its own for each that is asked for.
+const UNMATCHED: &str = "unmatched";
+/// In the place of a method that is not one of the usual, as OpenTelemetry has it: it can be any token.
+const OTHER: &str = "_OTHER";
+/// In the place of a class, for a continuation without one.
+const NO_CLASS: &str = "none";
+
+fn describe() {
+    describe_counter!(REQUESTS, Unit::Count, "Requests and attempts at durable jobs that ended.");
+    describe_counter!(REFUSED, Unit::Count, "Requests answered with a 503, since there was no place for their work.");
+    describe_counter!(ABORTED, Unit::Count, "Requests whose client left before the response was flushed.");
+    describe_counter!(TIMED_OUT, Unit::Count, "Requests that their time limit or a drain's deadline ended.");
+    describe_counter!(PANICKED, Unit::Count, "Panics of handlers, bodies, continuations, hooks and middleware.");
+    describe_counter!(CONTINUATIONS, Unit::Count, "Continuations that ended, by their outcome.");
+    describe_gauge!(ACTIVE, Unit::Count, "Requests that have arrived and not ended, with all their work.");
+    describe_gauge!(RUNNING, Unit::Count, "Continuations that run.");
+    describe_gauge!(WAITING, Unit::Count, "Continuations that wait for a place among those that run.");
+    describe_histogram!(ARRIVAL_TO_FLUSH, Unit::Seconds, "From a request's arrival until its response was flushed.");
+    describe_histogram!(FLUSH, Unit::Seconds, "From a response's hand-over to the server until it was flushed.");
+    describe_histogram!(CONTINUATION, Unit::Seconds, "From a continuation's start to its end.");
+}
+
+/// What has to be known of a request from one event to the next.
+struct Open {
+    handed_over: Option<Duration>,
+    /// Under the labels that it went up with: the route may be matched meanwhile.
+    waiting: Option<Labels>,
+    running: Option<Running>,
+}
+
+struct Running {
+    since: Duration,
+    labels: Labels,
+    failed: bool,
+    panicked: bool,
+}
+
+type Labels = Vec<Label>;
+
+/// Listens to the events of one pool.
+pub(crate) struct Metrics {
+    /// At the first event, since a recorder may be installed after an `Epilogue` was built.
+    described: Once,
+    /// Of the requests that have not ended.
+    open: Mutex<HashMap<RequestId, Open>>,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        Self { described: Once::new(), open: Mutex::default() }
+    }
+
+    pub(crate) fn listen(&self, event: &Event) {
+        self.described.call_once(describe);
+        // No one else locks it, and recorders do not call back: but what they do is theirs, so it is not held for them.
+        let open = lock(&self.open).remove(&event.request());
+        let open = match (open, event.kind()) {
+            (None, EventKind::Arrived) => {
+                gauge!(ACTIVE).increment(1.0);
+                Open { handed_over: None, waiting: None, running: None }
+            }
+            // It arrived before anybody listened.
+            (None, _) => return,
+            (Some(open), _) => open,
+        };
+        if let Some(open) = record(event, open) {
+            lock(&self.open).insert(event.request(), open);
+        }
+    }
+}
+
+/// What is to be known after it; `None` at the end.
+fn record(event: &Event, mut open: Open) -> Option<Open> {
+    match event.kind() {
+        EventKind::Refused => counter!(REFUSED, with_class(event)).increment(1),
+        EventKind::Aborted => counter!(ABORTED, of_request(event)).increment(1),
+        EventKind::Panicked { what } => {
+            if let Some(running) = open.running.as_mut().filter(|_| *what == crate::event::CONTINUATION) {
+                running.panicked = true;
+            }
+            counter!(PANICKED, with(of_request(event), "what", what)).increment(1);
+        }
+        EventKind::HandedOver => open.handed_over = Some(event.at()),
+        EventKind::Flushed { .. } => {
+            histogram!(ARRIVAL_TO_FLUSH, of_request(event)).record(event.at().as_secs_f64());
+            if let Some(handed_over) = open.handed_over {
+                histogram!(FLUSH, of_request(event)).record(event.at().saturating_sub(handed_over).as_secs_f64());
+            }
+        }
+        EventKind::ContinuationWaits => {
+            let labels = with_class(event);
+            gauge!(WAITING, labels.clone()).increment(1.0);
+            open.waiting = Some(labels);
+        }
+        EventKind::ContinuationStart => {
+            stop_waiting(&mut open);
+            let labels = with_class(event);
+            gauge!(RUNNING, labels.clone()).increment(1.0);
+            open.running = Some(Running { since: event.at(), labels, failed: false, panicked: false });
+        }
+        EventKind::ContinuationFailed => {
+            if let Some(running) = &mut open.running {
+                running.failed = true;
+            }
+        }
+        EventKind::ContinuationEnd => stop_running(&mut open, event, false),
+        EventKind::ContinuationDropped => stop_running(&mut open, event, true),
+        EventKind::Ended => {
+            stop_waiting(&mut open);
+            gauge!(ACTIVE).decrement(1.0);
+            counter!(REQUESTS, of_request(event)).increment(1);
+            if event.status().is_timeout() {
+                counter!(TIMED_OUT, of_request(event)).increment(1);
+            }
+            return None;
+        }
+        _ => {}
+    }
+    Some(open)
+}
+
+fn stop_waiting(open: &mut Open) {
+    if let Some(labels) = open.waiting.take() {
+        gauge!(WAITING, labels).decrement(1.0);
+    }
+}
+
+fn stop_running(open: &mut Open, event: &Event, dropped: bool) {
+    let Some(Running { since, labels, failed, panicked }) = open.running.take() else { return };
+    gauge!(RUNNING, labels.clone()).decrement(1.0);
+    histogram!(CONTINUATION, labels.clone()).record(event.at().saturating_sub(since).as_secs_f64());
+    let outcome = match (dropped, panicked, failed) {
+        (true, ..) => "dropped",
+        (_, true, _) => "panicked",
+        (.., true) => "failed",
+        _ => "ended",
+    };
+    counter!(CONTINUATIONS, with(labels, "outcome", outcome)).increment(1);
+}
+
+fn of_request(event: &Event) -> Labels {
+    let route = event.matched_route().map_or(SharedString::const_str(UNMATCHED), |route| route.to_owned().into());
+    vec![Label::from_static_parts("method", method(event.method())), Label::new("route", route)]
+}
+
+fn with_class(event: &Event) -> Labels {
+    with(of_request(event), "class", event.class().unwrap_or(NO_CLASS))
+}
+
+fn with(mut labels: Labels, name: &'static str, value: &'static str) -> Labels {
+    labels.push(Label::from_static_parts(name, value));
+    labels
+}
+
+fn method(method: &str) -> &'static str {
+    const USUAL: [&str; 10] = ["CONNECT", "DELETE", "GET", "HEAD", "JOB", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
+    USUAL.into_iter().find(|usual| *usual == method).unwrap_or(OTHER)
+}

@@ -1,0 +1,42 @@
+//! The spans that continuations run in.
+
+use tracing::{Span, field::Empty};
+
+use crate::event::RequestId;
+
+const TARGET: &str = "tower_epilogue";
+const NAME: &str = "continuation";
+
+/// A span of its own for a continuation, or for the rest of a handler after its `finish`.
+///
+/// A root: as a child of the request's it would keep that open, whose length is the request's latency. It follows from
+/// it instead, which OpenTelemetry shows as a link.
+///
+/// At level info, as `#[instrument]` has it by default: there is one for each continuation, and it is what an operator
+/// looks for. Where no subscriber wants it, nothing of this is computed, and the work runs in no span, never in the
+/// request's.
+pub(crate) fn continuation(
+    request: &Span,
+    route: impl FnOnce() -> String,
+    class: Option<&'static str>,
+    id: Option<RequestId>,
+) -> Span {
+    let span = tracing::info_span!(
+        target: TARGET,
+        parent: None,
+        NAME,
+        route = route(),
+        class,
+        request = id.map(|id| id.0),
+        outcome = Empty,
+    );
+    span.follows_from(request);
+    span
+}
+
+/// Notes in it how it ended, if it is one of ours.
+pub(crate) fn ended(span: &Span, outcome: &'static str) {
+    if span.metadata().is_some_and(|metadata| metadata.target() == TARGET && metadata.name() == NAME) {
+        span.record("outcome", outcome);
+    }
+}
