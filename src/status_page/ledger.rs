@@ -1,0 +1,417 @@
+//! What the page knows: counts, and what is not over yet. Filled by the pool's events.
+
+use std::{
+    any::Any,
+    collections::BTreeMap,
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
+};
+
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::{
+    history::{History, Point},
+    lists::{Failures, Past, Slowest},
+};
+use crate::{
+    event::{Event, EventKind, RequestId},
+    pool::{
+        Straggler,
+        census::{Census, Open},
+        lock,
+    },
+    status::ConnectionStatus,
+};
+
+/// How many pages are kept up to date at once.
+const VIEWERS: usize = 16;
+/// The longest route that is shown; a path can be as long as its client likes.
+const LONGEST: usize = 200;
+
+/// How long the news of an end may take.
+const LOST: Duration = Duration::from_secs(60);
+/// How many are looked at for it.
+const OLDEST: usize = 1000;
+
+/// Everything that the page shows, but what it asks of the pool itself.
+pub(super) struct Ledger {
+    pub(super) began: Instant,
+    state: Mutex<State>,
+    connections: Mutex<Vec<Weak<dyn Open>>>,
+    pub(super) viewers: Arc<Semaphore>,
+}
+
+/// Where something that is not over is: the request's phase, with the wait for a place set apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum At {
+    Handling,
+    Sending,
+    Waiting,
+    Continuing,
+    Ending,
+}
+
+impl At {
+    pub(super) const ALL: [Self; 5] = [Self::Handling, Self::Sending, Self::Waiting, Self::Continuing, Self::Ending];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Handling => "handling",
+            Self::Sending => "sending",
+            Self::Waiting => "waiting",
+            Self::Continuing => "continuing",
+            Self::Ending => "ending",
+        }
+    }
+}
+
+/// What only ever grows. Requests that were refused are in `refused` alone, the page's own nowhere.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Totals {
+    /// Requests that were accepted and have ended.
+    pub(super) ended: u64,
+    pub(super) refused: u64,
+    pub(super) flushed: u64,
+    pub(super) aborted: u64,
+    pub(super) timed_out: u64,
+    /// Continuations that were started.
+    pub(super) continuations: u64,
+    /// Those that were dropped before their end.
+    pub(super) dropped: u64,
+    /// Those that returned an error.
+    pub(super) failed: u64,
+    /// Attempts at durable jobs that have ended.
+    pub(super) jobs: u64,
+}
+
+#[derive(Default)]
+struct State {
+    live: BTreeMap<RequestId, Live>,
+    totals: Totals,
+    /// How much is where, in the order of [`At::ALL`].
+    places: [u64; 5],
+    requests: u64,
+    jobs: u64,
+    history: History,
+    slowest: Slowest,
+    failures: Failures,
+}
+
+/// One request that has not ended, or one attempt at a durable job.
+struct Live {
+    straggler: Weak<dyn Straggler>,
+    stored: bool,
+    arrived: Duration,
+    /// `None` if it is not counted: it was refused, or is the page's own.
+    at: Option<At>,
+    status: ConnectionStatus,
+    class: Option<&'static str>,
+    /// Its handler has not ended.
+    handles: bool,
+    /// Its response was handed to the server.
+    answered: bool,
+    /// When the continuation that runs was started.
+    began: Option<Duration>,
+    /// How long its handler and its continuations ran.
+    work: Duration,
+    faults: Vec<&'static str>,
+}
+
+/// One row of what is not over.
+pub(super) struct Row {
+    pub(super) straggler: Weak<dyn Straggler>,
+    pub(super) at: At,
+    pub(super) status: ConnectionStatus,
+}
+
+/// What the ledger holds at one moment.
+pub(super) struct Page {
+    pub(super) uptime: Duration,
+    pub(super) totals: Totals,
+    pub(super) places: [u64; 5],
+    pub(super) requests: u64,
+    pub(super) jobs: u64,
+    pub(super) points: Vec<Point>,
+    /// The oldest first.
+    pub(super) rows: Vec<Row>,
+    pub(super) slowest: Vec<Past>,
+    pub(super) failures: Vec<Past>,
+}
+
+impl Ledger {
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            state: Mutex::default(),
+            connections: Mutex::default(),
+            viewers: Arc::new(Semaphore::new(VIEWERS)),
+        }
+    }
+
+    fn uptime(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// A request turns out to be one for this page: it is not counted. False if it is none of this pool's.
+    pub(super) fn disregard(&self, request: RequestId) -> bool {
+        let uptime = self.uptime();
+        let mut state = lock(&self.state);
+        let state = &mut *state;
+        let Some(live) = state.live.get_mut(&request) else { return false };
+        if live.at.is_some() {
+            live.leave(&mut state.places);
+            state.requests -= 1;
+            state.note_history(uptime);
+        }
+        true
+    }
+
+    pub(super) fn note(&self, event: &Event) {
+        let uptime = self.uptime();
+        lock(&self.state).note(event, uptime);
+    }
+
+    /// What there is now, with the oldest of what is not over.
+    pub(super) fn page(&self, most_rows: usize) -> Page {
+        let uptime = self.uptime();
+        let mut state = lock(&self.state);
+        state.forget_lost(uptime);
+        let points = state.history.points(uptime);
+        let counted = state.live.values().filter_map(|live| {
+            let at = live.at?;
+            Some(Row { straggler: live.straggler.clone(), at, status: live.status })
+        });
+        Page {
+            uptime,
+            totals: state.totals,
+            places: state.places,
+            requests: state.requests,
+            jobs: state.jobs,
+            points,
+            rows: counted.take(most_rows).collect(),
+            slowest: state.slowest.iter().cloned().collect(),
+            failures: state.failures.iter().cloned().collect(),
+        }
+    }
+
+    /// How many connections are open.
+    pub(super) fn connections(&self) -> usize {
+        let mut connections = lock(&self.connections);
+        connections.retain(is_open);
+        connections.len()
+    }
+}
+
+fn is_open(connection: &Weak<dyn Open>) -> bool {
+    connection.upgrade().is_some_and(|connection| connection.is_open())
+}
+
+impl Census for Ledger {
+    fn arrived(&self, request: RequestId, stored: bool, straggler: Weak<dyn Straggler>) {
+        let arrived = self.uptime();
+        let live = Live {
+            straggler,
+            stored,
+            arrived,
+            at: Some(At::Handling),
+            status: ConnectionStatus::NORMAL,
+            class: None,
+            handles: !stored,
+            answered: stored,
+            began: None,
+            work: Duration::ZERO,
+            faults: Vec::new(),
+        };
+        let mut state = lock(&self.state);
+        state.places[At::Handling as usize] += 1;
+        *if stored { &mut state.jobs } else { &mut state.requests } += 1;
+        state.live.insert(request, live);
+        state.note_history(arrived);
+    }
+
+    fn connected(&self, connection: Weak<dyn Open>) {
+        let mut connections = lock(&self.connections);
+        // Those that are closed go when room would have to be made: it stays within twice of what is open.
+        if connections.len() == connections.capacity() {
+            connections.retain(is_open);
+            let open = connections.len();
+            connections.reserve(open.max(16));
+        }
+        connections.push(connection);
+    }
+
+    fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
+        self
+    }
+}
+
+impl Live {
+    fn go(&mut self, places: &mut [u64; 5], at: At) {
+        if let Some(from) = self.at.replace(at) {
+            places[from as usize] -= 1;
+        }
+        places[at as usize] += 1;
+    }
+
+    fn leave(&mut self, places: &mut [u64; 5]) {
+        if let Some(from) = self.at.take() {
+            places[from as usize] -= 1;
+        }
+    }
+
+    /// A response is gone, or will not be: the rest of a handler goes on without it.
+    fn sent(&mut self, places: &mut [u64; 5]) {
+        if self.answered && self.handles {
+            self.go(places, At::Continuing);
+        }
+    }
+
+    fn handler_ended(&mut self, places: &mut [u64; 5], at: Duration) {
+        if std::mem::take(&mut self.handles) {
+            self.work += at;
+        }
+        if self.at == Some(At::Handling) {
+            self.go(places, At::Sending);
+        }
+    }
+
+    fn continuation_ended(&mut self, at: Duration) {
+        if let Some(began) = self.began.take() {
+            self.work += at.saturating_sub(began);
+        }
+    }
+}
+
+impl State {
+    fn note_history(&mut self, uptime: Duration) {
+        let all: u64 = self.places.iter().sum();
+        let waiting = self.places[At::Waiting as usize];
+        self.history.set(uptime, Point { running: all - waiting, waiting });
+    }
+
+    fn note(&mut self, event: &Event, uptime: Duration) {
+        let Self { live, totals, places, .. } = self;
+        let Some(entry) = live.get_mut(&event.request()) else { return };
+        if *event.kind() == EventKind::Ended {
+            return self.ended(event, uptime);
+        }
+        // The page's own, or refused: of interest no more.
+        if entry.at.is_none() {
+            return;
+        }
+        entry.class = event.class().or(entry.class);
+        let added = event.status().difference(entry.status);
+        entry.status = event.status();
+        totals.aborted += u64::from(added.is_aborted());
+        totals.timed_out += u64::from(added.is_timeout());
+        let at = event.at();
+        match event.kind() {
+            EventKind::Refused => {
+                totals.refused += 1;
+                self.requests -= 1;
+                entry.leave(places);
+            }
+            EventKind::HandedOver => {
+                entry.answered = true;
+                entry.go(places, At::Sending);
+            }
+            EventKind::Flushed { .. } => {
+                totals.flushed += 1;
+                entry.sent(places);
+            }
+            EventKind::Aborted | EventKind::FinishResolved => entry.sent(places),
+            EventKind::HandlerEnd | EventKind::HandlerDropped => entry.handler_ended(places, at),
+            EventKind::ContinuationWaits => entry.go(places, At::Waiting),
+            EventKind::ContinuationStart => {
+                totals.continuations += 1;
+                entry.began = Some(at);
+                entry.go(places, At::Continuing);
+            }
+            EventKind::ContinuationEnd => entry.continuation_ended(at),
+            EventKind::ContinuationDropped => {
+                totals.dropped += 1;
+                entry.continuation_ended(at);
+                entry.fault("dropped");
+            }
+            EventKind::ContinuationFailed => {
+                totals.failed += 1;
+                entry.fault("failed");
+            }
+            EventKind::Panicked { .. } => entry.fault("panicked"),
+            EventKind::HookStart { .. } => entry.go(places, At::Ending),
+            _ => {}
+        }
+        self.note_history(uptime);
+    }
+
+    /// What went down with its runtime never told of its end. It is older than what is not over.
+    fn forget_lost(&mut self, uptime: Duration) {
+        let oldest = self.live.iter().take(OLDEST);
+        let lost = oldest.filter(|(_, live)| live.straggler.strong_count() == 0 && live.arrived + LOST < uptime);
+        for id in lost.map(|(id, _)| *id).collect::<Vec<_>>() {
+            let Some(mut live) = self.live.remove(&id) else { continue };
+            if live.at.is_some() {
+                live.leave(&mut self.places);
+                *if live.stored { &mut self.jobs } else { &mut self.requests } -= 1;
+            }
+        }
+    }
+
+    fn ended(&mut self, event: &Event, uptime: Duration) {
+        let Some(mut entry) = self.live.remove(&event.request()) else { return };
+        if entry.at.is_none() {
+            return;
+        }
+        entry.leave(&mut self.places);
+        let added = event.status().difference(entry.status);
+        self.totals.aborted += u64::from(added.is_aborted());
+        self.totals.timed_out += u64::from(added.is_timeout());
+        if entry.stored {
+            self.jobs -= 1;
+            self.totals.jobs += 1;
+        } else {
+            self.requests -= 1;
+            self.totals.ended += 1;
+        }
+        entry.handler_ended(&mut self.places, event.at());
+        entry.continuation_ended(event.at());
+        if event.status().is_timeout() {
+            entry.fault("timed out");
+        }
+        let failed = !entry.faults.is_empty();
+        if failed || self.slowest.takes(entry.work) {
+            let past = Past {
+                route: shortened(event.route()).into(),
+                class: entry.class,
+                stored: entry.stored,
+                status: event.status(),
+                work: entry.work,
+                age: event.at(),
+                ended: uptime,
+                faults: entry.faults,
+            };
+            if failed {
+                self.failures.push(past.clone());
+            }
+            self.slowest.push(past);
+        }
+        self.note_history(uptime);
+    }
+}
+
+impl Live {
+    fn fault(&mut self, what: &'static str) {
+        // Each once, and so there are few.
+        if !self.faults.contains(&what) {
+            self.faults.push(what);
+        }
+    }
+}
+
+/// As much of a route as is shown.
+pub(super) fn shortened(route: &str) -> String {
+    match route.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &route[..end]),
+        None => route.to_owned(),
+    }
+}
