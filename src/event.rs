@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -26,16 +29,28 @@ impl fmt::Display for RequestId {
     }
 }
 
+/// What a request's events carry of it: made once, and once more if its route is matched after its first event.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// The method, a space, and the matched route or the path.
+    pub(crate) name: Box<str>,
+    /// The length of the method.
+    pub(crate) method: usize,
+    pub(crate) matched: bool,
+}
+
 /// One thing that happened to one request.
 ///
 /// Handed to the function given to [`EpilogueBuilder::on_event`](crate::EpilogueBuilder::on_event), for each
-/// request in the order in which things happened to it, [`EventKind::Ended`] last.
+/// request in the order in which things happened to it, [`EventKind::Arrived`] first and [`EventKind::Ended`] last.
 #[derive(Clone, Debug)]
 pub struct Event {
     pub(crate) request: RequestId,
     pub(crate) kind: EventKind,
     pub(crate) status: ConnectionStatus,
     pub(crate) at: Duration,
+    pub(crate) route: Arc<Route>,
+    pub(crate) class: Option<&'static str>,
 }
 
 impl Event {
@@ -62,12 +77,46 @@ impl Event {
     pub fn at(&self) -> Duration {
         self.at
     }
+
+    /// The method and the matched route, or the path as long as no route is known; never a query.
+    ///
+    /// A route is known once one of this crate's layers inside of the router, or the [`Lifecycle`](crate::Lifecycle)
+    /// extractor, has seen the request: its first events carry the path.
+    #[must_use]
+    pub fn route(&self) -> &str {
+        &self.route.name
+    }
+
+    /// The method, as the client sent it: it can be any token.
+    #[must_use]
+    pub fn method(&self) -> &str {
+        &self.route.name[..self.route.method]
+    }
+
+    /// The matched route alone, such as `/users/{id}`; `None` as long as none is known. There are as many of them as the
+    /// router has, which makes it what a metric's label can be.
+    #[must_use]
+    pub fn matched_route(&self) -> Option<&str> {
+        self.route.matched.then(|| &self.route.name[self.route.method + 1..])
+    }
+
+    /// The [class](crate::Continuation::class) of the continuation that it is about, if it is about one and that has a
+    /// class. Of a request that [`ReserveLayer`](crate::ReserveLayer) refused: the class without room.
+    #[must_use]
+    pub fn class(&self) -> Option<&'static str> {
+        self.class
+    }
 }
+
+/// What panicked, where it was a continuation.
+pub(crate) const CONTINUATION: &str = "continuation";
 
 /// What an [`Event`] tells of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
+    /// A request arrived; the first event of each.
+    Arrived,
     /// The request was answered with a 503 before its handler ran, since as much runs and waits as may.
     Refused,
     /// The handler, and whatever stands inside the innermost of our layers, was first polled.
@@ -76,6 +125,9 @@ pub enum EventKind {
     HandlerEnd,
     /// Its future was dropped before it returned.
     HandlerDropped,
+    /// The response was handed to the server: its head, and its body to be asked for. Not told of one that the server
+    /// no longer waited for.
+    HandedOver,
     /// A [`finish`](crate::Lifecycle::finish) learnt the fate of its response.
     FinishResolved,
     /// The response left whole.
@@ -89,6 +141,12 @@ pub enum EventKind {
     BodyEnd,
     /// A body of unknown length was dropped before its end.
     BodyDropped,
+    /// Something of the user's panicked; what that ended is told of next.
+    Panicked {
+        /// What it was: `handler`, `body`, `continuation`, `hook`, `middleware`, `failure handler`, or
+        /// `function on buffered bodies`.
+        what: &'static str,
+    },
     /// It takes longer than [`slow_after`](crate::EpilogueBuilder::slow_after); told once a request.
     Slow,
     /// A continuation, and whatever is to run before it, waits for a place among those that run.
@@ -116,19 +174,39 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// Whether it is about the continuation that runs, or waits to.
+    pub(crate) fn is_of_continuation(&self) -> bool {
+        match self {
+            Self::ContinuationWaits
+            | Self::ContinuationStart
+            | Self::ContinuationFailed
+            | Self::ContinuationEnd
+            | Self::ContinuationDropped
+            // Of a handler only if no continuation has begun.
+            | Self::Slow
+            // The class without room.
+            | Self::Refused => true,
+            Self::Panicked { what } => *what == CONTINUATION,
+            _ => false,
+        }
+    }
+
     /// The event's name in snake case, as journals and logs write it.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
+            Self::Arrived => "arrived",
             Self::Refused => "refused",
             Self::HandlerStart => "handler_start",
             Self::HandlerEnd => "handler_end",
             Self::HandlerDropped => "handler_dropped",
+            Self::HandedOver => "handed_over",
             Self::FinishResolved => "finish_resolved",
             Self::Flushed { .. } => "flushed",
             Self::Aborted => "aborted",
             Self::BodyEnd => "body_end",
             Self::BodyDropped => "body_dropped",
+            Self::Panicked { .. } => "panicked",
             Self::Slow => "slow",
             Self::ContinuationWaits => "continuation_waits",
             Self::ContinuationFailed => "continuation_failed",

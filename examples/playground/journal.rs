@@ -86,6 +86,10 @@ impl Journals {
 
     /// The event function.
     pub(crate) fn record(&self, event: &Event) {
+        // Not of what a journal lists.
+        if matches!(event.kind(), EventKind::Arrived | EventKind::HandedOver | EventKind::Panicked { .. }) {
+            return;
+        }
         let mut kept = self.lock();
         let request = event.request();
         if let Some(journal) = kept.journals.get_mut(&request) {

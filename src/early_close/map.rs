@@ -60,7 +60,7 @@ impl MapBuffer {
 const WHAT: &str = "function on buffered bodies";
 
 fn panicked(lifecycle: &Lifecycle, payload: caught::Payload) {
-    lifecycle.0.panicked("a function on buffered bodies", &payload);
+    lifecycle.0.panicked("function on buffered bodies", &payload);
     caught::dispose(payload);
 }
 

@@ -84,7 +84,7 @@ pub(super) async fn drain(
     for companion in &companions {
         report.stored = report.stored.max(Some(0)).zip(companion.left().await).map(|(some, more)| some + more);
     }
-    if let Some(feed) = &pool.feed {
+    if let Some(feed) = pool.feed() {
         feed.delivered().await;
     }
     report

@@ -6,7 +6,7 @@ use tokio::task::LocalKey;
 
 use crate::{
     event::Event,
-    pool::{CarryKey, Feed, Pool, Settings, SlowWatch},
+    pool::{CarryKey, Pool, Settings, SlowWatch},
 };
 
 #[cfg(feature = "test-util")]
@@ -85,7 +85,7 @@ impl Epilogue {
 
     /// Waits until every event so far has been given to the [event function](EpilogueBuilder::on_event).
     pub async fn events_delivered(&self) {
-        if let Some(feed) = &self.pool.feed {
+        if let Some(feed) = self.pool.feed() {
             feed.delivered().await;
         }
     }
@@ -154,11 +154,12 @@ impl EpilogueBuilder {
     /// It is called in a task of its own, never under a lock, in a destructor or in a flush. Events of one
     /// request come in their order. It should return quickly: what happens meanwhile waits in memory. A panic
     /// in it is logged. Without a listener no event is made.
-    pub fn on_event<F>(mut self, listener: F) -> Self
+    /// Given several times, each function is called, in the order in which they were given.
+    pub fn on_event<F>(self, listener: F) -> Self
     where
         F: Fn(&Event) + Send + Sync + 'static,
     {
-        self.pool.feed = Some(Feed::new(Arc::new(listener)));
+        self.pool.listen(Arc::new(listener));
         self
     }
 

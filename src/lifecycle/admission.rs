@@ -67,7 +67,10 @@ impl Shared {
             }
             None => {
                 gate.refuse(&self.route());
-                Some(self.refuse())
+                self.note_told_class(gate.class);
+                let refusal = self.refuse();
+                self.note_told_class(None);
+                Some(refusal)
             }
         }
     }

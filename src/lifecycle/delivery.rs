@@ -97,7 +97,7 @@ impl Delivery {
         match polled {
             Ok(polled) => polled,
             Err(payload) => {
-                self.shared.panicked("a response's body", &payload);
+                self.shared.panicked("body", &payload);
                 caught::dispose(payload);
                 Poll::Ready(Some(Err(axum_core::Error::new("the response's body panicked"))))
             }

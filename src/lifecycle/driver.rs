@@ -83,7 +83,7 @@ impl Driver {
     /// Under our own server a panic is a 500; elsewhere it goes on as if we were not there.
     pub(super) fn panicked<E>(&self, payload: caught::Payload) -> Poll<Result<Response, E>> {
         if let Some(shared) = self.shared.as_ref().filter(|shared| shared.panic().is_none()) {
-            shared.panicked("a middleware", &payload);
+            shared.panicked("middleware", &payload);
         }
         if !self.catches_panics {
             // Said before the unwinding drops us: that drop is not the client's.

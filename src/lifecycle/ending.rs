@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     continuation::{Continuation, Kind},
-    event::EventKind,
+    event::{CONTINUATION, EventKind},
     pool::{Captured, Listed, Straggler, blocking::Blocking, carry::carried, caught, lock},
 };
 
@@ -193,9 +193,10 @@ impl Ending {
         }
     }
 
-    /// For a drain's report.
+    /// For a drain's report, and for events.
     fn note_class(&self, class: Option<&'static str>) {
         lock(&self.shared.core).class = class;
+        self.shared.note_told_class(class);
     }
 
     /// Waits until the flushed response is confirmed; to the deadline, and to the time limit.
@@ -230,7 +231,7 @@ impl Ending {
             match shared.measure("continuation", || caught::poll(work.as_mut(), cx)) {
                 Ok(Poll::Ready(())) => return Poll::Ready(Outcome::Ended),
                 Err(payload) => {
-                    shared.panicked("a continuation", &payload);
+                    shared.panicked(CONTINUATION, &payload);
                     caught::dispose(payload);
                     return Poll::Ready(Outcome::Ended);
                 }
@@ -257,7 +258,7 @@ impl Ending {
             shared.ending_waker.register(cx.waker());
             if let Poll::Ready(result) = Pin::new(&mut work).poll(cx) {
                 if let Err(payload) = result {
-                    shared.panicked("a continuation", &payload);
+                    shared.panicked(CONTINUATION, &payload);
                     caught::dispose(payload);
                 }
                 return Poll::Ready(Outcome::Ended);
@@ -329,7 +330,7 @@ impl Ending {
         match result {
             Some(Ok(outcome)) => outcome,
             Some(Err(payload)) => {
-                shared.panicked("a hook", &payload);
+                shared.panicked("hook", &payload);
                 caught::dispose(payload);
                 ControlFlow::Continue(())
             }

@@ -83,7 +83,7 @@ where
             Err(payload) => {
                 self.discard();
                 if innermost {
-                    self.shared.panicked("a handler", &payload);
+                    self.shared.panicked("handler", &payload);
                     self.shared.handler_ended(HandlerEnd::Ended);
                 }
                 self.shared.ended_one(HandlerEnd::Ended);
@@ -249,7 +249,7 @@ where
             Ok(Some(Err(_))) => owner.handler_ended(HandlerEnd::Ended),
             Ok(None) => owner.handler_ended(HandlerEnd::Dropped),
             Err(payload) => {
-                owner.panicked("a handler", &payload);
+                owner.panicked("handler", &payload);
                 caught::dispose(payload);
                 owner.handler_ended(HandlerEnd::Ended);
             }

@@ -11,7 +11,7 @@ use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::IntoResponse,
 };
-use http::request::Parts;
+use http::{Extensions, request::Parts};
 
 pub use self::{
     clock::ClockKind,
@@ -49,6 +49,7 @@ mod producer;
 mod response;
 mod service;
 mod shared;
+mod telling;
 mod told;
 mod transitions;
 mod word;
@@ -222,7 +223,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Lifecycle {
     type Rejection = MissingLifecycle;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        parts.extensions.get().cloned().ok_or(MissingLifecycle(()))
+        found(&parts.extensions).ok_or(MissingLifecycle(()))
     }
 }
 
@@ -230,8 +231,15 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Lifecycle {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
-        Ok(parts.extensions.get().cloned())
+        Ok(found(&parts.extensions))
     }
+}
+
+fn found(extensions: &Extensions) -> Option<Lifecycle> {
+    let lifecycle = extensions.get::<Lifecycle>()?;
+    // There may be none of our layers inside of the router.
+    service::note_route(&lifecycle.0, extensions);
+    Some(lifecycle.clone())
 }
 
 // === what the handle asks of the record ===

@@ -113,7 +113,7 @@ impl Ending {
         match result {
             Some(Ok(())) => {}
             Some(Err(payload)) => {
-                shared.panicked("the failure handler", &payload);
+                shared.panicked("failure handler", &payload);
                 caught::dispose(payload);
             }
             None => tracing::warn!(route = shared.route(), "the failure handler ran past the hook limit: dropped"),

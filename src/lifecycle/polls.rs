@@ -7,7 +7,10 @@ use super::{
     shared::Shared,
     word,
 };
-use crate::pool::{caught, lock, panic_message};
+use crate::{
+    event::EventKind,
+    pool::{caught, lock, panic_message},
+};
 
 thread_local! {
     /// A poll is being timed on this thread.
@@ -36,12 +39,12 @@ impl Shared {
 
     pub(crate) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
         let message = panic_message(&**payload);
-        tracing::error!(route = self.route(), message, "{what} panicked");
+        tracing::error!(route = self.route(), message, "a {what} panicked");
         self.pool().count_panic();
         let mut core = lock(&self.core);
         core.panic.get_or_insert(message.into());
         drop(core);
-        self.change(None, |word| Some(word.with(word::PANICKED)));
+        self.change(Some(EventKind::Panicked { what }), |word| Some(word.with(word::PANICKED)));
     }
 
     pub(crate) fn panic(&self) -> Option<String> {

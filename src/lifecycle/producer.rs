@@ -101,7 +101,7 @@ impl http_body::Body for Producer {
                 Poll::Ready(None)
             }
             Err(payload) => {
-                this.shared.panicked("a response's body", &payload);
+                this.shared.panicked("body", &payload);
                 caught::dispose(payload);
                 this.end(EventKind::BodyDropped);
                 Poll::Ready(Some(Err("the response's body panicked".into())))
@@ -153,7 +153,7 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
                         return Poll::Ready(false);
                     }
                     Err(payload) => {
-                        owner.panicked("a response's body", &payload);
+                        owner.panicked("body", &payload);
                         caught::dispose(payload);
                         return Poll::Ready(false);
                     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum_core::response::Response;
-use http::Request;
+use http::{Extensions, Request};
 use pin_project_lite::pin_project;
 
 use super::{
@@ -71,12 +71,12 @@ impl Entered {
     fn first<B>(arrival: Arrival, request: &mut Request<B>, catches_panics: bool) -> Self {
         let shared = Shared::new(arrival);
         request.extensions_mut().insert(Lifecycle(shared.clone()));
-        note_route(&shared, request);
+        note_route(&shared, request.extensions());
         Self { shared, depth: OUTERMOST, catches_panics }
     }
 
     fn inside<B>(shared: Arc<Shared>, request: &Request<B>) -> Self {
-        note_route(&shared, request);
+        note_route(&shared, request.extensions());
         let depth = shared.enter_service();
         Self { shared, depth, catches_panics: false }
     }
@@ -146,16 +146,16 @@ impl Entered {
 }
 
 #[cfg(feature = "serve")]
-fn note_route<B>(shared: &Shared, request: &Request<B>) {
+pub(super) fn note_route(shared: &Shared, extensions: &Extensions) {
     if !shared.has_route() {
-        if let Some(path) = request.extensions().get::<axum::extract::MatchedPath>() {
+        if let Some(path) = extensions.get::<axum::extract::MatchedPath>() {
             shared.set_route(path.clone());
         }
     }
 }
 
 #[cfg(not(feature = "serve"))]
-fn note_route<B>(_: &Shared, _: &Request<B>) {}
+pub(super) fn note_route(_: &Shared, _: &Extensions) {}
 
 pin_project! {
     /// The inner service's future.
@@ -188,7 +188,7 @@ where
             },
             HoldProjection::Panicked { payload, shared } => match payload.take() {
                 Some(payload) => {
-                    shared.panicked("a service", &payload);
+                    shared.panicked("middleware", &payload);
                     resume_unwind(payload)
                 }
                 None => Poll::Pending,

@@ -18,12 +18,13 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     clock::Clock,
     hooks::Hook,
+    telling::Told,
     word::{self, Word},
 };
 use crate::{
     connection::{Connection, Exchange},
     continuation::Continuation,
-    event::{Event, EventKind, RequestId},
+    event::{EventKind, RequestId},
     pool::{Captured, Pool, bounds::Ticket, lock},
     sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex},
 };
@@ -63,8 +64,8 @@ pub(crate) struct Shared {
     pub(super) is_job: bool,
     word: AtomicU32,
     /// Held across a transition and its event, so that events come in the order of the transitions. Only with
-    /// an event function.
-    order: Mutex<()>,
+    /// an event function, which what it holds is for: nobody else pays more than the room of a pointer.
+    pub(super) order: Mutex<Option<Box<Told>>>,
     pub(super) clock: Clock,
     pub(super) exchange: Exchange,
     pub(super) core: Mutex<Core>,
@@ -117,7 +118,7 @@ impl fmt::Debug for Shared {
 impl Shared {
     pub(crate) fn new(arrival: Arrival) -> Arc<Self> {
         let Arrival { home, method, uri, version, uploaded, is_job } = arrival;
-        if let Some(feed) = &pool(home.as_ref()).feed {
+        if let Some(feed) = pool(home.as_ref()).feed() {
             feed.ensure_delivery();
         }
         let arrived = Instant::now();
@@ -134,7 +135,7 @@ impl Shared {
             version,
             is_job,
             word: AtomicU32::new(word),
-            order: Mutex::new(()),
+            order: Mutex::new(None),
             clock: Clock::new(arrived),
             exchange: Exchange::default(),
             core: Mutex::default(),
@@ -148,6 +149,8 @@ impl Shared {
             ending_waker: AtomicWaker::new(),
             changed: Notify::new(),
         });
+        // Before the connection can tell anything of it.
+        shared.tell(EventKind::Arrived);
         if let Some(connection) = shared.connection() {
             connection.enter(&shared);
         }
@@ -281,8 +284,7 @@ impl Shared {
         event: Option<EventKind>,
         mut change: impl FnMut(Word) -> Option<Word>,
     ) -> Option<Change> {
-        let told = self.pool().feed.as_ref().zip(event);
-        let _order = told.is_some().then(|| lock(&self.order));
+        let told = self.pool().feed().zip(event).map(|(feed, kind)| (feed, kind, lock(&self.order)));
         let old = self
             .word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
@@ -294,15 +296,15 @@ impl Shared {
             .map(Word)?;
         // The same function of the same word.
         let new = change(old).unwrap_or(old);
-        if let Some((feed, kind)) = told {
-            feed.push(Event { request: self.id, kind, status: new.status(), at: self.elapsed() });
+        if let Some((feed, kind, mut order)) = told {
+            feed.push(self.event(order.get_or_insert_default(), kind, new.status()));
         }
         Some(Change { old, new })
     }
 
     /// Tells of something that changes nothing.
     pub(super) fn tell(&self, event: EventKind) {
-        if self.pool().feed.is_some() {
+        if self.pool().feed().is_some() {
             self.change(Some(event), Some);
         }
     }

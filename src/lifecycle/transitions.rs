@@ -124,7 +124,7 @@ impl Shared {
         if let Some(connection) = self.connection() {
             connection.head(&self.exchange);
         }
-        let changed = self.change(None, |word| Some(word.with(word::HEAD)));
+        let changed = self.change(Some(EventKind::HandedOver), |word| Some(word.with(word::HEAD)));
         self.release_tickets();
         #[cfg(feature = "acknowledged")]
         if changed.is_some_and(|change| change.new.has(word::WORK)) {

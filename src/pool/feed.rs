@@ -1,4 +1,4 @@
-//! Carries events to the user's function, outside of every lock, destructor and flush.
+//! Carries events to the functions that listen to them, outside of every lock, destructor and flush.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use tokio::{
 use super::{caught, lock};
 use crate::event::Event;
 
-/// The user's function.
+/// A function of the user's, or one of ours.
 pub(crate) type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
 
 enum Message {
@@ -33,7 +33,7 @@ pub(crate) struct Feed {
 }
 
 struct Delivery {
-    listener: Listener,
+    listeners: Arc<Mutex<Arc<[Listener]>>>,
     receiver: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Message>>>,
     task: Option<JoinHandle<()>>,
 }
@@ -45,16 +45,23 @@ impl fmt::Debug for Feed {
 }
 
 impl Feed {
-    pub(crate) fn new(listener: Listener) -> Self {
+    pub(crate) fn new() -> Self {
         let (sender, receiver) = mpsc::unbounded_channel();
         Self {
             sender,
             delivery: Mutex::new(Delivery {
-                listener,
+                listeners: Arc::new(Mutex::new(Arc::new([]))),
                 receiver: Arc::new(tokio::sync::Mutex::new(receiver)),
                 task: None,
             }),
         }
+    }
+
+    /// Adds a listener. They are called in the order in which they were added; a panic of one is not seen by the others.
+    pub(crate) fn add(&self, listener: Listener) {
+        let listeners = lock(&self.delivery).listeners.clone();
+        let mut listeners = lock(&listeners);
+        *listeners = listeners.iter().cloned().chain([listener]).collect();
     }
 
     /// Queues an event.
@@ -73,19 +80,15 @@ impl Feed {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let (listener, receiver) = (delivery.listener.clone(), delivery.receiver.clone());
+        let (listeners, receiver) = (delivery.listeners.clone(), delivery.receiver.clone());
         delivery.task = Some(runtime.spawn(async move {
             let mut receiver = receiver.lock().await;
             while let Some(message) = receiver.recv().await {
                 match message {
                     Message::Event(event) => {
-                        if let Err(payload) = caught::call(|| listener(&event)) {
-                            tracing::error!(
-                                message = super::panic_message(&*payload),
-                                event = event.kind().name(),
-                                "the event function panicked"
-                            );
-                        }
+                        // Called outside of the lock (contract rule 11).
+                        let listeners = lock(&listeners).clone();
+                        listeners.iter().for_each(|listener| tell(listener, &event));
                     }
                     Message::Barrier(reached) => {
                         let _ = reached.send(());
@@ -102,5 +105,16 @@ impl Feed {
         if self.sender.send(Message::Barrier(reached)).is_ok() {
             let _ = wait.await;
         }
+    }
+}
+
+fn tell(listener: &Listener, event: &Event) {
+    if let Err(payload) = caught::call(|| listener(event)) {
+        tracing::error!(
+            message = super::panic_message(&*payload),
+            event = event.kind().name(),
+            "the event function panicked"
+        );
+        caught::dispose(payload);
     }
 }

@@ -6,7 +6,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,7 +20,7 @@ pub use self::failure::Failure;
 pub(crate) use self::{
     carry::{Captured, Carry, CarryKey},
     failure::FailureHandler,
-    feed::Feed,
+    feed::{Feed, Listener},
     slow::SlowWatch,
 };
 
@@ -99,7 +99,7 @@ impl Default for Settings {
 #[derive(Default)]
 pub(crate) struct Pool {
     pub(crate) settings: Settings,
-    pub(crate) feed: Option<Feed>,
+    feed: OnceLock<Feed>,
     pub(crate) carries: Vec<Box<dyn Carry>>,
     /// `None` where nothing is bounded: then nothing is counted either.
     pub(crate) bounds: Option<Box<bounds::Bounds>>,
@@ -198,6 +198,17 @@ impl Pool {
             }
             Err(_) => Err(work),
         }
+    }
+
+    /// Has one more listener told of every event from now on.
+    pub(crate) fn listen(&self, listener: Listener) {
+        self.feed.get_or_init(Feed::new).add(listener);
+    }
+
+    /// `None` where nobody listens: then no event is made.
+    #[inline]
+    pub(crate) fn feed(&self) -> Option<&Feed> {
+        self.feed.get()
     }
 
     /// Has something stopped and waited for by a drain.

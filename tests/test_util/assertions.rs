@@ -57,7 +57,10 @@ fn fails(assertion: impl FnOnce() + std::panic::UnwindSafe) {
 #[tokio::test(start_paused = true)]
 async fn of_a_plain_response() {
     let story = &story("/plain", false).await;
-    assert_eq!(story.names(), ["handler_start", "handler_end", "flushed", "hook_start", "hook_end", "ended"]);
+    assert_eq!(
+        story.names(),
+        ["arrived", "handler_start", "handler_end", "handed_over", "flushed", "hook_start", "hook_end", "ended"]
+    );
     holds(|| story.assert_contract());
     holds(|| story.assert_flushed());
     fails(|| story.assert_not_flushed());

@@ -1,0 +1,155 @@
+//! What each event carries, and who is told of it.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use axum::{Router, routing::get};
+use tower_epilogue::{Bound, Continuation, Event, EventKind, Lifecycle, ReserveLayer, TimeLimitLayer, WhenFull};
+
+use crate::support::MemoryServer;
+
+type Kept = Arc<Mutex<Vec<Event>>>;
+
+fn keep(events: &Kept) -> impl Fn(&Event) + Send + Sync + 'static {
+    let events = events.clone();
+    move |event| events.lock().unwrap().push(event.clone())
+}
+
+/// Its kind, route and class, of all events so far.
+async fn told(server: &MemoryServer, events: &Kept) -> Vec<(&'static str, String, Option<&'static str>)> {
+    server.epilogue.events_delivered().await;
+    let events = std::mem::take(&mut *events.lock().unwrap());
+    events.iter().map(|event| (event.kind().name(), event.route().to_owned(), event.class())).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_carry_the_matched_route_without_a_query_and_the_class_of_the_continuation_that_they_are_about() {
+    let events = Kept::default();
+    let handler = async |lifecycle: Lifecycle| {
+        lifecycle.on_shutdown(async |_| {}).unwrap();
+        let failing = Continuation::try_new(async { Err::<(), _>("no") }).class("mail");
+        (failing, Continuation::new(async {}), Continuation::new(async { panic!("boom") }).class("thumbnails"), "hello")
+    };
+    let app = Router::new().route("/users/{id}", get(handler));
+    let server = MemoryServer::with(app, |builder| builder.on_event(keep(&events)));
+    assert_eq!(server.get("/users/7?secret=1").await.text(), "hello");
+    server.ended(1).await;
+    let route = "GET /users/{id}";
+    let of = |kind, class| (kind, route.to_owned(), class);
+    assert_eq!(
+        told(&server, &events).await,
+        [
+            ("arrived", "GET /users/7".to_owned(), None),
+            ("handler_start", "GET /users/7".to_owned(), None),
+            of("handler_end", None),
+            of("handed_over", None),
+            of("flushed", None),
+            of("continuation_start", Some("mail")),
+            of("continuation_failed", Some("mail")),
+            of("continuation_end", Some("mail")),
+            of("continuation_start", None),
+            of("continuation_end", None),
+            of("continuation_start", Some("thumbnails")),
+            of("panicked", Some("thumbnails")),
+            of("continuation_end", Some("thumbnails")),
+            of("hook_start", None),
+            of("hook_end", None),
+            of("ended", None),
+        ]
+    );
+    server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_that_was_never_matched_is_no_matched_route() {
+    let events = Kept::default();
+    let app = Router::new()
+        .route("/matched/{id}", get(async || "matched"))
+        .fallback(async || "nothing")
+        .layer(TimeLimitLayer::default());
+    let server = MemoryServer::with(app, |builder| builder.on_event(keep(&events)));
+    server.get("/matched/1").await;
+    server.get("/a/path/of/the/clients?q=1").await;
+    server.ended(2).await;
+    server.epilogue.events_delivered().await;
+    let ended: Vec<_> = events
+        .lock()
+        .unwrap()
+        .iter()
+        .filter(|event| *event.kind() == EventKind::Ended)
+        .map(|event| (event.method().to_owned(), event.matched_route().map(str::to_owned), event.route().to_owned()))
+        .collect();
+    assert_eq!(
+        ended,
+        [
+            ("GET".to_owned(), Some("/matched/{id}".to_owned()), "GET /matched/{id}".to_owned()),
+            ("GET".to_owned(), None, "GET /a/path/of/the/clients".to_owned()),
+        ]
+    );
+    server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_listener_is_told_of_every_event_also_beside_one_that_panics() {
+    let (first, second) = (Kept::default(), Kept::default());
+    let server = MemoryServer::with(Router::new().route("/", get(async || "hello")), |builder| {
+        let builder = builder.on_event(keep(&first));
+        builder.on_event(|_: &Event| panic!("as this test wants it")).on_event(keep(&second))
+    });
+    server.get("/").await;
+    server.ended(1).await;
+    let (first, second) = (told(&server, &first).await, told(&server, &second).await);
+    assert_eq!(first, second);
+    assert_eq!(first.len(), 6, "{first:?}");
+    server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_request_is_told_of_with_the_class_that_had_no_room() {
+    let events = Kept::default();
+    let handler = async || (Continuation::new(tokio::time::sleep(Duration::from_secs(60))).class("mail"), "accepted");
+    let app = Router::new().route("/mail", get(handler).layer(ReserveLayer::class("mail")));
+    let server = MemoryServer::with(app, |builder| {
+        builder.on_event(keep(&events)).class("mail", Bound::new(1).max_waiting(1).when_full(WhenFull::Refuse))
+    });
+    for status in [200, 200, 503] {
+        assert_eq!(server.get("/mail").await.status, status);
+    }
+    server.ended(3).await;
+    let told = told(&server, &events).await;
+    let count = |kind: &str, class| told.iter().filter(|told| (told.0, told.2) == (kind, class)).count();
+    assert_eq!((count("refused", Some("mail")), count("refused", None)), (1, 0), "{told:?}");
+    assert_eq!(count("continuation_waits", Some("mail")), 1, "{told:?}");
+    assert_eq!((count("continuation_start", Some("mail")), count("continuation_end", Some("mail"))), (2, 2));
+    server.stop().await;
+}
+
+fn never() -> bool {
+    false
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_panicked_is_told() {
+    let events = Kept::default();
+    let handler = async |lifecycle: Lifecycle| {
+        lifecycle.on_shutdown(async |_| assert!(never(), "in the hook")).unwrap();
+        assert!(never(), "in the handler");
+    };
+    let server = MemoryServer::with(Router::new().route("/", get(handler)), |builder| builder.on_event(keep(&events)));
+    assert_eq!(server.get("/").await.status, 500);
+    server.ended(1).await;
+    server.epilogue.events_delivered().await;
+    let panicked: Vec<_> = events
+        .lock()
+        .unwrap()
+        .iter()
+        .filter_map(|event| match event.kind() {
+            EventKind::Panicked { what } => Some(*what),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(panicked, ["handler", "hook"]);
+    server.stop().await;
+}
