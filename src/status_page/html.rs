@@ -192,6 +192,34 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_from_outside_is_text() {
+        let hostile = "<script>alert('&\"1\"')</script>";
+        let text = "&lt;script&gt;alert('&amp;&quot;1&quot;')&lt;/script&gt;";
+        let row = LiveRow {
+            route: hostile.to_owned(),
+            class: Some("<class>"),
+            phase: "handling",
+            age_seconds: 1.0,
+            status: "NORMAL".to_owned(),
+            durable_job: false,
+        };
+        let ended = PastRow {
+            route: hostile.into(),
+            class: Some("<class>"),
+            work_seconds: 1.0,
+            age_seconds: 2.0,
+            ended_seconds_ago: 3.0,
+            status: "NORMAL".to_owned(),
+            faults: vec!["failed"],
+            durable_job: false,
+        };
+        for html in [live(&[row], 0).into_string(), past(&[ended], "").into_string()] {
+            assert!(html.contains(text) && html.contains("&lt;class&gt;"), "{html}");
+            assert!(!html.contains("<script") && !html.contains("<class"), "{html}");
+        }
+    }
+
+    #[test]
     fn ages_are_short() {
         for (seconds, text) in [
             (0.0, "0 ms"),

@@ -51,20 +51,6 @@ pub(super) enum At {
     Ending,
 }
 
-impl At {
-    pub(super) const ALL: [Self; 5] = [Self::Handling, Self::Sending, Self::Waiting, Self::Continuing, Self::Ending];
-
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Handling => "handling",
-            Self::Sending => "sending",
-            Self::Waiting => "waiting",
-            Self::Continuing => "continuing",
-            Self::Ending => "ending",
-        }
-    }
-}
-
 /// What only ever grows. Requests that were refused are in `refused` alone, the page's own nowhere.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Totals {
@@ -88,10 +74,13 @@ pub(super) struct Totals {
 struct State {
     live: BTreeMap<RequestId, Live>,
     totals: Totals,
-    /// How much is where, in the order of [`At::ALL`].
+    /// How much is where, in the order of [`At`].
     places: [u64; 5],
     requests: u64,
     jobs: u64,
+    /// Those of both of which nothing but their arrival was told. The page's own requests come no further, so that they
+    /// are not in the picture.
+    unconfirmed: u64,
     history: History,
     slowest: Slowest,
     failures: Failures,
@@ -106,6 +95,8 @@ struct Live {
     at: Option<At>,
     status: ConnectionStatus,
     class: Option<&'static str>,
+    /// More was told of it than its arrival.
+    confirmed: bool,
     /// Its handler has not ended.
     handles: bool,
     /// Its response was handed to the server.
@@ -154,14 +145,13 @@ impl Ledger {
 
     /// A request turns out to be one for this page: it is not counted. False if it is none of this pool's.
     pub(super) fn disregard(&self, request: RequestId) -> bool {
-        let uptime = self.uptime();
         let mut state = lock(&self.state);
         let state = &mut *state;
         let Some(live) = state.live.get_mut(&request) else { return false };
         if live.at.is_some() {
             live.leave(&mut state.places);
             state.requests -= 1;
-            state.note_history(uptime);
+            state.unconfirmed -= u64::from(!live.confirmed);
         }
         true
     }
@@ -216,6 +206,7 @@ impl Census for Ledger {
             at: Some(At::Handling),
             status: ConnectionStatus::NORMAL,
             class: None,
+            confirmed: false,
             handles: !stored,
             answered: stored,
             began: None,
@@ -225,8 +216,8 @@ impl Census for Ledger {
         let mut state = lock(&self.state);
         state.places[At::Handling as usize] += 1;
         *if stored { &mut state.jobs } else { &mut state.requests } += 1;
+        state.unconfirmed += 1;
         state.live.insert(request, live);
-        state.note_history(arrived);
     }
 
     fn connected(&self, connection: Weak<dyn Open>) {
@@ -286,7 +277,7 @@ impl State {
     fn note_history(&mut self, uptime: Duration) {
         let all: u64 = self.places.iter().sum();
         let waiting = self.places[At::Waiting as usize];
-        self.history.set(uptime, Point { running: all - waiting, waiting });
+        self.history.set(uptime, Point { running: all - waiting - self.unconfirmed, waiting });
     }
 
     fn note(&mut self, event: &Event, uptime: Duration) {
@@ -296,8 +287,11 @@ impl State {
             return self.ended(event, uptime);
         }
         // The page's own, or refused: of interest no more.
-        if entry.at.is_none() {
+        if entry.at.is_none() || *event.kind() == EventKind::Arrived {
             return;
+        }
+        if !std::mem::replace(&mut entry.confirmed, true) {
+            self.unconfirmed -= 1;
         }
         entry.class = event.class().or(entry.class);
         let added = event.status().difference(entry.status);
@@ -352,6 +346,7 @@ impl State {
             let Some(mut live) = self.live.remove(&id) else { continue };
             if live.at.is_some() {
                 live.leave(&mut self.places);
+                self.unconfirmed -= u64::from(!live.confirmed);
                 *if live.stored { &mut self.jobs } else { &mut self.requests } -= 1;
             }
         }
@@ -363,6 +358,7 @@ impl State {
             return;
         }
         entry.leave(&mut self.places);
+        self.unconfirmed -= u64::from(!entry.confirmed);
         let added = event.status().difference(entry.status);
         self.totals.aborted += u64::from(added.is_aborted());
         self.totals.timed_out += u64::from(added.is_timeout());

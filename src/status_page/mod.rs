@@ -134,7 +134,7 @@ impl EpilogueBuilder {
     /// not see the page. Off by default.
     pub fn status_page(mut self) -> Self {
         let ledger = Arc::new(Ledger::new());
-        self.pool_mut().census = Some(ledger.clone());
+        self.pool.census = Some(ledger.clone());
         self.on_event(move |event| ledger.note(event))
     }
 }
@@ -213,7 +213,7 @@ fn typed(content_type: &'static str, text: String) -> Response {
     ([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))], text).into_response()
 }
 
-fn failed(error: &dyn std::error::Error) -> Response {
+fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
     tracing::error!(error, "the status page cannot be written");
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }

@@ -179,7 +179,7 @@ fn live_row(row: &Row) -> Option<LiveRow> {
         route: shortened(&route),
         class,
         // The request itself knows best, but not whether its continuation waits.
-        phase: if row.at == At::Waiting { row.at.name() } else { phase },
+        phase: if row.at == At::Waiting { "waiting" } else { phase },
         age_seconds: seconds(age),
         status: row.status.to_string(),
         durable_job: stored,

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use axum::{Router, routing::get};
 use serde_json::Value;
-use tower_epilogue::{Bound, Continuation, EarlyCloseLayer, Lifecycle, TimeLimitLayer};
+use tower_epilogue::{Bound, Continuation, EarlyCloseLayer, Lifecycle, ReserveLayer, TimeLimitLayer};
 
 use crate::{
     page::{json, json_when, samples, serve, shown},
@@ -28,7 +28,7 @@ async fn never() {
 fn app(held: &Gate) -> Router {
     let held = held.clone();
     let limited = TimeLimitLayer::new(Duration::from_millis(50));
-    let full = tower_epilogue::ReserveLayer::new("narrow");
+    let full = ReserveLayer::class("narrow");
     Router::new()
         .route("/plain", get(async || "plain"))
         .route("/continued", get(async || (Continuation::new(async {}), "continued")))

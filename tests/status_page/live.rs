@@ -1,6 +1,6 @@
 //! What is not over is listed as what it is.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, convert::Infallible};
 
 use axum::{Router, body::Body, routing::get};
 use serde_json::Value;
@@ -26,7 +26,7 @@ fn app(held: &Gate) -> Router {
         .route("/handling", get(async move || handling.passed().await))
         .route("/continuing", get(async move || (waits(continuing, "thumbnail"), "continuing")))
         .route("/mail/{number}", get(async move || (waits(mailing, "mail"), "mail")))
-        .route("/sending", get(async || Body::from_stream(futures_util::stream::repeat(Ok::<_, std::io::Error>("x".repeat(65_536))))))
+        .route("/sending", get(async || Body::from_stream(futures_util::stream::repeat(Ok::<_, Infallible>("x".repeat(65_536))))))
         .route(
             "/ending",
             get(async move |lifecycle: Lifecycle| {

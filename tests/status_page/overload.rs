@@ -8,9 +8,9 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, routing::get};
+use axum::{Router, http::request::Parts, routing::get};
 use tokio::{task::JoinSet, time::sleep};
-use tower_epilogue::Continuation;
+use tower_epilogue::{Continuation, EpilogueBuilder};
 
 use crate::{
     page::{json_when, samples, serve, shown},
@@ -33,8 +33,8 @@ async fn the_pages_totals_are_those_of_the_clients() {
         (Continuation::new(work), "accepted")
     };
     let app = Router::new().route("/", get(handler));
-    let never_refused = |request: &axum::http::request::Parts| request.uri.path().starts_with("/status");
-    let bounds = |builder: tower_epilogue::EpilogueBuilder| builder.max_running(10).max_waiting(20);
+    let never_refused = |request: &Parts| request.uri.path().starts_with("/status");
+    let bounds = |builder: EpilogueBuilder| builder.max_running(10).max_waiting(20);
     let server = serve(app, |builder| bounds(builder).admit_always(never_refused)).await;
     let clients: JoinSet<_> = (0..CLIENTS)
         .map(|_| {

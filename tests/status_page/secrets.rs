@@ -93,17 +93,16 @@ async fn no_query_header_body_or_text_of_an_error_is_shown() {
 #[tokio::test]
 async fn a_path_that_matched_nothing_is_text_and_not_too_long() {
     let server = serve(Router::new(), |builder| builder).await;
-    // hyper lets these characters through in a path.
-    let path = format!("/'\"<script>alert(1)</script>&amp;{}", "x".repeat(5_000));
+    // What hyper lets through in a path, and HTML does not.
+    let path = format!("/'\"{{&amp;{}", "x".repeat(5_000));
     assert_eq!(server.get(&path).await.status, 404);
     let page = json_when(&server, "it has ended", |page| page["requests"]["ended"] == 1).await;
     let route = page["slowest"][0]["route"].as_str().unwrap();
-    assert!(route.starts_with("GET /'\"<script>") && route.ends_with('…') && route.chars().count() == 201, "{route}");
+    assert!(route.starts_with("GET /'\"{&amp;xxx") && route.ends_with('…') && route.chars().count() == 201, "{route}");
     let mut client = server.connect().await;
     client.send_get("/status?events").await;
     for html in [server.get("/status").await.text(), client.read_until("The last failures").await] {
-        assert!(html.contains("GET /'&quot;&lt;script&gt;alert(1)&lt;/script&gt;&amp;amp;xxx"), "{html}");
-        assert!(!html.contains("<script>alert"), "{html}");
+        assert!(html.contains("GET /'&quot;{&amp;amp;xxx"), "{html}");
     }
     drop(client);
     server.stop().await;
