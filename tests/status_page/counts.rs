@@ -32,13 +32,17 @@ fn app(held: &Gate) -> Router {
     Router::new()
         .route("/plain", get(async || "plain"))
         .route("/continued", get(async || (Continuation::new(async {}), "continued")))
-        .route("/failed", get(async || (Continuation::try_new(async { Err::<(), _>(io::Error::other("no")) }), "failed")))
+        .route(
+            "/failed",
+            get(async || (Continuation::try_new(async { Err::<(), _>(io::Error::other("no")) }), "failed")),
+        )
         .route("/panicked", get(async || (Continuation::new(async { panic!("on purpose") }), "panicked")))
         .route("/timed-out", get(never).layer(limited))
         .route("/aborted", get(never))
         .route(
             "/narrow",
-            get(async move || (Continuation::new(async move { held.passed().await }).class("narrow"), "narrow")).layer(full),
+            get(async move || (Continuation::new(async move { held.passed().await }).class("narrow"), "narrow"))
+                .layer(full),
         )
         .layer(EarlyCloseLayer::new())
 }

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, convert::Infallible};
 
 use axum::{Router, body::Body, routing::get};
 use serde_json::Value;
-use tower_epilogue::{Continuation, EarlyCloseLayer, Epilogue, End, EpilogueBuilder, Lifecycle};
+use tower_epilogue::{Continuation, EarlyCloseLayer, End, Epilogue, EpilogueBuilder, Lifecycle};
 
 use crate::{
     page::{json, json_when, serve},
@@ -21,12 +21,16 @@ fn rows(page: &Value) -> BTreeMap<String, (String, String)> {
 fn app(held: &Gate) -> Router {
     let gate = || held.clone();
     let (handling, continuing, mailing, hooking) = (gate(), gate(), gate(), gate());
-    let waits = move |gate: Gate, class: &'static str| Continuation::new(async move { gate.passed().await }).class(class);
+    let waits =
+        move |gate: Gate, class: &'static str| Continuation::new(async move { gate.passed().await }).class(class);
     Router::new()
         .route("/handling", get(async move || handling.passed().await))
         .route("/continuing", get(async move || (waits(continuing, "thumbnail"), "continuing")))
         .route("/mail/{number}", get(async move || (waits(mailing, "mail"), "mail")))
-        .route("/sending", get(async || Body::from_stream(futures_util::stream::repeat(Ok::<_, Infallible>("x".repeat(65_536))))))
+        .route(
+            "/sending",
+            get(async || Body::from_stream(futures_util::stream::repeat(Ok::<_, Infallible>("x".repeat(65_536))))),
+        )
         .route(
             "/ending",
             get(async move |lifecycle: Lifecycle| {
@@ -47,7 +51,9 @@ async fn begin(server: &Server, path: &str) -> Client {
 async fn phase_class_age_and_status_of_what_is_not_over() {
     let held = Gate::closed();
     let bounds = |builder: EpilogueBuilder| {
-        builder.class("mail", tower_epilogue::Bound::new(1).max_waiting(5)).hook_limit(std::time::Duration::from_secs(60))
+        builder
+            .class("mail", tower_epilogue::Bound::new(1).max_waiting(5))
+            .hook_limit(std::time::Duration::from_secs(60))
     };
     let server = serve(app(&held), bounds).await;
     let mut clients = vec![begin(&server, "/handling").await];

@@ -53,7 +53,8 @@ async fn no_query_header_body_or_text_of_an_error_is_shown() {
         body
     };
     let gate = held.clone();
-    let continuing = async move |body: String| (Continuation::new(async move { gate.passed().await }).class("mail"), body);
+    let continuing =
+        async move |body: String| (Continuation::new(async move { gate.passed().await }).class("mail"), body);
     let failing = async |body: String| {
         let work = async { Err::<(), _>(std::io::Error::other("marker-error")) };
         (Continuation::try_new(work), body)
@@ -81,7 +82,8 @@ async fn no_query_header_body_or_text_of_an_error_is_shown() {
     for marker in MARKERS {
         assert!(!all.contains(marker), "{marker} in {all}");
     }
-    for route in ["POST /reset/{token}", "POST /continuing/{token}", "POST /failing/{token}", "POST /panicking/{token}"] {
+    for route in ["POST /reset/{token}", "POST /continuing/{token}", "POST /failing/{token}", "POST /panicking/{token}"]
+    {
         // In the page, in its JSON and in its updates.
         assert!(all.matches(route).count() >= 3, "{route} in {all}");
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{Router, routing::get};
-use tower_epilogue::{Continuation, Epilogue, IgnoreAbortLayer, TimeLimitLayer};
+use tower_epilogue::{Continuation, Epilogue, EpilogueBuilder, IgnoreAbortLayer, TimeLimitLayer};
 
 use crate::{
     page::{json_when, serve, shown},
@@ -66,7 +66,7 @@ async fn they_are_no_work_of_the_server_and_end_when_it_drains() {
 async fn neither_a_limit_nor_ignored_aborts_concern_them() {
     let limited = |app: Router| app.layer((IgnoreAbortLayer::new(), TimeLimitLayer::new(Duration::from_millis(300))));
     let page = |epilogue: &Epilogue| limited(Router::new().nest("/status", epilogue.status_page()));
-    let server = Server::made(|builder| builder.status_page(), page).await;
+    let server = Server::made(EpilogueBuilder::status_page, page).await;
     let mut watching = watch(&server).await;
     // One a second: the limit passes several times.
     watching.read_until("The last failures").await;
@@ -109,7 +109,7 @@ async fn so_many_watch_and_no_more() {
 async fn on_another_listener_they_show_the_drain_and_end_with_it() {
     let held = Gate::closed();
     let gate = held.clone();
-    let mut server = Server::made(|builder| builder.status_page(), |_| app(&gate)).await;
+    let mut server = Server::made(EpilogueBuilder::status_page, |_| app(&gate)).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let page: Router = Router::new().nest("/status", server.epilogue.status_page());
