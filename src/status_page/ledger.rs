@@ -10,6 +10,7 @@ use std::{
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
+    entry::{At, DROPPED, FAILED, Live, PANICKED, TIMED_OUT, names, shortened},
     history::{History, Point},
     lists::{Failures, Past, Slowest},
 };
@@ -25,9 +26,6 @@ use crate::{
 
 /// How many pages are kept up to date at once.
 const VIEWERS: usize = 16;
-/// The longest route that is shown; a path can be as long as its client likes.
-const LONGEST: usize = 200;
-
 /// How long the news of an end may take.
 const LOST: Duration = Duration::from_secs(60);
 /// How many are looked at for it.
@@ -39,16 +37,6 @@ pub(super) struct Ledger {
     state: Mutex<State>,
     connections: Mutex<Vec<Weak<dyn Open>>>,
     pub(super) viewers: Arc<Semaphore>,
-}
-
-/// Where something that is not over is: the request's phase, with the wait for a place set apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum At {
-    Handling,
-    Sending,
-    Waiting,
-    Continuing,
-    Ending,
 }
 
 /// What only ever grows. Requests that were refused are in `refused` alone, the page's own nowhere.
@@ -78,34 +66,12 @@ struct State {
     places: [u64; 5],
     requests: u64,
     jobs: u64,
-    /// Those of both of which nothing but their arrival was told. The page's own requests come no further, so that they
-    /// are not in the picture.
+    /// Those of both of which nothing but their arrival was told. That of the page's own comes to light before more is
+    /// told of them, or in the same moment: so they are not in the picture.
     unconfirmed: u64,
     history: History,
     slowest: Slowest,
     failures: Failures,
-}
-
-/// One request that has not ended, or one attempt at a durable job.
-struct Live {
-    straggler: Weak<dyn Straggler>,
-    stored: bool,
-    arrived: Duration,
-    /// `None` if it is not counted: it was refused, or is the page's own.
-    at: Option<At>,
-    status: ConnectionStatus,
-    class: Option<&'static str>,
-    /// More was told of it than its arrival.
-    confirmed: bool,
-    /// Its handler has not ended.
-    handles: bool,
-    /// Its response was handed to the server.
-    answered: bool,
-    /// When the continuation that runs was started.
-    began: Option<Duration>,
-    /// How long its handler and its continuations ran.
-    work: Duration,
-    faults: Vec<&'static str>,
 }
 
 /// One row of what is not over.
@@ -211,7 +177,7 @@ impl Census for Ledger {
             answered: stored,
             began: None,
             work: Duration::ZERO,
-            faults: Vec::new(),
+            faults: 0,
         };
         let mut state = lock(&self.state);
         state.places[At::Handling as usize] += 1;
@@ -233,43 +199,6 @@ impl Census for Ledger {
 
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
-    }
-}
-
-impl Live {
-    fn go(&mut self, places: &mut [u64; 5], at: At) {
-        if let Some(from) = self.at.replace(at) {
-            places[from as usize] -= 1;
-        }
-        places[at as usize] += 1;
-    }
-
-    fn leave(&mut self, places: &mut [u64; 5]) {
-        if let Some(from) = self.at.take() {
-            places[from as usize] -= 1;
-        }
-    }
-
-    /// A response is gone, or will not be: the rest of a handler goes on without it.
-    fn sent(&mut self, places: &mut [u64; 5]) {
-        if self.answered && self.handles {
-            self.go(places, At::Continuing);
-        }
-    }
-
-    fn handler_ended(&mut self, places: &mut [u64; 5], at: Duration) {
-        if std::mem::take(&mut self.handles) {
-            self.work += at;
-        }
-        if self.at == Some(At::Handling) {
-            self.go(places, At::Sending);
-        }
-    }
-
-    fn continuation_ended(&mut self, at: Duration) {
-        if let Some(began) = self.began.take() {
-            self.work += at.saturating_sub(began);
-        }
     }
 }
 
@@ -325,13 +254,13 @@ impl State {
             EventKind::ContinuationDropped => {
                 totals.dropped += 1;
                 entry.continuation_ended(at);
-                entry.fault("dropped");
+                entry.faults |= DROPPED;
             }
             EventKind::ContinuationFailed => {
                 totals.failed += 1;
-                entry.fault("failed");
+                entry.faults |= FAILED;
             }
-            EventKind::Panicked { .. } => entry.fault("panicked"),
+            EventKind::Panicked { .. } => entry.faults |= PANICKED,
             EventKind::HookStart { .. } => entry.go(places, At::Ending),
             _ => {}
         }
@@ -372,9 +301,9 @@ impl State {
         entry.handler_ended(&mut self.places, event.at());
         entry.continuation_ended(event.at());
         if event.status().is_timeout() {
-            entry.fault("timed out");
+            entry.faults |= TIMED_OUT;
         }
-        let failed = !entry.faults.is_empty();
+        let failed = entry.faults != 0;
         if failed || self.slowest.takes(entry.work) {
             let past = Past {
                 route: shortened(event.route()).into(),
@@ -384,7 +313,7 @@ impl State {
                 work: entry.work,
                 age: event.at(),
                 ended: uptime,
-                faults: entry.faults,
+                faults: names(entry.faults),
             };
             if failed {
                 self.failures.push(past.clone());
@@ -392,22 +321,5 @@ impl State {
             self.slowest.push(past);
         }
         self.note_history(uptime);
-    }
-}
-
-impl Live {
-    fn fault(&mut self, what: &'static str) {
-        // Each once, and so there are few.
-        if !self.faults.contains(&what) {
-            self.faults.push(what);
-        }
-    }
-}
-
-/// As much of a route as is shown.
-pub(super) fn shortened(route: &str) -> String {
-    match route.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("{}…", &route[..end]),
-        None => route.to_owned(),
     }
 }

@@ -116,6 +116,7 @@ use crate::{
     pool::Pool,
 };
 
+mod entry;
 mod history;
 mod html;
 mod ledger;

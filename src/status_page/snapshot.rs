@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{
-    ledger::{At, Ledger, Row, shortened},
+    entry::{At, shortened},
+    ledger::{Ledger, Row},
     lists::Past,
 };
 use crate::pool::{
