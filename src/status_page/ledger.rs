@@ -323,3 +323,71 @@ impl State {
         self.note_history(uptime);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Route;
+
+    fn arrives(ledger: &Ledger) -> RequestId {
+        let request = RequestId::next();
+        ledger.arrived(request, false, Weak::<crate::lifecycle::Shared>::new());
+        request
+    }
+
+    fn tell(ledger: &Ledger, request: RequestId, kind: EventKind) {
+        let route = Arc::new(Route { name: "GET /".into(), method: 3, matched: false });
+        let (status, at) = (ConnectionStatus::NORMAL, Duration::from_millis(5));
+        ledger.note(&Event { request, kind, status, at, route, class: None });
+    }
+
+    fn most(page: &Page) -> u64 {
+        page.points.iter().map(|point| point.running).max().unwrap()
+    }
+
+    #[test]
+    fn a_request_for_the_page_is_never_in_the_picture() {
+        let ledger = Ledger::new();
+        let (own, other) = (arrives(&ledger), arrives(&ledger));
+        tell(&ledger, own, EventKind::Arrived);
+        // Before the own is known as such, something happens to the other.
+        tell(&ledger, other, EventKind::HandlerStart);
+        assert!(ledger.disregard(own));
+        tell(&ledger, own, EventKind::HandlerStart);
+        tell(&ledger, own, EventKind::Ended);
+        let page = ledger.page(10);
+        assert_eq!((page.requests, page.places, page.rows.len(), most(&page)), (1, [1, 0, 0, 0, 0], 1, 1));
+        tell(&ledger, other, EventKind::Ended);
+        assert!(!ledger.disregard(other), "it has ended");
+        let page = ledger.page(10);
+        assert_eq!((page.requests, page.totals.ended, page.rows.len(), most(&page)), (0, 1, 0, 1));
+        assert!(lock(&ledger.state).live.is_empty());
+        assert_eq!(lock(&ledger.state).unconfirmed, 0);
+    }
+
+    #[test]
+    fn what_was_refused_or_never_told_of_more_is_forgotten_with_its_end() {
+        let ledger = Ledger::new();
+        let (refused, short) = (arrives(&ledger), arrives(&ledger));
+        tell(&ledger, refused, EventKind::Refused);
+        tell(&ledger, refused, EventKind::Flushed { bytes: 1 });
+        tell(&ledger, refused, EventKind::Ended);
+        tell(&ledger, short, EventKind::Ended);
+        let page = ledger.page(10);
+        assert_eq!((page.totals.refused, page.totals.flushed, page.totals.ended), (1, 0, 1));
+        assert_eq!((page.requests, page.places, page.rows.len()), (0, [0; 5], 0));
+        assert_eq!(lock(&ledger.state).unconfirmed, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_went_down_with_its_runtime_is_forgotten() {
+        let ledger = Ledger::new();
+        arrives(&ledger);
+        tokio::time::sleep(LOST).await;
+        assert_eq!(ledger.page(10).requests, 1);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let page = ledger.page(10);
+        assert_eq!((page.requests, page.places, page.totals.ended), (0, [0; 5], 0));
+        assert_eq!(lock(&ledger.state).unconfirmed, 0);
+    }
+}
