@@ -49,7 +49,7 @@ pub(super) fn document(snapshot: &Snapshot, full: bool) -> String {
 pub(super) fn fragment(snapshot: &Snapshot) -> Markup {
     html! {
         p.quiet {
-            "up " (age(snapshot.uptime_seconds)) ", " span data-name="connections_open" { (snapshot.connections_open) } " connections open"
+            "up " (age(snapshot.uptime_seconds)) ", open connections: " span data-name="connections_open" { (snapshot.connections_open) }
             @if snapshot.draining { strong.bad data-name="draining" { ", draining" } }
         }
         (totals(snapshot))
