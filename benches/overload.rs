@@ -3,7 +3,8 @@
 //! `cargo bench --bench overload`. Each request that is accepted has a continuation of 100 ms, and 100 run at once.
 //! Printed are the requests a second that came and were answered, how long a refusal took, counted from the moment at
 //! which its request was sent, and the memory of the process (client and server in one, Linux) after each second: it is
-//! to stay flat. The counts of both sides are to agree. `SECONDS` and `RATE` in the environment change the load.
+//! to stay flat. The counts of both sides, and those of the status page, are to agree. `SECONDS` and `RATE` in the
+//! environment change the load.
 #![allow(missing_docs, clippy::unwrap_used, clippy::disallowed_methods, clippy::print_stdout)]
 
 use std::{
@@ -15,17 +16,30 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, routing::get};
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    http::Request,
+    routing::get,
+};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval_at, sleep},
 };
+use tower::ServiceExt as _;
 use tower_epilogue::{Continuation, Epilogue};
 
 const CLIENTS: u32 = 100;
 const WORK: Duration = Duration::from_millis(100);
+
+/// The status page, as JSON; asked without a socket, which is not what is measured.
+async fn page(epilogue: &Epilogue) -> serde_json::Value {
+    let request = Request::builder().uri("/json").body(Body::empty()).unwrap();
+    let response = epilogue.status_page::<()>().oneshot(request).await.unwrap();
+    serde_json::from_slice(&to_bytes(response.into_body(), usize::MAX).await.unwrap()).unwrap()
+}
 
 #[derive(Default)]
 struct Seen {
@@ -81,7 +95,7 @@ async fn main() {
         });
         (work, "accepted")
     };
-    let epilogue = Epilogue::builder().max_running(100).max_waiting(100).build();
+    let epilogue = Epilogue::builder().max_running(100).max_waiting(100).status_page().build();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -121,10 +135,15 @@ async fn main() {
     }
     println!("  the slowest after {:?}", refusals.last());
     println!("{report}; memory {} KiB", memory());
-    let load = epilogue.load().unwrap();
+    let (load, page) = (epilogue.load().unwrap(), page(&epilogue).await);
+    let shown = |name: &str| page["requests"][name].as_u64().unwrap();
+    println!("         accepted   refused   ended");
+    println!("clients  {accepted:8}  {refused:8}  {:6}", ran.load(Ordering::Relaxed));
+    println!("page     {:8}  {:8}  {:6}", shown("accepted"), shown("refused"), shown("ended"));
     assert_eq!(
         (accepted, refused),
         (ran.load(Ordering::Relaxed), load.refused),
         "the counts agree, and nothing is lost"
     );
+    assert_eq!((accepted, refused, accepted), (shown("accepted"), shown("refused"), shown("ended")), "the page agrees");
 }

@@ -15,6 +15,8 @@ pub mod output;
 pub mod reply;
 pub mod reserve;
 pub mod shutdown_hook;
+#[cfg(feature = "status-page")]
+pub mod status_page;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 pub mod time_limit;
@@ -27,6 +29,8 @@ mod lifecycle;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod pool;
+#[cfg(any(feature = "compressed-stream", feature = "status-page"))]
+mod quality;
 mod status;
 mod sync;
 

@@ -12,6 +12,8 @@ mod accept;
 mod io;
 #[path = "../fuzz/targets/query.rs"]
 mod query;
+#[path = "../fuzz/targets/status_page.rs"]
+mod status_page;
 
 fn over_the_corpus(name: &str, run: fn(&[u8])) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus").join(name);
@@ -32,6 +34,11 @@ fn query_over_the_corpus() {
     over_the_corpus("query", query::run);
 }
 
+#[test]
+fn status_page_over_the_corpus() {
+    over_the_corpus("status_page", status_page::run);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -49,6 +56,19 @@ proptest! {
     #[test]
     fn query_over_random_queries(query in "id=[a-z%0-9]{1,4}(&(body|hooks|then_ms|status|clock|redirect|read)=[a-z0-9+%&=/]{0,5}){0,4}") {
         query::run(query.as_bytes());
+    }
+
+    #[test]
+    fn status_page_over_random_bytes(data in proptest::collection::vec(any::<u8>(), 0..100)) {
+        status_page::run(&data);
+    }
+
+    /// Nearly right, so that every form is asked for.
+    #[test]
+    fn status_page_over_random_questions(
+        question in "[abc]((json|html|openmetrics|events|full|xml)?=?[&%a-z]{0,3}){0,3}(\n((text|application|\\*)/(html|json|openmetrics-text|event-stream|\\*)(;q=[01]\\.?[0-9]{0,4})?[,; ]{0,2}){0,4})?"
+    ) {
+        status_page::run(question.as_bytes());
     }
 }
 

@@ -129,6 +129,13 @@ impl Connection {
         lock(&self.0.source).clone()
     }
 
+    /// For the count of those that are open.
+    #[cfg(feature = "status-page")]
+    pub(crate) fn as_open(&self) -> std::sync::Weak<dyn crate::pool::census::Open> {
+        let weak: std::sync::Weak<State> = Arc::downgrade(&self.0);
+        weak
+    }
+
     /// The bytes that the kernel (under TLS: the TLS session) has accepted so far.
     #[must_use]
     pub fn written(&self) -> u64 {
@@ -140,6 +147,13 @@ impl Connection {
     #[must_use]
     pub fn client_left(&self) -> bool {
         self.0.client_left.load(Ordering::Acquire)
+    }
+}
+
+#[cfg(feature = "status-page")]
+impl crate::pool::census::Open for State {
+    fn is_open(&self) -> bool {
+        !self.closed.load(Ordering::Acquire)
     }
 }
 

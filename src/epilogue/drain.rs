@@ -45,6 +45,8 @@ pub(super) async fn drain(
     connections: Option<&TaskTracker>,
     in_flight: impl Fn() -> Vec<Arc<dyn pool::Straggler>>,
 ) -> DrainReport {
+    #[cfg(feature = "status-page")]
+    let _draining = pool.drains.begin();
     // What runs after responses comes after the connections: once none is left, only what runs itself can add to
     // it, and the pool waits for that.
     let companions = pool.companions();

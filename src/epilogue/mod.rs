@@ -95,7 +95,7 @@ impl Epilogue {
 #[derive(Default)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct EpilogueBuilder {
-    pool: Pool,
+    pub(crate) pool: Pool,
     asked: bounds::Asked,
     #[cfg(feature = "metrics")]
     metrics: bool,

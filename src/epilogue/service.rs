@@ -41,6 +41,10 @@ pub struct Service<S, A = ()> {
 
 impl<S, A> Service<S, A> {
     pub(super) fn new(inner: S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self {
+        #[cfg(feature = "status-page")]
+        if let Some(census) = &pool.census {
+            census.connected(connection.as_open());
+        }
         Self { inner, home: Arc::new(Home { pool, connection: Some(connection) }), address }
     }
 }

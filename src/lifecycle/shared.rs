@@ -165,6 +165,11 @@ impl Shared {
             let weak: Weak<Self> = Arc::downgrade(&shared);
             watch.watch(weak);
         }
+        #[cfg(feature = "status-page")]
+        if let Some(census) = &shared.pool().census {
+            let weak: Weak<Self> = Arc::downgrade(&shared);
+            census.arrived(shared.id, is_job, weak);
+        }
         shared
     }
 

@@ -194,6 +194,11 @@ impl Gate {
         self.bound.when_full
     }
 
+    #[cfg(feature = "status-page")]
+    pub(crate) fn bound(&self) -> Bound {
+        self.bound
+    }
+
     fn ticket(self: &Arc<Self>, room: Option<OwnedSemaphorePermit>) -> Ticket {
         self.tickets.fetch_add(1, Ordering::Relaxed);
         Ticket { gate: self.clone(), _room: room }

@@ -28,6 +28,8 @@ pub(crate) mod blocking;
 pub(crate) mod bounds;
 pub(crate) mod carry;
 pub(crate) mod caught;
+#[cfg(feature = "status-page")]
+pub(crate) mod census;
 mod failure;
 mod feed;
 #[cfg(feature = "backtrace")]
@@ -107,6 +109,10 @@ pub(crate) struct Pool {
     pub(crate) threads: blocking::Threads,
     pub(crate) failures: Option<FailureHandler>,
     pub(crate) slow: Option<SlowWatch>,
+    #[cfg(feature = "status-page")]
+    pub(crate) census: Option<Arc<dyn census::Census>>,
+    #[cfg(feature = "status-page")]
+    pub(crate) drains: census::Drains,
     /// Has the drains that are under way cut at once.
     pub(crate) cut: tokio::sync::Notify,
     panics: AtomicUsize,

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Drives the examples from outside: curl, Python's http.client, Node's fetch, raw sockets, nginx and Chromium.
 
-Usage: check.py PLAYGROUND, the path of the built example; that of `compression` is beside it. Loopback only, ports chosen by the system. Each check is a
-function whose name says what holds; it asserts, or it fails.
+Usage: check.py PLAYGROUND [WORD…], the path of the built example; the others are beside it, and the virtual environment
+with Python's prometheus_client is `venv` in the folder of the build. Loopback only, ports chosen by the system. Each check
+is a function whose name says what holds; it asserts, or it fails. With words, only those run that have them in their name.
 """
 
 import gzip
@@ -17,8 +18,13 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import zlib
+
+# Nothing of it is to lie about in the tree.
+sys.dont_write_bytecode = True
+from browser import Page  # noqa: E402
 
 PORT = 0
 # That of the example `compression`.
@@ -458,6 +464,179 @@ def a_models_answer_is_stored_whole_although_its_reader_left():
             server.wait(timeout=40)
 
 
+# === the status page ===
+
+
+class StatusPage:
+    """The example `status_page`, as its clients and its operator see it."""
+
+    def __enter__(self):
+        self.server, self.app = example("status_page", STATUS_PORT="0")
+        self.port = int(self.server.stdout.readline().strip().rpartition(":")[2])
+        return self
+
+    def __exit__(self, *_):
+        self.server.send_signal(signal.SIGTERM)
+        self.server.wait(timeout=40)
+
+    def ask(self, path, *args):
+        return curl(*args, url(path, self.app))
+
+    def numbers(self):
+        return json.loads(curl(url("/?json&full", self.port)))
+
+    def until(self, found):
+        for _ in range(400):
+            if found(numbers := self.numbers()):
+                return numbers
+            time.sleep(0.05)
+        raise AssertionError(numbers)
+
+
+def chromium_shows_the_status_page_and_keeps_it_up_to_date():
+    shown = 'Number(document.querySelector("[data-name=%s]").innerText)'
+    with StatusPage() as page, Page(url("/", page.port)) as browser:
+        browser.until('document.getElementById("state").innerText === "live"')
+        assert browser.value(shown % "accepted") == 0
+        for number in range(12):
+            page.ask("/signup", "-d", str(number))
+        page.ask("/broken?token=secret-query", "-H", "cookie: secret=cookie")
+        # Not reloaded: the numbers come by themselves.
+        browser.value("window.sameDocument = true")
+        browser.until(shown % "accepted" + " === 13")
+        browser.until(shown % "running" + " === 5 && " + shown % "waiting" + " > 0")
+        rows = browser.value('[...document.querySelectorAll("td.route")].map(cell => cell.innerText)')
+        assert "POST /signup" in rows and not any("secret" in row for row in rows), rows
+        assert "secret" not in browser.value("document.documentElement.outerHTML")
+        browser.until(shown % "failed" + " === 1")
+        browser.until('document.body.innerText.includes("Nothing.")', 30)
+        assert browser.value(shown % "accepted") == page.numbers()["requests"]["accepted"] == 13
+        assert browser.value("window.sameDocument"), "it was reloaded"
+        picture = browser.value('document.querySelector("svg").getBoundingClientRect().height')
+        assert picture > 50 and browser.value('document.querySelector("path.area").getTotalLength()') > 100
+        # The policy holds: nothing else runs, or is loaded, in this page.
+        assert not browser.errors, browser.errors
+        if target := os.environ.get("EPILOGUE_SCREENSHOT"):
+            take_the_readmes_picture(page, browser, target)
+        browser.value('document.body.append(Object.assign(document.createElement("script"), {text: "window.ran = 1"}))')
+        for _ in range(100):
+            assert browser.value("window.ran === undefined"), "it ran"
+            if browser.errors:
+                break
+            time.sleep(0.05)
+        assert "Content Security Policy" in str(browser.errors), browser.errors
+
+
+def take_the_readmes_picture(page, browser, target):
+    """`EPILOGUE_SCREENSHOT=docs/status_page.png check.py … keeps_it_up_to_date`: after a minute of this and that."""
+
+    def report(pages):
+        threading.Thread(target=page.ask, args=[f"/report/{pages}"]).start()
+
+    for number in range(1, 160):
+        page.ask("/signup", "-d", str(number))
+        if number % 23 == 0:
+            page.ask("/broken")
+        if number % 9 == 0:
+            report(3 + number % 7)
+        if number % 31 == 0:
+            # It leaves before it is answered.
+            subprocess.run(["curl", "-sS", "-m", "0.4", url("/report/8", page.app)], capture_output=True, timeout=20, check=False)
+        time.sleep((0.45, 0.25, 0.6)[number // 40 % 3])
+    report(9)
+    for _ in range(7):
+        page.ask("/signup", "-d", "x")
+    time.sleep(1.3)
+    browser.screenshot(target)
+
+
+def chromium_shows_the_status_page_without_javascript():
+    with StatusPage() as page:
+        page.ask("/report/1")
+        page.until(lambda numbers: numbers["requests"]["ended"] == 1)
+        with Page(url("/", page.port), javascript=False) as browser:
+            # It reloads itself.
+            for accepted in (1, 2):
+                browser.until(f'document.querySelector("[data-name=accepted]")?.innerText === "{accepted}"')
+                page.ask("/report/1")
+            assert browser.value('document.getElementById("state").innerText') == "as of its loading"
+            assert not browser.errors, browser.errors
+
+
+def curl_asks_the_status_page_as_fpms_is_asked():
+    with StatusPage() as page:
+        page.ask("/report/1?token=secret-query", "-H", "cookie: secret=cookie")
+        page.until(lambda numbers: numbers["requests"]["ended"] == 1)
+        for path, form in (("/", "text/html; charset=utf-8"), ("/?full", "text/html; charset=utf-8"),
+                           ("/?json", "application/json"), ("/?json&full", "application/json"), ("/json", "application/json"),
+                           ("/?openmetrics", OPENMETRICS), ("/metrics", OPENMETRICS)):
+            head, body = head_and_body(curl("-i", url(path, page.port)))
+            assert head.startswith("http/1.1 200") and f"content-type: {form}\r\n" in head, head
+            assert "report/{pages}" in body or form == OPENMETRICS, body
+            assert "secret" not in head + body, body
+        head, _ = head_and_body(curl("-i", "-H", "accept: application/openmetrics-text", url("/", page.port)))
+        assert f"content-type: {OPENMETRICS}\r\n" in head, head
+
+
+OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+
+PARSE = """
+import json, sys
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
+families = list(text_string_to_metric_families(sys.stdin.read()))
+assert all(family.documentation for family in families)
+print(json.dumps([[s.name, s.labels, s.value] for family in families for s in family.samples]))
+"""
+
+
+def promtool(*args, given=""):
+    return subprocess.run(["promtool", *args], input=given, capture_output=True, timeout=60, check=False, text=True)
+
+
+def as_older_text(metrics):
+    """`promtool check metrics` reads the text format before OpenMetrics, where a counter's family is named as its sample."""
+    counters = [line.split()[2] for line in metrics.splitlines() if line.startswith("# TYPE") and line.endswith(" counter")]
+    lines = []
+    for line in metrics.splitlines():
+        parts = line.split(" ")
+        if line.startswith(("# HELP", "# TYPE")) and parts[2] in counters:
+            parts[2] += "_total"
+        if not line.startswith(("# UNIT", "# EOF")):
+            lines.append(" ".join(parts))
+    return "\n".join(lines) + "\n"
+
+
+def prometheus_reads_the_openmetrics():
+    """By its own parser and linter, and by that of Python's prometheus_client; and they read what the clients did."""
+    with StatusPage() as page:
+        for number in range(7):
+            page.ask("/signup", "-d", str(number))
+        for _ in range(2):
+            page.ask("/broken")
+        page.until(lambda numbers: numbers["now"]["waiting"] > 0)
+        for _ in range(2):
+            metrics = curl(url("/metrics", page.port))
+            linted = promtool("check", "metrics", given=as_older_text(metrics))
+            assert linted.returncode == 0, linted.stdout + linted.stderr
+            # Into a database, whose samples have times.
+            with tempfile.TemporaryDirectory() as folder:
+                file = os.path.join(folder, "metrics")
+                with open(file, "w", encoding="utf-8") as timed:
+                    for line in metrics.splitlines():
+                        timed.write(line + ("" if line.startswith("#") else f" {int(time.time())}") + "\n")
+                stored = promtool("tsdb", "create-blocks-from", "openmetrics", file, os.path.join(folder, "blocks"))
+                assert stored.returncode == 0, stored.stdout + stored.stderr
+            python = os.path.join(os.path.dirname(sys.argv[1]), "..", "..", "venv", "bin", "python")
+            parsed = subprocess.run([python, "-c", PARSE], input=metrics, capture_output=True, timeout=60, check=False, text=True)
+            assert parsed.returncode == 0, parsed.stderr
+            samples = {(name, labels.get("phase") or labels.get("class")): value for name, labels, value in json.loads(parsed.stdout)}
+            numbers = page.until(lambda numbers: numbers["requests"]["in_flight"] == 0)
+        assert samples["epilogue_pool_requests_total", None] == numbers["requests"]["accepted"] == 9, samples
+        assert samples["epilogue_pool_continuations_failed_total", None] == numbers["continuations"]["failed"] == 2, samples
+        assert samples["epilogue_pool_bound_max_running", "mail"] == 5, samples
+        assert samples["epilogue_pool_in_phase", "waiting"] == 0, samples
+
+
 def main():
     global PORT, PAGES
     environment = dict(os.environ, PORT="0")
@@ -467,7 +646,7 @@ def main():
     try:
         PORT, PAGES = map(port_of, servers)
         checks = [value for key, value in globals().items() if callable(value) and getattr(value, "__module__", "") == "__main__"
-                  and key not in HELPERS]
+                  and key not in HELPERS and all(word in key for word in sys.argv[2:])]
         for check in checks:
             try:
                 check()
@@ -493,7 +672,7 @@ def port_of(server):
     raise AssertionError("it does not listen")
 
 
-HELPERS = {"page_of", "page_url", "works", "port_of", "fresh", "curl", "url", "journal", "names", "at", "status", "head_and_body", "reset", "leave_during_work", "chromium", "example", "main"}
+HELPERS = {"StatusPage", "take_the_readmes_picture", "promtool", "as_older_text", "page_of", "page_url", "works", "port_of", "fresh", "curl", "url", "journal", "names", "at", "status", "head_and_body", "reset", "leave_during_work", "chromium", "example", "main"}
 
 if __name__ == "__main__":
     main()

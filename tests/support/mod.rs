@@ -135,8 +135,17 @@ impl Server {
     }
 
     pub async fn with(app: Router, setup: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder) -> Self {
+        Self::made(setup, |_| app).await
+    }
+
+    /// Of an app that needs the epilogue it is served by.
+    pub async fn made(
+        setup: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder,
+        app: impl FnOnce(&Epilogue) -> Router,
+    ) -> Self {
         let journal = Journal::default();
         let epilogue = setup(journal.epilogue()).build();
+        let app = app(&epilogue);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();

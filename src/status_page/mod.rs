@@ -1,0 +1,234 @@
+//! A page that shows what an [`Epilogue`] does: what runs and waits, what was refused, aborted and lost, the slowest and the
+//! last failures. What PHP-FPM's status page is, for work that outlives its response.
+//!
+//! It is off, and nothing is collected, until it is switched on in the builder:
+//!
+//! ```
+//! use axum::{Router, routing::get};
+//! use tower_epilogue::Epilogue;
+//!
+//! let epilogue = Epilogue::builder().status_page().build();
+//! let app: Router = Router::new()
+//!     .route("/", get(|| async { "hello" }))
+//!     .nest("/status", epilogue.status_page());
+//! # let _ = app;
+//! ```
+//!
+//! # Who must not see it
+//!
+//! Everybody whom you would not show your access log: clients, above all. The page names routes, tells how busy the
+//! server is, and so when it can be overwhelmed, and which request fails. It checks nobody; that is up to you. It shows no
+//! query, no header, no body, no text of an error or of a panic, since each can hold what a client sent: those are in
+//! the log. Of what was matched it shows the route (`/users/{id}`). Of what was not it shows the path as the client sent
+//! it, which may hold a name or a token; and that is all that is known of a request to which nothing of this crate is
+//! near the handler. So put one of the layers on the router, as with `Router::layer`, or take
+//! [`Lifecycle`](crate::Lifecycle) in the handler: then the route is known.
+//!
+//! On another listener, which only the machine itself reaches:
+//!
+//! ```no_run
+//! # use axum::Router;
+//! # use tower_epilogue::Epilogue;
+//! # async fn serve(epilogue: Epilogue, app: Router) -> std::io::Result<()> {
+//! use tokio::net::TcpListener;
+//!
+//! let page: Router = epilogue.status_page();
+//! let inside = TcpListener::bind("127.0.0.1:9000").await?;
+//! // A server of its own: it can be watched while the app's drains.
+//! tokio::spawn(axum::serve(inside, page).into_future());
+//!
+//! let outside = TcpListener::bind("0.0.0.0:80").await?;
+//! epilogue.serve(outside, app).with_signals().await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Or behind whatever keeps people out, in the same app:
+//!
+//! ```
+//! use axum::{Router, extract::Request, http::StatusCode, middleware::{Next, from_fn}, response::Response};
+//! use tower_epilogue::Epilogue;
+//!
+//! async fn only_operators(request: Request, next: Next) -> Result<Response, StatusCode> {
+//!     // Yours: a session, mutual TLS, the user that a proxy in front has checked …
+//!     # fn is_operator(_: &Request) -> bool { false }
+//!     if is_operator(&request) { Ok(next.run(request).await) } else { Err(StatusCode::NOT_FOUND) }
+//! }
+//!
+//! # let epilogue = Epilogue::builder().status_page().build();
+//! let page = epilogue.status_page().layer(from_fn(only_operators));
+//! let app: Router = Router::new().nest("/status", page);
+//! # let _ = app;
+//! ```
+//!
+//! # Forms
+//!
+//! | path, or query | or `Accept` | what |
+//! |---|---|---|
+//! | `/`, `?html` | `text/html` | the page, which keeps itself up to date; without JavaScript it reloads |
+//! | `/json`, `?json` | `application/json` | the same as JSON |
+//! | `/metrics`, `?openmetrics` | `application/openmetrics-text` | counts as OpenMetrics 1.0, for Prometheus |
+//! | `?events` | `text/event-stream` | the page's own updates, one each second, for 16 readers at most |
+//!
+//! The query comes before the header, and a path before both. `?full` lists up to 1,000 of what is not over, and not 20.
+//! Where nothing is said it is HTML (RFC 9110, section 12.5.1). The page loads nothing from elsewhere, and its policy
+//! (`Content-Security-Policy`) lets nothing run in it but its own script.
+//!
+//! # What is counted
+//!
+//! *Accepted* requests are those that were not *refused*; of these alone the rest is told. They are *in flight* until their
+//! last hook has ended. *Flushed*, *aborted* and *timed out* is what became of them; one that is flushed, and then timed
+//! out in its continuation, is both. *Running* is what is not over and does not *wait* for a place; the picture has the
+//! most of both in each second. Attempts at durable jobs are counted on their own, and listed as what they are, with their
+//! kind. Of connections, those are known that this crate tracks. *Worked* is how long the handler and the continuations took: a
+//! stream that is on its way for hours is not slow. *Dropped* are continuations that a limit or a drain ended. The
+//! slowest and the failures are 20 at most, since the page was switched on. In the OpenMetrics form, requests and jobs
+//! are counted when they end, so that a count never goes down.
+//!
+//! The page's own requests are neither counted nor listed. Its updates end when a drain begins, so that they do not hold
+//! it up; on another listener, when the drain is over. Time limits and ignored aborts around it do not concern them.
+//! A request for it can be refused as any other: [`admit_always`](EpilogueBuilder::admit_always) prevents that, or a
+//! listener of its own.
+//!
+//! # What it costs
+//!
+//! On: about two hundred bytes for each request in flight, and for each event a lock and a few additions in the task that
+//! delivers events. What is kept of what is over has a bound.
+//!
+//! # Differences from FPM's page
+//!
+//! There are no processes, hence no list of them: what is listed is requests. `?xml` and plain text are missing, and
+//! `?full` shows no query, user, script or memory.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::{Router, extract::Request, routing::get};
+use axum_core::response::{IntoResponse, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use self::{
+    ledger::Ledger,
+    negotiate::{Form, Wanted, is_full},
+    snapshot::Snapshot,
+};
+use crate::{
+    epilogue::{Epilogue, EpilogueBuilder},
+    lifecycle::Lifecycle,
+    pool::Pool,
+};
+
+mod entry;
+mod history;
+mod html;
+mod ledger;
+mod lists;
+mod negotiate;
+mod openmetrics;
+mod picture;
+mod snapshot;
+mod updates;
+
+/// How long the page waits for the events before it to be counted.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+impl EpilogueBuilder {
+    /// Switches [`Epilogue::status_page`] on, and with it the counting; see [`status_page`](crate::status_page) for who must
+    /// not see the page. Off by default.
+    pub fn status_page(mut self) -> Self {
+        let ledger = Arc::new(Ledger::new());
+        self.pool.census = Some(ledger.clone());
+        self.on_event(move |event| ledger.note(event))
+    }
+}
+
+impl Epilogue {
+    /// The [status page](crate::status_page), to nest in an app or to serve on a listener of its own; read there who must
+    /// not see it. Several are the same page.
+    ///
+    /// Without [`EpilogueBuilder::status_page`] there is nothing to show: it answers with a 404, and the log says why.
+    pub fn status_page<S>(&self) -> Router<S>
+    where
+        S: Clone + Send + Sync + 'static,
+    {
+        let ledger = self.pool.census.clone().and_then(|census| census.as_any().downcast::<Ledger>().ok());
+        let Some(ledger) = ledger else {
+            tracing::warn!("the status page is off: switch it on with `Epilogue::builder().status_page()`");
+            return Router::new().route("/", get(async || StatusCode::NOT_FOUND));
+        };
+        let page = Arc::new(Shown { ledger, pool: self.pool.clone() });
+        let form = |form: Option<Form>| {
+            let page = page.clone();
+            get(move |request: Request| page.answer(form, request))
+        };
+        Router::new()
+            .route("/", form(None))
+            .route("/json", form(Some(Form::Json)))
+            .route("/metrics", form(Some(Form::OpenMetrics)))
+    }
+}
+
+/// A page and what it shows.
+struct Shown {
+    ledger: Arc<Ledger>,
+    pool: Arc<Pool>,
+}
+
+impl Shown {
+    /// `form` is what the path says.
+    async fn answer(self: Arc<Self>, form: Option<Form>, request: Request) -> Response {
+        let query = request.uri().query();
+        let wanted = match form {
+            Some(form) => Wanted { form, full: is_full(query) },
+            None => Wanted::parse(query, request.headers()),
+        };
+        let lifecycle = request.extensions().get::<Lifecycle>().cloned();
+        let own = lifecycle.as_ref().is_some_and(|lifecycle| self.ledger.disregard(lifecycle.id()));
+        drop(request);
+        let full = wanted.full;
+        let mut response = match wanted.form {
+            Form::Events => updates::updates(self, full, own, lifecycle.as_ref()),
+            Form::Html => typed("text/html; charset=utf-8", html::document(&self.snapshot(full).await, full)),
+            Form::Json => match serde_json::to_string(&self.snapshot(full).await) {
+                Ok(text) => typed("application/json", text),
+                Err(error) => failed(&error),
+            },
+            Form::OpenMetrics => match openmetrics::render(self.snapshot(full).await) {
+                Ok(text) => typed(openmetrics::CONTENT_TYPE, text),
+                Err(error) => failed(&error),
+            },
+        };
+        guard(response.headers_mut());
+        response
+    }
+
+    /// With everything counted that happened before.
+    async fn snapshot(&self, full: bool) -> Snapshot {
+        if let Some(feed) = self.pool.feed() {
+            // An event function that is slow delays them: then what has been counted must do.
+            let _ = tokio::time::timeout(CATCH_UP, feed.delivered()).await;
+        }
+        Snapshot::take(&self.ledger, &self.pool, full)
+    }
+}
+
+fn typed(content_type: &'static str, text: String) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static(content_type))], text).into_response()
+}
+
+fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
+    tracing::error!(error, "the status page cannot be written");
+    StatusCode::INTERNAL_SERVER_ERROR.into_response()
+}
+
+/// For whoever is let in, and for nobody else.
+fn guard(headers: &mut HeaderMap) {
+    for (name, value) in [
+        (header::CACHE_CONTROL, "no-store"),
+        (header::VARY, "accept"),
+        (header::CONTENT_SECURITY_POLICY, html::CONTENT_SECURITY_POLICY),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+}

@@ -1,0 +1,184 @@
+//! All forms of the page agree with what the clients did.
+
+use std::{io, time::Duration};
+
+use axum::{Router, routing::get};
+use serde_json::Value;
+use tower_epilogue::{Bound, Continuation, EarlyCloseLayer, Lifecycle, ReserveLayer, TimeLimitLayer};
+
+use crate::{
+    page::{json, json_when, samples, serve, shown},
+    support::{Gate, Server},
+};
+
+/// What the clients of [`crowd`] did.
+const PLAIN: u64 = 7;
+const CONTINUED: u64 = 5;
+const FAILED: u64 = 3;
+const PANICKED: u64 = 2;
+const TIMED_OUT: u64 = 4;
+const ABORTED: u64 = 6;
+const REFUSED: u64 = 8;
+const ACCEPTED: u64 = PLAIN + CONTINUED + FAILED + PANICKED + TIMED_OUT + ABORTED + 1;
+
+async fn never() {
+    std::future::pending::<()>().await;
+}
+
+fn app(held: &Gate) -> Router {
+    let held = held.clone();
+    let limited = TimeLimitLayer::new(Duration::from_millis(50));
+    let full = ReserveLayer::class("narrow");
+    Router::new()
+        .route("/plain", get(async || "plain"))
+        .route("/continued", get(async || (Continuation::new(async {}), "continued")))
+        .route(
+            "/failed",
+            get(async || (Continuation::try_new(async { Err::<(), _>(io::Error::other("no")) }), "failed")),
+        )
+        .route("/panicked", get(async || (Continuation::new(async { panic!("on purpose") }), "panicked")))
+        .route("/timed-out", get(never).layer(limited))
+        .route("/aborted", get(never))
+        .route(
+            "/narrow",
+            get(async move || (Continuation::new(async move { held.passed().await }).class("narrow"), "narrow"))
+                .layer(full),
+        )
+        .layer(EarlyCloseLayer::new())
+}
+
+/// Everything that the page counts happens, so often as the constants say.
+async fn crowd(server: &Server) {
+    for (path, count, status) in [
+        ("/plain", PLAIN, 200),
+        ("/continued", CONTINUED, 200),
+        ("/failed", FAILED, 200),
+        ("/panicked", PANICKED, 200),
+        ("/timed-out", TIMED_OUT, 503),
+        // One has the place, the others are refused.
+        ("/narrow", 1, 200),
+        ("/narrow", REFUSED, 503),
+    ] {
+        for _ in 0..count {
+            assert_eq!(server.get(path).await.status, status, "{path}");
+        }
+    }
+    for _ in 0..ABORTED {
+        let mut client = server.connect().await;
+        client.send_get("/aborted").await;
+        let handled = |page: &Value| page["now"]["handling"] == 1;
+        json_when(server, "it is handled", handled).await;
+        client.reset();
+        json_when(server, "it is gone", |page| page["now"]["handling"] == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn all_forms_agree_with_what_the_clients_did() {
+    let held = Gate::closed();
+    let server = serve(app(&held), |builder| builder.class("narrow", Bound::new(1).max_waiting(0))).await;
+    crowd(&server).await;
+    let all_but_one = |page: &Value| page["requests"]["ended"] == ACCEPTED - 1;
+    let page = json_when(&server, "all but one have ended", all_but_one).await;
+    assert_eq!(page["requests"]["accepted"], ACCEPTED);
+    assert_eq!(page["requests"]["in_flight"], 1);
+    assert_eq!(page["requests"]["refused"], REFUSED);
+    assert_eq!(page["requests"]["aborted"], ABORTED);
+    assert_eq!(page["requests"]["timed_out"], TIMED_OUT);
+    // Whose limit passed before the head was answered, with a 503 that left whole.
+    assert_eq!(page["requests"]["flushed"], ACCEPTED - ABORTED);
+    assert_eq!(page["continuations"]["started"], CONTINUED + FAILED + PANICKED + 1);
+    assert_eq!((&page["continuations"]["failed"], &page["panicked"]), (&FAILED.into(), &PANICKED.into()));
+    assert_eq!((&page["now"]["running"], &page["now"]["waiting"]), (&1.into(), &0.into()));
+    assert_eq!((&page["now"]["continuing"], &page["lost"], &page["now"]["stuck"]), (&1.into(), &0.into(), &0.into()));
+    let bound = &page["bounds"][0];
+    assert_eq!((&bound["class"], &bound["running"], &bound["max_running"]), (&"narrow".into(), &1.into(), &1.into()));
+    assert_eq!(bound["refused"], REFUSED);
+    let faults = page["failures"].as_array().unwrap().iter().map(|row| row["faults"].to_string()).collect::<Vec<_>>();
+    let count = |fault: &str| faults.iter().filter(|row| row.contains(fault)).count() as u64;
+    assert_eq!((count("failed"), count("panicked"), count("timed out")), (FAILED, PANICKED, TIMED_OUT), "{faults:?}");
+    assert_eq!(faults.len() as u64, FAILED + PANICKED + TIMED_OUT);
+
+    let html = server.get("/status").await;
+    assert_eq!(html.header("content-type"), Some("text/html; charset=utf-8"));
+    let html = html.text();
+    let metrics = samples(&server.get("/status/metrics").await);
+    for (name, sample, count) in [
+        ("accepted", None, ACCEPTED),
+        ("in_flight", Some("requests_in_flight"), 1),
+        ("running", Some("running"), 1),
+        ("waiting", Some("waiting"), 0),
+        ("refused", Some("requests_refused_total"), REFUSED),
+        ("flushed", Some("responses_flushed_total"), ACCEPTED - ABORTED),
+        ("aborted", Some("requests_aborted_total"), ABORTED),
+        ("timed_out", Some("requests_timed_out_total"), TIMED_OUT),
+        ("failed", Some("continuations_failed_total"), FAILED),
+        ("panicked", Some("panics_total"), PANICKED),
+        ("continuations", Some("continuations_total"), CONTINUED + FAILED + PANICKED + 1),
+    ] {
+        assert_eq!(shown(&html, name), count, "{name}");
+        if let Some(sample) = sample {
+            assert_eq!(metrics[&format!("epilogue_pool_{sample}")], count as f64, "{sample}");
+        }
+    }
+    assert_eq!(metrics["epilogue_pool_requests_total"], (ACCEPTED - 1) as f64);
+    assert_eq!(metrics["epilogue_pool_in_phase{phase=\"continuing\"}"], 1.0);
+    assert_eq!(metrics["epilogue_pool_bound_refused_total{bound=\"class\",class=\"narrow\"}"], REFUSED as f64);
+
+    held.open();
+    let page = json_when(&server, "all have ended", |page| page["requests"]["ended"] == ACCEPTED).await;
+    assert_eq!((&page["requests"]["accepted"], &page["now"]["running"]), (&ACCEPTED.into(), &0.into()));
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn the_pages_own_requests_are_not_counted() {
+    let server = serve(Router::new().route("/", get(async || "hello")), |builder| builder).await;
+    for path in ["/status", "/status?json", "/status?openmetrics", "/status/json", "/status/metrics"] {
+        assert_eq!(server.get(path).await.status, 200);
+    }
+    let page = json(&server, "/status/json").await;
+    assert_eq!((&page["requests"]["accepted"], &page["requests"]["ended"]), (&0.into(), &0.into()), "{page:#}");
+    assert_eq!((&page["now"]["running"], page["live"].as_array().unwrap().len()), (&0.into(), 0), "{page:#}");
+    assert_eq!(page["slowest"].as_array().unwrap().len(), 0);
+    // A page of it that there is not is a request as any other.
+    server.get("/status/nothing").await;
+    json_when(&server, "that is counted", |page| page["requests"]["ended"] == 1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn open_connections_are_counted_and_forgotten() {
+    let server = serve(Router::new().route("/", get(async || "hello")), |builder| builder).await;
+    let mut clients = Vec::new();
+    for _ in 0..40 {
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        client.reply_by_length(false).await;
+        clients.push(client);
+    }
+    // And that of who asks.
+    json_when(&server, "all are open", |page| page["connections_open"] == 41).await;
+    clients.truncate(10);
+    json_when(&server, "the others are closed", |page| page["connections_open"] == 11).await;
+    drop(clients);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_finished_is_told_apart_from_one_that_has_not() {
+    let held = Gate::closed();
+    let gate = held.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        lifecycle.finish("gone").await.unwrap();
+        gate.passed().await;
+    };
+    let server = serve(Router::new().route("/", get(handler)), |builder| builder).await;
+    assert_eq!(server.get("/").await.text(), "gone");
+    let page = json_when(&server, "it goes on", |page| page["now"]["continuing"] == 1).await;
+    assert_eq!((&page["now"]["handling"], &page["now"]["sending"]), (&0.into(), &0.into()), "{page:#}");
+    assert_eq!((&page["live"][0]["phase"], &page["live"][0]["route"]), (&"continuing".into(), &"GET /".into()));
+    held.open();
+    json_when(&server, "it has ended", |page| page["requests"]["ended"] == 1).await;
+    server.stop().await;
+}
