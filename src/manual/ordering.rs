@@ -93,9 +93,9 @@
 //!
 //! ## Trace
 //!
-//! `TraceLayer` makes a span for each request. A continuation takes along the span that is current where it is
-//! made, and a hook the one where it is registered: from a handler, that is the request's span in either
-//! order. A [`ShutdownHookLayer`](crate::ShutdownHookLayer) registers its hook on the way in, so its hook is in the
+//! `TraceLayer` makes a span for each request. A hook takes along the span that is current where it is registered: from
+//! a handler, that is the request's span in either order. A continuation has a span of its own, which [follows
+//! from](super::observing#spans) the one that is current where it is made. A [`ShutdownHookLayer`](crate::ShutdownHookLayer) registers its hook on the way in, so its hook is in the
 //! span only where the layer stands inside of `TraceLayer`.
 //!
 //! Outside of our layers, `TraceLayer` sees their 503 and reports a failure. Inside, it is dropped together with
