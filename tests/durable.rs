@@ -11,6 +11,8 @@
 
 #[path = "durable/attempts.rs"]
 mod attempts;
+#[path = "durable/bounds.rs"]
+mod bounds;
 #[path = "durable/common.rs"]
 mod common;
 #[path = "durable/drain.rs"]

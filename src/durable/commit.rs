@@ -149,7 +149,7 @@ fn start_after_flush(store: &Arc<Inner>, lifecycle: &Lifecycle, ids: Vec<i64>) {
         return;
     }
     let (theirs, now) = (store.clone(), ids.clone());
-    let start = Continuation::new(async move { theirs.promote_ids(ids) });
+    let start = Continuation::brief(move || theirs.promote_ids(ids));
     if let Err(late) = lifecycle.0.add_first_continuation(start) {
         // The request has ended.
         drop(late.into_work());

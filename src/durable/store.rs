@@ -1,17 +1,10 @@
 //! [`DurableStore`]: the handle to a store that works.
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
 use http::Extensions;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Durable, DurableError, DurableLayer, JobCounts,
@@ -36,7 +29,7 @@ pub(super) struct Inner {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) writer: mpsc::UnboundedSender<Op>,
     pub(super) lease: Duration,
-    pub(super) stopping: AtomicBool,
+    pub(super) stopping: CancellationToken,
 }
 
 impl fmt::Debug for DurableStore {
@@ -196,7 +189,7 @@ pub(super) fn random_name() -> String {
 
 impl Inner {
     pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        self.stopping.is_cancelled()
     }
 
     fn send(&self, op: Op) -> Result<(), DurableError> {
@@ -255,7 +248,7 @@ impl Inner {
 
 impl Companion for Inner {
     fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.stopping.cancel();
         self.engine.stop();
     }
 

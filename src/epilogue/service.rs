@@ -41,7 +41,7 @@ pub struct Service<S, A = ()> {
 
 impl<S, A> Service<S, A> {
     pub(super) fn new(inner: S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self {
-        Self { inner, home: Arc::new(Home { pool, connection: Some(connection) }), address }
+        Self { inner, home: Arc::new(Home::of_connection(pool, connection)), address }
     }
 }
 

@@ -13,6 +13,8 @@ use axum_core::{
 };
 use http::request::Parts;
 
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub(crate) use self::seat::Seat;
 pub use self::{
     clock::ClockKind,
     error::{LifecycleError, MissingLifecycle},
@@ -47,6 +49,7 @@ mod places;
 mod polls;
 mod producer;
 mod response;
+mod seat;
 mod service;
 mod shared;
 mod told;
