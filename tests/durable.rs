@@ -13,6 +13,8 @@
 mod attempts;
 #[path = "durable/bounds.rs"]
 mod bounds;
+#[path = "durable/commits.rs"]
+mod commits;
 #[path = "durable/common.rs"]
 mod common;
 #[path = "durable/drain.rs"]

@@ -92,7 +92,13 @@ impl Runner for JobRunner {
     }
 
     fn backoff(&self, kind: &str, attempt: u16) -> Duration {
-        jittered(self.kinds.get(kind).map_or_else(|| default_backoff(attempt), |kind| (kind.backoff)(attempt)))
+        let Some(known) = self.kinds.get(kind) else { return jittered(default_backoff(attempt)) };
+        // The engine asks too, from where a panic would take all other jobs with it (contract rule 11).
+        jittered(caught::call(|| (known.backoff)(attempt)).unwrap_or_else(|payload| {
+            tracing::error!(kind, message = panic_message(&*payload), "the back-off of a durable job panicked");
+            caught::dispose(payload);
+            default_backoff(attempt)
+        }))
     }
 }
 
@@ -117,7 +123,11 @@ impl JobRunner {
         let run = match caught::call(|| (kind.decode)(&attempt.payload)) {
             Ok(Ok(run)) => run,
             Ok(Err(error)) => return undecodable(&attempt, &error.to_string()),
-            Err(payload) => return undecodable(&attempt, &panic_message(&*payload)),
+            Err(payload) => {
+                let message = panic_message(&*payload);
+                caught::dispose(payload);
+                return undecodable(&attempt, &message);
+            }
         };
         let seat = Seat::new(attempt.limit);
         let lifecycle = Lifecycle::of_job(pool, &attempt.kind, seat.clone());

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     continuation::{Continuation, Kind},
-    durable::is_unkept,
+    durable::take_unkept,
     pool::{Pool, caught, lock},
     status::Sent,
 };
@@ -60,7 +60,7 @@ impl Shared {
 
 /// A promise that no layer has stored must not be made (contract rule 13).
 pub(super) fn refuse_unkept(shared: &Shared, response: &mut Response) {
-    if !is_unkept(response.extensions()) {
+    if !take_unkept(response.extensions_mut()) {
         return;
     }
     tracing::error!(
