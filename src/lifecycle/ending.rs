@@ -151,7 +151,7 @@ impl Ending {
             Some(_) | None => Ok(Vec::new()),
         };
         if !shared.take_seat(places.is_ok()) {
-            self.put_back(continuation);
+            Self::put_back(continuation);
             return self.note_class(None);
         }
         shared.change(Some(EventKind::ContinuationStart), |word| Some(word.with(word::CONTINUING)));

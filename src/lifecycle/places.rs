@@ -56,10 +56,10 @@ impl Ending {
     }
 
     /// An attempt at a job whose place was given up: it is dropped without having been polled, and its job is in the store.
-    pub(super) fn put_back(&self, continuation: Continuation) {
+    /// So nothing began, and nothing is told but the end.
+    pub(super) fn put_back(continuation: Continuation) {
         let (kind, span) = continuation.into_work();
         span.in_scope(|| caught::discard(kind));
-        self.shared.tell(EventKind::ContinuationDropped);
     }
 
     /// The limit passed while it waited for its place: for the contract it has ended, and it runs when its turn comes.

@@ -63,7 +63,7 @@ impl Bound {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Load {
-    /// The continuations that run.
+    /// The continuations that run, attempts at durable jobs among them.
     pub running: usize,
     /// Those that wait for a place.
     pub waiting: usize,

@@ -168,7 +168,7 @@ async fn an_attempt_that_waits_too_long_is_put_back_and_counts_none(place: Place
     happened(&node, "continuation_start", 1).await;
     node.store.enqueue(Durable::new(Short)).await.unwrap();
     // Put back twice, which takes longer than it may run and be rescued after.
-    happened(&node, "continuation_dropped", 2).await;
+    node.journal.ended(2).await;
     let none = place.number("SELECT count(*) FROM river_job WHERE state = 'discarded' OR errors IS NOT NULL").await;
     assert_eq!(none, 0, "it was not taken for lost");
     places.let_go();
@@ -284,7 +284,8 @@ async fn what_waits_at_a_drain_is_put_back_and_counts_none(place: Place) {
     happened(&node, "continuation_waits", 1).await;
     node.begin_drain();
     // It does not wait for the place to be free: the drain has it back at once.
-    node.journal.seen("continuation_dropped").await;
+    node.journal.ended(1).await;
+    assert_eq!(of(&node, last(&node)), ["continuation_waits/0", "ended/0"]);
     places.let_go();
     let record = node.record.clone();
     let report = node.stop().await;
