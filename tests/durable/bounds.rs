@@ -319,7 +319,7 @@ async fn a_job_that_fails_is_told_to_the_failure_handler(place: Place) {
     let teller = told.clone();
     let node = Node::with(
         &place,
-        |store| store.register::<Mail>(),
+        DurableBuilder::register::<Mail>,
         |epilogue| {
             epilogue.on_failure(move |failure| {
                 let line = format!("{} {:?} {}", failure.route, failure.class, failure.error);
