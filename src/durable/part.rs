@@ -13,6 +13,7 @@ use super::{
     DurableError, DurableJob, DurableStore, DurableTransaction,
     engine::{NewJob, Unique},
     error::Kind,
+    store::Inner,
 };
 use crate::pool::lock;
 
@@ -34,8 +35,8 @@ pub struct Durable {
 /// A job before and after it is stored.
 pub(super) enum Promise {
     New(Result<NewJob, DurableError>),
-    /// In the user's own transaction; `None` for a duplicate, which is never promoted.
-    Stored(Option<i64>),
+    /// In the user's own transaction, and in which store; `None` for a duplicate, which is never promoted.
+    Stored(Option<(Arc<Inner>, i64)>),
 }
 
 impl Durable {
@@ -107,7 +108,7 @@ impl Durable {
     {
         if let Some(Promise::New(job)) = self.promise.take() {
             let stored = store.insert_in(job?, transaction.erase()).await?;
-            self.promise = Some(Promise::Stored((!stored.duplicate).then_some(stored.id)));
+            self.promise = Some(Promise::Stored((!stored.duplicate).then(|| (store.0.clone(), stored.id))));
         }
         Ok(self)
     }

@@ -26,6 +26,8 @@ on_both!(
     a_response_is_not_held_for_a_job_that_waits,
     a_promise_that_no_layer_saw_is_in_the_log,
     a_back_off_that_panics_is_the_default,
+    a_claim_that_another_clock_takes_for_expired_is_one_order,
+    each_of_two_stores_keeps_its_own,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -307,4 +309,86 @@ async fn a_back_off_that_panics_is_the_default(place: Place) {
         Place::Postgres(_) => "SELECT count(*) FROM river_job WHERE array_to_string(errors, ' ') LIKE '%it fails%'",
     };
     assert_eq!(place.number(errors).await, 1);
+}
+
+async fn a_claim_that_another_clock_takes_for_expired_is_one_order(place: Place) {
+    let gate = Arc::new(watch::Sender::new(false));
+    let waits = gate.clone();
+    let node = node(&place, |store| {
+        let handler = move |name: String| async move {
+            // The first one waits; the second finds the gate open.
+            let _ = waits.subscribe().wait_for(|open| *open).await;
+            (Durable::new(Task::ok(name)), "promised")
+        };
+        Router::new().route("/", post(handler)).layer(store.layer())
+    })
+    .await;
+    let (address, key) = (node.address, [("Idempotency-Key", "k")]);
+    let first = tokio::spawn(async move { ask(address, "/", &[("Idempotency-Key", "k")], "one").await });
+    node.journal.seen("handler_start").await;
+    let claimed = "SELECT count(*) FROM tower_epilogue_answer";
+    soon("its key is claimed", async { while place.number(claimed).await == 0 {} }).await;
+    // What a process does whose clock is ahead.
+    place.execute("UPDATE tower_epilogue_answer SET owner = 'another', expires_ms = 0").await;
+    let second = tokio::spawn(async move { ask(address, "/", &[("Idempotency-Key", "k")], "one").await });
+    let taken = "SELECT count(*) FROM tower_epilogue_answer WHERE owner <> 'another'";
+    soon("it is claimed again", async { while place.number(taken).await == 0 {} }).await;
+    gate.send_replace(true);
+    let mut statuses = [first.await.unwrap().status, second.await.unwrap().status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 503], "one of them has lost its claim, and has promised nothing");
+    assert_eq!(node.post("/", &key, "one").await.header("idempotency-replayed"), Some("true"));
+    ran_once(&node, "one").await;
+}
+
+/// Known to the second store alone.
+#[derive(Serialize, Deserialize)]
+struct Second(String);
+
+impl DurableJob for Second {
+    const KIND: &'static str = "second";
+
+    async fn run(self, cx: JobContext) -> Result<(), JobError> {
+        cx.state::<tokio::sync::mpsc::UnboundedSender<String>>()?.send(self.0)?;
+        Ok(())
+    }
+}
+
+/// Two stores in one `Epilogue`: what is stored by hand in one is begun there, under the layer of the other; and what a
+/// client has left behind goes to the one that runs it.
+async fn each_of_two_stores_keeps_its_own(place: Place) {
+    let (sender, mut ran) = tokio::sync::mpsc::unbounded_channel::<String>();
+    let gate = Arc::new(watch::Sender::new(false));
+    let waits = gate.clone();
+    let node = node(&place, |_| Router::new()).await;
+    let other = Place::sqlite();
+    let builder = crate::common::quick(other.store()).lease(HOUR).register::<Second>().state(sender);
+    let second = builder.start(&node.epilogue).await.unwrap();
+    let (by_hand, layer, own) = (second.clone(), node.store.layer(), second.layer());
+    let stored = move |name: String| async move {
+        let mut transaction = by_hand.begin_sqlite().await.unwrap();
+        let durable = Durable::in_transaction(Second(name), &by_hand, &mut transaction).await.unwrap();
+        transaction.commit().await.unwrap();
+        durable
+    };
+    let left = move |name: String| async move {
+        let _ = waits.subscribe().wait_for(|open| *open).await;
+        Durable::new(Second(name))
+    };
+    let app = Router::new()
+        .route("/stored", post(stored).layer(layer))
+        .route("/left", post(left).layer((IgnoreAbortLayer::new(), own)));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(node.epilogue.serve(listener, app).into_future());
+    assert_eq!(ask(address, "/stored", &[], "stored by hand").await.status, 200);
+    assert_eq!(soon("it runs", ran.recv()).await.as_deref(), Some("stored by hand"));
+    let mut client = crate::support::h2client::Http2::connect(address).await;
+    let before = count(&node.journal.events(), "handler_start");
+    let response = client.start("POST", "/left").await;
+    node.journal.until("its handler starts", |events| count(events, "handler_start") > before).await;
+    drop(response);
+    node.journal.seen("aborted").await;
+    gate.send_replace(true);
+    assert_eq!(soon("it runs", ran.recv()).await.as_deref(), Some(""));
 }
