@@ -55,7 +55,7 @@ mod span;
 /// and a warning says so.
 #[must_use = "a continuation runs only if it is returned with a response"]
 pub struct Continuation {
-    kind: Option<Kind>,
+    pub(crate) kind: Option<Kind>,
     class: Option<&'static str>,
     /// What a fallible one came to.
     failure: Option<FailureSlot>,
@@ -73,6 +73,12 @@ pub(crate) type FailureSlot = Arc<Mutex<Option<BoxError>>>;
 pub(crate) enum Kind {
     Async(Work),
     Blocking(Box<dyn FnOnce() + Send>),
+    /// Of ours, done in a moment: it needs no place (contract rule 9).
+    #[cfg_attr(
+        not(any(feature = "durable-sqlite", feature = "durable-postgres")),
+        allow(dead_code, reason = "theirs alone")
+    )]
+    Brief(Box<dyn FnOnce() + Send>),
 }
 
 impl Continuation {
@@ -160,7 +166,7 @@ impl Continuation {
         self.failure.clone()
     }
 
-    fn of(kind: Kind) -> Self {
+    pub(crate) fn of(kind: Kind) -> Self {
         Self {
             kind: Some(kind),
             class: None,
@@ -215,7 +221,7 @@ impl fmt::Debug for Continuation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match self.kind {
             Some(Kind::Async(_)) => "async",
-            Some(Kind::Blocking(_)) => "blocking",
+            Some(Kind::Blocking(_) | Kind::Brief(_)) => "blocking",
             None => "taken",
         };
         f.debug_tuple("Continuation").field(&kind).finish()
@@ -325,7 +331,7 @@ pub(crate) fn run_alone(mut continuation: Continuation) {
                 })
                 .await
             }
-            Kind::Blocking(work) => {
+            Kind::Blocking(work) | Kind::Brief(work) => {
                 crate::pool::blocking::Blocking::start(work, runner, in_span, "unknown".to_owned()).await
             }
         };

@@ -11,6 +11,10 @@
 
 #[path = "durable/attempts.rs"]
 mod attempts;
+#[path = "durable/bounds.rs"]
+mod bounds;
+#[path = "durable/commits.rs"]
+mod commits;
 #[path = "durable/common.rs"]
 mod common;
 #[path = "durable/drain.rs"]

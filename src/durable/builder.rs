@@ -4,11 +4,12 @@ use std::{
     any::{Any, TypeId},
     collections::HashMap,
     fmt,
-    sync::{Arc, OnceLock, atomic::AtomicBool},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     DurableError, DurableJob, DurableStore, connect,
@@ -158,6 +159,9 @@ impl DurableBuilder {
     /// How long past its [limit](DurableJob::LIMIT) a running job is taken to be lost with its process, and run again;
     /// 30 s by default.
     ///
+    /// An attempt that waits for its place is not taken to be lost; after four times this it is put back, for other
+    /// processes to take, and counts none.
+    ///
     /// It must cover what a job may take to end at its limit: one that blocks its thread for longer past the limit
     /// runs twice at the same time. It also covers the difference between the clocks of a database and its clients.
     pub fn rescue_after(mut self, grace: Duration) -> Self {
@@ -213,8 +217,8 @@ impl DurableBuilder {
         self
     }
 
-    /// Opens the store, and begins to run jobs in `epilogue`: under its hook limit and its drain, told of by its
-    /// events, counted by [`Epilogue::running`].
+    /// Opens the store, and begins to run jobs in `epilogue`: within its bounds and classes, under its hook limit and its
+    /// drain, told of by its events and its failure handler, counted by [`Epilogue::running`].
     ///
     /// When it drains, no more jobs are begun, those that run are waited for, and at the deadline those that are left
     /// are cut; they and all others stay stored.
@@ -222,25 +226,28 @@ impl DurableBuilder {
     /// # Errors
     ///
     /// If the settings contradict each other, the database does not answer, or its tables are missing.
-    pub async fn start(self, epilogue: &Epilogue) -> Result<DurableStore, DurableError> {
+    pub async fn start(mut self, epilogue: &Epilogue) -> Result<DurableStore, DurableError> {
         if let Some(error) = self.settings_error {
             return Err(DurableError::new(Kind::Settings(error)));
         }
         if self.times.rescue_after.is_zero() || self.claim.is_zero() {
             return Err(DurableError::new(Kind::Settings("`rescue_after` and `claim` must not be zero".to_owned())));
         }
+        self.keep_within(epilogue);
         let database = connect::connect(&self).await?;
         let engine = Arc::new(River::new(database.clone(), self.work, self.times)?) as Arc<dyn Engine>;
         if self.migrate {
             migrate(&*engine, &database).await?;
         }
         check(&*engine, &database).await?;
+        let kinds = self.kinds.keys().copied().collect();
         let runner = Arc::new(JobRunner {
             pool: Arc::downgrade(&epilogue.pool),
             store: OnceLock::new(),
             kinds: self.kinds,
             state: Arc::new(self.state),
             on_discard: self.on_discard,
+            grace: self.times.rescue_after,
         });
         let (writer, ops) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
@@ -248,7 +255,8 @@ impl DurableBuilder {
             engine: engine.clone(),
             writer,
             lease: self.lease,
-            stopping: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
+            kinds,
         });
         let _ = runner.store.set(Arc::downgrade(&inner));
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]
@@ -256,6 +264,18 @@ impl DurableBuilder {
         engine.start(runner)?;
         epilogue.pool.accompany(inner.clone() as Arc<dyn Companion>);
         Ok(DurableStore(inner))
+    }
+}
+
+impl DurableBuilder {
+    /// No more of a kind is fetched than could ever run at once.
+    fn keep_within(&mut self, epilogue: &Epilogue) {
+        let Some(bounds) = epilogue.pool.bounds.as_deref() else { return };
+        for work in &mut self.work {
+            let class = self.kinds.get(work.kind).and_then(|kind| kind.class);
+            let least = bounds.gates(class, false).filter_map(|gate| gate.most()).min();
+            work.concurrency = least.map_or(work.concurrency, |most| work.concurrency.min(most));
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     layer::Claimant,
     part::Promise,
     records::{Answer, Claim},
-    store::{Inner, fill_key},
+    store::{Inner, fill_key, promote_each},
 };
 use crate::{
     continuation::Continuation,
@@ -92,7 +92,7 @@ async fn keep(
 ) -> Response {
     let route = lifecycle.0.route();
     let claim = guard.as_ref().and_then(Guard::claim).cloned();
-    let (mut ids, mut jobs) = (Vec::new(), Vec::new());
+    let (mut by_hand, mut jobs) = (Vec::new(), Vec::new());
     for promise in promises {
         match promise {
             Promise::New(Ok(mut job)) => {
@@ -101,7 +101,7 @@ async fn keep(
                 jobs.push(job);
             }
             Promise::New(Err(error)) => return refuse(&route, &error),
-            Promise::Stored(id) => ids.extend(id),
+            Promise::Stored(stored) => by_hand.extend(stored),
         }
     }
     let (response, answer) = match claim {
@@ -111,16 +111,16 @@ async fn keep(
         }
         None => (response, None),
     };
-    match store_all(&store, jobs, answer).await {
+    let ids = match store_all(&store, jobs, answer).await {
         Ok(stored) => {
-            ids.extend(stored);
             if let Some(guard) = guard {
                 guard.settle();
             }
+            stored
         }
         Err(error) => return refuse(&route, &error),
-    }
-    start_after_flush(&store, &lifecycle, ids);
+    };
+    start_after_flush(&store, &lifecycle, ids, by_hand);
     response
 }
 
@@ -144,16 +144,20 @@ fn refuse(route: &str, error: &DurableError) -> Response {
 }
 
 /// Wakes the jobs when the response has left, before the request's other continuations.
-fn start_after_flush(store: &Arc<Inner>, lifecycle: &Lifecycle, ids: Vec<i64>) {
-    if ids.is_empty() {
+fn start_after_flush(store: &Arc<Inner>, lifecycle: &Lifecycle, ids: Vec<i64>, by_hand: Vec<(Arc<Inner>, i64)>) {
+    if ids.is_empty() && by_hand.is_empty() {
         return;
     }
-    let (theirs, now) = (store.clone(), ids.clone());
-    let start = Continuation::new(async move { theirs.promote_ids(ids) });
+    let (theirs, now, now_by_hand) = (store.clone(), ids.clone(), by_hand.clone());
+    let start = Continuation::brief(move || {
+        theirs.promote_ids(ids);
+        promote_each(by_hand);
+    });
     if let Err(late) = lifecycle.0.add_first_continuation(start) {
         // The request has ended.
         drop(late.into_work());
         store.promote_ids(now);
+        promote_each(now_by_hand);
     }
 }
 

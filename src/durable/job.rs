@@ -44,13 +44,18 @@ pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
     /// How often it is tried before it is given up, the first time included; 20 by default.
     const MAX_ATTEMPTS: u16 = 20;
 
-    /// How long one attempt may take, waiting included; 60 s by default. It is dropped at its next `.await` then, and
+    /// How long one attempt may take, from when it has its place; 60 s by default. It is dropped at its next `.await` then, and
     /// counts as failed. There is no way to have none: work without a limit could not be told from work whose process
     /// has died. A running attempt cannot move it.
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// How many of this kind run at once in one process; 16 by default.
+    /// How many of this kind run at once in one process; 16 by default, and no more than the bounds of its
+    /// [`Epilogue`](crate::Epilogue) let run.
     const CONCURRENCY: usize = 16;
+
+    /// The [class](crate::Continuation::class) of its attempts, for logs and reports, and for the bound of that
+    /// [class](crate::EpilogueBuilder::class), if there is one, which they share with continuations; none by default.
+    const CLASS: Option<&'static str> = None;
 
     /// How long after the failure of attempt number `attempt` (from 1) the next one starts: by default 2 s, 4 s, 8 s
     /// and so on up to an hour. Up to a tenth is added or taken off, so that what failed together is not retried

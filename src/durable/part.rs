@@ -13,6 +13,7 @@ use super::{
     DurableError, DurableJob, DurableStore, DurableTransaction,
     engine::{NewJob, Unique},
     error::Kind,
+    store::Inner,
 };
 use crate::pool::lock;
 
@@ -34,8 +35,8 @@ pub struct Durable {
 /// A job before and after it is stored.
 pub(super) enum Promise {
     New(Result<NewJob, DurableError>),
-    /// In the user's own transaction; `None` for a duplicate, which is never promoted.
-    Stored(Option<i64>),
+    /// In the user's own transaction, and in which store; `None` for a duplicate, which is never promoted.
+    Stored(Option<(Arc<Inner>, i64)>),
 }
 
 impl Durable {
@@ -107,7 +108,7 @@ impl Durable {
     {
         if let Some(Promise::New(job)) = self.promise.take() {
             let stored = store.insert_in(job?, transaction.erase()).await?;
-            self.promise = Some(Promise::Stored((!stored.duplicate).then_some(stored.id)));
+            self.promise = Some(Promise::Stored((!stored.duplicate).then(|| (store.0.clone(), stored.id))));
         }
         Ok(self)
     }
@@ -120,7 +121,7 @@ impl Durable {
     fn attach_to(mut self, extensions: &mut Extensions) {
         if let Some(promise) = self.promise.take() {
             let slot = extensions.get_or_insert_with(|| Slot(Arc::default()));
-            lock(&slot.0).push(promise);
+            lock(&slot.0.0).push(promise);
         }
     }
 
@@ -139,23 +140,42 @@ impl Durable {
     /// Takes all that a response carries.
     pub(super) fn take_from(extensions: &mut Extensions) -> Vec<Promise> {
         match extensions.remove::<Slot>() {
-            Some(slot) => std::mem::take(&mut *lock(&slot.0)),
+            Some(slot) => std::mem::take(&mut *lock(&slot.0.0)),
             None => Vec::new(),
         }
     }
 }
 
-/// Whether a response still carries a promise that nobody has stored.
-pub(crate) fn is_unkept(extensions: &Extensions) -> bool {
-    !extensions.is_empty()
-        && extensions
-            .get::<Slot>()
-            .is_some_and(|slot| lock(&slot.0).iter().any(|promise| matches!(promise, Promise::New(_))))
+/// Takes from a response what nobody has stored: whether there was any.
+pub(crate) fn take_unkept(extensions: &mut Extensions) -> bool {
+    // Most responses carry nothing at all.
+    !extensions.is_empty() && Durable::take_from(extensions).iter().any(|promise| matches!(promise, Promise::New(_)))
 }
 
 /// The response extension. Cloned extensions share one list, so that each is stored once.
 #[derive(Clone)]
-struct Slot(Arc<Mutex<Vec<Promise>>>);
+struct Slot(Arc<Waiting>);
+
+#[derive(Default)]
+struct Waiting(Mutex<Vec<Promise>>);
+
+impl Drop for Waiting {
+    /// The response was dropped, or left, before any layer saw it. That is no promise that could be kept here: where none
+    /// of our services stands, nothing knows the store. But it is said (contract rule 13).
+    fn drop(&mut self) {
+        let unkept = std::mem::take(&mut *lock(&self.0));
+        for promise in &unkept {
+            if let Promise::New(job) = promise {
+                let kind = job.as_ref().map(|job| job.kind).unwrap_or_default();
+                tracing::error!(
+                    kind,
+                    "a response with a durable job left, or was dropped, before a `DurableLayer` saw it: the job is not \
+                     stored. Add `.layer(store.layer())` outside of what drops responses"
+                );
+            }
+        }
+    }
+}
 
 impl fmt::Debug for Durable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -5,6 +5,7 @@ use std::{
     collections::HashMap,
     fmt,
     hash::{BuildHasher, Hasher},
+    pin::pin,
     sync::{Arc, OnceLock, Weak},
     time::Duration,
 };
@@ -20,7 +21,7 @@ use super::{
 };
 use crate::{
     continuation::Continuation,
-    lifecycle::Lifecycle,
+    lifecycle::{Lifecycle, Seat},
     pool::{Pool, caught, panic_message},
 };
 
@@ -30,6 +31,7 @@ type Run = Box<dyn FnOnce(JobContext) -> Boxed<'static, Result<(), JobError>> + 
 pub(super) struct KnownKind {
     decode: fn(&str) -> Result<Run, serde_json::Error>,
     backoff: fn(u16) -> Duration,
+    pub(super) class: Option<&'static str>,
 }
 
 impl KnownKind {
@@ -40,6 +42,7 @@ impl KnownKind {
                 Ok(Box::new(move |cx| Box::pin(async move { job.run(cx).await })))
             },
             backoff: J::backoff,
+            class: J::CLASS,
         }
     }
 }
@@ -54,6 +57,8 @@ pub(super) struct JobRunner {
     pub(super) kinds: HashMap<&'static str, KnownKind>,
     pub(super) state: Arc<State>,
     pub(super) on_discard: Option<OnDiscard>,
+    /// How long past its limit a job is taken to be lost.
+    pub(super) grace: Duration,
 }
 
 impl fmt::Debug for JobRunner {
@@ -64,6 +69,15 @@ impl fmt::Debug for JobRunner {
 
 /// How long a job waits whose attempt failed through no fault of its own.
 const RETURNED: Duration = Duration::from_secs(30);
+
+/// The same for one that found no place: other processes may have one.
+const NO_PLACE: Duration = Duration::from_secs(1);
+
+/// How long an attempt waits for its place. Under the default limits everything that came before it has run or ended by
+/// then; so one that waits for longer does so behind work that hangs.
+pub(super) fn longest_wait(grace: Duration) -> Duration {
+    grace.saturating_mul(4)
+}
 
 /// Ten per cent more or less, so that what failed together is not retried together.
 fn jittered(delay: Duration) -> Duration {
@@ -78,7 +92,13 @@ impl Runner for JobRunner {
     }
 
     fn backoff(&self, kind: &str, attempt: u16) -> Duration {
-        jittered(self.kinds.get(kind).map_or_else(|| default_backoff(attempt), |kind| (kind.backoff)(attempt)))
+        let Some(known) = self.kinds.get(kind) else { return jittered(default_backoff(attempt)) };
+        // The engine asks too, from where a panic would take all other jobs with it (contract rule 11).
+        jittered(caught::call(|| (known.backoff)(attempt)).unwrap_or_else(|payload| {
+            tracing::error!(kind, message = panic_message(&*payload), "the back-off of a durable job panicked");
+            caught::dispose(payload);
+            default_backoff(attempt)
+        }))
     }
 }
 
@@ -103,53 +123,106 @@ impl JobRunner {
         let run = match caught::call(|| (kind.decode)(&attempt.payload)) {
             Ok(Ok(run)) => run,
             Ok(Err(error)) => return undecodable(&attempt, &error.to_string()),
-            Err(payload) => return undecodable(&attempt, &panic_message(&*payload)),
+            Err(payload) => {
+                let message = panic_message(&*payload);
+                caught::dispose(payload);
+                return undecodable(&attempt, &message);
+            }
         };
-        let lifecycle = Lifecycle::of_job(pool, &attempt.kind, attempt.limit);
-        let deadline = Instant::now() + attempt.limit;
+        let seat = Seat::new(attempt.limit);
+        let lifecycle = Lifecycle::of_job(pool, &attempt.kind, seat.clone());
         let context = JobContext {
             id: attempt.id,
             kind: attempt.kind.clone(),
             key: attempt.key.clone(),
             attempt: attempt.attempt,
             max_attempts: attempt.max_attempts,
-            deadline,
+            deadline: Instant::now(),
             lifecycle: lifecycle.clone(),
             state: self.state.clone(),
             store: DurableStore(inner.clone()),
         };
         let (ended, outcome) = oneshot::channel();
-        let work = span.in_scope(|| {
-            Continuation::new(async move {
-                // Nobody waits for it any more if the engine has stopped hard.
-                let _ = ended.send(run(context).await);
-            })
-        });
+        let work = span.in_scope(|| work(run, context, attempt.limit, ended));
+        let work = match kind.class {
+            Some(class) => work.class(class),
+            None => work,
+        };
         if lifecycle.0.add_continuation(work).is_err() {
             return Outcome::Returned { after: RETURNED };
         }
+        if let Err(after) = self.seated(&seat, &lifecycle, &inner, &attempt).await {
+            return Outcome::Returned { after };
+        }
+        let deadline = Instant::now() + attempt.limit;
         let error = match outcome.await {
             Ok(Ok(())) => return Outcome::Completed,
             Ok(Err(error)) => error,
             Err(_) => match lifecycle.0.panic() {
-                Some(message) => JobError::from(format!("panicked: {message}")),
+                Some(message) => Failed::from(format!("panicked: {message}")),
                 // What a drain has cut is stored as it was, and counts no attempt.
                 None if inner.is_stopping() && Instant::now() < deadline => {
                     return Outcome::Returned { after: Duration::ZERO };
                 }
                 None if lifecycle.status().is_timeout() => {
-                    JobError::from(format!("the limit of {:?} passed", attempt.limit))
+                    Failed::from(format!("the limit of {:?} passed", attempt.limit))
                 }
                 // The runtime is going away.
                 None => return Outcome::Returned { after: Duration::ZERO },
             },
         };
-        self.failed(&attempt, &error, &span)
+        self.failed(&attempt, error, &span)
     }
 
-    fn failed(&self, attempt: &Attempt, error: &JobError, span: &tracing::Span) -> Outcome {
+    /// Waits for the attempt's place (contract rule 9), and says meanwhile that it is not lost. `Err` if it goes back
+    /// into the store, for so long: it has not been polled then, and never is.
+    async fn seated(
+        &self,
+        seat: &Seat,
+        lifecycle: &Lifecycle,
+        store: &Inner,
+        attempt: &Attempt,
+    ) -> Result<(), Duration> {
+        // If the engine stops hard, nobody is left to say so.
+        let _gives_up = GivesUp(lifecycle);
+        let began = Instant::now();
+        let (mut taken, mut held, mut lost) = (pin!(seat.taken()), began, false);
+        loop {
+            let after = tokio::select! {
+                biased;
+                taken = &mut taken => return if taken { Ok(()) } else { Err(Duration::ZERO) },
+                () = store.stopping.cancelled() => Duration::ZERO,
+                () = tokio::time::sleep(self.grace / 4) => {
+                    let asked = Instant::now();
+                    match store.engine.hold(attempt.id, attempt.attempt).await {
+                        Ok(true) => held = asked,
+                        // It is another's by now.
+                        Ok(false) => lost = true,
+                        Err(error) => tracing::warn!(%error, job = attempt.id, "a durable job that waits was not held"),
+                    }
+                    if !lost && began.elapsed() < longest_wait(self.grace) && held.elapsed() < self.grace / 2 {
+                        continue;
+                    }
+                    NO_PLACE
+                }
+            };
+            if lifecycle.0.give_up_seat() {
+                tracing::debug!(
+                    kind = attempt.kind,
+                    job = attempt.id,
+                    ?after,
+                    "a durable job found no place: put back"
+                );
+                return Err(after);
+            }
+            // It was taken in this moment.
+            return Ok(());
+        }
+    }
+
+    fn failed(&self, attempt: &Attempt, error: Failed, span: &tracing::Span) -> Outcome {
         let _span = span.enter();
-        let text = error.chain();
+        let text = error.text;
         let last = attempt.attempt >= attempt.max_attempts;
         if !last && error.then != Then::GiveUp {
             let after = match error.then {
@@ -176,6 +249,47 @@ impl JobRunner {
         }
         if last { Outcome::Failed { error: text, after: Duration::ZERO } } else { Outcome::GivenUp { error: text } }
     }
+}
+
+/// Gives an attempt's place up with whoever waits for it.
+struct GivesUp<'a>(&'a Lifecycle);
+
+impl Drop for GivesUp<'_> {
+    fn drop(&mut self) {
+        self.0.0.give_up_seat();
+    }
+}
+
+/// What an attempt failed with. The error itself goes to the failure handler.
+struct Failed {
+    text: String,
+    then: Then,
+}
+
+impl From<String> for Failed {
+    fn from(text: String) -> Self {
+        Self { text, then: Then::Retry }
+    }
+}
+
+/// One attempt, as a continuation that can fail.
+fn work(
+    run: Run,
+    mut context: JobContext,
+    limit: Duration,
+    ended: oneshot::Sender<Result<(), Failed>>,
+) -> Continuation {
+    Continuation::try_new(async move {
+        // Its place was found in this moment.
+        context.deadline = Instant::now() + limit;
+        let (outcome, result) = match run(context).await {
+            Ok(()) => (Ok(()), Ok(())),
+            Err(error) => (Err(Failed { text: error.chain(), then: error.then }), Err(error.cause)),
+        };
+        // Nobody waits for it any more if the engine has stopped hard.
+        let _ = ended.send(outcome);
+        result
+    })
 }
 
 /// A payload of another version. Not the job's fault: it stays stored, no attempt is counted, and a process that can

@@ -1,17 +1,10 @@
 //! [`DurableStore`]: the handle to a store that works.
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashSet, fmt, pin::Pin, sync::Arc, time::Duration};
 
 use http::Extensions;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Durable, DurableError, DurableLayer, JobCounts,
@@ -36,7 +29,9 @@ pub(super) struct Inner {
     pub(super) engine: Arc<dyn Engine>,
     pub(super) writer: mpsc::UnboundedSender<Op>,
     pub(super) lease: Duration,
-    pub(super) stopping: AtomicBool,
+    pub(super) stopping: CancellationToken,
+    /// What this process runs of it.
+    pub(super) kinds: HashSet<&'static str>,
 }
 
 impl fmt::Debug for DurableStore {
@@ -65,8 +60,8 @@ impl DurableStore {
     pub async fn enqueue(&self, job: Durable) -> Result<(), DurableError> {
         let mut job = match job.into_promise() {
             Some(Promise::New(job)) => job?,
-            Some(Promise::Stored(id)) => {
-                self.0.promote_ids(id.into_iter().collect());
+            Some(Promise::Stored(stored)) => {
+                promote_each(stored);
                 return Ok(());
             }
             None => return Ok(()),
@@ -178,6 +173,11 @@ pub(super) fn fill_key(job: &mut NewJob, clients: Option<(&str, usize)>) {
     }
 }
 
+/// Has jobs start that were stored by hand, each in its own store.
+pub(super) fn promote_each(stored: impl IntoIterator<Item = (Arc<Inner>, i64)>) {
+    stored.into_iter().for_each(|(store, id)| store.promote_ids(vec![id]));
+}
+
 /// 128 random bits.
 pub(super) fn random_name() -> String {
     use std::hash::{BuildHasher, Hasher};
@@ -196,7 +196,7 @@ pub(super) fn random_name() -> String {
 
 impl Inner {
     pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        self.stopping.is_cancelled()
     }
 
     fn send(&self, op: Op) -> Result<(), DurableError> {
@@ -255,7 +255,7 @@ impl Inner {
 
 impl Companion for Inner {
     fn stop(&self) {
-        self.stopping.store(true, Ordering::Release);
+        self.stopping.cancel();
         self.engine.stop();
     }
 
@@ -273,17 +273,20 @@ impl Companion for Inner {
         })
     }
 
-    fn keep_stray(&self, extensions: &mut Extensions) {
+    fn keep_stray(&self, extensions: &mut Extensions, whatever: bool) {
         let mut jobs = Vec::new();
         for promise in Durable::take_from(extensions) {
             match promise {
+                Promise::New(Ok(job)) if !whatever && !self.kinds.contains(job.kind) => {
+                    Durable::put_back(Promise::New(Ok(job)), extensions, |_| ());
+                }
                 Promise::New(Ok(mut job)) => {
                     fill_key(&mut job, None);
                     job.wait = self.lease;
                     jobs.push(job);
                 }
                 Promise::New(Err(error)) => tracing::error!(%error, "a durable job is lost: its client had left"),
-                Promise::Stored(id) => self.promote_ids(id.into_iter().collect()),
+                Promise::Stored(stored) => promote_each(stored),
             }
         }
         if !jobs.is_empty() {

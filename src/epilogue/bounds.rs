@@ -24,8 +24,8 @@ impl EpilogueBuilder {
         self.pool.bounds.get_or_insert_default()
     }
 
-    /// How many continuations run at once; any number by default. Blocking ones are not among them: see
-    /// [`max_blocking`](Self::max_blocking).
+    /// How many continuations run at once; any number by default. Attempts at durable jobs are among them; blocking ones
+    /// are not: see [`max_blocking`](Self::max_blocking).
     ///
     /// Beyond that they wait, first come, first served, and the time limit counts meanwhile. One whose limit passes
     /// while it waits is polled once and then dropped, as any whose limit passes before it starts.

@@ -45,7 +45,7 @@ impl<S, A> Service<S, A> {
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self { inner, home: Arc::new(Home { pool, connection: Some(connection) }), address }
+        Self { inner, home: Arc::new(Home::of_connection(pool, connection)), address }
     }
 }
 

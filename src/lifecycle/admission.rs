@@ -7,7 +7,7 @@ use http::{HeaderValue, Request, StatusCode, header};
 
 use super::{shared::Shared, word};
 use crate::{
-    continuation::Continuation,
+    continuation::{Continuation, Kind},
     event::EventKind,
     pool::{
         bounds::{Bounds, Gate, Ticket, Turn, WhenFull},
@@ -99,6 +99,9 @@ impl Shared {
     pub(super) fn tickets(&self, class: Option<&str>, blocking: bool) -> Vec<Turn> {
         let Some(bounds) = self.bounds() else { return Vec::new() };
         let gates: Vec<_> = bounds.gates(class, blocking).collect();
+        if self.is_job {
+            return gates.into_iter().cloned().map(Turn::Beside).collect();
+        }
         let mut core = lock(&self.core);
         let kept: Vec<_> = gates
             .iter()
@@ -127,7 +130,7 @@ impl Shared {
         }
         let mut core = lock(&self.core);
         let needs = |continuation: &Continuation, gate: &Arc<Gate>| {
-            bounds.gates(continuation.class_name(), continuation.is_blocking()).any(|needed| Arc::ptr_eq(needed, gate))
+            gates(bounds, continuation).any(|needed| Arc::ptr_eq(needed, gate))
         };
         let tickets = std::mem::take(&mut core.tickets);
         let (kept, unused): (Vec<_>, Vec<_>) = tickets
@@ -154,7 +157,7 @@ impl Shared {
         let mut kept: Vec<_> = core.tickets.iter().map(|ticket| Arc::as_ptr(&ticket.gate)).collect();
         let mut missing = Vec::new();
         for (continuation, _) in &core.continuations {
-            for gate in bounds.gates(continuation.class_name(), continuation.is_blocking()) {
+            for gate in gates(bounds, continuation) {
                 let WhenFull::Hold(limit) = gate.when_full() else { continue };
                 match kept.iter().position(|other| *other == Arc::as_ptr(gate)) {
                     Some(index) => drop(kept.swap_remove(index)),
@@ -173,6 +176,12 @@ impl Shared {
             tickets
         }))
     }
+}
+
+/// The gates that a continuation passes; one of ours that is done in a moment passes none.
+fn gates<'a>(bounds: &'a Bounds, continuation: &Continuation) -> impl Iterator<Item = &'a Arc<Gate>> {
+    let brief = matches!(continuation.kind, Some(Kind::Brief(_)));
+    bounds.gates(continuation.class_name(), continuation.is_blocking()).filter(move |_| !brief)
 }
 
 /// Asked only when the request would be refused.

@@ -155,11 +155,16 @@ impl Ending {
         if class.is_some() {
             self.note_class(class);
         }
+        let brief = matches!(continuation.kind, Some(Kind::Brief(_)));
         let places = match shared.pool().bounds {
             // Boxed: an unbounded one does not carry the room for it.
-            Some(_) => Box::pin(self.wait_for_places(class, continuation.is_blocking())).await,
-            None => Ok(Vec::new()),
+            Some(_) if !brief => Box::pin(self.wait_for_places(class, continuation.is_blocking())).await,
+            Some(_) | None => Ok(Vec::new()),
         };
+        if !shared.take_seat(places.is_ok()) {
+            Self::put_back(continuation);
+            return self.note_class(None);
+        }
         shared.change(Some(EventKind::ContinuationStart), |word| Some(word.with(word::CONTINUING)));
         let (kind, span) = continuation.into_work();
         let outcome = match kind {
@@ -170,6 +175,10 @@ impl Ending {
                 let _span = span.enter();
                 drop(work);
                 outcome
+            }
+            Kind::Brief(work) => {
+                work();
+                Outcome::Ended
             }
             Kind::Blocking(mut work) => {
                 for value in captured {

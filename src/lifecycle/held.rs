@@ -246,8 +246,11 @@ where
             Ok(Some(Ok(response))) => {
                 let mut response = response.map(SendBody::into_body);
                 let continuations = Continuation::take_from(response.extensions_mut());
-                if let Some(companion) = owner.pool().companions().first() {
-                    companion.keep_stray(response.extensions_mut());
+                let companions = owner.pool().companions();
+                for (companion, whatever) in
+                    companions.iter().map(|one| (one, false)).chain(companions.first().map(|one| (one, true)))
+                {
+                    companion.keep_stray(response.extensions_mut(), whatever);
                 }
                 go_nowhere(&owner, response);
                 owner.handler_returned(continuations);

@@ -1,28 +1,29 @@
 //! The life of a durable job: that of a request whose response has left.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum_core::response::{IntoResponse, Response};
 use http::{Method, StatusCode, Uri, Version};
 
 use super::{
-    ClockKind, Lifecycle,
+    Lifecycle,
+    seat::Seat,
     shared::{Arrival, Home, Shared},
     word,
 };
 use crate::{
-    continuation::Continuation,
-    durable::is_unkept,
+    continuation::{Continuation, Kind},
+    durable::take_unkept,
     pool::{Pool, caught, lock},
     status::Sent,
 };
 
 impl Lifecycle {
-    /// An attempt at a job: it is waited for and cut by drains, and told of, as requests are. What is added to it as a
-    /// continuation starts at once.
-    pub(crate) fn of_job(pool: Arc<Pool>, kind: &str, limit: Duration) -> Self {
+    /// An attempt at a job: it has its place, is waited for and cut by drains, and told of, as requests are. Its limit
+    /// counts from when it has its place.
+    pub(crate) fn of_job(pool: Arc<Pool>, kind: &str, seat: Arc<Seat>) -> Self {
         let shared = Shared::new(Arrival {
-            home: Some(Arc::new(Home { pool, connection: None })),
+            home: Some(Arc::new(Home { pool, connection: None, seat: Some(seat) })),
             // No client can send this, since the name of a route is made of a method and a path.
             method: Method::from_bytes(b"JOB").unwrap_or_default(),
             uri: format!("/{kind}").parse().unwrap_or_else(|_| Uri::from_static("/")),
@@ -31,8 +32,14 @@ impl Lifecycle {
             is_job: true,
         });
         shared.change(None, |word| Some(word.with(word::HEAD).with_sent(Sent::Flushed)));
-        shared.start_time_limit(limit, ClockKind::Wall);
         Self(shared)
+    }
+}
+
+impl Continuation {
+    /// Something of ours, done in a moment.
+    pub(crate) fn brief(work: impl FnOnce() + Send + 'static) -> Self {
+        Self::of(Kind::Brief(Box::new(work)))
     }
 }
 
@@ -55,7 +62,7 @@ impl Shared {
 
 /// A promise that no layer has stored must not be made (contract rule 13).
 pub(super) fn refuse_unkept(shared: &Shared, response: &mut Response) {
-    if !is_unkept(response.extensions()) {
+    if !take_unkept(response.extensions_mut()) {
         return;
     }
     tracing::error!(

@@ -13,6 +13,8 @@ use axum_core::{
 };
 use http::{Extensions, request::Parts};
 
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub(crate) use self::seat::Seat;
 pub use self::{
     clock::ClockKind,
     error::{LifecycleError, MissingLifecycle},
@@ -48,6 +50,7 @@ mod places;
 mod polls;
 mod producer;
 mod response;
+mod seat;
 mod service;
 mod shared;
 mod telling;

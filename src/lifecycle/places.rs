@@ -12,6 +12,7 @@ use tracing::Span;
 
 use super::{clock::poll_timer, ending::Ending, shared::Shared, transitions::Verdict};
 use crate::{
+    continuation::Continuation,
     event::EventKind,
     pool::{
         Failure,
@@ -33,10 +34,6 @@ impl Ending {
         blocking: bool,
     ) -> Result<Vec<Place>, Entering> {
         let shared = &self.shared;
-        if shared.is_job {
-            // Its store decides how many run.
-            return Ok(Vec::new());
-        }
         let tickets = shared.tickets(class, blocking);
         let mut entering: Entering = Box::pin(enter(tickets));
         let mut told = false;
@@ -44,6 +41,9 @@ impl Ending {
             shared.ending_waker.register(cx.waker());
             if let Poll::Ready(places) = entering.as_mut().poll(cx) {
                 return Poll::Ready(Some(places));
+            }
+            if shared.seat_given_up() {
+                return Poll::Ready(None);
             }
             if !std::mem::replace(&mut told, true) {
                 shared.tell(EventKind::ContinuationWaits);
@@ -53,6 +53,13 @@ impl Ending {
         })
         .await;
         places.ok_or(entering)
+    }
+
+    /// An attempt at a job whose place was given up: it is dropped without having been polled, and its job is in the store.
+    /// So nothing began, and nothing is told but the end.
+    pub(super) fn put_back(continuation: Continuation) {
+        let (kind, span) = continuation.into_work();
+        span.in_scope(|| caught::discard(kind));
     }
 
     /// The limit passed while it waited for its place: for the contract it has ended, and it runs when its turn comes.
@@ -91,6 +98,10 @@ impl Ending {
         lock(&shared.core).failure.get_or_insert_with(|| message.as_str().into());
         shared.tell(EventKind::ContinuationFailed);
         let Some(handler) = &shared.pool().failures else {
+            if shared.is_job {
+                // Whoever runs it says that, and what becomes of it.
+                return caught::discard(error);
+            }
             tracing::error!(route = shared.route(), class, error = message, "a continuation failed");
             return caught::discard(error);
         };

@@ -35,6 +35,8 @@ pub(crate) struct Home {
     pub(crate) pool: Arc<Pool>,
     /// `None` for work that no client asked for.
     pub(crate) connection: Option<Connection>,
+    /// Of an attempt at a durable job, which no client asked for.
+    pub(crate) seat: Option<Arc<super::seat::Seat>>,
 }
 
 /// The parts of a request that are known when it arrives.
@@ -181,6 +183,10 @@ impl Shared {
 
     pub(super) fn connection(&self) -> Option<&Connection> {
         self.home.as_ref()?.connection.as_ref()
+    }
+
+    pub(super) fn home(&self) -> Option<&Home> {
+        self.home.as_deref()
     }
 
     pub(crate) fn id(&self) -> RequestId {

@@ -188,7 +188,9 @@
 //!
 //! **A class and the common bound.** A continuation passes the gate of its class first, and takes nothing of the
 //! common one before it has passed. Then it comes before new requests. Blocking ones pass their class, and their
-//! threads instead of the common bound. Attempts at durable jobs have a bound of their own, and pass none of these.
+//! threads instead of the common bound. Attempts at durable jobs pass both, and take places there but none of the room
+//! of those that wait: a backlog of stored jobs refuses no request, and no bound refuses a job. One that waits too long,
+//! or for a drain, goes back into its store without having been polled, and counts no attempt.
 //!
 //! **A held response** whose client leaves, or whose limit passes, is held no longer: the one has aborted, the other is
 //! answered with a 503. The continuation runs, as it was returned. Responses given to

@@ -31,6 +31,9 @@
 //! | A new version of the program cannot read what an old one stored. | The job stays stored, counts no attempt, is looked at again each half minute, and the log says so each time. | Add fields with `#[serde(default)]`; take none away before the old jobs are done; or let both versions run for a while. |
 //! | No process knows the job's kind any more. | It stays stored, untouched. | Run one that knows it, or delete it. |
 //! | The clocks of machines differ. | Leases and rescues come that much earlier or later. | Keep `rescue_after` above the difference. |
+//! | The client left while its job was being stored. | It is stored, and starts at once. | Nothing. |
+//! | A middleware *inside* of the `DurableLayer` puts another response in the place of the handler's, or no `DurableLayer` stands there and no service of this crate does either. | Nothing is stored, and the log says so. | The layer goes inside of what replaces responses. |
+//! | The store fails between the commit and the flush. | The job starts when its lease ends. | Nothing. |
 //! | The client left while its handler ran on ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)). | What the handler promises is stored all the same, though its answer goes nowhere. | Nothing. |
 //!
 //! # Keys
@@ -52,6 +55,30 @@
 //! counts it, its span says which route promised it. Its limit is its kind's and not that of its request, of which it is
 //! no part.
 //!
+//! It has its place among the continuations, in its [class](crate::durable::DurableJob::CLASS) and then in the common
+//! bound, first come, first served ([`max_running`](crate::EpilogueBuilder::max_running),
+//! [`class`](crate::EpilogueBuilder::class)). What that means for jobs and for requests:
+//!
+//! - **Jobs are never refused for a bound.** What is promised is stored, whatever runs; a process fetches no more of a
+//!   kind at once than could ever run. An attempt that finds no place waits, and is told of by
+//!   [`ContinuationWaits`](crate::EventKind::ContinuationWaits). Its limit counts from its place on, its store is told that
+//!   it is not lost, and it counts no attempt before it runs.
+//! - **It does not wait for ever.** After four times [`rescue_after`](crate::durable::DurableBuilder::rescue_after) it is put
+//!   back, without having been polled, for whichever process has a place; so it is if the store cannot be told that it
+//!   waits. A drain puts all that wait back at once. Of such a one, events tell
+//!   that it waits, and its end.
+//! - **A backlog refuses nobody.** Attempts take places, and none of the room in which continuations wait
+//!   ([`max_waiting`](crate::EpilogueBuilder::max_waiting)): whether a request is admitted depends on continuations alone,
+//!   however many jobs there are. So, while jobs run, that many continuations more may come to wait.
+//! - **A request that promises a job is admitted as every other is**: one that is refused has run no handler, and has not
+//!   used up its `Idempotency-Key`. With its response its room is free again, and that is never
+//!   [held](crate::WhenFull::Hold) for the job, whose promise is kept already. A
+//!   [`ReserveLayer`](crate::ReserveLayer) on its route refuses it while its class is full of continuations.
+//!
+//! An error goes to the [failure handler](crate::EpilogueBuilder::on_failure) as that of a continuation does, each attempt's;
+//! the log says besides what becomes of the job. Panics are [counted](crate::Epilogue::panicked), slow attempts are
+//! [named](crate::EpilogueBuilder::slow_after).
+//!
 //! A drain begins no more jobs, waits for those that run, cuts them at its deadline, and says how many stay stored. What
 //! it cuts counts no attempt. What is promised while it drains is stored, and left to others or to the next start. A
 //! store that has drained goes on promising, and runs nothing.
@@ -64,7 +91,7 @@
 //! | [`LIMIT`](crate::durable::DurableJob::LIMIT), [`rescue_after`](crate::durable::DurableBuilder::rescue_after) | 60 s, and 30 s past it | A job whose process died looks like one that takes its time: only its age tells them apart. A short limit has it run again sooner. |
 //! | [`leader_lease`](crate::durable::DurableBuilder::leader_lease) | 5 s | One process looks after leases, retries and rescues. If it dies, another does 15 s later; until then jobs that are promised and flushed start as ever. |
 //! | [`MAX_ATTEMPTS`](crate::durable::DurableJob::MAX_ATTEMPTS), [`backoff`](crate::durable::DurableJob::backoff) | 20; 2 s doubling to 1 h | Some nine hours in all: an outage over night is survived. |
-//! | [`CONCURRENCY`](crate::durable::DurableJob::CONCURRENCY) | 16 of each kind | The bound of what runs at once in one process is the sum over its kinds. Slow kinds do not hold up others. |
+//! | [`CONCURRENCY`](crate::durable::DurableJob::CONCURRENCY) | 16 of each kind | Slow kinds do not hold up others. Without bounds of the `Epilogue`, what runs at once in one process is the sum over its kinds. |
 //! | [`fetch_cooldown`](crate::durable::DurableBuilder::fetch_cooldown), [`poll_interval`](crate::durable::DurableBuilder::poll_interval) | 5 ms, 1 s | The first bounds how often a busy process asks; the second is for what nobody is told of: retries that are due, and what other processes promise on SQLite. |
 //! | SQLite: WAL, `synchronous=FULL`, [`busy_timeout`](crate::durable::DurableBuilder::busy_timeout) | 5 s | Readers do not wait for the writer; commits wait for the disk; writers wait for each other. |
 //! | SQLite: one connection writes | | All that a process writes takes turns in the order in which it came. Several *processes* on one file wait for SQLite's lock by sleeping, which is not fair to the less busy: for more than one busy process, take Postgres. |

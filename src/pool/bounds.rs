@@ -63,7 +63,7 @@ impl Bound {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Load {
-    /// The continuations that run.
+    /// The continuations that run, attempts at durable jobs among them.
     pub running: usize,
     /// Those that wait for a place.
     pub waiting: usize,
@@ -116,6 +116,8 @@ pub(crate) enum Turn {
     Kept(Ticket),
     /// It queues for room, in the place that it has reached.
     Queue(Arc<Gate>),
+    /// It needs no room, since it waits in a store: an attempt at a durable job.
+    Beside(Arc<Gate>),
 }
 
 /// Waits until it may run. At each gate, those that came first run first.
@@ -128,6 +130,7 @@ pub(crate) async fn enter(turns: Vec<Turn>) -> Vec<Place> {
         let ticket = match turn {
             Turn::Kept(ticket) => ticket,
             Turn::Queue(gate) => gate.reserve_in_turn().await,
+            Turn::Beside(gate) => gate.ticket(None),
         };
         let place = match ticket.gate.try_enter() {
             Some(place) => place,
@@ -145,7 +148,7 @@ impl Turn {
     fn without_ticket(self) -> Self {
         match self {
             Self::Kept(ticket) => Self::Queue(ticket.gate.clone()),
-            queue @ Self::Queue(_) => queue,
+            other => other,
         }
     }
 }
@@ -188,6 +191,12 @@ impl Gate {
             refusals: Throttle::default(),
             overflows: Throttle::default(),
         })
+    }
+
+    /// How many run at once, where that is kept and not just counted.
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+    pub(crate) fn most(&self) -> Option<usize> {
+        (self.bound.when_full != WhenFull::Run).then_some(self.bound.max_running)
     }
 
     pub(crate) fn when_full(&self) -> WhenFull {

@@ -17,7 +17,7 @@ use tokio::{
     task::JoinHandle,
 };
 use tower_epilogue::{
-    DrainReport, EpilogueBuilder,
+    DrainReport, Epilogue, EpilogueBuilder,
     durable::{DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
 };
 
@@ -214,6 +214,7 @@ pub struct Node {
     pub address: std::net::SocketAddr,
     pub store: DurableStore,
     pub journal: Journal,
+    pub epilogue: Epilogue,
     pub record: Record,
     stop: Option<oneshot::Sender<()>>,
     task: JoinHandle<std::io::Result<DrainReport>>,
@@ -251,7 +252,7 @@ impl Node {
             let _ = stopped.await;
         });
         let task = tokio::spawn(serve.into_future());
-        Self { address, store, journal, record, stop: Some(stop), task }
+        Self { address, store, journal, epilogue, record, stop: Some(stop), task }
     }
 
     pub async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {

@@ -19,7 +19,7 @@ use riverqueue::{
 };
 use serde::{Deserialize, Serialize};
 
-use self::worker::{Attempts, Backoff};
+use self::worker::{Attempts, Backoff, InWork};
 use super::{
     database::{Database, Tx},
     engine::{Boxed, DiscardedJob, Engine, JobCounts, NewJob, Runner, Stored, Times, Unique, Work},
@@ -91,6 +91,7 @@ impl River {
             Database::Postgres(pool) => Client::builder(pool.clone()),
         }
         .workers(workers)
+        .work_middleware(InWork)
         .retry_policy(Backoff::new(runner.clone()))
         // Each job brings its own limit.
         .without_job_timeout()
@@ -175,6 +176,10 @@ impl Engine for River {
 
     fn promote<'a>(&'a self, ids: &'a [i64], tx: Tx<'a, '_>) -> Boxed<'a, Result<(), DurableError>> {
         Box::pin(sql::promote(ids, tx))
+    }
+
+    fn hold(&self, id: i64, attempt: u16) -> Boxed<'_, Result<bool, DurableError>> {
+        Box::pin(sql::hold(&self.database, id, attempt))
     }
 
     fn complete<'a>(&'a self, id: i64, tx: Tx<'a, '_>) -> Boxed<'a, Result<(), DurableError>> {

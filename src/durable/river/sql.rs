@@ -81,6 +81,35 @@ pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableEr
     Ok(())
 }
 
+/// Its age counts from now.
+pub(super) async fn hold(database: &Database, id: i64, attempt: u16) -> Result<bool, DurableError> {
+    let attempt = i64::from(attempt);
+    let mut begun = database.begin().await?;
+    let rows = match begun.tx() {
+        #[cfg(feature = "durable-sqlite")]
+        Tx::Sqlite(transaction) => sqlx::query(
+            "UPDATE river_job SET attempted_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
+             WHERE id = $1 AND attempt = $2 AND state = 'running'",
+        )
+        .bind(id)
+        .bind(attempt)
+        .execute(&mut **transaction)
+        .await?
+        .rows_affected(),
+        #[cfg(feature = "durable-postgres")]
+        Tx::Postgres(transaction) => sqlx::query(
+            "UPDATE river_job SET attempted_at = now() WHERE id = $1 AND attempt = $2 AND state = 'running'",
+        )
+        .bind(id)
+        .bind(attempt)
+        .execute(&mut **transaction)
+        .await?
+        .rows_affected(),
+    };
+    begun.commit().await?;
+    Ok(rows > 0)
+}
+
 const COUNTS: &str = "SELECT CAST(state AS TEXT), count(*) FROM river_job WHERE kind = 'tower_epilogue' GROUP BY state";
 
 pub(super) async fn counts(database: &Database) -> Result<JobCounts, DurableError> {

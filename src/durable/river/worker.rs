@@ -7,13 +7,15 @@ use std::{
 };
 
 use riverqueue::{
-    BoxError, Job, JobRow, RetryPolicy, WorkContext, WorkError, WorkOutcome, Worker, WorkerTimeout, jiff::Timestamp,
+    BoxError, Job, JobRow, RetryPolicy, WorkContext, WorkError, WorkMiddleware, WorkNext, WorkOutcome, Worker,
+    WorkerTimeout, jiff::Timestamp,
 };
 
 use super::Envelope;
 use crate::durable::{
     engine::{Attempt, DiscardedJob, Outcome, Runner},
     job::default_backoff,
+    runner::longest_wait,
 };
 
 /// Where a job that was given up keeps the reason.
@@ -53,7 +55,10 @@ impl Worker<Envelope> for Attempts {
     /// River's own limit, and the age at which its rescuer takes the job for lost: ours passes before it.
     fn timeout(&self, job: &Job<Envelope>) -> WorkerTimeout {
         let limit = Duration::from_millis(job.args.limit_ms);
-        WorkerTimeout::After(limit.checked_add(self.grace).unwrap_or(limit))
+        let grace = limit.checked_add(self.grace).unwrap_or(limit);
+        // An attempt that waits for its place grows no older in the store, but here it does.
+        let waits = if IN_WORK.try_with(|()| ()).is_ok() { longest_wait(self.grace) } else { Duration::ZERO };
+        WorkerTimeout::After(grace.checked_add(waits).unwrap_or(grace))
     }
 
     async fn work(&self, context: WorkContext, job: Job<Envelope>) -> Result<WorkOutcome, BoxError> {
@@ -81,6 +86,20 @@ impl Worker<Envelope> for Attempts {
             }
             Outcome::Returned { after } => Ok(WorkOutcome::Snooze(after)),
         }
+    }
+}
+
+tokio::task_local! {
+    /// An attempt is about to be run in this process, and not judged from outside.
+    static IN_WORK: ();
+}
+
+/// Tells the two apart that ask for a job's time.
+pub(super) struct InWork;
+
+impl WorkMiddleware for InWork {
+    async fn work(&self, _: &WorkContext, job: JobRow, next: WorkNext<'_>) -> Result<WorkOutcome, WorkError> {
+        IN_WORK.scope((), next.run(job)).await
     }
 }
 
