@@ -35,13 +35,14 @@ impl Epilogue {
 pub struct Service<S, A = ()> {
     inner: S,
     home: Arc<Home>,
+    connection: Connection,
     #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "for `ConnectInfo`, which is axum's"))]
     address: Option<A>,
 }
 
 impl<S, A> Service<S, A> {
     pub(super) fn new(inner: S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self {
-        Self { inner, home: Arc::new(Home { pool, connection: Some(connection) }), address }
+        Self { inner, home: Arc::new(Home { pool }), connection, address }
     }
 }
 
@@ -63,7 +64,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let entered = begin(&self.home, &mut request);
+        let entered = begin(&self.home, &self.connection, &mut request);
         #[cfg(feature = "serve")]
         if let Some(address) = &self.address {
             use axum::extract::ConnectInfo;

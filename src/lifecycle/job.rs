@@ -22,7 +22,8 @@ impl Lifecycle {
     /// continuation starts at once.
     pub(crate) fn of_job(pool: Arc<Pool>, kind: &str, limit: Duration) -> Self {
         let shared = Shared::new(Arrival {
-            home: Some(Arc::new(Home { pool, connection: None })),
+            home: Some(Arc::new(Home { pool })),
+            connection: None,
             // No client can send this, since the name of a route is made of a method and a path.
             method: Method::from_bytes(b"JOB").unwrap_or_default(),
             uri: format!("/{kind}").parse().unwrap_or_else(|_| Uri::from_static("/")),
@@ -38,13 +39,13 @@ impl Lifecycle {
 
 impl Shared {
     /// Takes in a continuation that starts before those that are there. `Err` if the request has ended.
-    pub(crate) fn add_first_continuation(&self, continuation: Continuation) -> Result<(), Continuation> {
-        let captured = self.captured();
+    pub(crate) fn add_first_continuation(&self, mut continuation: Continuation) -> Result<(), Continuation> {
+        continuation.carry(self.captured());
         let mut core = lock(&self.core);
         if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
             return Err(continuation);
         }
-        core.continuations.push_front((continuation, captured));
+        core.continuations.push_front(continuation);
         drop(core);
         self.more_work();
         Ok(())

@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{caught, lock};
-use crate::event::Event;
+use crate::event::{Event, RequestId};
 
 /// The user's function.
 pub(crate) type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
@@ -30,6 +30,8 @@ enum Message {
 pub(crate) struct Feed {
     sender: mpsc::UnboundedSender<Message>,
     delivery: Mutex<Delivery>,
+    /// Each for a share of the requests.
+    orders: [Mutex<()>; 16],
 }
 
 struct Delivery {
@@ -49,12 +51,19 @@ impl Feed {
         let (sender, receiver) = mpsc::unbounded_channel();
         Self {
             sender,
+            orders: Default::default(),
             delivery: Mutex::new(Delivery {
                 listener,
                 receiver: Arc::new(tokio::sync::Mutex::new(receiver)),
                 task: None,
             }),
         }
+    }
+
+    /// Keeps one request's transitions in the order of their events.
+    pub(crate) fn order(&self, request: RequestId) -> impl Drop + '_ {
+        let share = request.0 as usize % self.orders.len();
+        lock(&self.orders[share])
     }
 
     /// Queues an event.
