@@ -12,7 +12,7 @@ pub(crate) use self::std_room::*;
 #[cfg(not(epilogue_model))]
 mod std_room {
     pub(crate) use std::sync::{
-        Mutex,
+        Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize},
     };
 
@@ -23,7 +23,7 @@ mod std_room {
 mod model_room {
     use std::{
         future::Future,
-        sync::Arc,
+        sync::{Arc, atomic::Ordering},
         task::{Context, Poll, Wake, Waker},
     };
 
@@ -55,6 +55,31 @@ mod model_room {
             if let Ok(Some(waker)) = self.0.lock().map(|mut slot| slot.take()) {
                 waker.wake();
             }
+        }
+    }
+
+    /// Whoever sees the value sees what was done before it was set; std's cell alone would not tell the model so.
+    #[derive(Debug)]
+    pub(crate) struct OnceLock<T> {
+        cell: std::sync::OnceLock<T>,
+        is_set: AtomicBool,
+    }
+
+    impl<T> Default for OnceLock<T> {
+        fn default() -> Self {
+            Self { cell: std::sync::OnceLock::new(), is_set: AtomicBool::new(false) }
+        }
+    }
+
+    impl<T> OnceLock<T> {
+        pub(crate) fn get(&self) -> Option<&T> {
+            self.is_set.load(Ordering::Acquire).then(|| self.cell.get()).flatten()
+        }
+
+        pub(crate) fn get_or_init(&self, make: impl FnOnce() -> T) -> &T {
+            let value = self.cell.get_or_init(make);
+            self.is_set.store(true, Ordering::Release);
+            value
         }
     }
 

@@ -1,10 +1,10 @@
 //! One request and its response, as their connection sees them.
 
-use std::sync::{Arc, OnceLock, atomic::Ordering};
+use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
-use crate::sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, OnceLock};
 
 // The stages; 0 is that before: the request is handled, or its body is on its way.
 
@@ -24,9 +24,10 @@ const AWAITING: u8 = 3;
 /// HTTP/2 copies bodies into per-stream queues and drops them long before the bytes leave. So each chunk is
 /// handed over as guarded `Bytes` that tells when it has gone into the write buffer, and the end of the stream
 /// is held back until no chunk is left and a later flush completed. What then still has to leave is the end of
-/// the stream alone (or, without a body, the head): it is queued when the body is dropped, and a connection
-/// writes all that is queued after each time it has read. So the flush that counts is the last of the first turn
-/// (reads, writes, flushes) that began after the drop.
+/// the stream alone: an empty chunk, guarded as the others are, so that the flush after it was written is the one
+/// that counts. Trailers, and a head without a body, cannot be guarded: they are queued when the body is dropped, and
+/// a connection writes all that is queued after each time it has read. So there the flush that counts is the last of
+/// the first turn (reads, writes, flushes) that began after the drop.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
     stage: AtomicU8,
@@ -42,8 +43,10 @@ pub(crate) struct Exchange {
     discarded: AtomicBool,
     /// The client knows how long the body is.
     length_known: AtomicBool,
-    /// HTTP/2: every byte of a body of known length was flushed. What is held back is an end that its client need not
-    /// wait for.
+    /// HTTP/2: the end of the stream was handed out as a guarded chunk.
+    end_guarded: AtomicBool,
+    /// HTTP/2: the end of the stream was flushed, or every byte of a body of known length: then what is held back is an
+    /// end that its client need not wait for.
     all_flushed: AtomicBool,
 }
 
@@ -72,6 +75,13 @@ impl Exchange {
         Bytes::from_owner(Guarded { chunk, chunks: chunks.clone() })
     }
 
+    /// The end of a stream: an empty chunk that counts until the server has written it.
+    pub(crate) fn guard_end(&self) -> Bytes {
+        let end = self.guard(Bytes::new());
+        self.end_guarded.store(true, Ordering::Release);
+        end
+    }
+
     pub(crate) fn has_chunks_out(&self) -> bool {
         self.chunks_out() > 0
     }
@@ -94,7 +104,7 @@ impl Exchange {
         self.length_known.store(true, Ordering::Release);
     }
 
-    /// Whether the client has, or will have, all that it waits for, although the end of its stream has not left.
+    /// Whether the client has, or will have, all that it waits for.
     pub(crate) fn is_all_flushed(&self) -> bool {
         self.all_flushed.load(Ordering::Acquire)
     }
@@ -132,6 +142,18 @@ impl Exchange {
             self.all_flushed.store(true, Ordering::Release);
         }
         released
+    }
+
+    /// A flush completed, `after_reading` as with [`release`](Self::release): was it that of a guarded end?
+    pub(crate) fn end_flushed(&self, after_reading: bool) -> bool {
+        let flushed = after_reading
+            && self.end_guarded.load(Ordering::Acquire)
+            && !self.has_chunks_out()
+            && !self.discarded.load(Ordering::Acquire);
+        if flushed {
+            self.all_flushed.store(true, Ordering::Release);
+        }
+        flushed
     }
 }
 

@@ -157,11 +157,16 @@ impl Connection {
                 return Some(Found::Released(party.clone()));
             }
             if exchange.is_awaiting() {
-                if !party.is_http2() && written > exchange.mark() {
+                let over = if party.is_http2() { exchange.end_flushed(turn) } else { written > exchange.mark() };
+                if over {
                     exchange.set_listed(false);
                     return Some(Found::Flushed(parties.swap_remove(place)));
                 }
                 ends |= party.is_http2();
+                others = true;
+            } else if exchange.is_released() {
+                // Its end may leave before the server lets go of its body.
+                exchange.end_flushed(turn);
                 others = true;
             }
             others |= exchange.is_held();
@@ -195,7 +200,7 @@ impl Connection {
         let parties = std::mem::take(&mut *lock(&self.0.parties));
         for party in parties {
             party.exchange().set_listed(false);
-            if shut && party.exchange().is_awaiting() {
+            if shut && party.exchange().is_awaiting() || party.exchange().is_all_flushed() {
                 party.flushed();
             } else {
                 if shut && party.is_http2() {

@@ -190,9 +190,16 @@ impl Connection {
     /// HTTP/2: the body has ended; its end is held until its chunks are flushed.
     pub(crate) fn hold(&self, exchange: &Exchange) {
         exchange.hold();
-        self.0.waiting.store(true, Ordering::Release);
+        self.note_waiting();
         // The chunks may have been flushed before this, and no flush would come of itself.
         self.wake();
+    }
+
+    /// A flush is waited for.
+    fn note_waiting(&self) {
+        // A swap, which comes after the one that a flush clears it with, or is seen by that: of two mere stores nothing says
+        // which is the last. (The model finds that order.)
+        self.0.waiting.swap(true, Ordering::AcqRel);
     }
 
     /// The server has the whole response.
@@ -202,10 +209,10 @@ impl Connection {
             exchange.set_mark(self.0.turns.load(Ordering::Acquire));
         }
         exchange.await_flush();
-        self.0.waiting.store(true, Ordering::Release);
+        self.note_waiting();
         if self.0.closed.load(Ordering::Acquire) {
             // Too late for a flush to tell: an orderly close comes after everything was flushed.
-            if self.0.shut.load(Ordering::Acquire) {
+            if self.0.shut.load(Ordering::Acquire) || exchange.is_all_flushed() {
                 party.flushed();
             } else {
                 party.closed();

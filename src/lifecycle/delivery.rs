@@ -114,10 +114,11 @@ impl Delivery {
             return Poll::Pending;
         }
         self.complete = true;
-        match std::mem::replace(&mut self.held, Held::Gone) {
-            Held::End(Some(trailers)) => Poll::Ready(Some(Ok(Frame::trailers(trailers)))),
-            _ => Poll::Ready(None),
-        }
+        Poll::Ready(Some(Ok(match std::mem::replace(&mut self.held, Held::Gone) {
+            Held::End(Some(trailers)) => Frame::trailers(trailers),
+            // The last, as `is_end_stream` tells: it carries the end.
+            _ => Frame::data(self.shared.exchange.guard_end()),
+        })))
     }
 
     fn hold(&mut self, trailers: Option<HeaderMap>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {

@@ -13,8 +13,9 @@
 //!
 //! *HTTP/2.* Many responses share a connection, and their frames wait for the client's windows (RFC 9113, section
 //! 6.9). The server lets go of a body long before its bytes leave. So each chunk tells when it is
-//! written, and the end of the stream is held back until they all are; it leaves in a frame of its own. A response
-//! without a body is known to be flushed with the connection's next turn, a moment later.
+//! written, and the end of the stream is held back until they all are; it leaves in a frame of its own, which tells
+//! when it is written, too. A response without a body is known to be flushed with the connection's next turn, a moment
+//! later.
 //!
 //! *Over TLS* a flush means that the TLS session has given all of its records to the kernel. This is why
 //! [`TrackedIo`](crate::TrackedIo) goes around the TLS stream and not inside of it.
@@ -84,11 +85,11 @@
 //!
 //! # One moment on HTTP/2
 //!
-//! The end of a stream leaves with whatever else its connection has to send, and the connection does not tell which of
-//! it that was. So a client that has read its whole response, and whose connection breaks while that very turn of the
-//! server's is not over, may be told as aborted. (Where the length of the body is known, it is not: the bytes are what
-//! counts.) The other way round, a stream that is reset while its last frame is on its way, cut short by its window, may
-//! be told as flushed.
+//! The head of a response without a body, and trailers, leave with whatever else their connection has to send, and the
+//! connection does not tell which of it that was: they count as flushed when the server's turn is over. So a client that
+//! has read such a response, and whose connection breaks while that very turn is not over, may be told as aborted. The
+//! end of any other response counts from the flush right after it. The other way round, a stream that is reset while its
+//! last frame is on its way, cut short by its window, may be told as flushed.
 //!
 //! # Without a tracked connection
 //!

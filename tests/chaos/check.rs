@@ -173,12 +173,10 @@ impl One<'_> {
     fn status(&self) {
         let status = self.story.status();
         let stayed = matches!(self.outcome, Outcome::Whole(_) | Outcome::Broken);
-        let in_one_moment = matches!(self.outcome, Outcome::Whole(_)) && self.is_http2() && self.left_after_the_end();
-        self.assert(!stayed || !status.is_aborted() || in_one_moment, "rule 3: ABORTED, although the client stayed");
+        self.assert(!stayed || !status.is_aborted(), "rule 3: ABORTED, although the client stayed");
         if matches!(self.outcome, Outcome::Whole(_)) {
             // A cut comes too late for what the kernel, or on HTTP/2 the server's queue, has already.
-            let late = status.is_timeout() || (in_one_moment && status.is_aborted());
-            let flushed = self.story.count("flushed") == 1 || late;
+            let flushed = self.story.count("flushed") == 1 || status.is_timeout();
             self.assert(flushed, "a response that came whole was flushed");
         }
         let limited = self.record.limited
@@ -219,19 +217,6 @@ impl One<'_> {
         let visit = Visit::of(self.round.notes.seed, self.number / 16 * 16, Duration::from_millis(1));
         let last = visit.requests.last().is_none_or(|(last, _)| *last == self.number);
         visit.protocol == Protocol::Http11 && visit.pipelined && !last
-    }
-
-    fn is_http2(&self) -> bool {
-        let visit = Visit::of(self.round.notes.seed, self.number / 16 * 16, Duration::from_millis(1));
-        visit.protocol == Protocol::Http2
-    }
-
-    /// Whether the abort was noticed when all of the response had been handed over. Which came first, the flush of the
-    /// end of an HTTP/2 stream or the end of its connection, is not always to be known (see `manual::connection`).
-    fn left_after_the_end(&self) -> bool {
-        let names = self.story.names();
-        let place = |name: &str| names.iter().position(|other| *other == name);
-        place("aborted") > place("body_end").max(place("handler_end"))
     }
 
     fn order(&self) {

@@ -24,6 +24,7 @@ fn app() -> Router {
         .route("/pieces", get(async move || pieces(20)))
         .route("/ten", get(async || vec![b'x'; TEN_MB]))
         .route("/ten-in-pieces", get(async move || pieces(TEN_MB / 5_000)))
+        .route("/unknown", get(async || Body::from_stream(stream::iter([Ok::<_, std::io::Error>("so much")]))))
 }
 
 /// Asks, and reads so many bytes of the body at least.
@@ -93,5 +94,37 @@ async fn who_leaves_before_has_aborted() {
         assert!(!lines.iter().any(|line| line.starts_with("flushed")), "{left}: {lines:?}");
         assert_eq!(lines.last().unwrap(), "ended/1", "{left}: {lines:?}");
     }
+    assert!(server.stop().await.is_clean());
+}
+
+/// Of unknown length: the end of the stream is what counts. Another response keeps the connection writing, so that the
+/// turn in which the end leaves has not ended when the next write fails.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_leaves_with_the_end_of_the_stream_has_not_aborted() {
+    let server = Server::start(app()).await;
+    for round in 0..100 {
+        let mut client = RawHttp2::connect(server.address).await;
+        let both = [request("GET", "/ten", 1, true), request("GET", "/unknown", 3, true)].concat();
+        client.send(&both).await;
+        loop {
+            let next =
+                soon("a frame", client.next(1 + 1_000 * (round % 7))).await.unwrap().expect("the connection is open");
+            if next.stream == 3 && next.ends_its_stream() {
+                break;
+            }
+        }
+        if round % 2 == 0 {
+            reset_when_dropped(&client.stream);
+        }
+    }
+    server.journal.ended(200).await;
+    let mut ends = [0, 0];
+    for request in server.journal.requests() {
+        let lines = server.journal.lines_of(request);
+        let flushed = lines.iter().any(|line| line.starts_with("flushed"));
+        assert_eq!(lines.last().unwrap(), if flushed { "ended/0" } else { "ended/1" }, "{lines:?}");
+        ends[usize::from(flushed)] += 1;
+    }
+    assert!(ends[1] >= 100, "each of unknown length was read to its end, and {} responses were flushed", ends[1]);
     assert!(server.stop().await.is_clean());
 }

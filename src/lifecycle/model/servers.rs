@@ -147,8 +147,8 @@ where
         loop {
             let frame = queue.frames.lock().unwrap().pop_front();
             let Some(frame) = frame else { break };
-            // The chunk is dropped when it was written.
-            writes(&mut io, frame.as_deref().unwrap_or(END), cx);
+            // The chunk is dropped when it was written. An empty one is the end.
+            writes(&mut io, frame.as_deref().filter(|chunk| !chunk.is_empty()).unwrap_or(END), cx);
         }
         flushes(&mut io, cx);
         if killed {
@@ -190,9 +190,14 @@ where
                 }
                 At::Sending(_) if reset() => return Poll::Ready(()),
                 At::Sending(body) => {
-                    let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else { return Poll::Pending };
+                    let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else { return Poll::Pending };
                     match frame {
-                        Some(Ok(frame)) => send(frame.into_data().ok()),
+                        Some(Ok(frame)) => {
+                            send(frame.into_data().ok());
+                            if body.is_end_stream() {
+                                at = At::Over;
+                            }
+                        }
                         Some(Err(_)) => return Poll::Ready(()),
                         None => {
                             send(None);
