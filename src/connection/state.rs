@@ -15,7 +15,7 @@ use super::{
 use crate::pool::Straggler;
 use crate::{
     pool::{lock, runtime_lives},
-    sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex},
+    sync::{AtomicBool, AtomicU8, AtomicU64, AtomicWaker, Mutex},
 };
 
 /// Who is told what became of an exchange: the request's lifecycle.
@@ -52,6 +52,17 @@ pub(crate) enum WhyDropped {
     NotTheClient,
 }
 
+/// What a server asks of its connections.
+#[cfg(feature = "serve")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Serve = 0,
+    /// Finish what is open.
+    Finish = 1,
+    /// End now.
+    End = 2,
+}
+
 /// What a completed flush did.
 pub(super) enum Found {
     Flushed(Arc<dyn Party>),
@@ -78,6 +89,9 @@ pub(crate) struct State {
     pub(super) serves_half_closed: bool,
     /// A request has arrived on it.
     pub(super) used: AtomicBool,
+    /// What the server asks of it.
+    #[cfg(feature = "serve")]
+    asked: AtomicU8,
     /// A request was answered before it was read to its end.
     pub(super) unread_upload: AtomicBool,
     /// The end of input was seen but not shown.
@@ -263,6 +277,25 @@ impl Connection {
     /// Has the connection's task look again.
     pub(crate) fn wake(&self) {
         self.0.task.wake();
+    }
+
+    /// Has it do what its server asks, at its next turn, which comes at once.
+    #[cfg(feature = "serve")]
+    pub(crate) fn ask(&self, asked: Asked) {
+        // AcqRel: the task that is woken, or looks by itself, sees it. The highest stays.
+        self.0.asked.fetch_max(asked as u8, Ordering::AcqRel);
+        self.wake();
+    }
+
+    /// What its server asks. Costs its task one load a turn, where a token of cancellation would take its lock, which all
+    /// connections share.
+    #[cfg(feature = "serve")]
+    pub(crate) fn asked(&self) -> Asked {
+        match self.0.asked.load(Ordering::Acquire) {
+            0 => Asked::Serve,
+            1 => Asked::Finish,
+            _ => Asked::End,
+        }
     }
 
     /// Whether a request has arrived yet.

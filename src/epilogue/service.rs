@@ -25,8 +25,22 @@ impl Epilogue {
     pub fn wrap<IO, S>(&self, io: &TrackedIo<IO>, service: S) -> Service<S>
     where
         IO: 'static,
+        S: 'static,
     {
-        Service::new(service, self.pool.clone(), io.connection().clone(), None)
+        Service::new(ready_made(service), self.pool.clone(), io.connection().clone(), None)
+    }
+}
+
+/// A router whose handlers are made into services once, and not for each request, as axum's own server does.
+pub(super) fn ready_made<S: 'static>(app: S) -> S {
+    let mut app = Some(app);
+    #[cfg(feature = "serve")]
+    if let Some(app) = (&mut app as &mut dyn std::any::Any).downcast_mut::<Option<axum::Router>>() {
+        *app = app.take().map(|router| router.with_state(()));
+    }
+    match app {
+        Some(app) => app,
+        None => unreachable!("it was put back"),
     }
 }
 

@@ -131,9 +131,14 @@ impl Entered {
         F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
         B: SendBody,
     {
-        let future = match caught::call(call) {
-            Ok(future) => future,
-            Err(payload) => return Hold::Panicked { payload: Some(payload), shared: self.shared },
+        // One inside of another of our services goes on to that by itself: each catch moves the whole request twice.
+        let future = if self.depth == OUTERMOST {
+            match caught::call(call) {
+                Ok(future) => future,
+                Err(payload) => return Hold::Panicked { payload: Some(payload), shared: self.shared },
+            }
+        } else {
+            call()
         };
         // Services that are nested directly have entered by now, and need no box of ours; those behind a router
         // enter at the first poll.
