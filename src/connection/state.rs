@@ -87,8 +87,12 @@ pub(crate) struct State {
     pub(super) client_left: AtomicBool,
     /// A client that closed its sending side is not taken to have left.
     pub(super) serves_half_closed: bool,
-    /// A request has arrived on it.
-    pub(super) used: AtomicBool,
+    /// The requests that have arrived on it.
+    #[cfg(feature = "serve")]
+    requests: AtomicU64,
+    /// They are HTTP/2's.
+    #[cfg(feature = "serve")]
+    http2: AtomicBool,
     /// What the server asks of it.
     #[cfg(feature = "serve")]
     asked: AtomicU8,
@@ -162,9 +166,16 @@ impl Connection {
 impl Connection {
     /// A request arrived. It is told what happens until it [leaves](Self::leave) or is resolved.
     pub(crate) fn enter(&self, party: &Arc<impl Party + 'static>) {
-        self.0.used.store(true, Ordering::Release);
         let too_late = {
             let mut parties = lock(&self.0.parties);
+            #[cfg(feature = "serve")]
+            {
+                // Under the lock, so that it is only counted.
+                self.0.requests.store(self.0.requests.load(Ordering::Acquire) + 1, Ordering::Release);
+                if party.is_http2() {
+                    self.0.http2.store(true, Ordering::Release);
+                }
+            }
             party.exchange().set_listed(true);
             parties.push(party.clone());
             self.client_left()
@@ -298,10 +309,16 @@ impl Connection {
         }
     }
 
-    /// Whether a request has arrived yet.
+    /// How many requests have arrived, if none is in flight.
     #[cfg(feature = "serve")]
-    pub(crate) fn was_used(&self) -> bool {
-        self.0.used.load(Ordering::Acquire)
+    pub(crate) fn requests(&self) -> Option<u64> {
+        lock(&self.0.parties).is_empty().then(|| self.0.requests.load(Ordering::Acquire))
+    }
+
+    /// Whether a request has shown that it is HTTP/2.
+    #[cfg(feature = "serve")]
+    pub(crate) fn is_http2(&self) -> bool {
+        self.0.http2.load(Ordering::Acquire)
     }
 
     /// The requests in flight.

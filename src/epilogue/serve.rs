@@ -7,7 +7,7 @@ use std::{
     io,
     pin::{Pin, pin},
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::Poll,
     time::Duration,
 };
 
@@ -19,12 +19,13 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::{Epilogue, Service, drain::drain, make_service::MakeService, open::OpenConnections, report::DrainReport};
+use super::{
+    Epilogue, Service, drain::drain, idle::Idle, make_service::MakeService, open::OpenConnections, report::DrainReport,
+};
 use crate::{
-    connection::{Asked, Connection, TrackedIo, Tracking},
+    connection::{Asked, TrackedIo, Tracking},
     lifecycle::SendBody,
     pool::Pool,
 };
@@ -316,7 +317,8 @@ where
     B: SendBody,
 {
     let mut builder = Builder::new(streams);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(settings.header_read);
+    // `Idle` does that, with one timer for a connection and not one for each request.
+    builder.http1().header_read_timeout(None);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -327,7 +329,7 @@ where
         .enable_connect_protocol();
     let connection = io.connection().clone();
     let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service)));
-    let mut unused = Unused::new(&connection, settings.header_read);
+    let mut idle = Idle::new(settings.header_read);
     let mut stopping = false;
     let served = poll_fn(|cx| {
         // Before the look, so that what is asked after it wakes us.
@@ -343,31 +345,9 @@ where
         if let Poll::Ready(result) = serving.as_mut().poll(cx) {
             return Poll::Ready(Some(result));
         }
-        unused.poll(&connection, cx).map(|()| None)
+        idle.poll(&connection, cx).map(|()| None)
     });
     if let Some(Err(error)) = served.await {
         tracing::trace!(error, "a connection ended with an error");
-    }
-}
-
-/// A connection on which no request has come: before the protocol is known, nobody else counts the time.
-struct Unused(Option<Pin<Box<tokio::time::Sleep>>>);
-
-impl Unused {
-    fn new(connection: &Connection, limit: Option<Duration>) -> Self {
-        let ends = limit.and_then(|limit| Instant::now().checked_add(limit));
-        Self(ends.filter(|_| !connection.was_used()).map(|ends| Box::pin(tokio::time::sleep_until(ends))))
-    }
-
-    /// Ready when the time is over.
-    fn poll(&mut self, connection: &Connection, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(timer) = &mut self.0 else { return Poll::Pending };
-        if connection.was_used() {
-            self.0 = None;
-            return Poll::Pending;
-        }
-        ready!(timer.as_mut().poll(cx));
-        tracing::debug!("a client connected and sent no request: it is disconnected");
-        Poll::Ready(())
     }
 }
