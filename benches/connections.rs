@@ -10,7 +10,7 @@ use std::{
     io::{BufRead, BufReader},
     net::SocketAddr,
     process::{Child, Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{Router, routing::get};
@@ -18,11 +18,17 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
 };
-use tower_epilogue::{Epilogue, TrackedListener};
+use tower_epilogue::{
+    Continuation, EarlyCloseLayer, Epilogue, IgnoreAbortLayer, ShutdownHookLayer, TimeLimitLayer, TrackedListener,
+};
 
 /// Plain `axum::serve`; the same over the tracked listener; that, and a lifecycle for each request; our own server, with
-/// the timeouts that `axum::serve` leaves off.
-const KINDS: [&str; 4] = ["plain", "tracked_listener", "make_service", "epilogue_serve"];
+/// the timeouts that `axum::serve` leaves off. Then two whose requests leave work of 100 ms behind: `axum::serve` with
+/// a `tokio::spawn` in the handler, and our server with all four layers.
+const KINDS: [&str; 6] = ["plain", "tracked_listener", "make_service", "epilogue_serve", "axum_spawn", "four_layers"];
+/// Which one each is compared with.
+const PEERS: [usize; 6] = [0, 0, 0, 0, 0, 4];
+const WORK: Duration = Duration::from_millis(100);
 const IDLE: usize = 10_000;
 const ROUNDS: usize = 61;
 const CLIENTS: usize = 32;
@@ -56,6 +62,23 @@ fn serve(kind: &str) {
                 axum::serve(TrackedListener::new(listener), make_service).await.unwrap();
             }
             "epilogue_serve" => {
+                Epilogue::new().serve(listener, app).await.unwrap();
+            }
+            "axum_spawn" => {
+                async fn spawn() -> &'static str {
+                    tokio::spawn(tokio::time::sleep(WORK));
+                    "hello"
+                }
+                axum::serve(listener, Router::new().route("/", get(spawn))).await.unwrap();
+            }
+            "four_layers" => {
+                async fn defer() -> (Continuation, &'static str) {
+                    (Continuation::new(tokio::time::sleep(WORK)), "hello")
+                }
+                let hook = ShutdownHookLayer::new(|_| async {});
+                let early = EarlyCloseLayer::new().keep_alive();
+                let layers = (early, IgnoreAbortLayer::new(), TimeLimitLayer::default(), hook);
+                let app = Router::new().route("/", get(defer)).layer(layers);
                 Epilogue::new().serve(listener, app).await.unwrap();
             }
             _ => panic!("no such server: {kind}"),
@@ -118,7 +141,7 @@ fn idle(kind: &str) -> f64 {
 fn idle_all() {
     let plain = idle(KINDS[0]);
     println!("{IDLE} idle connections: {} {plain:.0} kB", KINDS[0]);
-    for kind in &KINDS[1..] {
+    for kind in &KINDS[1..4] {
         let memory = idle(kind);
         println!("{IDLE} idle connections: {kind} {memory:.0} kB, ratio {:.3}", memory / plain);
     }
@@ -163,6 +186,8 @@ impl Busy {
             self.streams.push(client.await.unwrap());
         }
         self.rates.push((CLIENTS * REQUESTS) as f64 / began.elapsed().as_secs_f64());
+        // What it leaves behind is not to fall on the others.
+        tokio::time::sleep(WORK + WORK / 5).await;
     }
 }
 
@@ -187,16 +212,17 @@ fn busy_all() {
         // The first burst warms up.
         server.rates.remove(0);
     }
-    let plain = servers[0].rates.clone();
-    for server in &servers {
-        let mut ratios: Vec<_> = server.rates.iter().zip(&plain).map(|(rate, plain)| rate / plain).collect();
+    for (place, server) in servers.iter().enumerate() {
+        let peer = &servers[PEERS[place]];
+        let mut ratios: Vec<_> = server.rates.iter().zip(&peer.rates).map(|(rate, peer)| rate / peer).collect();
         ratios.sort_by(f64::total_cmp);
         let mut rates = server.rates.clone();
         rates.sort_by(f64::total_cmp);
         println!(
-            "{CLIENTS} busy connections: {} median {:.0} requests/s, median ratio {:.3} of {ROUNDS} rounds",
+            "{CLIENTS} busy connections: {} median {:.0} requests/s, median ratio to {} {:.3} of {ROUNDS} rounds",
             server.kind,
             rates[ROUNDS / 2],
+            peer.kind,
             ratios[ROUNDS / 2]
         );
     }

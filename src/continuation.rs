@@ -32,7 +32,11 @@ use http::Extensions;
 use tracing::Span;
 
 use self::span::Whose;
-use crate::pool::{Pool, carry::Work, caught, lock};
+use crate::pool::{
+    Captured, Pool,
+    carry::{Work, carried},
+    caught, lock,
+};
 
 mod span;
 
@@ -55,15 +59,34 @@ mod span;
 /// and a warning says so.
 #[must_use = "a continuation runs only if it is returned with a response"]
 pub struct Continuation {
-    pub(crate) kind: Option<Kind>,
-    class: Option<&'static str>,
-    /// What a fallible one came to.
-    failure: Option<FailureSlot>,
-    span: Span,
+    kind: Option<Kind>,
+    /// What most do not have; kept apart, since there may be very many that wait.
+    extra: Option<Box<Extra>>,
+}
+
+/// What a continuation may have besides its work.
+pub(crate) struct Extra {
+    pub(crate) span: Span,
     whose: Whose,
+    pub(crate) class: Option<&'static str>,
+    /// What a fallible one came to.
+    pub(crate) failure: Option<FailureSlot>,
     /// Wait for the client's acknowledgement, so long at most.
     #[cfg(feature = "acknowledged")]
     after_acknowledged: Option<std::time::Duration>,
+}
+
+impl Default for Extra {
+    fn default() -> Self {
+        Self {
+            span: Span::none(),
+            whose: Whose::Request,
+            class: None,
+            failure: None,
+            #[cfg(feature = "acknowledged")]
+            after_acknowledged: None,
+        }
+    }
 }
 
 /// The error of a fallible continuation.
@@ -122,7 +145,7 @@ impl Continuation {
                 *lock(&slot) = Some(error);
             }
         });
-        this.failure = Some(failure);
+        this.extra().failure = Some(failure);
         this
     }
 
@@ -142,40 +165,57 @@ impl Continuation {
                 *lock(&slot) = Some(error);
             }
         });
-        this.failure = Some(failure);
+        this.extra().failure = Some(failure);
         this
     }
 
     /// Names the kind of work that it is, for logs and reports, and for the bound of that
     /// [class](crate::EpilogueBuilder::class), if there is one: so that slow mail does not keep thumbnails waiting.
     pub fn class(mut self, name: &'static str) -> Self {
-        self.class = Some(name);
+        self.extra().class = Some(name);
         self
     }
 
     pub(crate) fn class_name(&self) -> Option<&'static str> {
-        self.class
+        self.extra.as_ref()?.class
     }
 
     pub(crate) fn is_blocking(&self) -> bool {
         matches!(self.kind, Some(Kind::Blocking(_)))
     }
 
+    /// It needs no place.
+    pub(crate) fn is_brief(&self) -> bool {
+        matches!(self.kind, Some(Kind::Brief(_)))
+    }
+
     /// Where its error will be.
     pub(crate) fn failure_slot(&self) -> Option<FailureSlot> {
-        self.failure.clone()
+        self.extra.as_ref()?.failure.clone()
     }
 
     pub(crate) fn of(kind: Kind) -> Self {
-        Self {
-            kind: Some(kind),
-            class: None,
-            failure: None,
-            span: Span::current(),
-            whose: Whose::Request,
-            #[cfg(feature = "acknowledged")]
-            after_acknowledged: None,
+        let span = Span::current();
+        let extra = (!span.is_none()).then(|| Box::new(Extra { span, ..Extra::default() }));
+        Self { kind: Some(kind), extra }
+    }
+
+    fn extra(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+
+    /// Has what was captured where it was added in scope where it runs.
+    pub(crate) fn carry(&mut self, captured: Vec<Box<dyn Captured>>) {
+        if captured.is_empty() {
+            return;
         }
+        self.kind = self.kind.take().map(|kind| match kind {
+            Kind::Async(work) => Kind::Async(Box::pin(carried(captured, work))),
+            Kind::Blocking(work) => {
+                Kind::Blocking(captured.into_iter().fold(work, |work, value| value.around_blocking(work)))
+            }
+            Kind::Brief(work) => Kind::Brief(work),
+        });
     }
 
     /// Has it start only when the client's machine has confirmed the whole response, and not when the kernel has
@@ -185,13 +225,13 @@ impl Continuation {
     /// ABORTED. Where the acknowledgement cannot be known (no tracked socket, or not Linux) it starts after the flush.
     #[cfg(feature = "acknowledged")]
     pub fn after_acknowledged(mut self, deadline: std::time::Duration) -> Self {
-        self.after_acknowledged = Some(deadline);
+        self.extra().after_acknowledged = Some(deadline);
         self
     }
 
     #[cfg(feature = "acknowledged")]
     pub(crate) fn acknowledgement(&self) -> Option<std::time::Duration> {
-        self.after_acknowledged
+        self.extra.as_ref()?.after_acknowledged
     }
 
     /// Puts it into a response of any tower service, behind those that are there already.
@@ -231,7 +271,7 @@ impl fmt::Debug for Continuation {
 impl Drop for Continuation {
     fn drop(&mut self) {
         if let Some(kind) = self.kind.take() {
-            let _span = self.span.enter();
+            let _span = self.extra.as_ref().map(|extra| extra.span.enter());
             tracing::warn!("a continuation was dropped without having been returned with a response: it does not run");
             caught::discard(kind);
         }

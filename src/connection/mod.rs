@@ -11,6 +11,8 @@ pub use self::acknowledged::Acknowledged;
 pub(crate) use self::acknowledged::Delivered;
 #[cfg(feature = "serve")]
 pub use self::listener::TrackedListener;
+#[cfg(feature = "serve")]
+pub(crate) use self::state::Asked;
 pub use self::state::Connection;
 pub use self::{
     below::{SocketHandle, TrackedSocket},

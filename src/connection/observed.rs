@@ -15,7 +15,7 @@ use crate::pool::lock;
 impl Connection {
     /// Each time, and not only when it was woken since: a wake can take the waker at any moment, between any two steps
     /// of such a look. (The model finds that order.)
-    pub(super) fn register(&self, waker: &Waker) {
+    pub(crate) fn register(&self, waker: &Waker) {
         self.0.task.register(waker);
     }
 

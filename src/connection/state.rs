@@ -15,7 +15,7 @@ use super::{
 use crate::pool::Straggler;
 use crate::{
     pool::{lock, runtime_lives},
-    sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex},
+    sync::{AtomicBool, AtomicU8, AtomicU64, AtomicWaker, Mutex},
 };
 
 /// Who is told what became of an exchange: the request's lifecycle.
@@ -52,6 +52,17 @@ pub(crate) enum WhyDropped {
     NotTheClient,
 }
 
+/// What a server asks of its connections.
+#[cfg(feature = "serve")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Asked {
+    Serve = 0,
+    /// Finish what is open.
+    Finish = 1,
+    /// End now.
+    End = 2,
+}
+
 /// What a completed flush did.
 pub(super) enum Found {
     Flushed(Arc<dyn Party>),
@@ -76,8 +87,15 @@ pub(crate) struct State {
     pub(super) client_left: AtomicBool,
     /// A client that closed its sending side is not taken to have left.
     pub(super) serves_half_closed: bool,
-    /// A request has arrived on it.
-    pub(super) used: AtomicBool,
+    /// The requests that have arrived on it.
+    #[cfg(feature = "serve")]
+    requests: AtomicU64,
+    /// They are HTTP/2's.
+    #[cfg(feature = "serve")]
+    http2: AtomicBool,
+    /// What the server asks of it.
+    #[cfg(feature = "serve")]
+    asked: AtomicU8,
     /// A request was answered before it was read to its end.
     pub(super) unread_upload: AtomicBool,
     /// The end of input was seen but not shown.
@@ -162,9 +180,16 @@ impl crate::pool::census::Open for State {
 impl Connection {
     /// A request arrived. It is told what happens until it [leaves](Self::leave) or is resolved.
     pub(crate) fn enter(&self, party: &Arc<impl Party + 'static>) {
-        self.0.used.store(true, Ordering::Release);
         let too_late = {
             let mut parties = lock(&self.0.parties);
+            #[cfg(feature = "serve")]
+            {
+                // Under the lock, so that it is only counted.
+                self.0.requests.store(self.0.requests.load(Ordering::Acquire) + 1, Ordering::Release);
+                if party.is_http2() {
+                    self.0.http2.store(true, Ordering::Release);
+                }
+            }
             party.exchange().set_listed(true);
             parties.push(party.clone());
             self.client_left()
@@ -279,10 +304,35 @@ impl Connection {
         self.0.task.wake();
     }
 
-    /// Whether a request has arrived yet.
+    /// Has it do what its server asks, at its next turn, which comes at once.
     #[cfg(feature = "serve")]
-    pub(crate) fn was_used(&self) -> bool {
-        self.0.used.load(Ordering::Acquire)
+    pub(crate) fn ask(&self, asked: Asked) {
+        // AcqRel: the task that is woken, or looks by itself, sees it. The highest stays.
+        self.0.asked.fetch_max(asked as u8, Ordering::AcqRel);
+        self.wake();
+    }
+
+    /// What its server asks. Costs its task one load a turn, where a token of cancellation would take its lock, which all
+    /// connections share.
+    #[cfg(feature = "serve")]
+    pub(crate) fn asked(&self) -> Asked {
+        match self.0.asked.load(Ordering::Acquire) {
+            0 => Asked::Serve,
+            1 => Asked::Finish,
+            _ => Asked::End,
+        }
+    }
+
+    /// How many requests have arrived, if none is in flight.
+    #[cfg(feature = "serve")]
+    pub(crate) fn requests(&self) -> Option<u64> {
+        lock(&self.0.parties).is_empty().then(|| self.0.requests.load(Ordering::Acquire))
+    }
+
+    /// Whether a request has shown that it is HTTP/2.
+    #[cfg(feature = "serve")]
+    pub(crate) fn is_http2(&self) -> bool {
+        self.0.http2.load(Ordering::Acquire)
     }
 
     /// The requests in flight.

@@ -65,8 +65,24 @@ pub(super) fn close(parts: &mut Parts, version: Version) {
     parts.version = version;
 }
 
+/// `HeaderValue::from` takes two allocations for it.
+fn number(mut number: u64) -> HeaderValue {
+    // As many digits as the largest has.
+    let mut digits = [b'0'; 20];
+    let mut first = digits.len() - 1;
+    for (place, digit) in digits.iter_mut().enumerate().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+        first = place;
+        if number == 0 {
+            break;
+        }
+    }
+    HeaderValue::from_bytes(&digits[first..]).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}
+
 pub(super) fn declare(parts: &mut Parts, length: u64) {
-    let value = HeaderValue::from(length);
+    let value = number(length);
     let declared = parts.headers.insert(header::CONTENT_LENGTH, value);
     if let Some(declared) = declared.filter(|declared| *declared != parts.headers[header::CONTENT_LENGTH]) {
         tracing::warn!(?declared, length, "a handler declared a wrong Content-Length: it was corrected");

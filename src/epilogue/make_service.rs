@@ -9,7 +9,7 @@ use std::{
 
 use axum::serve::{IncomingStream, Listener};
 
-use super::{Epilogue, Service};
+use super::{Epilogue, Service, service::ready_made};
 use crate::{
     connection::{Connection, TrackedListener},
     pool::Pool,
@@ -29,8 +29,8 @@ impl Epilogue {
     /// axum::serve(listener, Epilogue::new().make_service(app)).await
     /// # }
     /// ```
-    pub fn make_service<S>(&self, app: S) -> MakeService<S> {
-        MakeService { app, pool: self.pool.clone() }
+    pub fn make_service<S: 'static>(&self, app: S) -> MakeService<S> {
+        MakeService { app: ready_made(app), pool: self.pool.clone() }
     }
 }
 

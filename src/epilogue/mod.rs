@@ -25,6 +25,8 @@ pub use self::{
 mod bounds;
 mod drain;
 #[cfg(feature = "serve")]
+mod idle;
+#[cfg(feature = "serve")]
 mod make_service;
 #[cfg(feature = "serve")]
 mod open;

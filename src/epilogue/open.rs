@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    connection::Connection,
+    connection::{Asked, Connection},
     pool::{self, lock},
 };
 
@@ -45,6 +45,13 @@ impl OpenConnections {
         lock(&self.open).insert(key, connection);
         self.tell();
         Open { key, open: self.clone() }
+    }
+
+    /// Has all of them do what their server asks.
+    pub(super) fn ask(&self, asked: Asked) {
+        let open: Vec<_> = lock(&self.open).values().cloned().collect();
+        // Outside of the lock: whoever is woken may end, and take its place out.
+        open.iter().for_each(|connection| connection.ask(asked));
     }
 
     /// The requests in flight on all of them.

@@ -3,10 +3,11 @@
 use std::{
     convert::Infallible,
     fmt,
-    future::{Future, IntoFuture, pending},
+    future::{Future, IntoFuture, pending, poll_fn},
     io,
     pin::{Pin, pin},
     sync::Arc,
+    task::Poll,
     time::Duration,
 };
 
@@ -18,11 +19,13 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 
-use super::{Epilogue, Service, drain::drain, make_service::MakeService, open::OpenConnections, report::DrainReport};
+use super::{
+    Epilogue, Service, drain::drain, idle::Idle, make_service::MakeService, open::OpenConnections, report::DrainReport,
+};
 use crate::{
-    connection::{Connection, TrackedIo, Tracking},
+    connection::{Asked, TrackedIo, Tracking},
     lifecycle::SendBody,
     pool::Pool,
 };
@@ -198,18 +201,14 @@ struct Server {
     settings: Settings,
     connections: TaskTracker,
     open: Arc<OpenConnections>,
-    /// Finish what is open.
-    stop: CancellationToken,
-    /// End now.
-    kill: CancellationToken,
 }
 
 /// Stops the connections also when the server's future is dropped: they finish what they are at.
-struct StopOnDrop(CancellationToken);
+struct StopOnDrop(Arc<OpenConnections>);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {
-        self.0.cancel();
+        self.0.ask(Asked::Finish);
     }
 }
 
@@ -220,8 +219,6 @@ impl Server {
             settings: serve.epilogue.server.clone(),
             connections: TaskTracker::new(),
             open: serve.open.clone(),
-            stop: CancellationToken::new(),
-            kill: CancellationToken::new(),
         }
     }
 
@@ -241,7 +238,7 @@ impl Server {
         S::Future: Send + 'static,
         B: SendBody,
     {
-        let _stop = StopOnDrop(self.stop.clone());
+        let _stop = StopOnDrop(self.open.clone());
         let make_service = epilogue.make_service(app);
         let mut signal = pin!(signal);
         loop {
@@ -271,19 +268,15 @@ impl Server {
         let connection = io.connection().clone();
         let service = make_service.for_connection(connection.clone(), Some(address));
         let open = self.open.insert(connection);
-        let (stop, kill) = (self.stop.clone(), self.kill.clone());
         let (settings, streams) = (self.settings.clone(), Streams(self.connections.clone()));
         self.connections.spawn(async move {
             let _open = open;
-            tokio::select! {
-                () = serve_connection(io, service, stop, settings, streams) => {}
-                () = kill.cancelled() => {}
-            }
+            serve_connection(io, service, settings, streams).await;
         });
     }
 
     async fn drain(&self, cut: Signal) -> DrainReport {
-        self.stop.cancel();
+        self.open.ask(Asked::Finish);
         self.connections.close();
         let in_flight = || self.open.in_flight();
         let cut = async {
@@ -297,7 +290,7 @@ impl Server {
             report = drain(&self.pool, Some(&self.connections), in_flight) => report,
             never = cut => match never {},
         };
-        self.kill.cancel();
+        self.open.ask(Asked::End);
         report
     }
 }
@@ -315,13 +308,8 @@ where
     }
 }
 
-async fn serve_connection<IO, A, S, B>(
-    io: TrackedIo<IO>,
-    service: Service<S, A>,
-    stop: CancellationToken,
-    settings: Settings,
-    streams: Streams,
-) where
+async fn serve_connection<IO, A, S, B>(io: TrackedIo<IO>, service: Service<S, A>, settings: Settings, streams: Streams)
+where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     A: Clone + Send + Sync + 'static,
     S: tower_service::Service<Request<Body>, Response = http::Response<B>, Error = Infallible> + Clone + Send + 'static,
@@ -329,7 +317,8 @@ async fn serve_connection<IO, A, S, B>(
     B: SendBody,
 {
     let mut builder = Builder::new(streams);
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(settings.header_read);
+    // `Idle` does that, with one timer for a connection and not one for each request.
+    builder.http1().header_read_timeout(None);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -340,29 +329,25 @@ async fn serve_connection<IO, A, S, B>(
         .enable_connect_protocol();
     let connection = io.connection().clone();
     let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service)));
-    let result = tokio::select! {
-        result = serving.as_mut() => result,
-        () = stop.cancelled() => {
+    let mut idle = Idle::new(settings.header_read);
+    let mut stopping = false;
+    let served = poll_fn(|cx| {
+        // Before the look, so that what is asked after it wakes us.
+        connection.register(cx.waker());
+        let asked = connection.asked();
+        if asked == Asked::End {
+            return Poll::Ready(None);
+        }
+        if asked == Asked::Finish && !stopping {
+            stopping = true;
             serving.as_mut().graceful_shutdown();
-            serving.await
         }
-        () = never_used(&connection, settings.header_read) => {
-            tracing::debug!("a client connected and sent no request: it is disconnected");
-            return;
+        if let Poll::Ready(result) = serving.as_mut().poll(cx) {
+            return Poll::Ready(Some(result));
         }
-    };
-    if let Err(error) = result {
+        idle.poll(&connection, cx).map(|()| None)
+    });
+    if let Some(Err(error)) = served.await {
         tracing::trace!(error, "a connection ended with an error");
     }
-}
-
-/// Resolves when no request has come in time: before the protocol is known, nobody else counts.
-async fn never_used(connection: &Connection, limit: Option<Duration>) {
-    if let Some(limit) = limit {
-        tokio::time::sleep(limit).await;
-        if !connection.was_used() {
-            return;
-        }
-    }
-    pending::<()>().await;
 }

@@ -25,8 +25,22 @@ impl Epilogue {
     pub fn wrap<IO, S>(&self, io: &TrackedIo<IO>, service: S) -> Service<S>
     where
         IO: 'static,
+        S: 'static,
     {
-        Service::new(service, self.pool.clone(), io.connection().clone(), None)
+        Service::new(ready_made(service), self.pool.clone(), io.connection().clone(), None)
+    }
+}
+
+/// A router whose handlers are made into services once, and not for each request, as axum's own server does.
+pub(super) fn ready_made<S: 'static>(app: S) -> S {
+    let mut app = Some(app);
+    #[cfg(feature = "serve")]
+    if let Some(app) = (&mut app as &mut dyn std::any::Any).downcast_mut::<Option<axum::Router>>() {
+        *app = app.take().map(|router| router.with_state(()));
+    }
+    match app {
+        Some(app) => app,
+        None => unreachable!("it was put back"),
     }
 }
 
@@ -35,6 +49,7 @@ impl Epilogue {
 pub struct Service<S, A = ()> {
     inner: S,
     home: Arc<Home>,
+    connection: Connection,
     #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "for `ConnectInfo`, which is axum's"))]
     address: Option<A>,
 }
@@ -45,7 +60,7 @@ impl<S, A> Service<S, A> {
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self { inner, home: Arc::new(Home::of_connection(pool, connection)), address }
+        Self { inner, home: Arc::new(Home::new(pool)), connection, address }
     }
 }
 
@@ -67,7 +82,7 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let entered = begin(&self.home, &mut request);
+        let entered = begin(&self.home, &self.connection, &mut request);
         #[cfg(feature = "serve")]
         if let Some(address) = &self.address {
             use axum::extract::ConnectInfo;

@@ -7,7 +7,7 @@ use http::{HeaderValue, Request, StatusCode, header};
 
 use super::{shared::Shared, word};
 use crate::{
-    continuation::{Continuation, Kind},
+    continuation::Continuation,
     event::EventKind,
     pool::{
         bounds::{Bounds, Gate, Ticket, Turn, WhenFull},
@@ -87,11 +87,11 @@ impl Shared {
     }
 
     fn keep_ticket(&self, ticket: Ticket) {
-        lock(&self.core).tickets.push(ticket);
+        lock(&self.core).rare().tickets.push(ticket);
     }
 
     pub(super) fn keep_tickets(&self, tickets: Vec<Ticket>) {
-        lock(&self.core).tickets.extend(tickets);
+        lock(&self.core).rare().tickets.extend(tickets);
     }
 
     /// The ticket for the first gate of a continuation that is about to wait for its place, and those for the others; where
@@ -103,11 +103,12 @@ impl Shared {
             return gates.into_iter().cloned().map(Turn::Beside).collect();
         }
         let mut core = lock(&self.core);
+        let tickets = &mut core.rare().tickets;
         let kept: Vec<_> = gates
             .iter()
             .map(|gate| {
-                let index = core.tickets.iter().position(|ticket| Arc::ptr_eq(&ticket.gate, gate))?;
-                Some(core.tickets.swap_remove(index))
+                let index = tickets.iter().position(|ticket| Arc::ptr_eq(&ticket.gate, gate))?;
+                Some(tickets.swap_remove(index))
             })
             .collect();
         // What follows may log, which is not to be done under a lock (contract rule 11).
@@ -132,11 +133,11 @@ impl Shared {
         let needs = |continuation: &Continuation, gate: &Arc<Gate>| {
             gates(bounds, continuation).any(|needed| Arc::ptr_eq(needed, gate))
         };
-        let tickets = std::mem::take(&mut core.tickets);
+        let tickets = std::mem::take(&mut core.rare().tickets);
         let (kept, unused): (Vec<_>, Vec<_>) = tickets
             .into_iter()
-            .partition(|ticket| core.continuations.iter().any(|(continuation, _)| needs(continuation, &ticket.gate)));
-        core.tickets = kept;
+            .partition(|ticket| core.continuations.iter().any(|continuation| needs(continuation, &ticket.gate)));
+        core.rare().tickets = kept;
         drop(core);
         // Outside of the lock: this wakes those that wait for them.
         drop(unused);
@@ -145,7 +146,7 @@ impl Shared {
     /// No continuation can come any more.
     pub(super) fn drop_tickets(&self) {
         if self.bounds().is_some() {
-            let tickets = std::mem::take(&mut lock(&self.core).tickets);
+            let tickets = std::mem::take(&mut lock(&self.core).rare().tickets);
             drop(tickets);
         }
     }
@@ -153,10 +154,10 @@ impl Shared {
     /// What a response has to wait for, where bounds hold responses back.
     pub(super) fn reserving(&self) -> Option<Reserving> {
         let bounds = self.bounds()?;
-        let core = lock(&self.core);
-        let mut kept: Vec<_> = core.tickets.iter().map(|ticket| Arc::as_ptr(&ticket.gate)).collect();
+        let mut core = lock(&self.core);
+        let mut kept: Vec<_> = core.rare().tickets.iter().map(|ticket| Arc::as_ptr(&ticket.gate)).collect();
         let mut missing = Vec::new();
-        for (continuation, _) in &core.continuations {
+        for continuation in core.continuations.iter() {
             for gate in gates(bounds, continuation) {
                 let WhenFull::Hold(limit) = gate.when_full() else { continue };
                 match kept.iter().position(|other| *other == Arc::as_ptr(gate)) {
@@ -180,7 +181,7 @@ impl Shared {
 
 /// The gates that a continuation passes; one of ours that is done in a moment passes none.
 fn gates<'a>(bounds: &'a Bounds, continuation: &Continuation) -> impl Iterator<Item = &'a Arc<Gate>> {
-    let brief = matches!(continuation.kind, Some(Kind::Brief(_)));
+    let brief = continuation.is_brief();
     bounds.gates(continuation.class_name(), continuation.is_blocking()).filter(move |_| !brief)
 }
 

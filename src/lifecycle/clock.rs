@@ -5,7 +5,7 @@ use std::{
     future::Future as _,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, Waker},
@@ -99,6 +99,11 @@ impl Clock {
             armed: AtomicBool::new(false),
             measuring: AtomicBool::new(false),
         }
+    }
+
+    /// When the request arrived.
+    pub(super) fn arrived(&self) -> Instant {
+        self.arrived
     }
 
     fn now(&self) -> u64 {
@@ -252,22 +257,6 @@ pub(super) fn poll_timer(timer: &mut Option<Pin<Box<Sleep>>>, at: Instant, cx: &
 /// without the timer being set, and if its own work then waits, nothing would bring it back.
 fn poll_sleep(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
     std::pin::pin!(tokio::task::unconstrained(sleep)).poll(cx)
-}
-
-/// A waker that calls `wake` with what `target` still points to.
-pub(super) struct LimitWaker<T>(pub(super) std::sync::Weak<T>);
-
-/// What a passed limit does.
-pub(super) trait Limited: Send + Sync + 'static {
-    fn limit_passed(&self);
-}
-
-impl<T: Limited> std::task::Wake for LimitWaker<T> {
-    fn wake(self: Arc<Self>) {
-        if let Some(target) = self.0.upgrade() {
-            target.limit_passed();
-        }
-    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::{producer, shared::Shared};
+use super::{passage::Waits, producer, shared::Shared};
 use crate::pool::caught;
 
 /// A body that counts what leaves, and whose drop tells the request what became of it.
@@ -55,7 +55,7 @@ impl Delivery {
         let known = sized || declared.is_some();
         let declared = declared.filter(|_| !shared.http2());
         let complete = bodiless || body.is_end_stream() || declared == Some(0);
-        let held = match shared.connection().filter(|_| shared.http2() && !complete) {
+        let held = match (shared.http2() && !complete).then(|| shared.connection()).flatten() {
             Some(connection) => {
                 connection.guards();
                 Held::Open
@@ -152,7 +152,7 @@ impl http_body::Body for Delivery {
         let polled = if matches!(this.held, Held::End(_)) { this.poll_held() } else { this.poll_next(cx) };
         if polled.is_pending() {
             // Registered before the second look, so that what changes after it wakes us.
-            this.shared.response_waker.register(cx.waker());
+            this.shared.register(Waits::Response, cx);
             this.shared.watch_client(cx);
             if this.shared.is_broken_off() {
                 return this.fail(broken_off());

@@ -13,7 +13,10 @@ use std::{
 use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 
-use super::{admission::Reserving, delivery::Delivery, response, service::Inner, shared::Shared, transitions::Verdict};
+use super::{
+    admission::Reserving, delivery::Delivery, passage::Waits, response, service::Inner, shared::Shared,
+    transitions::Verdict,
+};
 use crate::pool::caught;
 
 /// What the outermost of our services does beside its inner future.
@@ -56,7 +59,7 @@ impl Driver {
     {
         let Some(shared) = &self.shared else { return Poll::Pending };
         // Registered before the look, so that what changes after it wakes us.
-        shared.response_waker.register(cx.waker());
+        shared.register(Waits::Response, cx);
         shared.arm();
         shared.watch_client(cx);
         let Some(verdict) = shared.verdict() else {
@@ -66,7 +69,7 @@ impl Driver {
             // The client had left before the request arrived, and by now the layers have not said to ignore it.
             shared.abandon();
         }
-        shared.handler_waker.wake();
+        shared.wake(Waits::Handler);
         match caught::poll(inner.as_mut(), cx) {
             Ok(Poll::Pending) => {
                 inner.set(Inner::Gone);
@@ -116,7 +119,7 @@ impl Driver {
         if let Poll::Ready(tickets) = holding.reserving.as_mut().poll(cx) {
             shared.keep_tickets(tickets);
         } else {
-            shared.response_waker.register(cx.waker());
+            shared.register(Waits::Response, cx);
             shared.arm();
             shared.watch_client(cx);
             let Some(verdict) = shared.verdict() else { return Poll::Pending };

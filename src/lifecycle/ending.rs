@@ -1,22 +1,20 @@
 //! The one driver of a request's end: waits for its response, runs its continuations, then its hooks.
 
 use std::{
-    collections::VecDeque,
-    future::{Future, poll_fn},
-    ops::ControlFlow,
+    future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use tokio::time::{Instant, Sleep};
-use tracing::Instrument as _;
+use tracing::{Span, span::Entered};
 
 use super::{
-    clock::{LIMIT_PASSED, poll_timer},
-    frames::Framed,
+    after::{Next, Places, Rest},
+    clock::poll_timer,
     hooks::{End, Hook},
-    places::run_as_hook,
+    places::HookTime,
     shared::Shared,
     transitions::Verdict,
     word,
@@ -24,108 +22,140 @@ use super::{
 use crate::{
     continuation::{Continuation, Kind},
     event::{CONTINUATION, EventKind},
-    pool::{
-        Captured, Listed, Straggler,
-        blocking::Blocking,
-        carry::{Work, carried},
-        caught, lock, spans,
-    },
+    pool::{Straggler, carry::Work, caught, lock, spans},
 };
-
-type Pending = (Continuation, Vec<Box<dyn Captured>>);
 
 /// Starts the task. Where no runtime is left to run it, that is said, and nothing else can be done.
 pub(super) fn start(shared: Arc<Shared>) {
     let pool = shared.pool().clone();
     let weak: std::sync::Weak<dyn Straggler> = Arc::downgrade(&shared) as _;
-    let ending = Ending { _listed: pool.list(weak), shared, ended: false };
-
-    if let Err(work) = pool.spawn(ending.run()) {
+    shared.set_listed(pool.list(weak));
+    if let Err(work) = pool.spawn(Ending { shared, step: None }) {
         caught::discard(work);
     }
 }
 
+/// The task.
+///
+/// Written by hand, and not as an `async fn`, whose size would be that of all that it ever waits for: a million of these
+/// may wait for a long continuation each. With the word that tracks it, it is what fits into the smallest task that tokio
+/// has (128 bytes), and one more would double that.
 pub(super) struct Ending {
-    pub(super) shared: Arc<Shared>,
-    _listed: Listed,
-    ended: bool,
+    shared: Arc<Shared>,
+    /// `None` while the response is waited for.
+    step: Option<Box<Step>>,
 }
 
-impl Drop for Ending {
-    fn drop(&mut self) {
-        if !self.ended {
-            self.shared.pool().report_lost(&self.shared.route(), "the runtime ended before the request did");
-        }
-    }
+/// What it is at.
+enum Step {
+    /// The response's reader is slow.
+    Reader(Box<Patience>),
+    /// The continuation runs.
+    Running(Running),
+    /// What comes before a continuation or after it, for those that have such.
+    Around(Pin<Box<dyn Future<Output = Next> + Send>>),
+    /// A hook that waits.
+    Hook(Box<RunningHook>),
 }
 
 /// How long a slow reader is waited for.
-#[derive(Default)]
 struct Patience {
     /// The wait that is timed, and when it is over.
-    wait: Option<(u32, Instant)>,
+    wait: u32,
+    ends: Instant,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Patience {
-    fn poll(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(number) = shared.wait_for_reader() else {
-            return Poll::Pending;
-        };
-        let ends = match self.wait {
-            Some((timed, ends)) if timed == number => ends,
-            _ => match Instant::now().checked_add(shared.pool().settings.patience) {
-                Some(ends) => self.wait.insert((number, ends)).1,
-                None => return Poll::Pending,
-            },
-        };
-        poll_timer(&mut self.timer, ends, cx)
-    }
+/// A continuation that runs.
+struct Running {
+    work: Work,
+    rest: Option<Box<Rest>>,
+}
+
+/// A hook that runs.
+struct RunningHook {
+    index: usize,
+    work: super::hooks::Outcome,
+    span: Option<Box<Span>>,
+    time: HookTime,
 }
 
 /// What the work after a response came to.
-enum Outcome {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
     Ended,
     Dropped,
 }
 
-impl Ending {
-    async fn run(mut self) {
-        while let Some((continuation, captured)) = self.next_continuation().await {
-            // Boxed: a request that has hooks alone does not carry the room for it.
-            Box::pin(self.run_continuation(continuation, captured)).await;
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if let Some(Step::Running(Running { work, rest })) = self.step.take().map(|step| *step) {
+            discard(&self.shared, work, rest.as_deref());
         }
-        self.shared.drop_tickets();
-        self.run_hooks().await;
-        self.ended = true;
-    }
-
-    /// The next continuation, once the response is flushed or will not be; `None` when the hooks may run.
-    async fn next_continuation(&self) -> Option<Pending> {
-        let mut patience = Patience::default();
-        poll_fn(|cx| self.poll_next(&mut patience, cx)).await
-    }
-
-    fn poll_next(&self, patience: &mut Patience, cx: &mut Context<'_>) -> Poll<Option<Pending>> {
         let shared = &self.shared;
-        shared.ending_waker.register(cx.waker());
-        if shared.word().known_sent().is_none() {
-            shared.arm();
-            if patience.poll(shared, cx).is_ready() {
-                tracing::info!(route = shared.route(), "the reader is slow: its request goes on without it");
-                shared.give_up_on_reader();
+        if !shared.word().has(word::ENDED) {
+            shared.pool().report_lost(&shared.route(), "the runtime ended before the request did");
+            // It keeps the request.
+            shared.clock.stop();
+        }
+        shared.pool().unlist(shared.listed());
+    }
+}
+
+impl Future for Ending {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        loop {
+            match this.step.as_deref_mut() {
+                None | Some(Step::Reader(_)) => match ready!(this.poll_next(cx)) {
+                    Some(continuation) => this.start(continuation),
+                    None => {
+                        this.shared.drop_tickets();
+                        return this.poll_hooks(None, cx);
+                    }
+                },
+                Some(Step::Running(running)) => {
+                    let outcome = ready!(running.poll(&this.shared, cx));
+                    this.ran(outcome);
+                }
+                Some(Step::Around(work)) => match ready!(work.as_mut().poll(cx)) {
+                    Next::Run(continuation, places) => this.run(continuation, Some(places)),
+                    Next::Over(outcome, rest) => {
+                        this.step = None;
+                        this.over(outcome, rest);
+                    }
+                },
+                Some(Step::Hook(_)) => {
+                    let hook = this.step.take();
+                    return this.poll_hooks(hook, cx);
+                }
             }
         }
+    }
+}
+
+// === the response ===
+
+impl Ending {
+    /// The next continuation, once the response is flushed or will not be; `None` when the hooks may run.
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Continuation>> {
+        self.shared.ending_waker.register(cx.waker());
+        if self.shared.word().known_sent().is_none() {
+            self.shared.arm();
+            if self.poll_patience(cx).is_ready() {
+                tracing::info!(route = self.shared.route(), "the reader is slow: its request goes on without it");
+                self.shared.give_up_on_reader();
+            }
+        }
+        let shared = &self.shared;
         let word = shared.word();
         if word.known_sent().is_none() || word.drops_its_work() {
             return Poll::Pending;
         }
         let mut core = lock(&shared.core);
         if let Some(continuation) = core.continuations.pop_front() {
-            if core.continuations.is_empty() {
-                // Its room is not needed while this one runs, which may be long.
-                core.continuations = VecDeque::new();
-            }
             return Poll::Ready(Some(continuation));
         }
         // Under the lock, so that no continuation can come in between.
@@ -139,232 +169,228 @@ impl Ending {
         Poll::Pending
     }
 
-    async fn run_continuation(&self, mut continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
+    fn poll_patience(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let shared = &self.shared;
-        shared.let_buffer_go();
+        let Some(number) = shared.wait_for_reader() else {
+            return Poll::Pending;
+        };
+        let (ends, timer) = match self.step.as_deref_mut() {
+            Some(Step::Reader(patience)) if patience.wait == number => (patience.ends, &mut patience.timer),
+            _ => {
+                let Some(ends) = Instant::now().checked_add(shared.pool().settings.patience) else {
+                    return Poll::Pending;
+                };
+                let timer = match self.step.take().map(|step| *step) {
+                    Some(Step::Reader(patience)) => patience.timer,
+                    _ => None,
+                };
+                let patience = Box::new(Patience { wait: number, ends, timer });
+                match &mut **self.step.insert(Box::new(Step::Reader(patience))) {
+                    Step::Reader(patience) => (ends, &mut patience.timer),
+                    _ => return Poll::Pending,
+                }
+            }
+        };
+        poll_timer(timer, ends, cx)
+    }
+}
+
+// === continuations ===
+
+impl Ending {
+    /// Its response is gone, or waited for no longer.
+    fn start(&mut self, mut continuation: Continuation) {
+        let shared = &self.shared;
+        shared.let_go();
         // An attempt at a job comes in a span of its own.
         if !shared.is_job {
             continuation.begin_span(|| shared.route(), Some(shared.id()));
             shared.begin_spans();
         }
-        #[cfg(feature = "acknowledged")]
-        if let Some(deadline) = continuation.acknowledgement() {
-            self.wait_for_acknowledgement(deadline).await;
-        }
-        let (class, failure) = (continuation.class_name(), continuation.failure_slot());
+        let class = continuation.class_name();
         if class.is_some() {
-            self.note_class(class);
+            shared.note_class(class);
         }
-        let brief = matches!(continuation.kind, Some(Kind::Brief(_)));
-        let places = match shared.pool().bounds {
-            // Boxed: an unbounded one does not carry the room for it.
-            Some(_) if !brief => Box::pin(self.wait_for_places(class, continuation.is_blocking())).await,
-            Some(_) | None => Ok(Vec::new()),
-        };
-        if !shared.take_seat(places.is_ok()) {
-            Self::put_back(continuation);
-            return self.note_class(None);
+        match shared.before(continuation) {
+            Ok(continuation) => self.run(continuation, None),
+            Err(before) => self.step = Some(Box::new(Step::Around(before))),
+        }
+    }
+
+    fn run(&mut self, continuation: Continuation, places: Option<Places>) {
+        self.step = None;
+        let shared = &self.shared;
+        if !shared.take_seat(!matches!(places, Some(Err(_)))) {
+            Shared::put_back(continuation);
+            return shared.note_class(None);
         }
         shared.change(Some(EventKind::ContinuationStart), |word| Some(word.with(word::CONTINUING)));
-        let (kind, span) = continuation.into_work();
-        let outcome = match kind {
+        let (kind, extra) = continuation.take_apart();
+        let needs_rest = extra.is_some() || places.is_some();
+        let rest = |places| Box::new(Rest { extra: extra.map(|extra| *extra).unwrap_or_default(), places });
+        let step = match kind {
             Kind::Async(work) => {
-                let work = if captured.is_empty() { work } else { Box::pin(carried(captured, work)) };
-                let mut work = Framed::new(&**shared, CONTINUATION, work);
-                let outcome = self.run_to_limit(&mut work.work).instrument(span.clone()).await;
-                let _span = span.enter();
-                drop(work);
-                outcome
+                let rest = needs_rest.then(|| rest(places));
+                Step::Running(Running { work, rest })
             }
             Kind::Brief(work) => {
                 work();
-                Outcome::Ended
+                return self.over(Outcome::Ended, Some(rest(places)));
             }
-            Kind::Blocking(mut work) => {
-                for value in captured {
-                    work = value.around_blocking(work);
-                }
-                match places {
-                    Ok(places) => {
-                        // The thread is what the place is for: it has it until it ends.
-                        let work = move || {
-                            let _places = places;
-                            work();
-                        };
-                        let (pool, route) = (shared.pool().clone(), shared.route());
-                        let thread = Blocking::start(Box::new(work), pool, span.clone(), route);
-                        self.run_blocking(thread).instrument(span.clone()).await
-                    }
-                    Err(entering) => {
-                        self.run_blocking_later(work, entering, span.clone());
-                        Outcome::Dropped
-                    }
-                }
+            Kind::Blocking(work) => {
+                let places = places.unwrap_or_else(|| Ok(Vec::new()));
+                Step::Around(Box::pin(shared.clone().block(work, rest(None), places)))
             }
         };
-        if let Some(error) = failure.and_then(|slot| lock(&slot).take()) {
-            Box::pin(self.tell_failure(error, class).instrument(span.clone())).await;
+        self.step = Some(Box::new(step));
+    }
+
+    /// An async one has returned, panicked, or reached its limit.
+    fn ran(&mut self, outcome: Outcome) {
+        let Some(Step::Running(Running { work, mut rest })) = self.step.take().map(|step| *step) else { return };
+        discard(&self.shared, work, rest.as_deref());
+        let slot = rest.as_mut().and_then(|rest| rest.extra.failure.take());
+        match (slot.and_then(|slot| lock(&slot).take()), rest) {
+            (Some(error), Some(rest)) => {
+                let told = self.shared.clone().failed(error, outcome, rest);
+                self.step = Some(Box::new(Step::Around(Box::pin(told))));
+            }
+            (_, rest) => self.over(outcome, rest),
         }
-        let event = match outcome {
-            Outcome::Ended => EventKind::ContinuationEnd,
-            Outcome::Dropped => EventKind::ContinuationDropped,
+    }
+
+    fn over(&self, outcome: Outcome, rest: Option<Box<Rest>>) {
+        let (event, how) = match outcome {
+            Outcome::Ended => (EventKind::ContinuationEnd, "ended"),
+            Outcome::Dropped => (EventKind::ContinuationDropped, "dropped"),
         };
-        spans::ended(&span, if event == EventKind::ContinuationEnd { "ended" } else { "dropped" });
-        // Closed before its end is told.
-        drop(span);
-        shared.change(Some(event), |word| Some(word.without(word::CONTINUING)));
+        let Rest { extra, places } = rest.map(|rest| *rest).unwrap_or_default();
+        let class = extra.class;
+        spans::ended(&extra.span, how);
+        // Its span is closed before its end is told, and its places are given back afterwards.
+        drop(extra);
+        self.shared.change(Some(event), |word| Some(word.without(word::CONTINUING)));
         if class.is_some() {
-            self.note_class(None);
+            self.shared.note_class(None);
         }
+        drop(places);
     }
+}
 
-    /// For a drain's report, and for events.
-    fn note_class(&self, class: Option<&'static str>) {
-        lock(&self.shared.core).class = class;
-        self.shared.note_told_class(class);
-    }
+/// Drops what ran, among its frames and in its span.
+fn discard(shared: &Shared, work: Work, rest: Option<&Rest>) {
+    shared.framed(CONTINUATION, || caught::discard_in(rest.map(|rest| &rest.extra.span), work));
+}
 
-    /// Waits until the flushed response is confirmed; to the deadline, and to the time limit.
-    #[cfg(feature = "acknowledged")]
-    async fn wait_for_acknowledgement(&self, deadline: std::time::Duration) {
-        use crate::connection::Acknowledged;
-
-        let shared = &self.shared;
-        if shared.word().known_sent() != Some(crate::status::Sent::Flushed) {
-            return;
-        }
-        let delivered = lock(&shared.core).delivered.take().unwrap_or_default();
-        let mut acknowledged = std::pin::pin!(tokio::time::timeout(deadline, delivered.acknowledged()));
-        let outcome = poll_fn(|cx| {
-            shared.ending_waker.register(cx.waker());
-            if let Poll::Ready(outcome) = acknowledged.as_mut().poll(cx) {
-                return Poll::Ready(outcome.ok());
-            }
-            shared.arm();
-            if shared.verdict() == Some(Verdict::TimedOut) { Poll::Ready(None) } else { Poll::Pending }
-        })
-        .await;
-        if outcome == Some(Acknowledged::Aborted) {
-            shared.never_acknowledged();
-        }
-    }
-
-    async fn run_to_limit(&self, work: &mut Option<Work>) -> Outcome {
-        let shared = &self.shared;
-        poll_fn(|cx| {
-            shared.ending_waker.register(cx.waker());
-            let Some(work) = work else { return Poll::Ready(Outcome::Ended) };
-            match shared.measure(CONTINUATION, || caught::poll(work.as_mut(), cx)) {
-                Ok(Poll::Ready(())) => return Poll::Ready(Outcome::Ended),
-                Err(payload) => {
-                    shared.panicked(CONTINUATION, &payload);
-                    caught::dispose(payload);
-                    return Poll::Ready(Outcome::Ended);
-                }
-                Ok(Poll::Pending) => {}
-            }
-            shared.arm();
-            match shared.verdict() {
-                Some(Verdict::TimedOut) => {
-                    tracing::warn!(route = shared.route(), "a continuation was dropped at its limit");
-                    Poll::Ready(Outcome::Dropped)
-                }
-                Some(Verdict::Abandoned) | None => Poll::Pending,
-            }
-        })
-        .await
-    }
-
-    /// A thread counts as one long poll: on the busy clock, all of its time is busy.
-    async fn run_blocking(&self, mut work: Blocking) -> Outcome {
-        let shared = &self.shared;
-        let busy_until = shared.clock.busy_left().and_then(|left| Instant::now().checked_add(left));
-        let mut timer = None;
-        poll_fn(|cx| {
-            shared.ending_waker.register(cx.waker());
-            if let Poll::Ready(result) = Pin::new(&mut work).poll(cx) {
-                if let Err(payload) = result {
-                    shared.panicked(CONTINUATION, &payload);
-                    caught::dispose(payload);
-                }
+impl Running {
+    fn poll(&mut self, shared: &Shared, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let _span: Option<Entered<'_>> = self.rest.as_ref().map(|rest| rest.extra.span.enter());
+        let work = &mut self.work;
+        shared.ending_waker.register(cx.waker());
+        match shared.measure(CONTINUATION, || caught::poll(work.as_mut(), cx)) {
+            Ok(Poll::Ready(())) => return Poll::Ready(Outcome::Ended),
+            Err(payload) => {
+                shared.panicked(CONTINUATION, &payload);
+                caught::dispose(payload);
                 return Poll::Ready(Outcome::Ended);
             }
-            shared.arm();
-            if let Some(at) = busy_until {
-                if poll_timer(&mut timer, at, cx).is_ready() {
-                    shared.time_out(LIMIT_PASSED);
-                }
+            Ok(Poll::Pending) => {}
+        }
+        shared.arm();
+        match shared.verdict() {
+            Some(Verdict::TimedOut) => {
+                tracing::warn!(route = shared.route(), "a continuation was dropped at its limit");
+                Poll::Ready(Outcome::Dropped)
             }
-            if shared.verdict() != Some(Verdict::TimedOut) {
-                return Poll::Pending;
-            }
-            if work.give_up() {
-                tracing::warn!(
-                    route = shared.route(),
-                    "a blocking continuation ran past its limit: its thread is stuck until it returns"
-                );
-                return Poll::Ready(Outcome::Dropped);
-            }
-            // It ended in this moment; the next poll has its result.
-            cx.waker().wake_by_ref();
-            Poll::Pending
-        })
-        .await
+            Some(Verdict::Abandoned) | None => Poll::Pending,
+        }
     }
+}
 
-    async fn run_hooks(&self) {
+// === hooks ===
+
+impl Ending {
+    /// One after the other; `waiting` is the one that was at it before.
+    fn poll_hooks(&mut self, waiting: Option<Box<Step>>, cx: &mut Context<'_>) -> Poll<()> {
         let shared = &self.shared;
-        let mut index = 0;
-        loop {
-            let Some(hook) = self.next_hook() else { return };
-            shared.tell(EventKind::HookStart { hook: index });
-            let outcome = self.run_hook(hook).await;
+        let mut hook = match waiting.map(|step| *step) {
+            Some(Step::Hook(hook)) => Some(*hook),
+            _ => self.next_hook(0),
+        };
+        while let Some(mut running) = hook {
+            let Poll::Ready(outcome) = running.poll(shared, cx) else {
+                self.step = Some(Box::new(Step::Hook(Box::new(running))));
+                return Poll::Pending;
+            };
+            let RunningHook { index, work, span, .. } = running;
+            caught::discard_in(span.as_deref(), work);
+            let outcome = match outcome {
+                Some(Ok(outcome)) => outcome,
+                failed => {
+                    let _span = span.as_deref().map(Span::enter);
+                    shared.hook_failed(failed);
+                    std::ops::ControlFlow::Continue(())
+                }
+            };
             shared.tell(EventKind::HookEnd { hook: index });
-            index += 1;
             if outcome.is_break() {
                 let skipped = std::mem::take(&mut lock(&shared.core).hooks);
-                if !skipped.is_empty() {
-                    tracing::info!(
-                        route = shared.route(),
-                        skipped = skipped.len(),
-                        "a hook stopped the hooks after it"
-                    );
+                let count = skipped.iter().count();
+                if count > 0 {
+                    tracing::info!(route = shared.route(), skipped = count, "a hook stopped the hooks after it");
                 }
                 caught::discard(skipped);
             }
+            hook = self.next_hook(index + 1);
         }
+        Poll::Ready(())
     }
 
-    /// The next hook; when there is none, the request ends, under the lock, so that no hook can come too late
+    /// The next hook, begun; when there is none, the request ends, under the lock, so that no hook can come too late
     /// to run and too early to be refused.
-    fn next_hook(&self) -> Option<Hook> {
-        let mut core = lock(&self.shared.core);
+    fn next_hook(&self, index: usize) -> Option<RunningHook> {
+        let shared = &self.shared;
+        let mut core = lock(&shared.core);
         let hook = core.hooks.pop_front();
         if hook.is_none() {
-            self.shared.end(|_| true);
+            shared.end(|_| true);
         }
-        hook
+        drop(core);
+        match hook {
+            Some(hook) => Some(RunningHook::start(shared, hook, index)),
+            None => {
+                shared.ended();
+                None
+            }
+        }
+    }
+}
+
+impl RunningHook {
+    fn start(shared: &Arc<Shared>, hook: Hook, index: usize) -> Self {
+        shared.tell(EventKind::HookStart { hook: index });
+        let (work, span) = hook.start(End { shared: shared.clone() });
+        Self { index, work, span, time: HookTime::default() }
     }
 
-    async fn run_hook(&self, hook: Hook) -> ControlFlow<()> {
-        let shared = &self.shared;
-        let end = End { shared: shared.clone() };
-        let (mut work, span) = hook.start(end);
-        let result = run_as_hook(shared, work.as_mut(), &span).await;
-        let _span = span.enter();
-        caught::discard(work);
-        match result {
-            Some(Ok(outcome)) => outcome,
-            Some(Err(payload)) => {
-                shared.panicked("hook", &payload);
-                caught::dispose(payload);
-                ControlFlow::Continue(())
-            }
-            None => {
-                let limit = shared.pool().settings.hook_limit;
-                tracing::warn!(route = shared.route(), ?limit, "a hook ran past its own limit and was dropped");
-                ControlFlow::Continue(())
-            }
-        }
+    /// `None` if its time is over.
+    fn poll(
+        &mut self,
+        shared: &Shared,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<std::ops::ControlFlow<()>, caught::Payload>>> {
+        let _span = self.span.as_deref().map(Span::enter);
+        self.time.poll(shared, self.work.as_mut(), cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn with_the_word_that_tracks_it_the_task_is_three_words() {
+        assert_eq!(size_of::<Ending>(), 2 * size_of::<usize>());
+        assert!(size_of::<Step>() <= 4 * size_of::<usize>());
     }
 }

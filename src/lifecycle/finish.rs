@@ -13,6 +13,7 @@ use axum_core::response::Response;
 use super::{
     LifecycleError,
     error::Kind,
+    passage::Waits,
     response,
     shared::Shared,
     word::{self, Word},
@@ -55,7 +56,7 @@ impl Finish {
         use crate::connection::Acknowledged;
 
         // Before the flush: the server may close right after it.
-        let delivered = self.shared.connection().map(crate::connection::Connection::keep_socket);
+        let delivered = self.shared.connection().map(|connection| connection.keep_socket());
         match (self.await?, delivered) {
             (Sent::Flushed, Some(delivered)) => Ok(delivered.acknowledged().await),
             (Sent::Aborted | Sent::BrokenOff, _) => Ok(Acknowledged::Aborted),
@@ -94,7 +95,7 @@ impl Shared {
     /// The response that was given to `finish`, the first time. The bit is set under the lock that the response is
     /// stored under, so that who sees no bit needs no lock.
     pub(super) fn take_finished(&self) -> Option<Box<Response>> {
-        self.is_finished().then(|| lock(&self.core).finished.take()).flatten()
+        self.is_finished().then(|| lock(&self.core).rare().finished.take()).flatten()
     }
 
     fn finish(&self, response: Box<Response>) -> Result<(), LifecycleError> {
@@ -120,9 +121,9 @@ impl Shared {
             caught::discard(response);
             return Err(LifecycleError::new(kind));
         }
-        core.finished = Some(response);
+        core.rare().finished = Some(response);
         drop(core);
-        self.handler_waker.wake();
+        self.wake(Waits::Handler);
         Ok(())
     }
 }

@@ -13,6 +13,7 @@ use tracing::{Instrument as _, Span};
 
 use super::{
     frames::Framed,
+    passage::Waits,
     response::{SendBody, answer, collect, finish_nowhere, go_nowhere, watched},
     shared::Shared,
     transitions::HandlerEnd,
@@ -121,7 +122,7 @@ where
     fn waits(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
         let shared = &self.shared;
         // Registered before the looks, so that what changes after them wakes us.
-        shared.handler_waker.register(cx.waker());
+        shared.register(Waits::Handler, cx);
         if self.context.is_none() {
             self.context = Some(Surroundings::capture(shared));
         }
@@ -230,7 +231,7 @@ where
     let work = async move {
         let _detached = detached;
         let outcome = poll_fn(|cx| {
-            owner.handler_waker.register(cx.waker());
+            owner.register(Waits::Handler, cx);
             let Some(future) = framed.work.as_mut() else { return Poll::Pending };
             match poll_handler(&owner, false, future.as_mut(), cx) {
                 Ok(Poll::Ready(result)) => return Poll::Ready(Ok(Some(result))),

@@ -116,8 +116,8 @@ pub(super) type Outcome = Pin<Box<dyn Future<Output = ControlFlow<()>> + Send>>;
 /// A registered hook.
 pub(crate) struct Hook {
     run: Box<dyn FnOnce(End) -> Outcome + Send>,
-    pub(super) span: Span,
-    pub(super) captured: Vec<Box<dyn Captured>>,
+    /// The one that was current; `None` costs nothing.
+    span: Option<Box<Span>>,
 }
 
 impl fmt::Debug for Hook {
@@ -135,15 +135,22 @@ impl Hook {
         Self {
             // The user's function is called at the first poll, where a panic is caught.
             run: Box::new(move |end| Box::pin(async move { hook(end).await.goes_on() })),
-            span: Span::current(),
-            captured: Vec::new(),
+            span: Some(Span::current()).filter(|span| !span.is_none()).map(Box::new),
         }
     }
 
+    /// Has what was captured where it was registered in scope where it runs.
+    pub(super) fn carry(&mut self, captured: Vec<Box<dyn Captured>>) {
+        if captured.is_empty() {
+            return;
+        }
+        let run: Box<dyn FnOnce(End) -> Outcome + Send> = Box::new(|_| Box::pin(async { ControlFlow::Continue(()) }));
+        let run = std::mem::replace(&mut self.run, run);
+        self.run = Box::new(move |end| Box::pin(carried(captured, run(end))));
+    }
+
     /// Its future, and the span that it belongs to.
-    pub(super) fn start(self, end: End) -> (Outcome, Span) {
-        let work = (self.run)(end);
-        let work = if self.captured.is_empty() { work } else { Box::pin(carried(self.captured, work)) };
-        (work, self.span)
+    pub(super) fn start(self, end: End) -> (Outcome, Option<Box<Span>>) {
+        ((self.run)(end), self.span)
     }
 }

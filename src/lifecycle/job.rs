@@ -23,7 +23,8 @@ impl Lifecycle {
     /// counts from when it has its place.
     pub(crate) fn of_job(pool: Arc<Pool>, kind: &str, seat: Arc<Seat>) -> Self {
         let shared = Shared::new(Arrival {
-            home: Some(Arc::new(Home { pool, connection: None, seat: Some(seat) })),
+            home: Some(Arc::new(Home { pool, seat: Some(seat) })),
+            connection: None,
             // No client can send this, since the name of a route is made of a method and a path.
             method: Method::from_bytes(b"JOB").unwrap_or_default(),
             uri: format!("/{kind}").parse().unwrap_or_else(|_| Uri::from_static("/")),
@@ -46,14 +47,13 @@ impl Continuation {
 impl Shared {
     /// Takes in a continuation that starts before those that are there. `Err` if the request has ended.
     pub(crate) fn add_first_continuation(&self, continuation: Continuation) -> Result<(), Continuation> {
-        let captured = self.captured();
-        // It is ours, and over at once: no span is worth it.
+        // It is ours, and over at once: no span is worth it, and nothing is carried into it.
         let continuation = continuation.in_span(tracing::Span::none());
         let mut core = lock(&self.core);
         if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
             return Err(continuation);
         }
-        core.continuations.push_front((continuation, captured));
+        core.continuations.push_front(continuation);
         drop(core);
         self.more_work();
         Ok(())

@@ -33,6 +33,7 @@ pub(crate) use self::{
 use crate::{event::RequestId, status::ConnectionStatus};
 
 mod admission;
+mod after;
 mod clock;
 mod delivery;
 mod driver;
@@ -46,6 +47,7 @@ mod hooks;
 mod job;
 #[cfg(all(test, epilogue_model))]
 mod model;
+mod passage;
 mod places;
 mod polls;
 mod producer;
@@ -287,7 +289,8 @@ impl Shared {
     pub(super) async fn wait_for<T>(&self, found: impl Fn(word::Word) -> Option<T>) -> T {
         loop {
             // Enlisted before the look, so that what changes after it is heard of.
-            let changed = self.changed.notified();
+            let notify = self.changed();
+            let changed = notify.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
             self.change(None, |word| Some(word.with(word::AWAITED)));

@@ -257,10 +257,10 @@ impl Scene {
         let tracking = Tracking::new().linger(None).write_stall(None);
         let io = TrackedIo::with(Socket { wire: wire.clone(), http2: self.http2() }, &tracking);
         let connection = io.connection().clone();
-        let home = Arc::new(Home::of_connection(pool.clone(), connection.clone()));
+        let home = Arc::new(Home::new(pool.clone()));
         let mut request = Request::new(Body::empty());
         *request.version_mut() = self.version;
-        let entered = begin(&home, &mut request);
+        let entered = begin(&home, &connection, &mut request);
         let lifecycle = entered.lifecycle();
         lifecycle.ignore_abort(self.ignores);
         for hook in ["first hook", "second hook"] {

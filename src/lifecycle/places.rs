@@ -3,14 +3,14 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
-    task::Poll,
+    task::{Context, Poll},
 };
 
 use axum_core::BoxError;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
-use super::{clock::poll_timer, ending::Ending, shared::Shared, transitions::Verdict};
+use super::{clock::poll_timer, shared::Shared, transitions::Verdict};
 use crate::{
     continuation::Continuation,
     event::EventKind,
@@ -25,7 +25,7 @@ use crate::{
 /// A continuation's way to its places.
 pub(super) type Entering = Pin<Box<dyn Future<Output = Vec<Place>> + Send>>;
 
-impl Ending {
+impl Shared {
     /// Waits for a place among those that run (contract rule 9). The time counts for the limit; when that passes, the
     /// wait comes back unfinished.
     pub(super) async fn wait_for_places(
@@ -33,7 +33,7 @@ impl Ending {
         class: Option<&'static str>,
         blocking: bool,
     ) -> Result<Vec<Place>, Entering> {
-        let shared = &self.shared;
+        let shared = self;
         let tickets = shared.tickets(class, blocking);
         let mut entering: Entering = Box::pin(enter(tickets));
         let mut told = false;
@@ -64,7 +64,7 @@ impl Ending {
 
     /// The limit passed while it waited for its place: for the contract it has ended, and it runs when its turn comes.
     pub(super) fn run_blocking_later(&self, work: Box<dyn FnOnce() + Send>, entering: Entering, span: Span) {
-        let (pool, route) = (self.shared.pool().clone(), self.shared.route());
+        let (pool, route) = (self.pool().clone(), self.route());
         tracing::warn!(route, "a blocking continuation reached its limit before its turn: it runs when that comes");
         pool.stuck_started();
         let runner = pool.clone();
@@ -82,20 +82,20 @@ impl Ending {
         };
         if let Err(later) = pool.spawn(later) {
             pool.stuck_ended();
-            pool.report_lost(&self.shared.route(), "the runtime ended before its turn came");
+            pool.report_lost(&self.route(), "the runtime ended before its turn came");
             caught::discard(later);
         }
     }
 
     /// A continuation returned an error.
     pub(super) async fn tell_failure(&self, error: BoxError, class: Option<&'static str>) {
-        let shared = &self.shared;
+        let shared = self;
         // Its `Display` is the user's.
         let message = caught::call(|| error.to_string()).unwrap_or_else(|payload| {
             caught::dispose(payload);
             "an error whose message panicked".to_owned()
         });
-        lock(&shared.core).failure.get_or_insert_with(|| message.as_str().into());
+        lock(&shared.core).rare().failure.get_or_insert_with(|| message.as_str().into());
         shared.tell(EventKind::ContinuationFailed);
         let Some(handler) = &shared.pool().failures else {
             if shared.is_job {
@@ -115,7 +115,8 @@ impl Ending {
         };
         let result = match caught::call(|| handler(failure)) {
             Ok(mut work) => {
-                let result = run_as_hook(shared, work.as_mut(), &Span::current()).await;
+                let mut time = HookTime::default();
+                let result = poll_fn(|cx| time.poll(shared, work.as_mut(), cx)).await;
                 caught::discard(work);
                 result
             }
@@ -132,29 +133,52 @@ impl Ending {
     }
 }
 
-/// Runs something of the user's on the time of hooks; `None` when that is over.
-pub(super) async fn run_as_hook<F>(
-    shared: &Shared,
-    mut work: Pin<&mut F>,
-    span: &Span,
-) -> Option<Result<F::Output, caught::Payload>>
-where
-    F: Future + ?Sized,
-{
-    let limit = shared.pool().settings.hook_limit;
-    // Most hooks never wait, and need no timer. One that cannot be reckoned with never comes.
-    let (mut timer, mut ends) = (None, None);
-    poll_fn(|cx| {
-        let _span = span.enter();
+/// The time that one hook, or what is treated as one, may take.
+#[derive(Default)]
+pub(super) struct HookTime {
+    /// Most hooks never wait, and need no timer.
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Known since its first wait. One that cannot be reckoned with never comes.
+    ends: Option<Option<Instant>>,
+}
+
+impl HookTime {
+    /// Polls something of the user's; `None` when its time is over.
+    pub(super) fn poll<F>(
+        &mut self,
+        shared: &Shared,
+        mut work: Pin<&mut F>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<F::Output, caught::Payload>>>
+    where
+        F: Future + ?Sized,
+    {
         match shared.timed("hook", || caught::poll(work.as_mut(), cx)) {
             Ok(Poll::Ready(outcome)) => return Poll::Ready(Some(Ok(outcome))),
             Err(payload) => return Poll::Ready(Some(Err(payload))),
             Ok(Poll::Pending) => {}
         }
-        match *ends.get_or_insert_with(|| Instant::now().checked_add(limit)) {
-            Some(ends) => poll_timer(&mut timer, ends, cx).map(|()| None),
+        let limit = shared.pool().settings.hook_limit;
+        match *self.ends.get_or_insert_with(|| Instant::now().checked_add(limit)) {
+            Some(ends) => poll_timer(&mut self.timer, ends, cx).map(|()| None),
             None => Poll::Pending,
         }
-    })
-    .await
+    }
+}
+
+impl Shared {
+    /// A hook panicked, or ran past its time.
+    pub(super) fn hook_failed<T>(&self, outcome: Option<Result<T, caught::Payload>>) {
+        match outcome {
+            Some(Ok(_)) => {}
+            Some(Err(payload)) => {
+                self.panicked("hook", &payload);
+                caught::dispose(payload);
+            }
+            None => {
+                let limit = self.pool().settings.hook_limit;
+                tracing::warn!(route = self.route(), ?limit, "a hook ran past its own limit and was dropped");
+            }
+        }
+    }
 }

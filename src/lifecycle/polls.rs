@@ -1,12 +1,8 @@
 //! Polls of what is the user's: measured, timed, and caught.
 
-use std::{cell::Cell, sync::Arc, task::Waker, time::Instant};
+use std::{cell::Cell, task::Waker, time::Instant};
 
-use super::{
-    clock::{LIMIT_PASSED, LimitWaker},
-    shared::Shared,
-    word,
-};
+use super::{clock::LIMIT_PASSED, shared::Shared, word};
 use crate::{
     event::EventKind,
     pool::{caught, lock, panic_message},
@@ -42,17 +38,17 @@ impl Shared {
         tracing::error!(route = self.route(), message, "a {what} panicked");
         self.pool().count_panic();
         let mut core = lock(&self.core);
-        core.panic.get_or_insert(message.into());
+        core.rare().panic.get_or_insert(message.into());
         drop(core);
         self.change(Some(EventKind::Panicked { what }), |word| Some(word.with(word::PANICKED)));
     }
 
     pub(crate) fn panic(&self) -> Option<String> {
-        self.word().has(word::PANICKED).then(|| lock(&self.core).panic.clone()).flatten().map(String::from)
+        self.word().has(word::PANICKED).then(|| lock(&self.core).rare().panic.clone()).flatten().map(String::from)
     }
 
     pub(crate) fn failure(&self) -> Option<String> {
-        lock(&self.core).failure.clone().map(String::from)
+        lock(&self.core).rare.as_ref()?.failure.clone().map(String::from)
     }
 
     // === the clock ===
@@ -108,8 +104,15 @@ impl Shared {
 
     /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.
     pub(super) fn arm(&self) {
-        if self.clock.arm(|| Waker::from(Arc::new(LimitWaker(self.weak())))) {
+        // The timer keeps the request until that is over: it must not be set any more then.
+        if self.word().has(word::ENDED) {
+            return;
+        }
+        if self.clock.arm(|| self.arc().map_or_else(|| Waker::noop().clone(), Waker::from)) {
             self.time_out(LIMIT_PASSED);
+        }
+        if self.word().has(word::ENDED) {
+            self.clock.stop();
         }
     }
 }

@@ -11,7 +11,7 @@ use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::shared::Shared;
+use super::{passage::Waits, shared::Shared};
 use crate::{event::EventKind, pool::caught};
 
 /// A body that is produced on its request's clock, whose end is noticed, and which goes on without its reader
@@ -28,7 +28,7 @@ impl Shared {
     /// Watches a body of known length that is about to be read inside of the outermost body, which therefore cannot
     /// do that for it.
     pub(crate) fn watch_known(self: &Arc<Self>, body: Body) -> Body {
-        let bodiless = self.method() == http::Method::HEAD || body.is_end_stream();
+        let bodiless = self.is_head() || body.is_end_stream();
         if bodiless || self.has_producer() || body.size_hint().exact().is_none() {
             return body;
         }
@@ -140,7 +140,7 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
         let _detached = detached;
         let ended = poll_fn(|cx| {
             // The outermost body is gone; its waker is free.
-            owner.response_waker.register(cx.waker());
+            owner.register(Waits::Response, cx);
             for _ in 0..FRAMES_A_POLL {
                 let polled =
                     owner.measure("body", || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));

@@ -10,7 +10,7 @@ use std::{
 use axum_core::{BoxError, body::Body, response::Response};
 use bytes::{Buf, Bytes};
 use http::{
-    HeaderValue, Method, StatusCode,
+    HeaderValue, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE, Entry},
 };
 use http_body_util::BodyExt as _;
@@ -84,7 +84,7 @@ pub(super) fn watched(shared: &Arc<Shared>, response: Response) -> Response {
 
 /// Whether the server is not to send this response's body (RFC 9110, section 6.4.1).
 pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
-    shared.method() == Method::HEAD
+    shared.is_head()
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED
@@ -138,7 +138,7 @@ pub(super) fn strip(shared: &Shared, response: &mut Response) {
         return;
     }
     let body = std::mem::replace(response.body_mut(), taken_off());
-    if let (Some(length), true) = (exact, shared.method() == Method::HEAD) {
+    if let (Some(length), true) = (exact, shared.is_head()) {
         if let Entry::Vacant(entry) = response.headers_mut().entry(CONTENT_LENGTH) {
             entry.insert(length.into());
         }
@@ -163,7 +163,7 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
 
 /// A body that nobody reads. If its client left and that is ignored, it is still produced to its end (contract rule 5).
 fn produce_unread(shared: &Arc<Shared>, body: Body) {
-    let bodiless = shared.method() == Method::HEAD || http_body::Body::is_end_stream(&body);
+    let bodiless = shared.is_head() || http_body::Body::is_end_stream(&body);
     if bodiless || !shared.producer_survives_drop() {
         caught::discard(body);
         return;

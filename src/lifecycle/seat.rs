@@ -16,7 +16,7 @@ use super::{
     clock::Start,
     shared::{Home, Shared},
 };
-use crate::{connection::Connection, pool::Pool};
+use crate::pool::Pool;
 
 const WANTED: u8 = 0;
 const TAKEN: u8 = 1;
@@ -103,8 +103,8 @@ impl Shared {
 }
 
 impl Home {
-    /// Of what a client asked for.
-    pub(crate) fn of_connection(pool: Arc<Pool>, connection: Connection) -> Self {
-        Self { pool, connection: Some(connection), seat: None }
+    /// Of what clients ask for.
+    pub(crate) fn new(pool: Arc<Pool>) -> Self {
+        Self { pool, seat: None }
     }
 }

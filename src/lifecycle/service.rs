@@ -20,7 +20,7 @@ use super::{
     response::{self, SendBody},
     shared::{Arrival, Home, Shared},
 };
-use crate::pool::caught;
+use crate::{connection::Connection, pool::caught};
 
 /// The number of the service that makes the lifecycle.
 const OUTERMOST: u32 = 1;
@@ -41,24 +41,29 @@ where
     match request.extensions().get::<Lifecycle>() {
         Some(lifecycle) => Entered::inside(lifecycle.0.clone(), request),
         None => {
-            let arrival = arrival(None, request);
+            let arrival = arrival(None, None, request);
             Entered::first(arrival, request, false)
         }
     }
 }
 
 /// Begins a request's life in its connection's pool: this service is the outermost.
-pub(crate) fn begin<B>(home: &Arc<Home>, request: &mut Request<B>) -> Entered
+pub(crate) fn begin<B>(home: &Arc<Home>, connection: &Connection, request: &mut Request<B>) -> Entered
 where
     B: http_body::Body,
 {
-    let arrival = arrival(Some(home.clone()), request);
+    let arrival = arrival(Some(home.clone()), Some(connection.clone()), request);
     Entered::first(arrival, request, true)
 }
 
-fn arrival<B: http_body::Body>(home: Option<Arc<Home>>, request: &Request<B>) -> Arrival {
+fn arrival<B: http_body::Body>(
+    home: Option<Arc<Home>>,
+    connection: Option<Connection>,
+    request: &Request<B>,
+) -> Arrival {
     Arrival {
         home,
+        connection,
         method: request.method().clone(),
         uri: request.uri().clone(),
         version: request.version(),
@@ -126,9 +131,14 @@ impl Entered {
         F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
         B: SendBody,
     {
-        let future = match caught::call(call) {
-            Ok(future) => future,
-            Err(payload) => return Hold::Panicked { payload: Some(payload), shared: self.shared },
+        // One inside of another of our services goes on to that by itself: each catch moves the whole request twice.
+        let future = if self.depth == OUTERMOST {
+            match caught::call(call) {
+                Ok(future) => future,
+                Err(payload) => return Hold::Panicked { payload: Some(payload), shared: self.shared },
+            }
+        } else {
+            call()
         };
         // Services that are nested directly have entered by now, and need no box of ours; those behind a router
         // enter at the first poll.

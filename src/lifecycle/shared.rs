@@ -1,16 +1,11 @@
 //! What one request is: its word, its clock, its connection, and what is still to run for it.
 
-#[cfg(feature = "serve")]
-use std::sync::OnceLock;
 use std::{
-    collections::VecDeque,
     fmt,
     sync::{Arc, Weak, atomic::Ordering},
     time::Duration,
 };
 
-#[cfg(feature = "serve")]
-use axum::extract::MatchedPath;
 use axum_core::response::Response;
 use http::{Method, Uri, Version};
 use tokio::{sync::Notify, time::Instant};
@@ -18,23 +13,22 @@ use tokio::{sync::Notify, time::Instant};
 use super::{
     clock::Clock,
     hooks::Hook,
-    telling::Told,
+    passage::{Passing, Verb, Waits},
     word::{self, Word},
+    work::Queue,
 };
 use crate::{
     connection::{Connection, Exchange},
     continuation::Continuation,
     event::{EventKind, RequestId},
-    pool::{Captured, Pool, bounds::Ticket, lock},
-    sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex},
+    pool::{Pool, bounds::Ticket, lock},
+    sync::{AtomicBool, AtomicU32, AtomicU64, AtomicWaker, Mutex},
 };
 
 /// What the requests of one connection share: with one count of their own, which no other connection touches.
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) pool: Arc<Pool>,
-    /// `None` for work that no client asked for.
-    pub(crate) connection: Option<Connection>,
     /// Of an attempt at a durable job, which no client asked for.
     pub(crate) seat: Option<Arc<super::seat::Seat>>,
 }
@@ -43,6 +37,8 @@ pub(crate) struct Home {
 pub(crate) struct Arrival {
     /// `None` where the layers stand alone.
     pub(crate) home: Option<Arc<Home>>,
+    /// `None` where it is not known, and for work that no client asked for.
+    pub(crate) connection: Option<Connection>,
     pub(crate) method: Method,
     pub(crate) uri: Uri,
     pub(crate) version: Version,
@@ -52,22 +48,20 @@ pub(crate) struct Arrival {
     pub(crate) is_job: bool,
 }
 
+/// There is one for each request, and for each continuation that waits: it keeps no more than that needs. What most requests
+/// never have is in [`Rare`]; what is over with the response, in the passage.
 pub(crate) struct Shared {
     me: Weak<Self>,
     id: RequestId,
-    arrived: Instant,
     home: Option<Arc<Home>>,
-    method: Method,
-    /// As the server read it: a slice of the connection's buffer, which it keeps in memory as a whole.
-    uri: Mutex<Uri>,
+    pub(super) passing: Mutex<Passing>,
+    /// Its route is known.
     #[cfg(feature = "serve")]
-    route: OnceLock<MatchedPath>,
+    pub(super) routed: AtomicBool,
+    pub(super) verb: Verb,
     pub(super) version: Version,
     pub(super) is_job: bool,
     word: AtomicU32,
-    /// Held across a transition and its event, so that events come in the order of the transitions. Only with
-    /// an event function, which what it holds is for: nobody else pays more than the room of a pointer.
-    pub(super) order: Mutex<Option<Box<Told>>>,
     pub(super) clock: Clock,
     /// Where what is slow is told of.
     #[cfg(feature = "backtrace")]
@@ -82,20 +76,22 @@ pub(crate) struct Shared {
     depth: AtomicU32,
     /// How many futures of our services run that could be the innermost.
     running: AtomicU32,
-    /// The outermost response future, then the outermost body.
-    pub(super) response_waker: AtomicWaker,
-    /// The innermost response future, then the task that its handler goes on in.
-    pub(super) handler_waker: AtomicWaker,
+    /// Its task's place on the pool's list.
+    listed: AtomicU32,
     pub(super) ending_waker: AtomicWaker,
-    /// For those who await the abort or the fate of the response.
-    pub(super) changed: Notify,
 }
 
 /// What is still to run.
 #[derive(Default)]
 pub(super) struct Core {
-    pub(super) continuations: VecDeque<(Continuation, Vec<Box<dyn Captured>>)>,
-    pub(super) hooks: VecDeque<Hook>,
+    pub(super) continuations: Queue<Continuation>,
+    pub(super) hooks: Queue<Hook>,
+    pub(super) rare: Option<Box<Rare>>,
+}
+
+/// What most requests do not have.
+#[derive(Default)]
+pub(super) struct Rare {
     /// The response that was given to `finish`, until the innermost service takes it.
     pub(super) finished: Option<Box<Response>>,
     pub(super) panic: Option<Box<str>>,
@@ -108,6 +104,14 @@ pub(super) struct Core {
     /// The socket, for a continuation that waits for the client's acknowledgement.
     #[cfg(feature = "acknowledged")]
     pub(super) delivered: Option<crate::connection::Delivered>,
+    /// For those who await the abort or the fate of the response.
+    changed: Option<Arc<Notify>>,
+}
+
+impl Core {
+    pub(super) fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
 }
 
 impl fmt::Debug for Shared {
@@ -122,28 +126,25 @@ impl fmt::Debug for Shared {
 
 impl Shared {
     pub(crate) fn new(arrival: Arrival) -> Arc<Self> {
-        let Arrival { home, method, uri, version, uploaded, is_job } = arrival;
+        let Arrival { home, connection, method, uri, version, uploaded, is_job } = arrival;
         if let Some(feed) = pool(home.as_ref()).feed() {
             feed.ensure_delivery();
         }
-        let arrived = Instant::now();
         let word = if uploaded { word::UPLOADED } else { 0 };
         #[cfg(feature = "backtrace")]
         let frames = pool(home.as_ref()).slow.is_some().then(Box::default);
         let shared = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             id: RequestId::next(),
-            arrived,
             home,
-            method,
-            uri: Mutex::new(uri),
+            verb: Verb::of(&method),
+            passing: Mutex::new(Passing::new(connection.clone(), method, &uri)),
             #[cfg(feature = "serve")]
-            route: OnceLock::new(),
+            routed: AtomicBool::new(false),
             version,
             is_job,
             word: AtomicU32::new(word),
-            order: Mutex::new(None),
-            clock: Clock::new(arrived),
+            clock: Clock::new(Instant::now()),
             #[cfg(feature = "backtrace")]
             frames,
             exchange: Exchange::default(),
@@ -153,14 +154,12 @@ impl Shared {
             // The first of our services is the one that makes this.
             depth: AtomicU32::new(1),
             running: AtomicU32::new(0),
-            response_waker: AtomicWaker::new(),
-            handler_waker: AtomicWaker::new(),
+            listed: AtomicU32::new(0),
             ending_waker: AtomicWaker::new(),
-            changed: Notify::new(),
         });
         // Before the connection can tell anything of it.
         shared.tell(EventKind::Arrived);
-        if let Some(connection) = shared.connection() {
+        if let Some(connection) = connection {
             connection.enter(&shared);
         }
         if let Some(watch) = &shared.pool().slow {
@@ -181,10 +180,6 @@ impl Shared {
         pool(self.home.as_ref())
     }
 
-    pub(super) fn connection(&self) -> Option<&Connection> {
-        self.home.as_ref()?.connection.as_ref()
-    }
-
     pub(super) fn home(&self) -> Option<&Home> {
         self.home.as_deref()
     }
@@ -194,50 +189,15 @@ impl Shared {
     }
 
     pub(crate) fn elapsed(&self) -> Duration {
-        self.arrived.elapsed()
+        self.clock.arrived().elapsed()
     }
 
     pub(super) fn http2(&self) -> bool {
         self.version == Version::HTTP_2
     }
 
-    pub(super) fn method(&self) -> &Method {
-        &self.method
-    }
-
-    #[cfg(feature = "serve")]
-    pub(crate) fn set_route(&self, route: MatchedPath) {
-        // A nested router matches a longer route later, on the same request; the first is that of the outermost
-        // router, which is the whole one in axum.
-        let _ = self.route.set(route);
-    }
-
-    #[cfg(feature = "serve")]
-    pub(crate) fn has_route(&self) -> bool {
-        self.route.get().is_some()
-    }
-
-    /// Method and matched route, else method and path; never a query.
-    pub(crate) fn route(&self) -> String {
-        #[cfg(feature = "serve")]
-        if let Some(route) = self.route.get() {
-            return format!("{} {}", self.method, route.as_str());
-        }
-        format!("{} {}", self.method, lock(&self.uri).path())
-    }
-
-    /// What may take long begins: the buffer that the request was read into is not to wait for it.
-    pub(super) fn let_buffer_go(&self) {
-        #[cfg(feature = "serve")]
-        let named = self.has_route();
-        #[cfg(not(feature = "serve"))]
-        let named = false;
-        let mut uri = lock(&self.uri);
-        // Parsing a string copies it.
-        let path = if named { Ok(Uri::default()) } else { uri.path().parse() };
-        if let Ok(path) = path {
-            *uri = path;
-        }
+    pub(super) fn is_head(&self) -> bool {
+        self.verb.is_head()
     }
 
     pub(crate) fn body_bytes(&self) -> u64 {
@@ -252,12 +212,17 @@ impl Shared {
         Word(self.word.load(Ordering::Acquire))
     }
 
-    pub(super) fn weak(&self) -> Weak<Self> {
-        self.me.clone()
-    }
-
     pub(super) fn arc(&self) -> Option<Arc<Self>> {
         self.me.upgrade()
+    }
+
+    pub(super) fn listed(&self) -> usize {
+        self.listed.load(Ordering::Acquire) as usize
+    }
+
+    pub(super) fn set_listed(&self, key: usize) {
+        // Four billions of them would not fit into any memory.
+        self.listed.store(u32::try_from(key).unwrap_or(u32::MAX), Ordering::Release);
     }
 
     /// One more of our services was entered. The innermost is the one whose number stays the highest.
@@ -297,7 +262,8 @@ impl Shared {
         event: Option<EventKind>,
         mut change: impl FnMut(Word) -> Option<Word>,
     ) -> Option<Change> {
-        let told = self.pool().feed().zip(event).map(|(feed, kind)| (feed, kind, lock(&self.order)));
+        // Held across a transition and its event, so that events come in the order of the transitions.
+        let told = self.pool().feed().zip(event).map(|(feed, kind)| (feed, kind, feed.told(self.id)));
         let old = self
             .word
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| {
@@ -309,8 +275,12 @@ impl Shared {
             .map(Word)?;
         // The same function of the same word.
         let new = change(old).unwrap_or(old);
-        if let Some((feed, kind, mut order)) = told {
-            feed.push(self.event(order.get_or_insert_default(), kind, new.status()));
+        if let Some((feed, kind, mut told)) = told {
+            let is_last = kind == EventKind::Ended;
+            feed.push(self.event(told.of(self.id), kind, new.status()));
+            if is_last {
+                told.forget(self.id);
+            }
         }
         Some(Change { old, new })
     }
@@ -324,16 +294,21 @@ impl Shared {
 
     /// Wakes everybody who looks at the word.
     pub(super) fn wake_all(&self) {
-        self.response_waker.wake();
-        self.handler_waker.wake();
+        self.wake(Waits::Response);
+        self.wake(Waits::Handler);
         self.ending_waker.wake();
         self.wake_awaiting();
     }
 
     pub(super) fn wake_awaiting(&self) {
         if self.word().has(word::AWAITED) {
-            self.changed.notify_waiters();
+            self.changed().notify_waiters();
         }
+    }
+
+    /// Wakes those who await the abort or the fate of the response.
+    pub(super) fn changed(&self) -> Arc<Notify> {
+        lock(&self.core).rare().changed.get_or_insert_default().clone()
     }
 
     // === a slow reader ===

@@ -2,20 +2,12 @@
 
 use std::sync::Arc;
 
-use super::shared::Shared;
+use super::{shared::Shared, word};
 use crate::{
     event::{Event, EventKind, Route},
-    pool::lock,
+    pool::Told,
     status::ConnectionStatus,
 };
-
-/// Kept from one event to the next; made only where somebody listens.
-#[derive(Default)]
-pub(super) struct Told {
-    route: Option<Arc<Route>>,
-    /// Of the continuation that runs or waits for its place.
-    class: Option<&'static str>,
-}
 
 impl Shared {
     pub(super) fn event(&self, told: &mut Told, kind: EventKind, status: ConnectionStatus) -> Event {
@@ -31,14 +23,30 @@ impl Shared {
         if let Some(route) = told.route.as_ref().filter(|route| route.matched == matched) {
             return route.clone();
         }
-        let route = Route { name: self.route().into(), method: self.method().as_str().len(), matched };
+        let name = self.route().into_boxed_str();
+        // A method has no space in it (RFC 9110, section 9.1).
+        let method = name.find(' ').unwrap_or_default();
+        let route = Route { name, method, matched };
         told.route.insert(Arc::new(route)).clone()
     }
 
     /// The class that the events to come are about.
     pub(super) fn note_told_class(&self, class: Option<&'static str>) {
-        if self.pool().feed().is_some() {
-            lock(&self.order).get_or_insert_default().class = class;
+        if let Some(feed) = self.pool().feed() {
+            let mut told = feed.told(self.id());
+            // Of one that has ended nothing is kept.
+            if !self.word().has(word::ENDED) {
+                told.of(self.id()).class = class;
+            }
+        }
+    }
+}
+
+impl Drop for Shared {
+    /// Nothing more is told of it, also if its end never was, since its runtime ended before.
+    fn drop(&mut self) {
+        if let Some(feed) = self.pool().feed().filter(|_| !self.word().has(word::ENDED)) {
+            feed.told(self.id()).forget(self.id());
         }
     }
 }

@@ -1,23 +1,24 @@
 //! Who tells a request what happened to it: its connection, its timer, and a drain.
 
-#[cfg(feature = "serve")]
-use std::sync::Arc;
-use std::time::Duration;
+use std::{sync::Arc, task::Wake, time::Duration};
 
 use super::{
-    clock::{LIMIT_PASSED, Limited},
+    clock::LIMIT_PASSED,
+    passage::Waits,
     shared::Shared,
     word::{self, Phase},
 };
 use crate::{
     connection::{Exchange, Party},
+    continuation::Continuation,
     event::EventKind,
     pool::{Description, Straggler, lock},
     status::Sent,
 };
 
-impl Limited for Shared {
-    fn limit_passed(&self) {
+/// What the clock's timer wakes: the request itself, which needs no task, and no memory, to act on its limit.
+impl Wake for Shared {
+    fn wake(self: Arc<Self>) {
         if self.clock.is_past() {
             self.time_out(LIMIT_PASSED);
         }
@@ -43,7 +44,7 @@ impl Party for Shared {
     }
 
     fn released(&self) {
-        self.response_waker.wake();
+        self.wake(Waits::Response);
     }
 
     fn left(&self) {
@@ -99,8 +100,8 @@ impl Straggler for Shared {
 
     fn describe(&self) -> Description {
         let core = lock(&self.core);
-        let queued = || core.continuations.front().and_then(|(continuation, _)| continuation.class_name());
-        let class = core.class.or_else(queued);
+        let queued = || core.continuations.iter().next().and_then(Continuation::class_name);
+        let class = core.rare.as_ref().and_then(|rare| rare.class).or_else(queued);
         drop(core);
         Description {
             route: self.route(),

@@ -7,7 +7,7 @@ use std::task::Context;
 
 use http::Version;
 
-use super::{shared::Shared, word, work};
+use super::{passage::Waits, shared::Shared, word};
 use crate::{
     connection::WhyDropped,
     continuation::Continuation,
@@ -58,10 +58,11 @@ impl Shared {
     }
 
     /// The handler returned, with these continuations.
-    pub(super) fn handler_returned(&self, continuations: Vec<Continuation>) {
+    pub(super) fn handler_returned(&self, mut continuations: Vec<Continuation>) {
         if continuations.is_empty() {
             return self.handler_ended(HandlerEnd::Ended);
         }
+        continuations.iter_mut().for_each(|continuation| continuation.carry(self.captured()));
         // Under the lock that the ending task takes them from, so that none starts before the handler's end is
         // told; and in one transition, so that the request cannot end before they are seen.
         let mut core = lock(&self.core);
@@ -74,7 +75,7 @@ impl Shared {
             return continuations.into_iter().for_each(|continuation| self.keep(continuation));
         }
         for continuation in continuations {
-            work::push(&mut core.continuations, (continuation, self.captured()));
+            core.continuations.push_back(continuation);
         }
         drop(core);
         self.more_work();
@@ -142,8 +143,8 @@ impl Shared {
     #[cfg(feature = "acknowledged")]
     fn keep_socket(&self) {
         let mut core = lock(&self.core);
-        if core.continuations.iter().any(|(continuation, _)| continuation.acknowledgement().is_some()) {
-            core.delivered = self.connection().map(crate::connection::Connection::keep_socket);
+        if core.continuations.iter().any(|continuation| continuation.acknowledgement().is_some()) {
+            core.rare().delivered = self.connection().map(|connection| connection.keep_socket());
         }
     }
 
@@ -200,7 +201,7 @@ impl Shared {
     /// - `failed`: it gave an error.
     pub(super) fn body_dropped(&self, complete: bool, failed: bool) {
         if failed {
-            if let Some(connection) = self.connection().filter(|_| self.ends_by_close()) {
+            if let Some(connection) = self.ends_by_close().then(|| self.connection()).flatten() {
                 connection.refuse_writes(true);
             }
             return self.decide(Sent::BrokenOff);
@@ -223,7 +224,7 @@ impl Shared {
             word.sent().is_none().then(|| word.with_sent(Sent::Flushed))
         });
         if let Some(change) = changed {
-            if let Some(connection) = self.connection().filter(|_| !change.new.has(word::UPLOADED)) {
+            if let Some(connection) = (!change.new.has(word::UPLOADED)).then(|| self.connection()).flatten() {
                 // If the connection is closed now, its client must get to read this all the same.
                 connection.left_unread();
             }
@@ -248,7 +249,7 @@ impl Shared {
 
     /// Has a task woken when the client leaves. HTTP/2 needs no help: there the server always reads.
     pub(super) fn watch_client(&self, cx: &mut Context<'_>) {
-        if let Some(connection) = self.connection().filter(|_| !self.http2()) {
+        if let Some(connection) = (!self.http2()).then(|| self.connection()).flatten() {
             connection.watch(cx);
         }
     }
@@ -271,9 +272,7 @@ impl Shared {
             self.flushed_whole();
         }
         let changed = self.change(None, |word| Some(word.with_sent(sent)).filter(|new| *new != word));
-        if let Some(connection) = self.connection() {
-            connection.leave(self);
-        }
+        self.leave_connection();
         if changed.is_some() {
             self.wake_awaiting();
             self.progress();
@@ -283,10 +282,10 @@ impl Shared {
     /// Makes sure that a response on its way never looks whole: on HTTP/1 the IO refuses its bytes, on HTTP/2
     /// the body fails at its next poll.
     fn break_off(&self) {
-        if let Some(connection) = self.connection().filter(|_| !self.http2()) {
+        if let Some(connection) = (!self.http2()).then(|| self.connection()).flatten() {
             connection.refuse_writes(self.ends_by_close());
         }
-        self.response_waker.wake();
+        self.wake(Waits::Response);
     }
 
     /// Whether the end of the connection may be the end of the response: then a broken one must end with a reset,

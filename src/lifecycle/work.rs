@@ -17,37 +17,102 @@ use crate::{
     pool::{caught, lock, spans},
 };
 
-/// Most requests have one of a kind: a queue that grew by itself would make room for four.
-pub(super) fn push<T>(queue: &mut VecDeque<T>, item: T) {
-    if queue.capacity() == 0 {
-        queue.reserve_exact(1);
+/// First in, first out. Most requests have at most one of a kind, and a million of them may wait: so the first needs no
+/// memory of its own.
+#[derive(Debug, Default)]
+pub(super) enum Queue<T> {
+    #[default]
+    Empty,
+    One(T),
+    Many(Box<VecDeque<T>>),
+}
+
+impl<T> Queue<T> {
+    pub(super) fn push_back(&mut self, item: T) {
+        match self {
+            Self::Empty => *self = Self::One(item),
+            Self::One(_) => self.spread().push_back(item),
+            Self::Many(all) => all.push_back(item),
+        }
     }
-    queue.push_back(item);
+
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+    pub(super) fn push_front(&mut self, item: T) {
+        match self {
+            Self::Empty => *self = Self::One(item),
+            Self::One(_) | Self::Many(_) => self.spread().push_front(item),
+        }
+    }
+
+    pub(super) fn pop_front(&mut self) -> Option<T> {
+        match std::mem::take(self) {
+            Self::Empty => None,
+            Self::One(item) => Some(item),
+            Self::Many(mut all) => {
+                let item = all.pop_front();
+                if !all.is_empty() {
+                    *self = Self::Many(all);
+                }
+                item
+            }
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+        let (one, many) = match self {
+            Self::Empty => (None, None),
+            Self::One(item) => (Some(item), None),
+            Self::Many(all) => (None, Some(all.iter())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        let (one, many) = match self {
+            Self::Empty => (None, None),
+            Self::One(item) => (Some(item), None),
+            Self::Many(all) => (None, Some(all.iter_mut())),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    fn spread(&mut self) -> &mut VecDeque<T> {
+        let all: VecDeque<T> = match std::mem::take(self) {
+            Self::Many(all) => *all,
+            Self::One(item) => VecDeque::from([item]),
+            Self::Empty => VecDeque::new(),
+        };
+        *self = Self::Many(Box::new(all));
+        match self {
+            Self::Many(all) => all,
+            Self::Empty | Self::One(_) => unreachable!("it was just spread"),
+        }
+    }
 }
 
 impl Shared {
     /// Takes in a continuation. `Err` if the request has ended.
-    pub(crate) fn add_continuation(&self, continuation: Continuation) -> Result<(), Continuation> {
-        let captured = self.captured();
+    pub(crate) fn add_continuation(&self, mut continuation: Continuation) -> Result<(), Continuation> {
+        continuation.carry(self.captured());
         let mut core = lock(&self.core);
         if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
             return Err(continuation);
         }
-        push(&mut core.continuations, (continuation, captured));
+        core.continuations.push_back(continuation);
         drop(core);
         self.more_work();
         Ok(())
     }
 
     pub(crate) fn add_hook(&self, mut hook: Hook) -> Result<(), LifecycleError> {
-        hook.captured = self.captured();
+        hook.carry(self.captured());
         let mut core = lock(&self.core);
         if self.change(None, |word| Some(word.with(word::WORK))).is_none() {
             drop(core);
             caught::discard(hook);
             return Err(LifecycleError::new(Kind::HookTooLate));
         }
-        push(&mut core.hooks, hook);
+        core.hooks.push_back(hook);
         drop(core);
         self.more_work();
         Ok(())
@@ -68,7 +133,7 @@ impl Shared {
         }
         let mut core = lock(&self.core);
         let lent =
-            core.continuations.iter_mut().filter_map(|(waiting, _)| Some((waiting.lend_span()?, waiting.class_name())));
+            core.continuations.iter_mut().filter_map(|waiting| Some((waiting.lend_span()?, waiting.class_name())));
         let lent: Vec<_> = lent.collect();
         drop(core);
         if lent.is_empty() {
@@ -82,7 +147,7 @@ impl Shared {
         for span in own {
             let mut span = Some(span);
             // Others may have come in between.
-            while let (Some(given), Some((continuation, _))) = (span.take(), waiting.next()) {
+            while let (Some(given), Some(continuation)) = (span.take(), waiting.next()) {
                 span = continuation.put_span(given);
                 if span.is_none() {
                     break;
@@ -113,23 +178,27 @@ impl Shared {
         let word = self.word();
         if word.has(word::ENDING) {
             self.ending_waker.wake();
-        } else if word.is_settled()
-            && self.end(|word| word.is_settled() && !word.has(word::WORK | word::ENDING)).is_none()
-            && self.word().has(word::WORK)
-        {
-            self.ensure_ending();
+        } else if word.is_settled() {
+            if self.end(|word| word.is_settled() && !word.has(word::WORK | word::ENDING)) {
+                self.ended();
+            } else if self.word().has(word::WORK) {
+                self.ensure_ending();
+            }
         }
     }
 
     /// Ends the request, if `may` says so of the word as it is.
-    pub(super) fn end(&self, may: impl Fn(Word) -> bool) -> Option<()> {
-        let ended = self.change(Some(EventKind::Ended), |word| may(word).then(|| word.with(word::ENDED)))?;
+    pub(super) fn end(&self, may: impl Fn(Word) -> bool) -> bool {
+        self.change(Some(EventKind::Ended), |word| may(word).then(|| word.with(word::ENDED))).is_some()
+    }
+
+    /// The request has ended: what it held is given back.
+    pub(super) fn ended(&self) {
         self.clock.stop();
         // A response that was given up on may still be on its way, and needs its connection to let its end go.
-        if let Some(connection) = self.connection().filter(|_| ended.new.sent().is_some()) {
-            connection.leave(self);
+        if self.word().sent().is_some() {
+            self.leave_connection();
         }
         self.wake_awaiting();
-        Some(())
     }
 }

@@ -8,6 +8,8 @@ use std::{
     task::{Context, Poll},
 };
 
+use tracing::Span;
+
 /// What a panic carried.
 pub(crate) type Payload = Box<dyn Any + Send>;
 
@@ -36,6 +38,12 @@ pub(crate) fn discard<T>(value: T) {
         );
         dispose(payload);
     }
+}
+
+/// The same in the span that it belongs to, if there is one.
+pub(crate) fn discard_in<T>(span: Option<&Span>, value: T) {
+    let _span = span.map(Span::enter);
+    discard(value);
 }
 
 /// Drops what a panic carried, which is the user's too and may panic once more. That is then leaked: somewhere it has

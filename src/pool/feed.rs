@@ -1,8 +1,9 @@
 //! Carries events to the functions that listen to them, outside of every lock, destructor and flush.
 
 use std::{
+    collections::HashMap,
     fmt,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, MutexGuard},
 };
 
 use tokio::{
@@ -12,7 +13,7 @@ use tokio::{
 };
 
 use super::{caught, lock};
-use crate::event::Event;
+use crate::event::{Event, RequestId, Route};
 
 /// A function of the user's, or one of ours.
 pub(crate) type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
@@ -30,6 +31,30 @@ enum Message {
 pub(crate) struct Feed {
     sender: mpsc::UnboundedSender<Message>,
     delivery: Mutex<Delivery>,
+    /// Each for a share of the requests that have not ended: nobody pays for it where nobody listens.
+    told: [Mutex<HashMap<RequestId, Told>>; 16],
+}
+
+/// What the events of a request carry besides what happened; kept from one to the next.
+#[derive(Default)]
+pub(crate) struct Told {
+    pub(crate) route: Option<Arc<Route>>,
+    /// Of the continuation that runs or waits for its place.
+    pub(crate) class: Option<&'static str>,
+}
+
+/// Some requests' share of that.
+pub(crate) struct ToldOf<'a>(MutexGuard<'a, HashMap<RequestId, Told>>);
+
+impl ToldOf<'_> {
+    pub(crate) fn of(&mut self, request: RequestId) -> &mut Told {
+        self.0.entry(request).or_default()
+    }
+
+    /// It has ended.
+    pub(crate) fn forget(&mut self, request: RequestId) {
+        self.0.remove(&request);
+    }
 }
 
 struct Delivery {
@@ -49,6 +74,7 @@ impl Feed {
         let (sender, receiver) = mpsc::unbounded_channel();
         Self {
             sender,
+            told: Default::default(),
             delivery: Mutex::new(Delivery {
                 listeners: Arc::new(Mutex::new(Arc::new([]))),
                 receiver: Arc::new(tokio::sync::Mutex::new(receiver)),
@@ -62,6 +88,12 @@ impl Feed {
         let listeners = lock(&self.delivery).listeners.clone();
         let mut listeners = lock(&listeners);
         *listeners = listeners.iter().cloned().chain([listener]).collect();
+    }
+
+    /// What was told of requests, this one among them; held, it keeps its transitions in the order of their events.
+    pub(crate) fn told(&self, request: RequestId) -> ToldOf<'_> {
+        let share = request.0 as usize % self.told.len();
+        ToldOf(lock(&self.told[share]))
     }
 
     /// Queues an event.

@@ -20,7 +20,7 @@ pub use self::failure::Failure;
 pub(crate) use self::{
     carry::{Captured, Carry, CarryKey},
     failure::FailureHandler,
-    feed::{Feed, Listener},
+    feed::{Feed, Listener, Told},
     slow::SlowWatch,
 };
 
@@ -158,19 +158,6 @@ impl Drop for Detached {
     }
 }
 
-/// Takes a place in the pool's list of stragglers; gives it back when dropped.
-#[derive(Debug)]
-pub(crate) struct Listed {
-    pool: Arc<Pool>,
-    key: usize,
-}
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        lock(&self.pool.live).remove(self.key);
-    }
-}
-
 impl Pool {
     /// The process's default pool, for layers that no [`Epilogue`](crate::Epilogue) stands around.
     pub(crate) fn global() -> &'static Arc<Self> {
@@ -224,10 +211,16 @@ impl Pool {
         lock(&self.companions).clone()
     }
 
-    /// Puts a straggler on the list that a drain's report is made from.
-    pub(crate) fn list(self: &Arc<Self>, straggler: Weak<dyn Straggler>) -> Listed {
-        let key = lock(&self.live).insert(straggler);
-        Listed { pool: self.clone(), key }
+    /// Puts a straggler on the list that a drain's report is made from, for the one that gets the key to
+    /// [take off](Self::unlist) again.
+    pub(crate) fn list(&self, straggler: Weak<dyn Straggler>) -> usize {
+        lock(&self.live).insert(straggler)
+    }
+
+    pub(crate) fn unlist(&self, key: usize) {
+        let straggler = lock(&self.live).try_remove(key);
+        // Not under the lock: it may be the last that keeps the request's memory.
+        drop(straggler);
     }
 
     /// Everything on the list that is still alive.

@@ -1,0 +1,176 @@
+//! What only some continuations wait for, before they run, while they block, or after they failed.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+};
+
+use axum_core::BoxError;
+use tokio::time::Instant;
+use tracing::Instrument as _;
+
+use super::{
+    clock::{LIMIT_PASSED, poll_timer},
+    ending::Outcome,
+    places::Entering,
+    shared::Shared,
+    transitions::Verdict,
+};
+use crate::{
+    continuation::{Continuation, Extra},
+    event::CONTINUATION,
+    pool::{blocking::Blocking, bounds::Place, caught, lock},
+};
+
+/// The places of a continuation, or, if its limit passed before it had them, its way there.
+pub(super) type Places = Result<Vec<Place>, Entering>;
+
+/// What comes after such a wait.
+pub(super) enum Next {
+    /// It may run.
+    Run(Continuation, Places),
+    /// It is over.
+    Over(Outcome, Option<Box<Rest>>),
+}
+
+/// What belongs to a continuation that runs, if anything does.
+#[derive(Default)]
+pub(super) struct Rest {
+    pub(super) extra: Extra,
+    /// Given back after its end was told.
+    pub(super) places: Option<Places>,
+}
+
+impl Shared {
+    /// What a continuation waits for besides its response; most for nothing, and those are given back.
+    pub(super) fn before(
+        self: &Arc<Self>,
+        continuation: Continuation,
+    ) -> Result<Continuation, Pin<Box<dyn Future<Output = Next> + Send>>> {
+        #[cfg(feature = "acknowledged")]
+        let acknowledgement = continuation.acknowledgement();
+        #[cfg(not(feature = "acknowledged"))]
+        let acknowledgement = None::<std::time::Duration>;
+        let bounded = self.pool().bounds.is_some() && !continuation.is_brief();
+        if acknowledgement.is_none() && !bounded {
+            return Ok(continuation);
+        }
+        let shared = self.clone();
+        Err(Box::pin(async move {
+            #[cfg(feature = "acknowledged")]
+            if let Some(deadline) = acknowledgement {
+                shared.wait_for_acknowledgement(deadline).await;
+            }
+            let places = match bounded {
+                true => shared.wait_for_places(continuation.class_name(), continuation.is_blocking()).await,
+                false => Ok(Vec::new()),
+            };
+            Next::Run(continuation, places)
+        }))
+    }
+
+    /// For a drain's report, and for events.
+    pub(super) fn note_class(&self, class: Option<&'static str>) {
+        lock(&self.core).rare().class = class;
+        self.note_told_class(class);
+    }
+
+    /// Waits until the flushed response is confirmed; to the deadline, and to the time limit.
+    #[cfg(feature = "acknowledged")]
+    async fn wait_for_acknowledgement(&self, deadline: std::time::Duration) {
+        use crate::connection::Acknowledged;
+
+        if self.word().known_sent() != Some(crate::status::Sent::Flushed) {
+            return;
+        }
+        let delivered = lock(&self.core).rare().delivered.take().unwrap_or_default();
+        let mut acknowledged = std::pin::pin!(tokio::time::timeout(deadline, delivered.acknowledged()));
+        let outcome = poll_fn(|cx| {
+            self.ending_waker.register(cx.waker());
+            if let Poll::Ready(outcome) = acknowledged.as_mut().poll(cx) {
+                return Poll::Ready(outcome.ok());
+            }
+            self.arm();
+            if self.verdict() == Some(Verdict::TimedOut) { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await;
+        if outcome == Some(Acknowledged::Aborted) {
+            self.never_acknowledged();
+        }
+    }
+
+    /// Runs a continuation that blocks.
+    pub(super) async fn block(
+        self: Arc<Self>,
+        work: Box<dyn FnOnce() + Send>,
+        mut rest: Box<Rest>,
+        places: Places,
+    ) -> Next {
+        let span = rest.extra.span.clone();
+        let outcome = match places {
+            Ok(places) => {
+                // The thread is what the place is for: it has it until it ends.
+                let work = move || {
+                    let _places = places;
+                    work();
+                };
+                let thread = Blocking::start(Box::new(work), self.pool().clone(), span.clone(), self.route());
+                self.run_blocking(thread).instrument(span).await
+            }
+            Err(entering) => {
+                self.run_blocking_later(work, entering, span);
+                Outcome::Dropped
+            }
+        };
+        match rest.extra.failure.take().and_then(|slot| lock(&slot).take()) {
+            Some(error) => self.failed(error, outcome, rest).await,
+            None => Next::Over(outcome, Some(rest)),
+        }
+    }
+
+    /// A continuation returned an error.
+    pub(super) async fn failed(self: Arc<Self>, error: BoxError, outcome: Outcome, rest: Box<Rest>) -> Next {
+        let (class, span) = (rest.extra.class, rest.extra.span.clone());
+        self.tell_failure(error, class).instrument(span).await;
+        Next::Over(outcome, Some(rest))
+    }
+
+    /// A thread counts as one long poll: on the busy clock, all of its time is busy.
+    async fn run_blocking(&self, mut work: Blocking) -> Outcome {
+        let shared = self;
+        let busy_until = shared.clock.busy_left().and_then(|left| Instant::now().checked_add(left));
+        let mut timer = None;
+        poll_fn(|cx| {
+            shared.ending_waker.register(cx.waker());
+            if let Poll::Ready(result) = Pin::new(&mut work).poll(cx) {
+                if let Err(payload) = result {
+                    shared.panicked(CONTINUATION, &payload);
+                    caught::dispose(payload);
+                }
+                return Poll::Ready(Outcome::Ended);
+            }
+            shared.arm();
+            if let Some(at) = busy_until {
+                if poll_timer(&mut timer, at, cx).is_ready() {
+                    shared.time_out(LIMIT_PASSED);
+                }
+            }
+            if shared.verdict() != Some(Verdict::TimedOut) {
+                return Poll::Pending;
+            }
+            if work.give_up() {
+                tracing::warn!(
+                    route = shared.route(),
+                    "a blocking continuation ran past its limit: its thread is stuck until it returns"
+                );
+                return Poll::Ready(Outcome::Dropped);
+            }
+            // It ended in this moment; the next poll has its result.
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        })
+        .await
+    }
+}
