@@ -17,7 +17,6 @@
 //! ```
 
 use std::{
-    cell::{Cell, RefCell},
     convert::Infallible,
     fmt,
     future::Future,
@@ -32,13 +31,15 @@ use http::Extensions;
 use tracing::Span;
 
 use self::span::Whose;
+pub(crate) use self::stray::{Polling, run_alone};
 use crate::pool::{
-    Captured, Pool,
+    Captured,
     carry::{Work, carried},
     caught, lock,
 };
 
 mod span;
+mod stray;
 
 /// Work that runs after the response was flushed.
 ///
@@ -293,38 +294,6 @@ impl IntoResponse for Continuation {
     }
 }
 
-thread_local! {
-    /// A handler is being polled on this thread.
-    static POLLING: Cell<bool> = const { Cell::new(false) };
-    /// What was lost meanwhile together with its response.
-    static STRAY: RefCell<Vec<Continuation>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A poll of a request's handler: the continuations whose responses are dropped in it, since an inner middleware
-/// replaced them, belong to that request (contract rule 1).
-pub(crate) struct Polling {
-    outer: bool,
-}
-
-impl Polling {
-    pub(crate) fn begin() -> Self {
-        Self { outer: POLLING.replace(true) }
-    }
-
-    /// What went astray meanwhile.
-    pub(crate) fn end(self) -> Vec<Continuation> {
-        drop(self);
-        // An empty `Vec` costs no allocation.
-        STRAY.take()
-    }
-}
-
-impl Drop for Polling {
-    fn drop(&mut self) {
-        POLLING.set(self.outer);
-    }
-}
-
 /// The response extension. Cloned extensions share one list, so each continuation is taken once.
 #[derive(Clone)]
 struct Slot(Arc<Waiting>);
@@ -340,55 +309,7 @@ impl Drop for Waiting {
         if stray.is_empty() {
             return;
         }
-        if POLLING.get() {
-            STRAY.with_borrow_mut(|all| all.extend(stray));
-        } else {
-            stray.into_iter().for_each(run_alone);
-        }
-    }
-}
-
-/// Runs a continuation that has no request (any more): without limit and hooks, but tracked and logged.
-pub(crate) fn run_alone(mut continuation: Continuation) {
-    use tracing::Instrument as _;
-
-    let failure = continuation.failure_slot();
-    continuation.begin_span(|| "unknown".to_owned(), None);
-    let (kind, span) = continuation.into_work();
-    tracing::warn!(
-        parent: &span,
-        "a continuation's response was dropped before its request could take it: it runs on its own"
-    );
-    let pool = Pool::global().clone();
-    let runner = pool.clone();
-    let in_span = span.clone();
-    let work = async move {
-        let result = match kind {
-            Kind::Async(mut work) => {
-                std::future::poll_fn(|cx| match caught::poll(work.as_mut(), cx) {
-                    Ok(polled) => polled.map(Ok),
-                    Err(payload) => std::task::Poll::Ready(Err(payload)),
-                })
-                .await
-            }
-            Kind::Blocking(work) | Kind::Brief(work) => {
-                crate::pool::blocking::Blocking::start(work, runner, in_span, "unknown".to_owned()).await
-            }
-        };
-        if let Err(payload) = result {
-            tracing::error!(message = crate::pool::panic_message(&*payload), "a continuation panicked");
-            caught::dispose(payload);
-        }
-        // It has no request, and so no failure handler.
-        if let Some(error) = failure.and_then(|slot| lock(&slot).take()) {
-            if let Err(payload) = caught::call(|| tracing::error!(error, "a continuation failed")) {
-                caught::dispose(payload);
-            }
-        }
-    };
-    if let Err(work) = pool.spawn(work.instrument(span)) {
-        pool.report_lost("unknown", "its response was dropped where no runtime is there to run it");
-        caught::discard(work);
+        stray::keep(stray);
     }
 }
 
