@@ -12,10 +12,10 @@ use super::{
     watch::{Source, Watch},
 };
 #[cfg(feature = "serve")]
-use crate::pool::Straggler;
+use crate::{pool::Straggler, sync::AtomicU8};
 use crate::{
     pool::{lock, runtime_lives},
-    sync::{AtomicBool, AtomicU8, AtomicU64, AtomicWaker, Mutex},
+    sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex},
 };
 
 /// Who is told what became of an exchange: the request's lifecycle.

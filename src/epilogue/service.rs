@@ -32,9 +32,9 @@ impl Epilogue {
 }
 
 /// A router whose handlers are made into services once, and not for each request, as axum's own server does.
+#[cfg(feature = "serve")]
 pub(super) fn ready_made<S: 'static>(app: S) -> S {
     let mut app = Some(app);
-    #[cfg(feature = "serve")]
     if let Some(app) = (&mut app as &mut dyn std::any::Any).downcast_mut::<Option<axum::Router>>() {
         *app = app.take().map(|router| router.with_state(()));
     }
@@ -42,6 +42,11 @@ pub(super) fn ready_made<S: 'static>(app: S) -> S {
         Some(app) => app,
         None => unreachable!("it was put back"),
     }
+}
+
+#[cfg(not(feature = "serve"))]
+fn ready_made<S>(app: S) -> S {
+    app
 }
 
 /// An app on one connection.
@@ -131,5 +136,33 @@ where
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(all(test, feature = "serve"))]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::{Router, routing::get};
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    /// axum would apply the layer anew for each request.
+    #[tokio::test]
+    async fn a_routers_layers_are_applied_before_the_first_request() {
+        let applied = Arc::new(AtomicUsize::new(0));
+        let count = applied.clone();
+        let layer = tower::layer::layer_fn(move |inner: axum::routing::Route| {
+            count.fetch_add(1, Ordering::SeqCst);
+            inner
+        });
+        let app = ready_made(Router::new().route("/", get(|| async {})).layer(layer));
+        let before = applied.load(Ordering::SeqCst);
+        for _ in 0..3 {
+            let response = app.clone().oneshot(Request::new(Body::empty())).await.unwrap();
+            assert_eq!(response.status(), http::StatusCode::OK);
+        }
+        assert_eq!(applied.load(Ordering::SeqCst), before);
     }
 }

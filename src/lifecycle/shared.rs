@@ -17,12 +17,14 @@ use super::{
     word::{self, Word},
     work::Queue,
 };
+#[cfg(feature = "serve")]
+use crate::sync::AtomicBool;
 use crate::{
     connection::{Connection, Exchange},
     continuation::Continuation,
     event::{EventKind, RequestId},
     pool::{Pool, bounds::Ticket, lock},
-    sync::{AtomicBool, AtomicU32, AtomicU64, AtomicWaker, Mutex},
+    sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex},
 };
 
 /// What the requests of one connection share: with one count of their own, which no other connection touches.

@@ -20,6 +20,7 @@ use crate::{
 /// First in, first out. Most requests have at most one of a kind, and a million of them may wait: so the first needs no
 /// memory of its own.
 #[derive(Debug, Default)]
+#[expect(clippy::box_collection, reason = "several are rare, and every request has room for what stands here")]
 pub(super) enum Queue<T> {
     #[default]
     Empty,
