@@ -73,5 +73,5 @@ async fn check(response: Response<Body>, values: &[HeaderValue], streamed: bool)
     let named: Vec<_> = [of(&coding), of(&format!("x-{coding}"))].concat();
     assert!(!named.is_empty() || !of("*").is_empty(), "{coding} was not asked for: {fields:?}");
     let refused = |element: &&str| element.replace([' ', '\t'], "").ends_with(";q=0");
-    assert!(named.is_empty() || !named.iter().all(|element| refused(element)), "{coding} was refused: {fields:?}");
+    assert!(named.is_empty() || !named.iter().all(refused), "{coding} was refused: {fields:?}");
 }
