@@ -63,6 +63,8 @@ pub(super) struct Clock {
     busy: AtomicBool,
     timer: Mutex<Option<Pin<Box<Sleep>>>>,
     armed: AtomicBool,
+    /// There is a timer.
+    made: AtomicBool,
     /// A poll is being measured. One that runs meanwhile on another thread (a body beside the handler that
     /// finished it) is not counted, rather than twice.
     measuring: AtomicBool,
@@ -97,6 +99,7 @@ impl Clock {
             busy: AtomicBool::new(false),
             timer: Mutex::new(None),
             armed: AtomicBool::new(false),
+            made: AtomicBool::new(false),
             measuring: AtomicBool::new(false),
         }
     }
@@ -222,7 +225,12 @@ impl Clock {
                 sleep.as_mut().reset(at);
                 sleep
             }
-            None => timer.insert(Box::pin(tokio::time::sleep_until(at))),
+            None => {
+                // SeqCst, here and in `stop`: of this and the end of the request, one comes first, and the other then sees
+                // to it that nothing stays.
+                self.made.swap(true, Ordering::SeqCst);
+                timer.insert(Box::pin(tokio::time::sleep_until(at)))
+            }
         };
         // The waker only sets flags and wakes tasks, and takes no lock of this clock: it may run right here.
         poll_sleep(sleep.as_mut(), &mut Context::from_waker(&waker())).is_ready()
@@ -230,11 +238,10 @@ impl Clock {
 
     /// Gives the timer back.
     pub(super) fn stop(&self) {
-        if !self.is_limited() && !self.armed.load(Ordering::Acquire) {
-            return;
-        }
-        if self.armed.swap(true, Ordering::AcqRel) {
-            *lock(&self.timer) = None;
+        // Also one whose limit was lifted or moved since: it keeps whom it would wake.
+        if self.made.swap(false, Ordering::SeqCst) {
+            let timer = lock(&self.timer).take();
+            drop(timer);
         }
     }
 }
@@ -288,6 +295,26 @@ mod tests {
         assert_eq!(clock.left(), Some(Duration::from_secs(1)));
         clock.set(Duration::ZERO, Start::Now, None);
         assert_eq!(clock.left(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_timer_that_is_given_back_keeps_nobody() {
+        struct Woken;
+
+        impl std::task::Wake for Woken {
+            fn wake(self: std::sync::Arc<Self>) {}
+        }
+
+        for after in [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(30)] {
+            let (clock, woken) = (Clock::new(Instant::now()), std::sync::Arc::new(Woken));
+            clock.set(Duration::from_secs(30), Start::Now, None);
+            assert!(!clock.arm(|| woken.clone().into()));
+            assert_eq!(std::sync::Arc::strong_count(&woken), 2);
+            // Lifted, moved, or left as it is.
+            clock.set(after, Start::Now, None);
+            clock.stop();
+            assert_eq!(std::sync::Arc::strong_count(&woken), 1, "{after:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
