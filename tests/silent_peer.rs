@@ -204,6 +204,9 @@ async fn serve() {
     let tracking = Tracking::new().keep_alive(SECOND).unacknowledged(2 * SECOND).write_stall(None);
     let epilogue = tower_epilogue::Epilogue::builder().tracking(tracking).on_event(move |event: &Event| {
         events(event);
+        if support::goes_without_saying(event.kind()) {
+            return;
+        }
         let number = told.requests().iter().position(|request| *request == event.request()).unwrap();
         say(&format!("{number} {}", line(event)));
     });

@@ -52,12 +52,12 @@ pub(crate) fn run_alone(mut continuation: Continuation) {
     use tracing::Instrument as _;
 
     let failure = continuation.failure_slot();
+    {
+        let _span = continuation.extra.as_ref().map(|extra| extra.span.enter());
+        tracing::warn!("a continuation's response was dropped before its request could take it: it runs on its own");
+    }
     continuation.begin_span(|| "unknown".to_owned(), None);
     let (kind, span) = continuation.into_work();
-    tracing::warn!(
-        parent: &span,
-        "a continuation's response was dropped before its request could take it: it runs on its own"
-    );
     let pool = Pool::global().clone();
     let runner = pool.clone();
     let in_span = span.clone();

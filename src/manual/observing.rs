@@ -112,6 +112,7 @@
 //! continuations, bodies and hooks have no frames. Where nothing is marked, route, class, age and phase are all that is told.
 //! It costs a lock and a look at a thread-local for each poll, and only where `slow_after` is set.
 //!
-//! Mark handlers, continuations, and what they call. Do **not** mark a middleware that stands outside of a handler which may
-//! go on without its client (`IgnoreAbortLayer`, `finish`): `async-backtrace` keeps pointers from inner frames to outer
-//! ones, and takes for granted that the outer future lives longer.
+//! Mark handlers, continuations, and what they call. `async-backtrace` keeps pointers from inner frames to outer ones, and
+//! takes for granted that what is outside lives longer. So do **not** mark a middleware that stands outside of a handler
+//! which may go on without its client (`IgnoreAbortLayer`, `finish`), and do not hand a marked future that was polled in a
+//! handler to a task of its own: spawn it before it is polled.

@@ -183,7 +183,16 @@ async fn the_event_function_can_use_the_epilogue() {
     let server = tokio::spawn(epilogue.serve(listener, app).into_future());
     assert_eq!(Http2::connect(address).await.get("/").await.unwrap().body, b"hello");
     notes.seen("ended").await;
-    let names = ["handler_start", "handler_end", "flushed", "continuation_start", "continuation_end", "ended"];
+    let names = [
+        "arrived",
+        "handler_start",
+        "handler_end",
+        "handed_over",
+        "flushed",
+        "continuation_start",
+        "continuation_end",
+        "ended",
+    ];
     assert_eq!(notes.all(), names);
     server.abort();
 }

@@ -30,6 +30,11 @@ pub async fn soon<F: IntoFuture>(what: &str, future: F) -> F::Output {
     }
 }
 
+/// What journals leave out, so that the suites list what they are about; `tests/observing` has it.
+pub fn goes_without_saying(kind: &EventKind) -> bool {
+    matches!(kind, EventKind::Arrived | EventKind::HandedOver | EventKind::Panicked { .. })
+}
+
 /// Everything that happened to every request, in order.
 #[derive(Clone, Default)]
 pub struct Journal {
@@ -41,8 +46,7 @@ impl Journal {
     pub fn listener(&self) -> impl Fn(&Event) + Send + Sync + 'static {
         let journal = self.clone();
         move |event| {
-            // What goes without saying is left out, so that the suites list what they are about; `tests/observing` has it.
-            if matches!(event.kind(), EventKind::Arrived | EventKind::HandedOver | EventKind::Panicked { .. }) {
+            if goes_without_saying(event.kind()) {
                 return;
             }
             journal.events.lock().unwrap().push(event.clone());
