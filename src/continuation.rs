@@ -98,10 +98,7 @@ pub(crate) enum Kind {
     Async(Work),
     Blocking(Box<dyn FnOnce() + Send>),
     /// Of ours, done in a moment: it needs no place (contract rule 9).
-    #[cfg_attr(
-        not(any(feature = "durable-sqlite", feature = "durable-postgres")),
-        allow(dead_code, reason = "theirs alone")
-    )]
+    #[cfg_attr(not(any(feature = "durable-sqlite", feature = "durable-postgres")), allow(dead_code))]
     Brief(Box<dyn FnOnce() + Send>),
 }
 

@@ -194,11 +194,14 @@ impl JobRunner {
                 () = store.stopping.cancelled() => Duration::ZERO,
                 () = tokio::time::sleep(self.grace / 4) => {
                     let asked = Instant::now();
-                    match store.engine.hold(attempt.id, attempt.attempt).await {
-                        Ok(true) => held = asked,
+                    let hold = store.engine.hold(attempt.id, attempt.attempt);
+                    // A database that hangs must not have it begin when it may be another's already.
+                    match tokio::time::timeout(self.grace / 4, hold).await {
+                        Ok(Ok(true)) => held = asked,
                         // It is another's by now.
-                        Ok(false) => lost = true,
-                        Err(error) => tracing::warn!(%error, job = attempt.id, "a durable job that waits was not held"),
+                        Ok(Ok(false)) => lost = true,
+                        Ok(Err(error)) => tracing::warn!(%error, job = attempt.id, "a durable job that waits was not held"),
+                        Err(_) => tracing::warn!(job = attempt.id, "a durable job that waits was not held in time"),
                     }
                     if !lost && began.elapsed() < longest_wait(self.grace) && held.elapsed() < self.grace / 2 {
                         continue;
