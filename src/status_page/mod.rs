@@ -22,7 +22,7 @@
 //! the log. Of what was matched it shows the route (`/users/{id}`). Of what was not it shows the path as the client sent
 //! it, which may hold a name or a token; and that is all that is known of a request to which nothing of this crate is
 //! near the handler. So put one of the layers on the router, as with `Router::layer`, or take
-//! [`Lifecycle`](crate::Lifecycle) in the handler: then the route is known.
+//! [`Lifecycle`] in the handler: then the route is known.
 //!
 //! On another listener, which only the machine itself reaches:
 //!
