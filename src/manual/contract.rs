@@ -253,8 +253,8 @@
 //! can no longer join the request: it runs on its own.
 //!
 //! **The status page** (feature `status-page`) counts and lists every request of its `Epilogue` but those for itself. Its
-//! updates are a response without an end: they end when a drain begins, as a client's own would not, and neither the
-//! limit nor ignored aborts of the layers around them concern them. The page itself can be refused as any request can.
+//! updates are a long response: they end when a drain begins, as a client's own would not, and neither the limit nor
+//! ignored aborts of the layers around them concern them. The page itself can be refused as any request can.
 //!
 //! **At a drain's deadline** a handler that has not answered is answered for with a 503, and a response on its way
 //! is broken off. Everything gets twice the hook limit to come to its end; then the server closes the connections

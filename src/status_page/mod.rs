@@ -22,7 +22,7 @@
 //! the log. Of what was matched it shows the route (`/users/{id}`). Of what was not it shows the path as the client sent
 //! it, which may hold a name or a token; and that is all that is known of a request to which nothing of this crate is
 //! near the handler. So put one of the layers on the router, as with `Router::layer`, or take
-//! [`Lifecycle`](crate::Lifecycle) in the handler: then the route is known.
+//! [`Lifecycle`] in the handler: then the route is known.
 //!
 //! On another listener, which only the machine itself reaches:
 //!
@@ -67,7 +67,7 @@
 //! | `/`, `?html` | `text/html` | the page, which keeps itself up to date; without JavaScript it reloads |
 //! | `/json`, `?json` | `application/json` | the same as JSON |
 //! | `/metrics`, `?openmetrics` | `application/openmetrics-text` | counts as OpenMetrics 1.0, for Prometheus |
-//! | `?events` | `text/event-stream` | the page's own updates, one each second, for 16 readers at most |
+//! | `?events` | `text/event-stream` | the page's own updates, one each second for a minute, for 16 readers at most |
 //!
 //! The query comes before the header, and a path before both. `?full` lists up to 1,000 of what is not over, and not 20.
 //! Where nothing is said it is HTML (RFC 9110, section 12.5.1). The page loads nothing from elsewhere, and its policy
@@ -85,7 +85,8 @@
 //! are counted when they end, so that a count never goes down.
 //!
 //! The page's own requests are neither counted nor listed. Its updates end when a drain begins, so that they do not hold
-//! it up; on another listener, when the drain is over. Time limits and ignored aborts around it do not concern them.
+//! it up; on another listener, when the drain is over; and after a minute, when the page asks for more: a server that does
+//! not say when it stops, as `axum::serve`, waits for them no longer than that. Time limits and ignored aborts around it do not concern them.
 //! A request for it can be refused as any other: [`admit_always`](EpilogueBuilder::admit_always) prevents that, or a
 //! listener of its own.
 //!

@@ -3,10 +3,16 @@ const live = document.getElementById("live");
 const state = document.getElementById("state");
 const full = document.documentElement.dataset.full === "yes";
 const events = new EventSource(full ? "?events&full" : "?events");
-events.onopen = () => { state.textContent = "live"; };
+let late;
+events.onopen = () => {
+  clearTimeout(late);
+  late = undefined;
+  state.textContent = "live";
+};
 events.onmessage = event => { live.innerHTML = event.data; };
 events.onerror = () => {
-  state.textContent = "not connected";
-  // Refused, as when too many look at once: then the browser does not try again by itself.
+  // Each stream ends after a while and is asked for again by the browser, which is nothing to tell of.
+  late ??= setTimeout(() => { state.textContent = "not connected"; }, 5000);
+  // Refused, as when too many look at once: then the browser does not ask again.
   if (events.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), 5000);
 };

@@ -16,6 +16,9 @@ use crate::{lifecycle::Lifecycle, pool::census::DrainCount};
 
 /// How often a page is brought up to date.
 const EVERY: Duration = Duration::from_secs(1);
+/// How many one stream has: then its browser asks again. So no server that waits for its connections waits longer,
+/// also one that tells us nothing of its end, as `axum::serve` does.
+const UPDATES: u32 = 60;
 /// When a browser that was cut off asks again.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -27,12 +30,13 @@ struct Updates {
     drains: watch::Receiver<DrainCount>,
     drains_before: u64,
     tick: Interval,
+    left: u32,
     over: bool,
     _seat: OwnedSemaphorePermit,
 }
 
-/// A stream without an end, until a drain begins that would wait for it; elsewhere until a drain is over, so that the
-/// drain can be watched and the other server can stop after it.
+/// A stream of a minute, and less if a drain begins that would wait for it; elsewhere, if a drain is over, so that
+/// it can be watched and the other server can stop after it.
 pub(super) fn updates(page: Arc<Shown>, full: bool, own: bool, lifecycle: Option<&Lifecycle>) -> Response {
     let Ok(seat) = page.ledger.viewers.clone().try_acquire_owned() else {
         let retry_after = [(header::RETRY_AFTER, HeaderValue::from_static("5"))];
@@ -47,7 +51,7 @@ pub(super) fn updates(page: Arc<Shown>, full: bool, own: bool, lifecycle: Option
     let drains_before = drains.borrow().over;
     let mut tick = interval(EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let updates = Updates { page, full, own, drains, drains_before, tick, over: false, _seat: seat };
+    let updates = Updates { page, full, own, drains, drains_before, tick, left: UPDATES, over: false, _seat: seat };
     let mut response = Sse::new(unfold(updates, Updates::next)).into_response();
     // nginx would hold it back.
     response.headers_mut().insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
@@ -66,6 +70,8 @@ impl Updates {
             _ = self.drains.wait_for(|drains| (own && drains.under_way > 0) || drains.over > before) => self.over = true,
             _ = self.tick.tick() => {}
         }
+        self.left -= 1;
+        self.over |= self.left == 0;
         let snapshot = self.page.snapshot(self.full).await;
         let event = Event::default().retry(RETRY).data(html::fragment(&snapshot).into_string());
         Some((Ok(event), self))

@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use axum::{Router, routing::get};
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    http::Request,
+    routing::get,
+};
+use tower::ServiceExt as _;
 use tower_epilogue::{Continuation, Epilogue, EpilogueBuilder, IgnoreAbortLayer, TimeLimitLayer};
 
 use crate::{
@@ -75,6 +81,17 @@ async fn neither_a_limit_nor_ignored_aborts_concern_them() {
     // Nobody reads it any more: its request ends, and its seat is free.
     soon("its end", server.journal.ended(1)).await;
     assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn they_last_a_minute_and_one_comes_each_second() {
+    let epilogue = Epilogue::builder().status_page().build();
+    let began = tokio::time::Instant::now();
+    let request = Request::builder().uri("/?events").body(Body::empty()).unwrap();
+    let response = epilogue.status_page::<()>().oneshot(request).await.unwrap();
+    let all = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&all).matches("retry: 2000").count(), 60);
+    assert_eq!(began.elapsed().as_secs(), 59);
 }
 
 #[tokio::test]
