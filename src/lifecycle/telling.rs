@@ -50,3 +50,66 @@ impl Drop for Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use http::{Method, Uri, Version};
+
+    use super::*;
+    use crate::{
+        lifecycle::shared::{Arrival, Home},
+        pool::{Pool, lock},
+    };
+
+    fn arrive(pool: &Arc<Pool>) -> Arc<Shared> {
+        Shared::new(Arrival {
+            home: Some(Arc::new(Home::new(pool.clone()))),
+            connection: None,
+            method: Method::GET,
+            uri: Uri::from_static("/path?query"),
+            version: Version::HTTP_11,
+            uploaded: true,
+            is_job: false,
+        })
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_of_a_request_that_has_ended_or_never_will() {
+        let (pool, seen) = (Pool::default(), Arc::new(Mutex::new(Vec::new())));
+        let theirs = seen.clone();
+        pool.listen(Arc::new(move |event: &Event| {
+            lock(&theirs).push((event.kind().name(), event.route().to_owned(), event.class()));
+        }));
+        let pool = Arc::new(pool);
+        let feed = pool.feed().unwrap();
+        let told_of = |shared: &Shared| feed.told(shared.id()).len();
+
+        let ended = arrive(&pool);
+        ended.note_told_class(Some("mail"));
+        ended.tell(EventKind::ContinuationWaits);
+        assert_eq!(told_of(&ended), 1);
+        assert!(ended.end(|_| true));
+        ended.note_told_class(Some("mail"));
+        ended.tell(EventKind::Slow);
+        assert_eq!(told_of(&ended), 0);
+
+        // Its runtime has ended.
+        let lost = arrive(&pool);
+        let id = lost.id();
+        assert_eq!(told_of(&lost), 1);
+        drop(lost);
+        assert_eq!(feed.told(id).len(), 0);
+
+        feed.delivered().await;
+        let route = || "GET /path".to_owned();
+        let all = [
+            (EventKind::Arrived.name(), route(), None),
+            (EventKind::ContinuationWaits.name(), route(), Some("mail")),
+            (EventKind::Ended.name(), route(), None),
+            (EventKind::Arrived.name(), route(), None),
+        ];
+        assert_eq!(*lock(&seen), all);
+    }
+}

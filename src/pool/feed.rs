@@ -60,8 +60,21 @@ impl ToldOf<'_> {
     /// It has ended.
     pub(crate) fn forget(&mut self, request: RequestId) {
         self.0.remove(&request);
+        // A crowd is not to keep its room when it is gone.
+        if self.0.capacity() > FEW.max(4 * self.0.len()) {
+            let room = 2 * self.0.len();
+            self.0.shrink_to(room);
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 }
+
+/// So many requests' room is not worth giving back.
+const FEW: usize = 256;
 
 struct Delivery {
     listeners: Arc<Mutex<Arc<[Listener]>>>,
@@ -198,5 +211,21 @@ mod tests {
         (0..5_000).for_each(|_| feed.push(event()));
         feed.delivered().await;
         assert_eq!(told.load(Ordering::Relaxed), 10_000);
+    }
+
+    #[test]
+    fn what_was_told_of_a_crowd_is_forgotten_with_it() {
+        let (feed, crowd) = (Feed::new(), 0..100_000);
+        for request in crowd.clone().map(RequestId) {
+            feed.told(request).of(request).class = Some("mail");
+        }
+        assert!(lock(&feed.told[0]).capacity() > FEW);
+        for request in crowd.map(RequestId) {
+            feed.told(request).forget(request);
+        }
+        for share in &feed.told {
+            let share = lock(share);
+            assert!(share.is_empty() && share.capacity() <= 2 * FEW, "{}", share.capacity());
+        }
     }
 }
