@@ -194,7 +194,7 @@ impl Continuation {
 
     pub(crate) fn of(kind: Kind) -> Self {
         let span = Span::current();
-        let extra = (!span.is_none()).then(|| Box::new(Extra { span, ..Extra::default() }));
+        let extra = (!span.is_disabled()).then(|| Box::new(Extra { span, ..Extra::default() }));
         Self { kind: Some(kind), extra }
     }
 

@@ -67,7 +67,7 @@ impl Continuation {
             None => spans::continuation(&Span::none(), route, class, id),
         };
         // Where nobody wants it, it needs no memory.
-        if self.extra.is_some() || !span.is_none() {
+        if self.extra.is_some() || !span.is_disabled() {
             let extra = self.extra();
             extra.span = span;
             extra.whose = Whose::Own;
