@@ -66,7 +66,7 @@ impl Continuation {
             Some(request) => spans::continuation(request, route, class, id),
             None => spans::continuation(&Span::none(), route, class, id),
         };
-        // Where nobody wants it, it needs no memory.
+        // Where nobody wants it, it needs no memory: very many may run for long.
         if self.extra.is_some() || !span.is_disabled() {
             let extra = self.extra();
             extra.span = span;

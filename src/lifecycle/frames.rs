@@ -9,7 +9,7 @@ use super::shared::Shared;
 use crate::event::{CONTINUATION, HANDLER};
 use crate::pool::caught;
 #[cfg(feature = "backtrace")]
-use crate::pool::frames::Frames;
+use crate::pool::{frames::Frames, lock};
 
 /// Those of its handler and of its continuations, which may be polled at the same time; made when they first are.
 #[cfg(feature = "backtrace")]
@@ -24,13 +24,12 @@ impl Shared {
     #[cfg(feature = "backtrace")]
     #[inline]
     pub(super) fn framed<T>(&self, what: &'static str, work: impl FnOnce() -> T) -> T {
-        let Some(frames) = &self.frames else { return work() };
-        let frames = match what {
-            HANDLER => &frames.handler,
-            CONTINUATION => &frames.continuation,
-            // What else there is may be meant to last.
-            _ => return work(),
-        };
+        // What else there is may be meant to last.
+        if self.pool().slow.is_none() || !matches!(what, HANDLER | CONTINUATION) {
+            return work();
+        }
+        let frames = lock(&self.core).rare().frames.get_or_insert_default().clone();
+        let frames = if what == HANDLER { &frames.handler } else { &frames.continuation };
         frames.get_or_init(Frames::new).scope(work)
     }
 
@@ -44,7 +43,7 @@ impl Shared {
     /// The frames that its continuation waits in, or else its handler.
     #[cfg(feature = "backtrace")]
     pub(super) fn waits_in(&self) -> Option<String> {
-        let frames = self.frames.as_ref()?;
+        let frames = lock(&self.core).rare.as_ref()?.frames.clone()?;
         [&frames.continuation, &frames.handler].into_iter().filter_map(OnceLock::get).find_map(Frames::tree)
     }
 

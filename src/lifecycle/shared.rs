@@ -65,9 +65,6 @@ pub(crate) struct Shared {
     pub(super) is_job: bool,
     word: AtomicU32,
     pub(super) clock: Clock,
-    /// Where what is slow is told of.
-    #[cfg(feature = "backtrace")]
-    pub(super) frames: Option<Box<super::frames::RequestFrames>>,
     pub(super) exchange: Exchange,
     pub(super) core: Mutex<Core>,
     body_bytes: AtomicU64,
@@ -108,6 +105,9 @@ pub(super) struct Rare {
     pub(super) delivered: Option<crate::connection::Delivered>,
     /// For those who await the abort or the fate of the response.
     changed: Option<Arc<Notify>>,
+    /// Where what is slow is told of.
+    #[cfg(feature = "backtrace")]
+    pub(super) frames: Option<Arc<super::frames::RequestFrames>>,
 }
 
 impl Core {
@@ -133,8 +133,6 @@ impl Shared {
             feed.ensure_delivery();
         }
         let word = if uploaded { word::UPLOADED } else { 0 };
-        #[cfg(feature = "backtrace")]
-        let frames = pool(home.as_ref()).slow.is_some().then(Box::default);
         let shared = Arc::new_cyclic(|me| Self {
             me: me.clone(),
             id: RequestId::next(),
@@ -147,8 +145,6 @@ impl Shared {
             is_job,
             word: AtomicU32::new(word),
             clock: Clock::new(Instant::now()),
-            #[cfg(feature = "backtrace")]
-            frames,
             exchange: Exchange::default(),
             core: Mutex::default(),
             body_bytes: AtomicU64::new(0),
