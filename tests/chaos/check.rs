@@ -69,12 +69,18 @@ impl Round {
         }
         let mut counts = Counts { requests: stories.len(), cut: self.report.stragglers().len(), ..Counts::default() };
         let mut known = HashSet::new();
+        let cut = |record: &Record| {
+            let story = record.request.and_then(|request| stories.get(&request));
+            story.is_some_and(|story| story.status().is_timeout() && story.count("flushed") == 0)
+        };
+        let cut: HashSet<u64> = records.iter().filter(|(_, record)| cut(record)).map(|(number, _)| *number).collect();
         for (number, record) in &records {
             let request = record.request.expect("a handler notes its request");
             let story = stories.get(&request).unwrap_or_else(|| panic!("{number} is in no story: {record:?}"));
             known.insert(request);
             let ran = layer_hooks.remove(&request).unwrap_or_default();
-            let one = One { round: self, number: *number, record, story, outcome: outcomes[number], layer_hooks: &ran };
+            let outcome = outcomes[number];
+            let one = One { round: self, number: *number, record, story, outcome, layer_hooks: &ran, cut: &cut };
             one.check();
         }
         for (request, story) in &stories {
@@ -120,6 +126,8 @@ struct One<'a> {
     story: &'a Story,
     outcome: Outcome,
     layer_hooks: &'a [String],
+    /// The requests whose limit broke their response off, as far as the server knew.
+    cut: &'a HashSet<u64>,
 }
 
 impl One<'_> {
@@ -211,7 +219,8 @@ impl One<'_> {
     fn is_behind_a_broken_one(&self) -> bool {
         let first = self.number / 16 * 16;
         let visit = Visit::of(self.round.notes.seed, first, Duration::from_millis(1));
-        let broken = |number| self.round.outcomes.contains(&(number, Outcome::Broken));
+        // Of one that was cut the kernel may have had every byte.
+        let broken = |number| self.round.outcomes.contains(&(number, Outcome::Broken)) || self.cut.contains(&number);
         visit.protocol == Protocol::Http11 && visit.pipelined && (first..self.number).any(broken)
     }
 
