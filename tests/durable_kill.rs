@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 #[path = "durable_kill/clients.rs"]
 mod clients;
@@ -39,29 +39,38 @@ fn load_time() -> Duration {
 }
 
 const KILLS: u32 = 10;
+/// How long a running process may take to show that it runs.
+const SOON: Duration = Duration::from_secs(30);
 /// How long nothing may be completed while something is left, once no orders come any more: a leader that was killed is
 /// replaced after 11 s, and what it ran is taken for lost after 4 s.
 const REST: Duration = Duration::from_secs(60);
 
 /// Waits until all that was accepted is completed, or nothing happens any more; how many are missing then.
 async fn missing(accepted: &HashSet<String>, provider: &Provider) -> usize {
-    let missing = || accepted.iter().filter(|order| !provider.completed(order)).count();
-    let (mut least, mut since) = (missing(), Instant::now());
-    while least > 0 && since.elapsed() < REST {
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        let now = missing();
-        if now < least {
-            (least, since) = (now, Instant::now());
+    let (mut watch, mut since) = (provider.watch(), Instant::now());
+    let mut left: HashSet<_> = accepted.iter().collect();
+    loop {
+        let before = left.len();
+        let ledger = watch.borrow_and_update();
+        left.retain(|order| !ledger.completed.contains(*order));
+        drop(ledger);
+        if left.is_empty() {
+            return 0;
+        }
+        if left.len() < before {
+            since = Instant::now();
+        }
+        if timeout(REST.saturating_sub(since.elapsed()), watch.changed()).await.is_err() {
+            return left.len();
         }
     }
-    least
 }
 
 /// What clients were answered.
 #[derive(Default)]
 pub struct Book {
     /// Orders that were answered with a 2xx.
-    accepted: Mutex<HashSet<String>>,
+    accepted: watch::Sender<HashSet<String>>,
     refused: Mutex<HashMap<String, u64>>,
 }
 
@@ -90,7 +99,7 @@ async fn kill_test(place: String) {
     for client in clients {
         client.await.unwrap();
     }
-    let accepted = book.accepted.lock().unwrap().clone();
+    let accepted = book.accepted.borrow().clone();
     let lost = missing(&accepted, &provider).await;
     let twice: Vec<_> = provider.effects().into_iter().filter(|(_, keys)| keys.len() > 1).collect();
     println!(
@@ -134,25 +143,20 @@ async fn either_of_two_processes_goes_on_alone() {
     let (moved, address) = watch::channel(first.address);
     let (ended, running) = watch::channel(true);
     let clients = clients::start(&book, &address, &running);
-    let both_work = || provider.processes().len() == 2;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !both_work() && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    assert!(both_work(), "what one promises, both do: {:?}", provider.processes());
+    let mut watch = provider.watch();
+    let both_work = timeout(SOON, watch.wait_for(|ledger| ledger.processes.len() == 2)).await.is_ok();
+    assert!(both_work, "what one promises, both do: {:?}", provider.processes());
     first.kill().await;
     moved.send_replace(second.address);
-    let before = book.accepted.lock().unwrap().len();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while book.accepted.lock().unwrap().len() < before + 100 {
-        assert!(Instant::now() < deadline, "the other goes on");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let before = book.accepted.borrow().len();
+    let more =
+        timeout(SOON, book.accepted.subscribe().wait_for(|accepted| accepted.len() >= before + 100)).await.is_ok();
+    assert!(more, "the other goes on");
     ended.send_replace(false);
     for client in clients {
         client.await.unwrap();
     }
-    let accepted = book.accepted.lock().unwrap().clone();
+    let accepted = book.accepted.borrow().clone();
     let lost = missing(&accepted, &provider).await;
     second.kill().await;
     println!("two processes: {} accepted, {} calls", accepted.len(), provider.calls());
@@ -198,10 +202,10 @@ async fn a_full_disk_refuses_orders_and_loses_none() {
         assert!(Instant::now() < deadline, "it does not go on");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    while accepted.iter().any(|order| !provider.completed(order)) {
-        assert!(Instant::now() < deadline, "orders were accepted and lost");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let mut watch = provider.watch();
+    let all = watch.wait_for(|ledger| accepted.iter().all(|order| ledger.completed.contains(order)));
+    let all = timeout(deadline.saturating_duration_since(Instant::now()), all).await.is_ok();
+    assert!(all, "orders were accepted and lost");
     assert!(provider.effects().values().all(|keys| keys.len() == 1));
     server.kill().await;
     std::fs::remove_dir_all(&directory).unwrap();

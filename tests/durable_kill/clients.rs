@@ -43,7 +43,9 @@ async fn client(number: u32, book: Arc<Book>, address: Address, running: watch::
                 ask(to, "/order", key.as_deref(), &name).await.unwrap_or_default()
             };
             if (200..300).contains(&status) {
-                book.accepted.lock().unwrap().insert(name);
+                book.accepted.send_modify(|accepted| {
+                    accepted.insert(name);
+                });
                 break;
             }
             *book.refused.lock().unwrap().entry(status.to_string()).or_default() += 1;

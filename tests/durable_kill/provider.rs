@@ -3,11 +3,11 @@
 use std::{
     collections::{HashMap, HashSet},
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use axum::{Router, extract::State, http::HeaderMap, routing::post};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::watch};
 
 #[derive(Clone)]
 pub struct Provider {
@@ -15,22 +15,22 @@ pub struct Provider {
     state: Memory,
 }
 
-#[derive(Clone, Default)]
-struct Memory(Arc<Mutex<Ledger>>);
+#[derive(Clone)]
+struct Memory(Arc<watch::Sender<Ledger>>);
 
 #[derive(Default)]
-struct Ledger {
+pub struct Ledger {
     calls: u64,
     /// The keys under which each order was charged: one charge for each.
     charges: HashMap<String, HashSet<String>>,
     /// Orders whose job came to its end.
-    completed: HashSet<String>,
-    processes: HashSet<String>,
+    pub completed: HashSet<String>,
+    pub processes: HashSet<String>,
 }
 
 impl Provider {
     pub async fn start() -> Self {
-        let state = Memory::default();
+        let state = Memory(Arc::new(watch::Sender::default()));
         let app =
             Router::new().route("/charge", post(charge)).route("/completed", post(completed)).with_state(state.clone());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -39,20 +39,21 @@ impl Provider {
         Self { address, state }
     }
 
-    pub fn completed(&self, order: &str) -> bool {
-        self.state.0.lock().unwrap().completed.contains(order)
+    /// For those who wait until something was done.
+    pub fn watch(&self) -> watch::Receiver<Ledger> {
+        self.state.0.subscribe()
     }
 
     pub fn effects(&self) -> HashMap<String, HashSet<String>> {
-        self.state.0.lock().unwrap().charges.clone()
+        self.state.0.borrow().charges.clone()
     }
 
     pub fn calls(&self) -> u64 {
-        self.state.0.lock().unwrap().calls
+        self.state.0.borrow().calls
     }
 
     pub fn processes(&self) -> HashSet<String> {
-        self.state.0.lock().unwrap().processes.clone()
+        self.state.0.borrow().processes.clone()
     }
 }
 
@@ -61,12 +62,16 @@ fn header(headers: &HeaderMap, name: &str) -> String {
 }
 
 async fn charge(State(state): State<Memory>, headers: HeaderMap, order: String) {
-    let mut ledger = state.0.lock().unwrap();
-    ledger.calls += 1;
-    ledger.charges.entry(order).or_default().insert(header(&headers, "idempotency-key"));
-    ledger.processes.insert(header(&headers, "x-process"));
+    let (key, process) = (header(&headers, "idempotency-key"), header(&headers, "x-process"));
+    state.0.send_modify(|ledger| {
+        ledger.calls += 1;
+        ledger.charges.entry(order).or_default().insert(key);
+        ledger.processes.insert(process);
+    });
 }
 
 async fn completed(State(state): State<Memory>, order: String) {
-    state.0.lock().unwrap().completed.insert(order);
+    state.0.send_modify(|ledger| {
+        ledger.completed.insert(order);
+    });
 }
