@@ -205,7 +205,11 @@ impl Checked<'_> {
             assert!(!ours.whole || length == ours.body.len() as u64, "{length} is not true of {}", ours.body.len());
         }
         if self.passes_through() && !self.is_encoded() {
-            return assert_eq!(ours.framing, self.theirs.framing);
+            // A body that fails at once takes its head with it, unless that had left: on HTTP/2 h2 drops what a reset
+            // stream has queued, and which of the two comes first is a race in any server.
+            let failed_with_its_head =
+                case.answer.fails_after.is_some() && [ours.status, self.theirs.status].contains(&0);
+            return assert!(failed_with_its_head || ours.framing == self.theirs.framing, "{:?}", self.theirs.framing);
         }
         if self.passes_through() || self.is_our_500() || !ours.whole || (self.is_encoded() && self.theirs_is_outside())
         {
