@@ -42,6 +42,7 @@ mod error;
 mod finish;
 mod frames;
 mod held;
+mod hooking;
 mod hooks;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 mod job;

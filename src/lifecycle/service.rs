@@ -5,7 +5,7 @@ use std::{
     future::Future,
     panic::resume_unwind,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, LazyLock},
     task::{Context, Poll},
 };
 
@@ -24,6 +24,18 @@ use crate::{connection::Connection, pool::caught};
 
 /// The number of the service that makes the lifecycle.
 const OUTERMOST: u32 = 1;
+
+/// Nothing, with room for seven: a clone has it too. Ours, the client's address, and the two of axum's router are one more
+/// than there is room for in a map that begins with the first.
+static ROOM: LazyLock<Extensions> = LazyLock::new(|| {
+    let mut extensions = Extensions::new();
+    extensions.insert(0_u8);
+    extensions.insert(0_u16);
+    extensions.insert(0_u32);
+    extensions.insert(0_u64);
+    extensions.clear();
+    extensions
+});
 
 /// One of our services' place in one request.
 #[derive(Debug)]
@@ -75,7 +87,11 @@ fn arrival<B: http_body::Body>(
 impl Entered {
     fn first<B>(arrival: Arrival, request: &mut Request<B>, catches_panics: bool) -> Self {
         let shared = Shared::new(arrival);
-        request.extensions_mut().insert(Lifecycle(shared.clone()));
+        let extensions = request.extensions_mut();
+        if extensions.is_empty() {
+            *extensions = ROOM.clone();
+        }
+        extensions.insert(Lifecycle(shared.clone()));
         note_route(&shared, request.extensions());
         Self { shared, depth: OUTERMOST, catches_panics }
     }

@@ -14,7 +14,9 @@ use std::{
 
 use slab::Slab;
 use tokio::runtime::Handle;
-use tokio_util::task::TaskTracker;
+#[cfg(not(epilogue_model))]
+use tokio::runtime::Handle as Runtime;
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 pub use self::failure::Failure;
 pub(crate) use self::{
@@ -23,6 +25,8 @@ pub(crate) use self::{
     feed::{Feed, Listener, Told},
     slow::SlowWatch,
 };
+#[cfg(epilogue_model)]
+use crate::sync::Runtime;
 
 pub(crate) mod blocking;
 pub(crate) mod bounds;
@@ -118,13 +122,20 @@ pub(crate) struct Pool {
     panics: AtomicUsize,
     companions: Mutex<Vec<Arc<dyn Companion>>>,
     tracker: TaskTracker,
-    live: Mutex<Slab<Weak<dyn Straggler>>>,
+    live: Mutex<Slab<Listed>>,
     /// Blocking continuations that passed their limit and whose thread has not ended.
     stuck: AtomicUsize,
     /// Continuations that could not be run, because no runtime was left to run them.
     lost: AtomicUsize,
     /// Handlers and bodies that outlived their response.
     detached: Arc<AtomicUsize>,
+}
+
+/// A straggler, and what tracks it.
+struct Listed {
+    straggler: Weak<dyn Straggler>,
+    #[expect(dead_code, reason = "it counts as long as it lives")]
+    tracked: TaskTrackerToken,
 }
 
 impl fmt::Debug for Pool {
@@ -165,29 +176,24 @@ impl Pool {
         &GLOBAL
     }
 
-    /// The same, as a thread of the model.
-    #[cfg(epilogue_model)]
+    /// Runs `work` as a tracked task. `Err` gives it back where no runtime is there to run it.
     pub(crate) fn spawn<F>(&self, work: F) -> Result<(), F>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        crate::sync::spawn(self.tracker.track_future(work));
+        let Ok(runtime) = Runtime::try_current() else { return Err(work) };
+        runtime.spawn(self.tracker.track_future(work));
         Ok(())
     }
 
-    /// Runs `work` as a tracked task. `Err` gives it back where no runtime is there to run it.
-    #[cfg(not(epilogue_model))]
-    pub(crate) fn spawn<F>(&self, work: F) -> Result<(), F>
+    /// The same for a task that is [on the list](Self::list), which tracks it.
+    pub(crate) fn spawn_listed<F>(work: F) -> Result<(), F>
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        match Handle::try_current() {
-            Ok(runtime) => {
-                self.tracker.spawn_on(work, &runtime);
-                Ok(())
-            }
-            Err(_) => Err(work),
-        }
+        let Ok(runtime) = Runtime::try_current() else { return Err(work) };
+        runtime.spawn(work);
+        Ok(())
     }
 
     /// Has one more listener told of every event from now on.
@@ -211,21 +217,22 @@ impl Pool {
         lock(&self.companions).clone()
     }
 
-    /// Puts a straggler on the list that a drain's report is made from, for the one that gets the key to
+    /// Puts a straggler on the list that a drain's report is made from, and tracks it, for the one that gets the key to
     /// [take off](Self::unlist) again.
     pub(crate) fn list(&self, straggler: Weak<dyn Straggler>) -> usize {
-        lock(&self.live).insert(straggler)
+        let tracked = self.tracker.token();
+        lock(&self.live).insert(Listed { straggler, tracked })
     }
 
     pub(crate) fn unlist(&self, key: usize) {
-        let straggler = lock(&self.live).try_remove(key);
-        // Not under the lock: it may be the last that keeps the request's memory.
-        drop(straggler);
+        let listed = lock(&self.live).try_remove(key);
+        // Not under the lock: it may be the last that keeps the request's memory, or that a drain waits for.
+        drop(listed);
     }
 
     /// Everything on the list that is still alive.
     pub(crate) fn stragglers(&self) -> Vec<Arc<dyn Straggler>> {
-        lock(&self.live).iter().filter_map(|(_, straggler)| straggler.upgrade()).collect()
+        lock(&self.live).iter().filter_map(|(_, listed)| listed.straggler.upgrade()).collect()
     }
 
     pub(crate) fn running(&self) -> usize {

@@ -20,7 +20,7 @@ async fn bind() -> TcpListener {
     listener
 }
 
-async fn serve(app: Router) {
+pub async fn serve(app: Router) {
     // What `Epilogue::serve` and most servers set; axum does so only on request.
     let listener = axum::serve::ListenerExt::tap_io(bind().await, |io| io.set_nodelay(true).unwrap());
     axum::serve(listener, app).await.unwrap();
@@ -79,5 +79,25 @@ pub async fn epilogue() {
         .route("/park", get(|| with(PARKED)))
         .layer(layers(EarlyCloseLayer::new().keep_alive()));
     let app = Router::new().route("/upload", post(async || page())).layer(layers(EarlyCloseLayer::new())).merge(kept);
+    Epilogue::new().serve(bind().await, app).await.unwrap();
+}
+pub async fn variant(kind: &str) {
+    async fn with(work: Duration) -> (Continuation, &'static str) {
+        (Continuation::new(sleep(work)), HELLO)
+    }
+    let r = Router::new().route("/respond", get(|| with(WORK))).route("/park", get(|| with(PARKED)));
+    let limit = TimeLimitLayer::new(PARKED * 2);
+    let hook = ShutdownHookLayer::new(|_| async {});
+    let app = match kind {
+        "v-none" => r,
+        "v-nowork" => Router::new().route("/respond", get(|| async { HELLO })),
+        "v-ignore" => r.layer(IgnoreAbortLayer::new()),
+        "v-limit" => r.layer(limit),
+        "v-hook" => r.layer(hook),
+        "v-early" => r.layer(EarlyCloseLayer::new().keep_alive()),
+        "v-nolimit" => r.layer((EarlyCloseLayer::new().keep_alive(), IgnoreAbortLayer::new(), hook)),
+        "v-nohook" => r.layer((EarlyCloseLayer::new().keep_alive(), IgnoreAbortLayer::new(), limit)),
+        _ => panic!(),
+    };
     Epilogue::new().serve(bind().await, app).await.unwrap();
 }

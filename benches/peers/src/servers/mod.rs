@@ -6,6 +6,7 @@
 use std::{io::Write as _, net::SocketAddr, time::Duration};
 
 mod axum_peers;
+mod by_hand;
 mod trillium_peer;
 
 /// How much work is left after an answer.
@@ -17,7 +18,7 @@ const HELLO: &str = "hello";
 pub const PAGE: usize = 1024 * 1024;
 
 /// The kinds that [`serve`] knows, named as on the command line.
-pub const KINDS: [&str; 5] = ["axum-no-work", "axum-waits", "axum-spawn", "epilogue", "trillium"];
+pub const KINDS: [&str; 6] = ["axum-no-work", "axum-waits", "axum-spawn", "by-hand", "epilogue", "trillium"];
 
 static PAGE_BYTES: [u8; PAGE] = [b'x'; PAGE];
 
@@ -29,8 +30,10 @@ pub fn serve(kind: &str) {
             "axum-no-work" => axum_peers::no_work().await,
             "axum-waits" => axum_peers::waits().await,
             "axum-spawn" => axum_peers::spawn().await,
+            "by-hand" => by_hand::serve().await,
             "epilogue" => axum_peers::epilogue().await,
             "trillium" => trillium_peer::serve().await,
+            v if v.starts_with("v-") => axum_peers::variant(v).await,
             _ => panic!("no such server: {kind}; there are {KINDS:?}"),
         }
     });

@@ -1,0 +1,109 @@
+//! axum with what a team writes by hand: the work goes along with the response, a layer starts it when the body is gone,
+//! and well-kept parts do the rest. It knows of no flush, no abort, no hook, and no end.
+
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{
+    Extension, Router,
+    body::{Body, Bytes, HttpBody},
+    extract::Request,
+    response::Response,
+    routing::{Route, get},
+};
+use futures_util::FutureExt as _;
+use http_body::{Frame, SizeHint};
+use tokio::time::sleep;
+use tokio_util::task::TaskTracker;
+use tower::Service;
+use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
+
+use super::{HELLO, PARKED, WORK, axum_peers};
+
+const LIMIT: Duration = Duration::from_secs(2 * PARKED.as_secs());
+
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// What an extension of a response can carry: it has to be `Clone`.
+#[derive(Clone)]
+struct Work(Arc<Mutex<Option<Boxed<()>>>>);
+
+#[derive(Clone)]
+struct AfterBody<S> {
+    inner: S,
+    tracker: TaskTracker,
+}
+
+impl<S> Service<Request> for AfterBody<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible, Future: Send + 'static>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Boxed<Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let (response, tracker) = (self.inner.call(request), self.tracker.clone());
+        Box::pin(async move {
+            let mut response = response.await?;
+            let work = response.extensions_mut().remove::<Work>().and_then(|work| work.0.lock().unwrap().take());
+            Ok(response.map(|body| Body::new(Watched { body, work, tracker })))
+        })
+    }
+}
+
+struct Watched {
+    body: Body,
+    work: Option<Boxed<()>>,
+    tracker: TaskTracker,
+}
+
+impl HttpBody for Watched {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            let work = std::panic::AssertUnwindSafe(tokio::time::timeout(LIMIT, work)).catch_unwind();
+            self.tracker.spawn(work.map(drop));
+        }
+    }
+}
+
+pub async fn serve() {
+    async fn with(work: Duration) -> (Extension<Work>, &'static str) {
+        (Extension(Work(Arc::new(Mutex::new(Some(Box::pin(sleep(work))))))), HELLO)
+    }
+    let tracker = TaskTracker::new();
+    let after_body = tower::layer::layer_fn(move |inner: Route| AfterBody { inner, tracker: tracker.clone() });
+    let app = Router::new()
+        .route("/respond", get(|| with(WORK)))
+        .route("/park", get(|| with(PARKED)))
+        .layer(CatchPanicLayer::new())
+        .layer(TimeoutLayer::with_status_code(axum::http::StatusCode::SERVICE_UNAVAILABLE, LIMIT))
+        .layer(after_body);
+    axum_peers::serve(app).await;
+}
