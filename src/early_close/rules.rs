@@ -1,7 +1,7 @@
 //! What a response's head says about the shape that it may get.
 
 use axum_core::response::Response;
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version, header, response::Parts};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header, response::Parts};
 
 /// What of a request decides the shape of its response.
 pub(super) struct Asked {
@@ -47,11 +47,14 @@ fn streams(headers: &HeaderMap) -> bool {
     let streamed = [&b"text/event-stream"[..], b"application/grpc", b"multipart/x-mixed-replace"];
     streamed.iter().any(|streamed| {
         content_type.len() >= streamed.len() && content_type[..streamed.len()].eq_ignore_ascii_case(streamed)
-    }) || lists(headers, &header::HeaderName::from_static("x-accel-buffering"), b"no")
+    }) || lists(headers, &X_ACCEL_BUFFERING, b"no")
 }
 
+/// What a proxy is asked not to hold back: nginx's name.
+static X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
 /// Whether `token` is among those that `name` lists, whatever its parameters.
-pub(super) fn lists(headers: &HeaderMap, name: &header::HeaderName, token: &[u8]) -> bool {
+pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
     headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|listed| {
         let listed = listed.split(|byte| *byte == b';').next().unwrap_or_default();
         listed.trim_ascii().eq_ignore_ascii_case(token)

@@ -46,9 +46,10 @@ const ALL: Option<Park> = Some(Park { most: usize::MAX, answer: Answer::Before, 
 
 pub const BASELINE: &str = "axum-spawn";
 pub const OURS: &str = "epilogue";
+pub const BY_HAND: &str = "by-hand";
 pub const PLAIN: &str = "axum-waits";
 
-pub const PEERS: [Peer; 9] = [
+pub const PEERS: [Peer; 11] = [
     Peer {
         key: "axum-no-work",
         name: "axum, no work at all",
@@ -78,6 +79,25 @@ pub const PEERS: [Peer; 9] = [
         means: "`tokio::spawn` in the handler",
         version: axum_version,
         start: |_| rust(BASELINE),
+        close_up: true,
+        park: ALL,
+    },
+    Peer {
+        key: "empty-layer",
+        name: "the same, and an empty layer",
+        means: "for comparison: `Router::layer` with a layer that does nothing",
+        version: axum_version,
+        start: |_| rust("empty-layer"),
+        close_up: true,
+        park: None,
+    },
+    Peer {
+        key: BY_HAND,
+        name: "axum, by hand",
+        means: "a layer that starts the response's work when its body is gone, `TaskTracker`, a time limit and panics \
+                caught by tower-http",
+        version: || Ok([axum_version()?, locked("tower"), locked("tower-http"), locked("tokio-util")].join(", ")),
+        start: |_| rust(BY_HAND),
         close_up: true,
         park: ALL,
     },

@@ -7,7 +7,7 @@ use axum::{
     body::{Body, Bytes},
     http::header::CONNECTION,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{Route, get, post},
 };
 use tokio::{net::TcpListener, time::sleep};
 use tower_epilogue::{Continuation, EarlyCloseLayer, Epilogue, IgnoreAbortLayer, ShutdownHookLayer, TimeLimitLayer};
@@ -30,7 +30,7 @@ fn page() -> Body {
     Body::from(Bytes::from_static(&PAGE_BYTES))
 }
 
-async fn upload() -> Response {
+pub async fn upload() -> Response {
     ([(CONNECTION, "close")], page()).into_response()
 }
 
@@ -52,16 +52,24 @@ pub async fn waits() {
     serve(app).await;
 }
 
-pub async fn spawn() {
+fn spawning() -> Router {
     async fn with(work: Duration) -> &'static str {
         tokio::spawn(sleep(work));
         HELLO
     }
-    let app = Router::new()
+    Router::new()
         .route("/respond", get(|| with(WORK)))
         .route("/park", get(|| with(PARKED)))
-        .route("/upload", post(upload));
-    serve(app).await;
+        .route("/upload", post(upload))
+}
+
+pub async fn spawn() {
+    serve(spawning()).await;
+}
+
+/// What any layer costs in axum, which boxes it and its future: this one does nothing.
+pub async fn empty_layer() {
+    serve(spawning().layer(tower::layer::layer_fn(|inner: Route| inner))).await;
 }
 
 /// All four layers, on the crate's own server.
@@ -79,25 +87,5 @@ pub async fn epilogue() {
         .route("/park", get(|| with(PARKED)))
         .layer(layers(EarlyCloseLayer::new().keep_alive()));
     let app = Router::new().route("/upload", post(async || page())).layer(layers(EarlyCloseLayer::new())).merge(kept);
-    Epilogue::new().serve(bind().await, app).await.unwrap();
-}
-pub async fn variant(kind: &str) {
-    async fn with(work: Duration) -> (Continuation, &'static str) {
-        (Continuation::new(sleep(work)), HELLO)
-    }
-    let r = Router::new().route("/respond", get(|| with(WORK))).route("/park", get(|| with(PARKED)));
-    let limit = TimeLimitLayer::new(PARKED * 2);
-    let hook = ShutdownHookLayer::new(|_| async {});
-    let app = match kind {
-        "v-none" => r,
-        "v-nowork" => Router::new().route("/respond", get(|| async { HELLO })),
-        "v-ignore" => r.layer(IgnoreAbortLayer::new()),
-        "v-limit" => r.layer(limit),
-        "v-hook" => r.layer(hook),
-        "v-early" => r.layer(EarlyCloseLayer::new().keep_alive()),
-        "v-nolimit" => r.layer((EarlyCloseLayer::new().keep_alive(), IgnoreAbortLayer::new(), hook)),
-        "v-nohook" => r.layer((EarlyCloseLayer::new().keep_alive(), IgnoreAbortLayer::new(), limit)),
-        _ => panic!(),
-    };
     Epilogue::new().serve(bind().await, app).await.unwrap();
 }

@@ -14,7 +14,7 @@ use axum::{
     body::{Body, Bytes, HttpBody},
     extract::Request,
     response::Response,
-    routing::{Route, get},
+    routing::{Route, get, post},
 };
 use futures_util::FutureExt as _;
 use http_body::{Frame, SizeHint};
@@ -102,6 +102,7 @@ pub async fn serve() {
     let app = Router::new()
         .route("/respond", get(|| with(WORK)))
         .route("/park", get(|| with(PARKED)))
+        .route("/upload", post(axum_peers::upload))
         .layer(CatchPanicLayer::new())
         .layer(TimeoutLayer::with_status_code(axum::http::StatusCode::SERVICE_UNAVAILABLE, LIMIT))
         .layer(after_body);

@@ -18,7 +18,8 @@ const HELLO: &str = "hello";
 pub const PAGE: usize = 1024 * 1024;
 
 /// The kinds that [`serve`] knows, named as on the command line.
-pub const KINDS: [&str; 6] = ["axum-no-work", "axum-waits", "axum-spawn", "by-hand", "epilogue", "trillium"];
+pub const KINDS: [&str; 7] =
+    ["axum-no-work", "axum-waits", "axum-spawn", "empty-layer", "by-hand", "epilogue", "trillium"];
 
 static PAGE_BYTES: [u8; PAGE] = [b'x'; PAGE];
 
@@ -30,10 +31,10 @@ pub fn serve(kind: &str) {
             "axum-no-work" => axum_peers::no_work().await,
             "axum-waits" => axum_peers::waits().await,
             "axum-spawn" => axum_peers::spawn().await,
+            "empty-layer" => axum_peers::empty_layer().await,
             "by-hand" => by_hand::serve().await,
             "epilogue" => axum_peers::epilogue().await,
             "trillium" => trillium_peer::serve().await,
-            v if v.starts_with("v-") => axum_peers::variant(v).await,
             _ => panic!("no such server: {kind}; there are {KINDS:?}"),
         }
     });
