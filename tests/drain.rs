@@ -9,6 +9,11 @@
 
 #[path = "drain/cut.rs"]
 mod cut;
+#[path = "connection/frames.rs"]
+#[allow(dead_code, reason = "`connection` uses all of it")]
+mod frames;
+#[path = "drain/lost.rs"]
+mod lost;
 #[path = "drain/observed.rs"]
 mod observed;
 #[path = "drain/process.rs"]

@@ -34,6 +34,11 @@ pub(super) struct State {
 }
 
 impl Close {
+    #[cfg(feature = "serve")]
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+
     /// Shuts our side, and lingers if `unread`, or if bytes are waiting.
     pub(super) fn poll<IO>(
         &mut self,
