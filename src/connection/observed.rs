@@ -78,7 +78,7 @@ impl Connection {
     /// Whether a client may still be sending when the server closes: a request that was answered; and on HTTP/2, where it
     /// acknowledges what it reads (RFC 9113, section 6.9), anything at any time.
     pub(super) fn may_be_sent_to(&self) -> bool {
-        self.0.unread_upload.load(Ordering::Acquire) || self.is_http2()
+        self.0.unread_upload.load(Ordering::Acquire) || (self.is_http2() && !self.client_left())
     }
 
     /// The client closed its sending side.
@@ -96,9 +96,10 @@ impl Connection {
     pub(super) fn ends_with_reset(&self) -> bool {
         let shut = self.0.shut.load(Ordering::Acquire);
         let cuts = |party: &Arc<dyn Party>| party.ends_by_close() && !party.exchange().has_left(shut);
-        let reset = self.is_reset() || lock(&self.0.parties).iter().any(cuts);
-        self.0.reset.store(reset, Ordering::Release);
-        reset
+        if !self.is_reset() && lock(&self.0.parties).iter().any(cuts) {
+            self.0.reset.store(true, Ordering::Release);
+        }
+        self.is_reset()
     }
 
     pub(super) fn is_refused(&self) -> bool {

@@ -136,10 +136,8 @@ async fn is_told_to_go(client: &mut RawHttp2, last: u32) {
 async fn on_http2_an_uploading_client_reads_it_from_a_connection_that_is_closed_after_the_deadline() {
     let (gate, notes) = (Gate::closed(), Notes::default());
     gate.open();
-    let mut server = Server::with(app(&gate, &notes), |builder| {
-        builder.drain_deadline(20 * MILLI).hook_limit(500 * MILLI)
-    })
-    .await;
+    let mut server =
+        Server::with(app(&gate, &notes), |builder| builder.drain_deadline(20 * MILLI).hook_limit(500 * MILLI)).await;
     let mut client = RawHttp2::over(narrow(&server).await.stream).await;
     client.send(&request("GET", "/flushed", 1, true)).await;
     server.journal.seen("flushed").await;
