@@ -71,9 +71,9 @@ async fn narrow(server: &Server) -> Client {
     Client { stream }
 }
 
-/// Sends such a piece each millisecond, and fifty more when the server has dropped what it was at; or until it cannot.
+/// Sends such a piece each millisecond, and twenty more when the server has dropped what it was at; or until it cannot.
 async fn sends_on(client: &mut (impl AsyncWrite + Unpin), piece: &[u8], notes: &Notes) {
-    let mut more = 50;
+    let mut more = 20;
     while more > 0 && client.write_all(piece).await.is_ok() && client.flush().await.is_ok() {
         more -= usize::from(notes.has("dropped"));
         sleep(MILLI).await;
@@ -137,7 +137,7 @@ async fn on_http2_an_uploading_client_reads_it_from_a_connection_that_is_closed_
     let (gate, notes) = (Gate::closed(), Notes::default());
     gate.open();
     let mut server =
-        Server::with(app(&gate, &notes), |builder| builder.drain_deadline(20 * MILLI).hook_limit(500 * MILLI)).await;
+        Server::with(app(&gate, &notes), |builder| builder.drain_deadline(20 * MILLI).hook_limit(1500 * MILLI)).await;
     let mut client = RawHttp2::over(narrow(&server).await.stream).await;
     client.send(&request("GET", "/flushed", 1, true)).await;
     server.journal.seen("flushed").await;

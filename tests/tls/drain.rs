@@ -36,7 +36,7 @@ async fn an_uploading_client_reads_what_had_left_before_its_connection_was_close
         .route("/endless", get(async move || endless(&drops)));
     let listener = TlsListener::bind().await;
     let address = axum::serve::Listener::local_addr(&listener).unwrap();
-    let epilogue = journal.epilogue().drain_deadline(20 * MILLI).hook_limit(500 * MILLI).build();
+    let epilogue = journal.epilogue().drain_deadline(20 * MILLI).hook_limit(1500 * MILLI).build();
     let serve = epilogue.serve(listener, app).with_graceful_shutdown(async move { stopped.passed().await });
     let serving = tokio::spawn(serve.into_future());
 
@@ -46,7 +46,7 @@ async fn an_uploading_client_reads_what_had_left_before_its_connection_was_close
     client.send(&request("POST", "/waits", 3, false)).await;
     client.send(&request("GET", "/endless", 5, true)).await;
     stop.open();
-    let (mut more, piece) = (50, frame(DATA, 0, 3, b"more"));
+    let (mut more, piece) = (20, frame(DATA, 0, 3, b"more"));
     while more > 0 && client.stream.write_all(&piece).await.is_ok() && client.stream.flush().await.is_ok() {
         more -= usize::from(notes.has("dropped"));
         tokio::time::sleep(MILLI).await;
