@@ -7,8 +7,15 @@
 )]
 #![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "the modules of one suite")]
 
+#[path = "drain/bounds.rs"]
+mod bounds;
 #[path = "drain/cut.rs"]
 mod cut;
+#[path = "connection/frames.rs"]
+#[allow(dead_code, reason = "`connection` uses all of it")]
+mod frames;
+#[path = "drain/lost.rs"]
+mod lost;
 #[path = "drain/observed.rs"]
 mod observed;
 #[path = "drain/process.rs"]

@@ -12,8 +12,13 @@
 mod abort;
 #[path = "tls/close.rs"]
 mod close;
+#[path = "tls/drain.rs"]
+mod drain;
 #[path = "tls/flush.rs"]
 mod flush;
+#[path = "connection/frames.rs"]
+#[allow(dead_code, reason = "`connection` uses all of it")]
+mod frames;
 #[path = "tls/server.rs"]
 mod server;
 

@@ -109,6 +109,11 @@ impl Exchange {
         self.all_flushed.load(Ordering::Acquire)
     }
 
+    /// Whether all of it has left when its connection is gone, which was `shut` in order or not.
+    pub(crate) fn has_left(&self, shut: bool) -> bool {
+        shut && self.is_awaiting() || self.is_all_flushed()
+    }
+
     pub(crate) fn hold(&self) {
         self.stage.store(HELD, Ordering::Release);
     }

@@ -262,16 +262,51 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
             return Pin::new(&mut this.socket).poll_shutdown(cx);
         }
         this.connection.shutting_down();
-        let unread = this.connection.has_unread_upload();
-        this.close.poll(&mut this.socket, &this.tracking, unread, cx)
+        this.poll_close(cx)
+    }
+}
+
+// === the end ===
+
+impl<IO> TrackedIo<IO> {
+    /// The server has let go of it: whoever waits is told.
+    pub(super) fn end(&mut self) {
+        if self.connection.ends_with_reset() {
+            self.socket.reset();
+        }
+        self.connection.closed();
+    }
+
+    /// Whether a server that dropped it may have cut off what is on its way to a client that sends on.
+    #[cfg(feature = "serve")]
+    pub(super) fn has_to_linger(&self) -> bool {
+        let gone = self.connection.is_reset() || self.connection.client_left();
+        !gone && !self.close.is_over() && self.tracking.linger.is_some() && self.connection.written() > 0
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> TrackedIo<IO> {
+    fn poll_close(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let may_send = self.connection.may_be_sent_to();
+        self.close.poll(&mut self.socket, &self.tracking, may_send, cx)
+    }
+
+    /// Closes it when the server has dropped it: ready when that is over. Registers with the [`Connection`], too.
+    #[cfg(feature = "serve")]
+    pub(crate) fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.register(cx);
+        self.poll_close(cx).map(|_| ())
+    }
+
+    /// How long that may take.
+    #[cfg(feature = "serve")]
+    pub(crate) fn lingers_for(&self) -> std::time::Duration {
+        self.tracking.linger.map(|linger| linger.total).unwrap_or_default()
     }
 }
 
 impl<IO> Drop for TrackedIo<IO> {
     fn drop(&mut self) {
-        if self.connection.is_reset() {
-            self.socket.reset();
-        }
-        self.connection.closed();
+        self.end();
     }
 }

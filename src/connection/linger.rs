@@ -34,12 +34,17 @@ pub(super) struct State {
 }
 
 impl Close {
-    /// Shuts our side, and lingers if `unread`, or if bytes are waiting.
+    #[cfg(feature = "serve")]
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+
+    /// Shuts our side, and lingers if the client `may_send`, or if bytes are waiting.
     pub(super) fn poll<IO>(
         &mut self,
         io: &mut IO,
         tracking: &Tracking,
-        unread: bool,
+        may_send: bool,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>>
     where
@@ -49,7 +54,7 @@ impl Close {
             match self {
                 Self::Open => {
                     ready!(Pin::new(&mut *io).poll_shutdown(cx))?;
-                    *self = match State::begin(io, tracking, unread, cx) {
+                    *self = match State::begin(io, tracking, may_send, cx) {
                         Some(state) => Self::Lingering(Box::new(state)),
                         None => Self::Closed,
                     };
@@ -65,7 +70,7 @@ impl Close {
 }
 
 impl State {
-    fn begin<IO>(io: &mut IO, tracking: &Tracking, unread: bool, cx: &mut Context<'_>) -> Option<Self>
+    fn begin<IO>(io: &mut IO, tracking: &Tracking, may_send: bool, cx: &mut Context<'_>) -> Option<Self>
     where
         IO: AsyncRead + Unpin,
     {
@@ -73,7 +78,7 @@ impl State {
         let now = Instant::now();
         let ends = now + place.limits.total.min(MAX);
         let mut bytes = 0;
-        if !unread {
+        if !may_send {
             // Its request was read. Bytes that wait are another request of it, or the rest of one.
             match discard(io, cx) {
                 Poll::Ready(Ok(more)) if more > 0 => bytes = more,

@@ -10,6 +10,8 @@ pub use self::acknowledged::Acknowledged;
 #[cfg(feature = "acknowledged")]
 pub(crate) use self::acknowledged::Delivered;
 #[cfg(feature = "serve")]
+pub(crate) use self::lent::Lent;
+#[cfg(feature = "serve")]
 pub use self::listener::TrackedListener;
 #[cfg(feature = "serve")]
 pub(crate) use self::state::Asked;
@@ -29,6 +31,8 @@ mod acknowledged;
 mod below;
 mod exchange;
 mod io;
+#[cfg(feature = "serve")]
+mod lent;
 mod linger;
 #[cfg(feature = "serve")]
 mod listener;

@@ -75,9 +75,10 @@ impl Connection {
         self.0.written.store(self.written() + bytes as u64, Ordering::Release);
     }
 
-    /// Whether a client may still be sending a request that was answered.
-    pub(super) fn has_unread_upload(&self) -> bool {
-        self.0.unread_upload.load(Ordering::Acquire)
+    /// Whether a client may still be sending when the server closes: a request that was answered; and on HTTP/2, where it
+    /// acknowledges what it reads (RFC 9113, section 6.9), anything at any time.
+    pub(super) fn may_be_sent_to(&self) -> bool {
+        self.0.unread_upload.load(Ordering::Acquire) || (self.is_http2() && !self.client_left())
     }
 
     /// The client closed its sending side.
@@ -89,6 +90,16 @@ impl Connection {
 
     pub(super) fn is_reset(&self) -> bool {
         self.0.reset.load(Ordering::Acquire)
+    }
+
+    /// Whether its end must not be one in order: that was asked for, or it would be the end of a response that is not whole.
+    pub(super) fn ends_with_reset(&self) -> bool {
+        let shut = self.0.shut.load(Ordering::Acquire);
+        let cuts = |party: &Arc<dyn Party>| party.ends_by_close() && !party.exchange().has_left(shut);
+        if !self.is_reset() && lock(&self.0.parties).iter().any(cuts) {
+            self.0.reset.store(true, Ordering::Release);
+        }
+        self.is_reset()
     }
 
     pub(super) fn is_refused(&self) -> bool {
@@ -200,7 +211,7 @@ impl Connection {
         let parties = std::mem::take(&mut *lock(&self.0.parties));
         for party in parties {
             party.exchange().set_listed(false);
-            if shut && party.exchange().is_awaiting() || party.exchange().is_all_flushed() {
+            if party.exchange().has_left(shut) {
                 party.flushed();
             } else {
                 if shut && party.is_http2() {

@@ -32,7 +32,8 @@ pub enum HalfClose {
 ///
 /// A connection that is closed while its client still sends is reset by the kernel, and the response that was on
 /// its way is lost with it (RFC 9112, section 9.6). So what still comes is read and thrown away, within these
-/// bounds, for a client whose request was not read to its end, or of whom bytes are waiting.
+/// bounds, for a client whose request was not read to its end, or of whom bytes are waiting, and for one that has sent
+/// requests over HTTP/2, who acknowledges what it reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linger {
     pub(super) bytes: u64,
@@ -68,7 +69,8 @@ impl Linger {
         self
     }
 
-    /// How long it may take in all, also while the server drains.
+    /// How long it may take in all, also while the server drains; but not longer than the
+    /// [drain](crate::EpilogueBuilder::drain_deadline) may.
     #[must_use]
     pub const fn total(mut self, total: Duration) -> Self {
         self.total = total;

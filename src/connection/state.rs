@@ -27,6 +27,8 @@ pub(crate) trait Party: Send + Sync {
     fn as_straggler(self: Arc<Self>) -> Arc<dyn Straggler>;
     fn exchange(&self) -> &Exchange;
     fn is_http2(&self) -> bool;
+    /// Whether the end of the connection may be the end of its response.
+    fn ends_by_close(&self) -> bool;
     /// Every byte of the response was taken by the kernel.
     fn flushed(&self);
     /// Every chunk of a held body was flushed: its end may go.
@@ -59,8 +61,10 @@ pub(crate) enum Asked {
     Serve = 0,
     /// Finish what is open.
     Finish = 1,
+    /// Close, with what is open broken off, but linger where a client may be cut off from what has left.
+    Close = 2,
     /// End now.
-    End = 2,
+    End = 3,
 }
 
 /// What a completed flush did.
@@ -91,7 +95,6 @@ pub(crate) struct State {
     #[cfg(feature = "serve")]
     requests: AtomicU64,
     /// They are HTTP/2's.
-    #[cfg(feature = "serve")]
     http2: AtomicBool,
     /// What the server asks of it.
     #[cfg(feature = "serve")]
@@ -182,13 +185,11 @@ impl Connection {
     pub(crate) fn enter(&self, party: &Arc<impl Party + 'static>) {
         let too_late = {
             let mut parties = lock(&self.0.parties);
+            // Under the lock, so that it is only counted.
             #[cfg(feature = "serve")]
-            {
-                // Under the lock, so that it is only counted.
-                self.0.requests.store(self.0.requests.load(Ordering::Acquire) + 1, Ordering::Release);
-                if party.is_http2() {
-                    self.0.http2.store(true, Ordering::Release);
-                }
+            self.0.requests.store(self.0.requests.load(Ordering::Acquire) + 1, Ordering::Release);
+            if party.is_http2() {
+                self.0.http2.store(true, Ordering::Release);
             }
             party.exchange().set_listed(true);
             parties.push(party.clone());
@@ -319,6 +320,7 @@ impl Connection {
         match self.0.asked.load(Ordering::Acquire) {
             0 => Asked::Serve,
             1 => Asked::Finish,
+            2 => Asked::Close,
             _ => Asked::End,
         }
     }
@@ -330,7 +332,6 @@ impl Connection {
     }
 
     /// Whether a request has shown that it is HTTP/2.
-    #[cfg(feature = "serve")]
     pub(crate) fn is_http2(&self) -> bool {
         self.0.http2.load(Ordering::Acquire)
     }

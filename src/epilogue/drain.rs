@@ -27,7 +27,7 @@ impl Epilogue {
     ///
     /// Dropped, it waits no longer, and cuts nothing.
     pub async fn drain(&self) -> DrainReport {
-        drain(&self.pool, None, Vec::new).await
+        drain(&self.pool, None).await
     }
 
     /// Has the drains that are under way cut what is left now, as if their deadline had passed: for a second signal. Those
@@ -37,14 +37,21 @@ impl Epilogue {
     }
 }
 
+/// The connections that a drain waits for.
+#[derive(Clone, Copy)]
+pub(super) struct Serving<'a> {
+    /// The tasks that they run in.
+    pub(super) connections: &'a TaskTracker,
+    /// What is not (yet) the pool's: the requests on them.
+    pub(super) in_flight: &'a (dyn Fn() -> Vec<Arc<dyn pool::Straggler>> + Sync),
+    /// Has those closed that are left: they linger.
+    pub(super) close: &'a (dyn Fn() + Sync),
+}
+
 /// Waits for the connections, and then for the pool, to the pool's deadline; then cuts what is left, and gives the hooks their time.
-///
-/// `in_flight` gives what is not (yet) the pool's: the requests on connections.
-pub(super) async fn drain(
-    pool: &Arc<Pool>,
-    connections: Option<&TaskTracker>,
-    in_flight: impl Fn() -> Vec<Arc<dyn pool::Straggler>>,
-) -> DrainReport {
+pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> DrainReport {
+    let connections = serving.map(|serving| serving.connections);
+    let in_flight = || serving.map(|serving| (serving.in_flight)()).unwrap_or_default();
     #[cfg(feature = "status-page")]
     let _draining = pool.drains.begin();
     // What runs after responses comes after the connections: once none is left, only what runs itself can add to
@@ -67,13 +74,19 @@ pub(super) async fn drain(
         let mut cut = Cut::default();
         cut.all(pool, in_flight());
         tracing::warn!(report = %cut.report(), "{why}");
-        // Hooks have a limit each. Twice that is enough for all but the most stubborn.
-        let enough = tokio::time::timeout(pool.settings.hook_limit.saturating_mul(2), async {
+        // Hooks have a limit each. Twice that is enough for all but the most stubborn. In the first half of it connections
+        // come to their own end; in the second, those that did not are closed, and linger.
+        let (half, began) = (pool.settings.hook_limit, Instant::now());
+        let enough = tokio::time::timeout(half.saturating_mul(2), async {
             let mut ended = pin!(ended());
+            let mut close = serving.map(|serving| serving.close);
             // A request may be between its connection, which has closed, and its own task, or may come as the last
             // on its connection: then it is cut when it shows.
             while tokio::time::timeout(AGAIN, ended.as_mut()).await.is_err() {
                 cut.all(pool, in_flight());
+                if began.elapsed() >= half {
+                    close.take().inspect(|close| close());
+                }
             }
         });
         if enough.await.is_err() {

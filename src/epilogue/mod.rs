@@ -33,6 +33,8 @@ mod open;
 mod report;
 #[cfg(feature = "serve")]
 mod serve;
+#[cfg(feature = "serve")]
+mod serve_one;
 mod service;
 mod signals;
 

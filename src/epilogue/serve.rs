@@ -3,26 +3,25 @@
 use std::{
     convert::Infallible,
     fmt,
-    future::{Future, IntoFuture, pending, poll_fn},
+    future::{Future, IntoFuture, pending},
     io,
     pin::{Pin, pin},
     sync::Arc,
-    task::Poll,
     time::Duration,
 };
 
 use axum::serve::Listener;
 use axum_core::body::Body;
 use http::Request;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::conn::auto::Builder,
-    service::TowerToHyperService,
-};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Epilogue, Service, drain::drain, idle::Idle, make_service::MakeService, open::OpenConnections, report::DrainReport,
+    Epilogue,
+    drain::{Serving, drain},
+    make_service::MakeService,
+    open::OpenConnections,
+    report::DrainReport,
+    serve_one::{Streams, serve_one},
 };
 use crate::{
     connection::{Asked, TrackedIo, Tracking},
@@ -271,14 +270,18 @@ impl Server {
         let (settings, streams) = (self.settings.clone(), Streams(self.connections.clone()));
         self.connections.spawn(async move {
             let _open = open;
-            serve_connection(io, service, settings, streams).await;
+            serve_one(io, service, settings, streams).await;
         });
     }
 
     async fn drain(&self, cut: Signal) -> DrainReport {
         self.open.ask(Asked::Finish);
         self.connections.close();
-        let in_flight = || self.open.in_flight();
+        let serving = Serving {
+            connections: &self.connections,
+            in_flight: &|| self.open.in_flight(),
+            close: &|| self.open.ask(Asked::Close),
+        };
         let cut = async {
             cut.await;
             self.pool.cut.notify_waiters();
@@ -287,67 +290,10 @@ impl Server {
         let report = tokio::select! {
             // The drain first: it has to listen when it is cut.
             biased;
-            report = drain(&self.pool, Some(&self.connections), in_flight) => report,
+            report = drain(&self.pool, Some(serving)) => report,
             never = cut => match never {},
         };
         self.open.ask(Asked::End);
         report
-    }
-}
-
-/// Spawns the streams of HTTP/2 connections, so that a drain waits for one whose poll outlasts its connection.
-#[derive(Clone)]
-struct Streams(TaskTracker);
-
-impl<F> hyper::rt::Executor<F> for Streams
-where
-    F: Future<Output: Send + 'static> + Send + 'static,
-{
-    fn execute(&self, stream: F) {
-        self.0.spawn(stream);
-    }
-}
-
-async fn serve_connection<IO, A, S, B>(io: TrackedIo<IO>, service: Service<S, A>, settings: Settings, streams: Streams)
-where
-    IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
-    A: Clone + Send + Sync + 'static,
-    S: tower_service::Service<Request<Body>, Response = http::Response<B>, Error = Infallible> + Clone + Send + 'static,
-    S::Future: Send + 'static,
-    B: SendBody,
-{
-    let mut builder = Builder::new(streams);
-    // `Idle` does that, with one timer for a connection and not one for each request.
-    builder.http1().header_read_timeout(None);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(settings.http2_ping)
-        .keep_alive_timeout(settings.http2_pong)
-        .max_concurrent_streams(settings.http2_streams)
-        // For WebSockets over HTTP/2 (RFC 8441).
-        .enable_connect_protocol();
-    let connection = io.connection().clone();
-    let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), TowerToHyperService::new(service)));
-    let mut idle = Idle::new(settings.header_read);
-    let mut stopping = false;
-    let served = poll_fn(|cx| {
-        // Before the look, so that what is asked after it wakes us.
-        connection.register(cx.waker());
-        let asked = connection.asked();
-        if asked == Asked::End {
-            return Poll::Ready(None);
-        }
-        if asked == Asked::Finish && !stopping {
-            stopping = true;
-            serving.as_mut().graceful_shutdown();
-        }
-        if let Poll::Ready(result) = serving.as_mut().poll(cx) {
-            return Poll::Ready(Some(result));
-        }
-        idle.poll(&connection, cx).map(|()| None)
-    });
-    if let Some(Err(error)) = served.await {
-        tracing::trace!(error, "a connection ended with an error");
     }
 }

@@ -39,6 +39,10 @@ impl Party for Shared {
         self.http2()
     }
 
+    fn ends_by_close(&self) -> bool {
+        self.ends_by_close()
+    }
+
     fn flushed(&self) {
         self.flushed_whole();
     }

@@ -290,7 +290,7 @@ impl Shared {
 
     /// Whether the end of the connection may be the end of the response: then a broken one must end with a reset,
     /// or its client cannot tell (RFC 9112, section 8).
-    fn ends_by_close(&self) -> bool {
+    pub(super) fn ends_by_close(&self) -> bool {
         self.version <= Version::HTTP_10
     }
 

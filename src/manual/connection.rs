@@ -75,13 +75,39 @@
 //! response before it is read (RFC 9112, section 9.6). So a tracked connection first shuts its own side, and then
 //! reads what still comes and throws it away: until the client closes, too, or a bound of
 //! [`Linger`](crate::Linger) is reached. Only a client whose request was not read to its end, or of whom bytes are
-//! waiting, is waited for.
+//! waiting, is waited for; and one of HTTP/2, if it has not closed yet: it acknowledges what it reads (RFC 9113, section
+//! 6.9), so that even a client with nothing to upload is sending while it reads. Having been told to go away, it closes
+//! when it has read all.
+//!
+//! hyper closes in order only what it has finished. It drops a connection whose response was broken off, and one that has to
+//! end at a drain's deadline; [`Epilogue::serve`](crate::Epilogue::serve) takes such a one back, and has it linger within
+//! the same bounds. In accept loops of your own it ends at once, and what its client had not read yet may be lost.
+//!
+//! # When the server stops
+//!
+//! [`Epilogue::serve`](crate::Epilogue::serve) ends a drain in steps. *When it begins*, an HTTP/1 connection is closed after
+//! the response that is on its way. An HTTP/2 client is sent a GOAWAY with the highest number that a stream can have and
+//! the code NO_ERROR, and, when it has answered the ping that comes with it, another one with the last stream that was
+//! taken up (RFC 9113, section 6.8); the connection is closed when those have ended.
+//!
+//! *At the deadline* requests that have no response yet are answered with a 503. Of those that have, an HTTP/1 connection is
+//! ended, and an HTTP/2 stream is reset with INTERNAL_ERROR, which is what hyper makes of every body that fails.
+//!
+//! *One [hook limit](crate::EpilogueBuilder::hook_limit) later* the connections that are left are closed as they are. Those
+//! are of clients that take no more bytes, or have not answered the ping. Such an HTTP/2 client has no second GOAWAY, and
+//! may have half a frame: of hyper's connections nothing but the graceful shutdown can be asked (its
+//! `server::conn::http2::Connection` in version 1.12 has `graceful_shutdown`; h2's `abrupt_shutdown` is used inside, for
+//! pings that time out, and not given out). A stream that lacks its END_STREAM is not whole. What was flushed still reaches
+//! a client that reads on: the connections linger for up to *another hook limit*, after which `serve` returns.
 //!
 //! # Breaking off
 //!
 //! A response that cannot be completed must not look complete (RFC 9112, section 8). On HTTP/1 all further
-//! writes to the connection are refused, and it ends without the last chunk, or short of its declared length. On HTTP/2
-//! the stream is reset when the server next asks for a frame of it; the other streams go on.
+//! writes to the connection are refused, and it ends without the last chunk, or short of its declared length; on HTTP/1.0,
+//! where the end of the connection may be that of the response, with a reset, or over TLS without a `close_notify`. So it
+//! is with every connection that ends while such a response is on its way. On HTTP/2 the stream is reset when the server
+//! next asks for a frame of it; the other streams go on. On a Unix socket there are no resets: there an HTTP/1.0 client
+//! cannot tell.
 //!
 //! # One moment on HTTP/2
 //!

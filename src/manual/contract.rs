@@ -257,8 +257,8 @@
 //! ignored aborts of the layers around them concern them. The page itself can be refused as any request can.
 //!
 //! **At a drain's deadline** a handler that has not answered is answered for with a 503, and a response on its way
-//! is broken off. Everything gets twice the hook limit to come to its end; then the server closes the connections
-//! that are left, and returns. What shows only in this time (a request whose connection has closed and whose task has
+//! is broken off. Everything gets twice the hook limit to come to its end; after half of that the server closes the
+//! connections that are left, which then [linger](super::connection#when-the-server-stops), and after all of it it returns. What shows only in this time (a request whose connection has closed and whose task has
 //! not been told yet, or one that had been sent before the stop) is cut and named when it shows.
 //!
 //! **A cut comes too late** for bytes that the kernel has taken, or that an HTTP/2 server has queued: the client may then
@@ -266,4 +266,5 @@
 //!
 //! **Flushed is not received.** If a response behind it on the same HTTP/1 connection is broken off while more of a
 //! pipelining client's bytes wait unread, the system resets the connection, and what the client has not read yet of the
-//! flushed one is lost with it.
+//! flushed one is lost with it. `Epilogue::serve` lingers instead; but not for bytes that come only after the connection
+//! was closed, and not on HTTP/1.0, where a reset is what tells that the other is not whole.

@@ -89,8 +89,8 @@
 //!
 //! It bounds how long a stopping server waits for open requests *and* for continuations, so it should be no
 //! shorter than the limit that these have: a drain that cuts breaks promises, if loudly. At the deadline the
-//! work that is left is dropped, hooks get twice the hook limit, and then the server closes the connections that are
-//! left and returns. Whoever runs the process has to allow for all of that: with the defaults 30 + 10 s, after
+//! work that is left is dropped, hooks get twice the hook limit, and then the server returns; what is left of connections
+//! is closed after half of that, so that they can [linger](super::connection#when-the-server-stops) for the rest. Whoever runs the process has to allow for all of that: with the defaults 30 + 10 s, after
 //! which the process may be killed.
 //!
 //! ```
@@ -164,5 +164,5 @@
 //! nobody is at the other end of, which then counts as an abort. They bound what the time limit does not, where none
 //! is set or aborts are ignored, and they need no thought unless clients are known to sleep.
 //!
-//! A connection lingers only if its client was still sending. A drain waits for it, so its total should stay
-//! well below the drain's deadline.
+//! A connection lingers only if its client may still be sending: on HTTP/2 until it closes. A drain waits for it, so its
+//! total should stay well below the drain's deadline.

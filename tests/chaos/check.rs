@@ -196,10 +196,9 @@ impl One<'_> {
         let plan = Plan::of(self.round.notes.seed, self.number);
         if self.outcome == Outcome::Broken && self.story.has(&EventKind::HandlerStart) {
             let broken = matches!(plan.answer, Answer::BrokenStream(_) | Answer::PanickingStream(_));
-            // Its bytes had left, and were lost on the way: a pipelined request behind it was broken off, or the drain's
-            // deadline ended its connection, with more of its client's bytes unread, and then the system resets it.
-            let ended = self.has_pipelined_behind() || !self.round.report.is_clean();
-            let lost = self.story.count("flushed") == 1 && ended;
+            // Its bytes had left, and were lost on the way: a pipelined request behind it was broken off, whose bytes came when
+            // its connection had been closed.
+            let lost = self.story.count("flushed") == 1 && self.has_pipelined_behind();
             // The connection had ended with the response before it.
             let behind = self.is_behind_a_broken_one();
             self.assert(broken || lost || behind || status.is_timeout(), "a response is broken off for a reason");

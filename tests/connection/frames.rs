@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
@@ -78,8 +78,8 @@ impl Frame {
 }
 
 /// A client whose every frame is its own decision.
-pub struct RawHttp2 {
-    pub stream: TcpStream,
+pub struct RawHttp2<S = TcpStream> {
+    pub stream: S,
     buffer: Vec<u8>,
     used: usize,
     /// The bytes of all frames that were read.
@@ -94,6 +94,13 @@ impl RawHttp2 {
 
     pub async fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).unwrap();
+        Self::on(stream).await
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp2<S> {
+    /// On any stream, with all windows as wide as they go.
+    pub async fn on(stream: S) -> Self {
         let mut client = Self { stream, buffer: Vec::new(), used: 0, count: 0 };
         let mut settings = INITIAL_WINDOW_SIZE.to_be_bytes().to_vec();
         settings.extend(WIDEST.to_be_bytes());
@@ -106,6 +113,7 @@ impl RawHttp2 {
 
     pub async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
     }
 
     /// The next frame; `None` at the end of the connection. SETTINGS and PING are not answered.

@@ -101,6 +101,41 @@ fn certificate() -> &'static Certificate {
     })
 }
 
+fn acceptor() -> TlsAcceptor {
+    let Certificate { certificate, key } = certificate();
+    let key = PrivateKeyDer::Pkcs8(key.clone().into());
+    let mut config =
+        ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.clone()], key).unwrap();
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A listener for `Epilogue::serve`, which knows nothing of the encryption. One handshake after the other is enough here.
+pub struct TlsListener {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+}
+
+impl TlsListener {
+    pub async fn bind() -> Self {
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.unwrap(), acceptor: acceptor() }
+    }
+}
+
+impl axum::serve::Listener for TlsListener {
+    type Io = tokio_rustls::server::TlsStream<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        let (stream, address) = self.listener.accept().await.unwrap();
+        (self.acceptor.accept(stream).await.unwrap(), address)
+    }
+
+    fn local_addr(&self) -> io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
 /// The server, with its accept loop.
 pub struct Tls {
     pub address: SocketAddr,
@@ -116,13 +151,6 @@ impl Tls {
 
     /// With send buffers of that size, if given.
     pub async fn with(app: Router, tracking: Tracking, send_buffer: Option<u32>) -> Self {
-        let Certificate { certificate, key } = certificate();
-        let key = PrivateKeyDer::Pkcs8(key.clone().into());
-        let mut config =
-            ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.clone()], key).unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-
         let socket = TcpSocket::new_v4().unwrap();
         if let Some(size) = send_buffer {
             socket.set_send_buffer_size(size).unwrap();
@@ -132,7 +160,7 @@ impl Tls {
         let address = listener.local_addr().unwrap();
         let journal = Journal::default();
         let epilogue = journal.epilogue().build();
-        let accepting = tokio::spawn(accept(listener, acceptor, epilogue.clone(), app, tracking));
+        let accepting = tokio::spawn(accept(listener, acceptor(), epilogue.clone(), app, tracking));
         Self { address, journal, epilogue, accepting }
     }
 
