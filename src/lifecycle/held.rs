@@ -112,10 +112,15 @@ where
             }
             None => response,
         };
-        // The body's producer begins before the handler ends, so that the request does not end in between.
-        let response = watched(&self.shared, response);
+        // The body's producer begins before the handler ends, so that the request does not end in between. What it says
+        // of its length is the user's code.
+        let response = caught::call(|| watched(&self.shared, response));
         self.shared.handler_returned(continuations);
-        response
+        response.unwrap_or_else(|payload| {
+            self.shared.panicked("body", &payload);
+            self.shared.ended_one(HandlerEnd::Ended);
+            resume_unwind(payload)
+        })
     }
 
     /// The handler waits: for something of its own, or for us.
