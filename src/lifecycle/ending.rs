@@ -95,8 +95,9 @@ impl Drop for Ending {
         let shared = &self.shared;
         if !shared.word().has(word::ENDED) {
             shared.pool().report_lost(&shared.route(), "the runtime ended before the request did");
-            // It keeps the request.
+            // They keep the request.
             shared.clock.stop();
+            shared.discard_work();
         }
         shared.pool().unlist(shared.listed());
     }
