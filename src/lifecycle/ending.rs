@@ -31,7 +31,11 @@ pub(super) fn start(shared: Arc<Shared>) {
     let weak: std::sync::Weak<dyn Straggler> = Arc::downgrade(&shared) as _;
     shared.set_listed(pool.list(weak));
     if let Err(work) = pool.spawn(Ending { shared, step: None }) {
-        caught::discard(work);
+        let shared = work.shared.clone();
+        let _served = shared.served_in();
+        if let Err(work) = pool.spawn(work) {
+            caught::discard(work);
+        }
     }
 }
 

@@ -167,7 +167,7 @@ impl Lifecycle {
     /// nothing.
     pub fn set_time_limit(&self, limit: Duration) {
         self.0.clock.set(limit, clock::Start::Now, None);
-        self.0.arm();
+        self.0.arm_anywhere();
     }
 
     /// What is left of the time limit; `None` without one.
