@@ -308,6 +308,9 @@ where
     }
 }
 
+/// Longer than any connection lives.
+const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
 async fn serve_connection<IO, A, S, B>(io: TrackedIo<IO>, service: Service<S, A>, settings: Settings, streams: Streams)
 where
     IO: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
@@ -322,8 +325,9 @@ where
     builder
         .http2()
         .timer(TokioTimer::new())
-        .keep_alive_interval(settings.http2_ping)
-        .keep_alive_timeout(settings.http2_pong)
+        // hyper adds both to the time, and panics at one that is too long for that.
+        .keep_alive_interval(settings.http2_ping.map(|every| every.min(LONG)))
+        .keep_alive_timeout(settings.http2_pong.min(LONG))
         .max_concurrent_streams(settings.http2_streams)
         // For WebSockets over HTTP/2 (RFC 8441).
         .enable_connect_protocol();
