@@ -166,7 +166,7 @@ impl Lifecycle {
     /// It can be set without a [`TimeLimitLayer`](crate::TimeLimitLayer). After the limit has passed it does
     /// nothing.
     pub fn set_time_limit(&self, limit: Duration) {
-        self.0.clock.set(limit, clock::Start::Now, None);
+        self.0.restart_clock(limit);
         self.0.arm_anywhere();
     }
 

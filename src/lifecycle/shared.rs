@@ -109,6 +109,8 @@ pub(super) struct Rare {
     /// The socket, for a continuation that waits for the client's acknowledgement.
     #[cfg(feature = "acknowledged")]
     pub(super) delivered: Option<crate::connection::Delivered>,
+    /// When the limit was last set on the busy clock, which for a thread begins then.
+    pub(super) restarted: Option<Instant>,
     /// For those who await the abort or the fate of the response.
     changed: Option<Arc<Notify>>,
     /// Where what is slow is told of.
