@@ -22,6 +22,8 @@ mod limits;
 mod panics;
 #[path = "bad_input/panics_in_drop.rs"]
 mod panics_in_drop;
+#[path = "bad_input/retries.rs"]
+mod retries;
 #[path = "bad_input/services.rs"]
 mod services;
 #[path = "bad_input/strays.rs"]

@@ -44,14 +44,14 @@ impl Delivered {
         let Some(source) = &self.source else {
             return Acknowledged::Unknown;
         };
-        let upto = sent(source);
+        let upto = source.sent();
         let mut pause = FIRST;
         loop {
             // A reset leaves the queue as it is for ever, so it is asked for first.
             let reset = source.clone().left(super::HalfClose::Serve);
             match unacknowledged(source) {
                 None => return Acknowledged::Unknown,
-                Some(queued) if sent(source).saturating_sub(queued) >= upto => return Acknowledged::Yes,
+                Some(queued) if source.sent().saturating_sub(queued) >= upto => return Acknowledged::Yes,
                 Some(_) => {}
             }
             tokio::select! {
@@ -64,24 +64,11 @@ impl Delivered {
 }
 
 #[cfg(target_os = "linux")]
-fn sent(source: &Source) -> u64 {
-    match source {
-        Source::Tcp(tcp) => tcp.sent(),
-        Source::Unix(unix) => unix.sent(),
-    }
-}
-
-#[cfg(target_os = "linux")]
 fn unacknowledged(source: &Source) -> Option<u64> {
     match source {
         Source::Tcp(tcp) => super::send_queue::length(&tcp.stream).ok(),
         Source::Unix(unix) => super::send_queue::length(&unix.stream).ok(),
     }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn sent(_: &Source) -> u64 {
-    0
 }
 
 #[cfg(not(target_os = "linux"))]

@@ -21,6 +21,8 @@ use super::{Connection, SocketHandle, Tracking, linger::Close, socket::Socket, w
 #[derive(Debug)]
 pub struct TrackedIo<IO> {
     socket: Socket<IO>,
+    /// The socket below it, if that was told of.
+    below: Option<Source>,
     connection: Connection,
     tracking: Tracking,
     close: Close,
@@ -47,6 +49,8 @@ enum Turn {
 #[derive(Debug, Default)]
 struct Stall {
     since: Option<Instant>,
+    /// What had been written to the socket below.
+    sent: u64,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -66,17 +70,18 @@ impl<IO: 'static> TrackedIo<IO> {
     pub fn with(io: IO, tracking: &Tracking) -> Self {
         let socket = Socket::new(io, tracking);
         let source = socket.source();
-        Self::build(socket, source, tracking)
+        Self::build(socket, None, source, tracking)
     }
 
     /// Wraps `io`, which is a TLS stream, or another wrapper, over the socket of `below`.
     pub fn over(io: IO, below: &SocketHandle, tracking: &Tracking) -> Self {
-        Self::build(Socket::Other(io), below.source(), tracking)
+        Self::build(Socket::Other(io), below.source(), below.source(), tracking)
     }
 
-    fn build(socket: Socket<IO>, source: Option<Source>, tracking: &Tracking) -> Self {
+    fn build(socket: Socket<IO>, below: Option<Source>, source: Option<Source>, tracking: &Tracking) -> Self {
         Self {
             socket,
+            below,
             connection: Connection::new(source, tracking.half_close),
             tracking: tracking.clone(),
             close: Close::default(),
@@ -135,23 +140,41 @@ impl<IO> TrackedIo<IO> {
                 Poll::Ready(Ok(bytes))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(error))),
-            Poll::Pending => {
-                self.turn = Turn::Stalled;
-                // Registered before the second look, so that a refusal after it wakes us.
-                self.register(cx);
-                if let Some(error) = self.refused() {
-                    return Poll::Ready(Err(error));
-                }
-                self.connection.stalled();
-                self.connection.watch(cx);
-                let Some(limit) = self.tracking.write_stall else {
-                    return Poll::Pending;
-                };
-                ready!(self.stall.poll(limit, cx));
-                let stalled = io::Error::new(io::ErrorKind::TimedOut, "the client takes no more bytes");
-                Poll::Ready(Err(self.failed(stalled)))
-            }
+            Poll::Pending => self.poll_stalled(cx).map(Err),
         }
+    }
+
+    /// The client takes no byte; ready if it has not for too long.
+    fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        self.turn = Turn::Stalled;
+        // Registered before the second look, so that a refusal after it wakes us.
+        self.register(cx);
+        if let Some(error) = self.refused() {
+            return Poll::Ready(error);
+        }
+        self.connection.stalled();
+        self.connection.watch(cx);
+        let Some(limit) = self.tracking.write_stall else {
+            return Poll::Pending;
+        };
+        ready!(self.stall.poll(limit, cx));
+        let stalled = io::Error::new(io::ErrorKind::TimedOut, "the client takes no more bytes");
+        Poll::Ready(self.failed(stalled))
+    }
+}
+
+impl<IO> TrackedIo<IO> {
+    /// What was written over TLS waits in the session's own buffer. Whether the client takes any of it only the socket
+    /// below can tell.
+    fn poll_flush_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        let Some(sent) = self.below.as_ref().map(Source::sent) else {
+            self.turn = Turn::Stalled;
+            return Poll::Pending;
+        };
+        if std::mem::replace(&mut self.stall.sent, sent) != sent {
+            self.stall.since = None;
+        }
+        self.poll_stalled(cx)
     }
 }
 
@@ -245,14 +268,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
         }
         match Pin::new(&mut self.socket).poll_flush(cx) {
             Poll::Ready(Ok(())) => {
+                self.stall.since = None;
                 self.connection.flushed(self.turn == Turn::Writing);
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(error))),
-            Poll::Pending => {
-                self.turn = Turn::Stalled;
-                Poll::Pending
-            }
+            Poll::Pending => self.poll_flush_stalled(cx).map(Err),
         }
     }
 

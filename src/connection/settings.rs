@@ -138,6 +138,8 @@ impl Tracking {
     /// How long a write may wait for a client that takes no byte, 60 s by default; then the client counts as
     /// gone. `None` waits without end.
     ///
+    /// Over TLS it needs the [socket below](crate::TrackedIo::over) for what waits in the session's buffer.
+    ///
     /// It is the connection's: an HTTP/2 client that leaves one stream unread while it reads others does not
     /// stall it.
     #[must_use]
@@ -198,9 +200,10 @@ impl Tracking {
 }
 
 fn keep_alive(after: Duration) -> TcpKeepalive {
-    // Whole seconds are all that the socket option knows.
-    let interval = (after / 3).max(Duration::from_secs(1));
-    let options = TcpKeepalive::new().with_time(after.max(Duration::from_secs(1)));
+    // Whole seconds are all that the socket option knows, and Linux takes no more of them than these.
+    let seconds = |time: Duration| time.clamp(Duration::from_secs(1), Duration::from_secs(32_767));
+    let interval = seconds(after / 3);
+    let options = TcpKeepalive::new().with_time(seconds(after));
     #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "redox", target_os = "solaris")))]
     let options = options.with_interval(interval);
     #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "redox", target_os = "solaris", windows)))]

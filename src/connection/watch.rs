@@ -34,7 +34,6 @@ impl<S> Counted<S> {
         self.sent.store(self.sent.load(Ordering::Acquire) + bytes as u64, Ordering::Release);
     }
 
-    #[cfg(all(feature = "acknowledged", target_os = "linux"))]
     pub(super) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Acquire)
     }
@@ -49,7 +48,7 @@ impl<S> Deref for Counted<S> {
 }
 
 /// The socket of a connection, shared with whoever reads and writes it.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) enum Source {
     Tcp(Arc<Counted<TcpStream>>),
     #[cfg(unix)]
@@ -57,6 +56,15 @@ pub(super) enum Source {
 }
 
 impl Source {
+    /// The bytes that were written to it.
+    pub(super) fn sent(&self) -> u64 {
+        match self {
+            Self::Tcp(tcp) => tcp.sent(),
+            #[cfg(unix)]
+            Self::Unix(unix) => unix.sent(),
+        }
+    }
+
     /// Resolves when the peer has left, whatever bytes still wait to be read.
     pub(super) async fn left(self, half_close: HalfClose) {
         let interest = match half_close {

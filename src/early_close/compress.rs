@@ -12,7 +12,7 @@ use std::{
 use axum_core::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request,
+    HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
     header::{
         ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
         ETAG, IF_NONE_MATCH, VARY,
@@ -83,7 +83,7 @@ impl Compress {
         let headers = &parts.headers;
         let is_fixed =
             headers.contains_key(CONTENT_ENCODING) || headers.contains_key(CONTENT_RANGE) || is_fixed(headers);
-        if is_fixed || !is_worth_it(parts, length) {
+        if is_fixed || parts.status == StatusCode::PARTIAL_CONTENT || !is_worth_it(parts, length) {
             return None;
         }
         let negotiate = || {
@@ -104,7 +104,8 @@ impl Compress {
 
     /// The response with its body encoded as the client accepts it, or as it is.
     pub(super) fn encode(&self, accepts: Accepts, parts: Parts, body: Body) -> (Parts, Body) {
-        if is_fixed(&parts.headers) {
+        // Several ranges at once have no `Content-Range` of their own (RFC 9110, section 15.3.7.2).
+        if is_fixed(&parts.headers) || parts.status == StatusCode::PARTIAL_CONTENT {
             return (parts, body);
         }
         let was_encoded = parts.headers.contains_key(CONTENT_ENCODING);

@@ -62,10 +62,26 @@ pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> boo
 }
 
 pub(super) fn close(parts: &mut Parts, version: Version) {
-    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let close = beside_others(&parts.headers).unwrap_or_else(|| HeaderValue::from_static("close"));
+    parts.headers.insert(header::CONNECTION, close);
     // hyper adds `keep-alive` to a 1.1 response for a 1.0 client that asked for it, whatever the response
     // says; not to a 1.0 response.
     parts.version = version;
+}
+
+/// `close` behind the connection's other options, if there are any: they name headers that go no further than it, `Upgrade`
+/// for one (RFC 9110, sections 7.6.1 and 7.8).
+fn beside_others(headers: &HeaderMap) -> Option<HeaderValue> {
+    let listed =
+        headers.get_all(header::CONNECTION).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+    let is_about_its_end =
+        |option: &[u8]| [&b""[..], b"close", b"keep-alive"].iter().any(|it| option.eq_ignore_ascii_case(it));
+    let mut options: Vec<_> = listed.map(<[u8]>::trim_ascii).filter(|option| !is_about_its_end(option)).collect();
+    if options.is_empty() {
+        return None;
+    }
+    options.push(b"close");
+    HeaderValue::from_bytes(&options.join(&b", "[..])).ok()
 }
 
 /// `HeaderValue::from` takes two allocations for it.

@@ -52,6 +52,7 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
+        entered.shared().shapes_anew();
         let shaping = Shaping {
             settings: self.settings.clone(),
             lifecycle: entered.lifecycle(),

@@ -77,11 +77,13 @@ impl EpilogueBuilder {
     }
 
     /// While so many handlers and bodies outlive their response, new requests are refused: those that called
-    /// [`finish`](crate::Lifecycle::finish), and those whose client left and that ignore it. Any number by default.
+    /// [`finish`](crate::Lifecycle::finish), and those whose client left and that ignore it. Any number by default; at least
+    /// one.
     ///
     /// None of them is ever ended for it (contract rule 5), so those that are under way may come to more.
     pub fn max_detached(mut self, works: usize) -> Self {
-        self.bounds().max_detached = Some(works);
+        // Of none there is nothing to refuse for.
+        self.bounds().max_detached = Some(works.max(1));
         self
     }
 

@@ -5,6 +5,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     task::Poll,
+    time::Duration,
 };
 
 use axum_core::body::Body;
@@ -35,6 +36,9 @@ where
     }
 }
 
+/// Longer than any connection lives.
+const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
+
 /// Serves it until it ends, or its server asks it to; then lingers, if hyper has not closed it in order and its client may
 /// be cut off from what has left.
 pub(super) async fn serve_one<IO, A, S, B>(
@@ -55,8 +59,9 @@ pub(super) async fn serve_one<IO, A, S, B>(
     builder
         .http2()
         .timer(TokioTimer::new())
-        .keep_alive_interval(settings.http2_ping)
-        .keep_alive_timeout(settings.http2_pong)
+        // hyper adds both to the time, and panics at one that is too long for that.
+        .keep_alive_interval(settings.http2_ping.map(|every| every.min(LONG)))
+        .keep_alive_timeout(settings.http2_pong.min(LONG))
         .max_concurrent_streams(settings.http2_streams)
         // For WebSockets over HTTP/2 (RFC 8441).
         .enable_connect_protocol();

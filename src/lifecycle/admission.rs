@@ -57,7 +57,7 @@ impl Shared {
     /// The same for a class, as a layer asks.
     pub(crate) fn admit_class(&self, class: &str) -> Option<Response> {
         let gate = self.bounds()?.class(class)?;
-        if gate.when_full() != WhenFull::Refuse {
+        if gate.when_full() != WhenFull::Refuse || self.has_spare_ticket(gate) {
             return None;
         }
         match gate.reserve() {
@@ -73,6 +73,14 @@ impl Shared {
                 Some(refusal)
             }
         }
+    }
+
+    /// Whether an attempt before, whose response was thrown away, has kept a place that none of its continuations needs.
+    fn has_spare_ticket(&self, gate: &Arc<Gate>) -> bool {
+        let core = lock(&self.core);
+        let kept = core.rare.iter().flat_map(|rare| &rare.tickets).filter(|ticket| Arc::ptr_eq(&ticket.gate, gate));
+        let needs = |continuation: &&Continuation| continuation.class_name() == gate.class;
+        kept.count() > core.continuations.iter().filter(needs).count()
     }
 
     fn refuse(&self) -> Response {

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::Poll,
+    time::Duration,
 };
 
 use axum_core::BoxError;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::{
-    clock::{LIMIT_PASSED, poll_timer},
+    clock::{LIMIT_PASSED, Start, poll_timer},
     ending::Outcome,
     places::Entering,
     shared::Shared,
@@ -52,7 +53,7 @@ impl Shared {
         #[cfg(feature = "acknowledged")]
         let acknowledgement = continuation.acknowledgement();
         #[cfg(not(feature = "acknowledged"))]
-        let acknowledgement = None::<std::time::Duration>;
+        let acknowledgement = None::<Duration>;
         let bounded = self.pool().bounds.is_some() && !continuation.is_brief();
         if acknowledgement.is_none() && !bounded {
             return Ok(continuation);
@@ -79,7 +80,7 @@ impl Shared {
 
     /// Waits until the flushed response is confirmed; to the deadline, and to the time limit.
     #[cfg(feature = "acknowledged")]
-    async fn wait_for_acknowledgement(&self, deadline: std::time::Duration) {
+    async fn wait_for_acknowledgement(&self, deadline: Duration) {
         use crate::connection::Acknowledged;
 
         if self.word().known_sent() != Some(crate::status::Sent::Flushed) {
@@ -137,10 +138,30 @@ impl Shared {
         Next::Over(outcome, Some(rest))
     }
 
+    /// Has the limit count from now on; also for a thread that is timed by the busy clock.
+    pub(super) fn restart_clock(&self, limit: Duration) {
+        let busy = self.clock.is_busy();
+        if busy {
+            // Noted first: until then a thread has the rest of the limit before, and never less than of this one.
+            lock(&self.core).rare().restarted = Some(Instant::now());
+        }
+        self.clock.set(limit, Start::Now, None);
+        if busy {
+            self.ending_waker.wake();
+        }
+    }
+
+    /// When the time of a thread that began then is used up, on the busy clock.
+    fn busy_until(&self, began: Instant) -> Option<Instant> {
+        let left = self.clock.busy_left()?;
+        let restarted = lock(&self.core).rare.as_ref().and_then(|rare| rare.restarted);
+        restarted.map_or(began, |restarted| restarted.max(began)).checked_add(left)
+    }
+
     /// A thread counts as one long poll: on the busy clock, all of its time is busy.
     async fn run_blocking(&self, mut work: Blocking) -> Outcome {
         let shared = self;
-        let busy_until = shared.clock.busy_left().and_then(|left| Instant::now().checked_add(left));
+        let began = Instant::now();
         let mut timer = None;
         poll_fn(|cx| {
             shared.ending_waker.register(cx.waker());
@@ -152,7 +173,7 @@ impl Shared {
                 return Poll::Ready(Outcome::Ended);
             }
             shared.arm();
-            if let Some(at) = busy_until {
+            if let Some(at) = shared.busy_until(began) {
                 if poll_timer(&mut timer, at, cx).is_ready() {
                     shared.time_out(LIMIT_PASSED);
                 }

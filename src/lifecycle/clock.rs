@@ -123,7 +123,10 @@ impl Clock {
         }
         let limit = if limit.is_zero() { NEVER } else { nanos(limit) };
         if self.busy.load(Ordering::Acquire) {
-            self.used.store(0, Ordering::Release);
+            // What was used before counts for a layer's limit, as does what an attempt before has used.
+            if start == Start::Now {
+                self.used.store(0, Ordering::Release);
+            }
             self.budget.store(limit, Ordering::Release);
             self.deadline.store(NEVER, Ordering::Release);
         } else {
@@ -216,10 +219,12 @@ impl Clock {
         if self.armed.swap(true, Ordering::AcqRel) {
             return self.now() >= deadline;
         }
-        let Some(at) = self.arrived.checked_add(Duration::from_nanos(deadline)) else {
+        let mut timer = lock(&self.timer);
+        // Read again: it may have been set meanwhile, by one whose own call of this then comes, or came, after the swap.
+        let deadline = self.deadline.load(Ordering::Acquire);
+        let Some(at) = self.arrived.checked_add(Duration::from_nanos(deadline)).filter(|_| deadline != NEVER) else {
             return false;
         };
-        let mut timer = lock(&self.timer);
         let sleep = match timer.as_mut() {
             Some(sleep) => {
                 sleep.as_mut().reset(at);
@@ -326,5 +331,30 @@ mod tests {
         assert!(!measured.exhausted);
         assert!(!clock.arm(|| Waker::noop().clone()));
         assert_eq!(clock.left(), Some(Duration::from_secs(1)));
+    }
+
+    /// One thread polls the request while another restarts its limit.
+    #[test]
+    fn a_limit_that_is_set_while_the_timer_is_being_set_is_the_timers() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _runtime = runtime.enter();
+        let clock = Clock::new(Instant::now());
+        clock.set(Duration::from_secs(3600), Start::Now, None);
+        let timer = lock(&clock.timer);
+        std::thread::scope(|threads| {
+            let polls = threads.spawn(|| {
+                let _runtime = runtime.enter();
+                assert!(!clock.arm(|| Waker::noop().clone()));
+            });
+            // It has looked at the limit, and waits for the lock.
+            while !clock.armed.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            clock.set(Duration::from_secs(60), Start::Now, None);
+            drop(timer);
+            polls.join().unwrap();
+        });
+        let ends = lock(&clock.timer).as_ref().map(|timer| nanos(timer.deadline() - clock.arrived));
+        assert_eq!(ends, Some(clock.deadline.load(Ordering::Acquire)));
     }
 }

@@ -29,8 +29,12 @@ pub(super) fn start(shared: Arc<Shared>) {
     let pool = shared.pool().clone();
     let weak: std::sync::Weak<dyn Straggler> = Arc::downgrade(&shared) as _;
     shared.set_listed(pool.list(weak));
-    if let Err(work) = Pool::spawn_listed(Ending { shared: Some(shared), step: Step::Other(None) }) {
-        caught::discard(work);
+    if let Err(work) = Pool::spawn_listed(Ending { shared: Some(shared), step: Step::NONE }) {
+        let shared = work.shared.clone();
+        let _served = shared.as_ref().map(|shared| shared.served_in());
+        if let Err(work) = Pool::spawn_listed(work) {
+            caught::discard(work);
+        }
     }
 }
 
@@ -97,8 +101,9 @@ impl Drop for Ending {
         caught::discard(std::mem::replace(&mut self.step, Step::NONE));
         if !shared.word().has(word::ENDED) {
             shared.pool().report_lost(&shared.route(), "the runtime ended before the request did");
-            // It keeps the request.
+            // They keep the request.
             shared.clock.stop();
+            shared.discard_work();
         }
         let (pool, key) = (shared.pool().clone(), shared.listed());
         drop(shared);

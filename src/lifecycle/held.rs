@@ -70,14 +70,16 @@ where
         match polled {
             Ok(Poll::Ready(result)) => {
                 self.discard();
-                let result = match result {
-                    Ok(response) => Ok(self.returned(response, innermost)),
-                    Err(error) => {
-                        if innermost {
-                            self.shared.handler_ended(HandlerEnd::Ended);
+                let result = match (result, innermost) {
+                    (Ok(response), _) => Ok(self.returned(response, innermost)),
+                    (Err(error), false) => Err(error),
+                    (Err(error), true) => match self.failed() {
+                        Some(finished) => {
+                            caught::discard(error);
+                            Ok(finished)
                         }
-                        Err(error)
-                    }
+                        None => Err(error),
+                    },
                 };
                 self.shared.ended_one(HandlerEnd::Ended);
                 Poll::Ready(result)
@@ -86,14 +88,37 @@ where
             Ok(Poll::Pending) => Poll::Pending,
             Err(payload) => {
                 self.discard();
-                if innermost {
+                let finished = if innermost {
                     self.shared.panicked(HANDLER, &payload);
-                    self.shared.handler_ended(HandlerEnd::Ended);
-                }
+                    self.failed()
+                } else {
+                    None
+                };
                 self.shared.ended_one(HandlerEnd::Ended);
-                resume_unwind(payload)
+                match finished {
+                    Some(finished) => {
+                        caught::dispose(payload);
+                        Poll::Ready(Ok(finished))
+                    }
+                    None => resume_unwind(payload),
+                }
             }
         }
+    }
+
+    /// The handler panicked, or gave an error. What it had given to `finish` before, without waiting for it, leaves all the
+    /// same (contract rule 7).
+    fn failed(&self) -> Option<Response> {
+        let finished = self.shared.take_finished().and_then(|mut response| {
+            collect(&self.shared, &mut response);
+            let told = |payload| {
+                self.shared.panicked("body", &payload);
+                caught::dispose(payload);
+            };
+            caught::call(|| watched(&self.shared, *response)).map_err(told).ok()
+        });
+        self.shared.handler_ended(HandlerEnd::Ended);
+        finished
     }
 
     /// The handler returned.
@@ -112,10 +137,19 @@ where
             }
             None => response,
         };
-        // The body's producer begins before the handler ends, so that the request does not end in between.
-        let response = watched(&self.shared, response);
+        // The body's producer begins before the handler ends, so that the request does not end in between. What it says
+        // of its length is the user's code.
+        let response = caught::call(|| watched(&self.shared, response));
         self.shared.handler_returned(continuations);
-        response
+        // One that another task gave to `finish` in this very moment: there is nobody left to take it.
+        if let Some(late) = self.shared.take_finished() {
+            finish_nowhere(&self.shared, *late);
+        }
+        response.unwrap_or_else(|payload| {
+            self.shared.panicked("body", &payload);
+            self.shared.ended_one(HandlerEnd::Ended);
+            resume_unwind(payload)
+        })
     }
 
     /// The handler waits: for something of its own, or for us.

@@ -23,7 +23,7 @@ impl Lifecycle {
     /// counts from when it has its place.
     pub(crate) fn of_job(pool: Arc<Pool>, kind: &str, seat: Arc<Seat>) -> Self {
         let shared = Shared::new(Arrival {
-            home: Some(Arc::new(Home { pool, seat: Some(seat) })),
+            home: Some(Arc::new(Home { seat: Some(seat), ..Home::new(pool) })),
             connection: None,
             // No client can send this, since the name of a route is made of a method and a path.
             method: Method::from_bytes(b"JOB").unwrap_or_default(),

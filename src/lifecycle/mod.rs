@@ -167,8 +167,8 @@ impl Lifecycle {
     /// It can be set without a [`TimeLimitLayer`](crate::TimeLimitLayer). After the limit has passed it does
     /// nothing.
     pub fn set_time_limit(&self, limit: Duration) {
-        self.0.clock.set(limit, clock::Start::Now, None);
-        self.0.arm();
+        self.0.restart_clock(limit);
+        self.0.arm_anywhere();
     }
 
     /// What is left of the time limit; `None` without one.
@@ -260,6 +260,13 @@ impl Shared {
     /// Whether this is the first of our services to shape the response.
     pub(crate) fn shapes_response(&self) -> bool {
         self.change(None, |word| (!word.has(word::SHAPED)).then(|| word.with(word::SHAPED))).is_some()
+    }
+
+    /// The response that comes is another one than the one that was shaped, if one was: the service inside is called again.
+    pub(crate) fn shapes_anew(&self) {
+        if self.word().has(word::SHAPED) {
+            self.change(None, |word| Some(word.without(word::SHAPED)));
+        }
     }
 
     pub(crate) fn set_ignore_abort(&self, ignore: bool) -> bool {

@@ -2,6 +2,8 @@
 
 use std::{cell::Cell, task::Waker, time::Instant};
 
+use tokio::runtime::Handle;
+
 use super::{clock::LIMIT_PASSED, shared::Shared, word};
 use crate::{
     event::EventKind,
@@ -100,6 +102,19 @@ impl Shared {
             self.time_out(LIMIT_PASSED);
         }
         result
+    }
+
+    /// The same as `arm`, where the user calls, which may be in a thread of their own.
+    pub(super) fn arm_anywhere(&self) {
+        let _served = match Handle::try_current() {
+            Ok(_) => None,
+            Err(_) => match self.served_in() {
+                Some(entered) => Some(entered),
+                // Whoever polls it next sets the timer.
+                None => return self.wake_all(),
+            },
+        };
+        self.arm();
     }
 
     /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.

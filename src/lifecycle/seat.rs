@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::Notify;
+use tokio::{runtime::Handle, sync::Notify};
 
 use super::{
     ClockKind,
@@ -105,6 +105,6 @@ impl Shared {
 impl Home {
     /// Of what clients ask for.
     pub(crate) fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, seat: None }
+        Self { pool, runtime: Handle::try_current().ok(), seat: None }
     }
 }

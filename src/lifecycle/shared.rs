@@ -8,7 +8,11 @@ use std::{
 
 use axum_core::response::Response;
 use http::{Method, Uri, Version};
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    runtime::{EnterGuard, Handle},
+    sync::Notify,
+    time::Instant,
+};
 
 use super::{
     clock::Clock,
@@ -31,6 +35,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) pool: Arc<Pool>,
+    /// Where they are served: a thread of the user's own, which is in no runtime, may have something of theirs begin.
+    pub(super) runtime: Option<Handle>,
     /// Of an attempt at a durable job, which no client asked for.
     pub(crate) seat: Option<Arc<super::seat::Seat>>,
 }
@@ -103,6 +109,8 @@ pub(super) struct Rare {
     /// The socket, for a continuation that waits for the client's acknowledgement.
     #[cfg(feature = "acknowledged")]
     pub(super) delivered: Option<crate::connection::Delivered>,
+    /// When the limit was last set on the busy clock, which for a thread begins then.
+    pub(super) restarted: Option<Instant>,
     /// For those who await the abort or the fate of the response.
     changed: Option<Arc<Notify>>,
     /// Where what is slow is told of.
@@ -180,6 +188,11 @@ impl Shared {
 
     pub(super) fn home(&self) -> Option<&Home> {
         self.home.as_deref()
+    }
+
+    /// Enters the runtime that its connection is served in, for a thread that is in none.
+    pub(super) fn served_in(&self) -> Option<EnterGuard<'_>> {
+        self.home()?.runtime.as_ref().map(Handle::enter)
     }
 
     pub(crate) fn id(&self) -> RequestId {

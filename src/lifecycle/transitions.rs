@@ -11,8 +11,8 @@ use super::{passage::Waits, shared::Shared, word};
 use crate::{
     connection::WhyDropped,
     continuation::Continuation,
-    event::EventKind,
-    pool::{Captured, lock, runtime_lives},
+    event::{EventKind, HANDLER},
+    pool::{Captured, Carry, caught, lock, runtime_lives},
     status::{ConnectionStatus, Sent},
 };
 
@@ -83,7 +83,16 @@ impl Shared {
 
     /// What goes along with work that leaves the request's task.
     pub(crate) fn captured(&self) -> Vec<Box<dyn Captured>> {
-        self.pool().carries.iter().filter_map(|carry| carry.capture()).collect()
+        self.pool().carries.iter().filter_map(|carry| self.capture(&**carry)).collect()
+    }
+
+    /// It is cloned, which is the user's code. What cannot be does not go along; the work does.
+    fn capture(&self, carry: &dyn Carry) -> Option<Box<dyn Captured>> {
+        caught::call(|| carry.capture()).unwrap_or_else(|payload| {
+            self.panicked(HANDLER, &payload);
+            caught::dispose(payload);
+            None
+        })
     }
 
     /// Whether the work is to end now. After `finish` an abort no longer ends it (contract rule 7).

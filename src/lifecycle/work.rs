@@ -157,6 +157,21 @@ impl Shared {
         }
     }
 
+    /// Nothing is left that could run it, and it may keep the request that keeps it.
+    pub(super) fn discard_work(&self) {
+        let mut core = lock(&self.core);
+        let (mut continuations, mut hooks) = (std::mem::take(&mut core.continuations), std::mem::take(&mut core.hooks));
+        let finished = core.rare.as_mut().and_then(|rare| rare.finished.take());
+        drop(core);
+        while let Some(continuation) = continuations.pop_front() {
+            Self::put_back(continuation);
+        }
+        while let Some(hook) = hooks.pop_front() {
+            caught::discard(hook);
+        }
+        caught::discard(finished);
+    }
+
     pub(super) fn more_work(&self) {
         let word = self.word();
         if word.has(word::ENDING) {

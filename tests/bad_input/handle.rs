@@ -15,7 +15,7 @@ use tower_epilogue::{Continuation, End, IgnoreAbortLayer, Lifecycle, LifecycleEr
 
 use crate::{
     common::{held_back, settled, told},
-    support::{Gate, Notes, Server, h2client::Http2},
+    support::{Gate, Notes, Server, h2client::Http2, soon},
 };
 
 /// A handler that gives its handle away.
@@ -247,4 +247,48 @@ async fn without_a_service_of_ours_the_handle_is_refused_with_the_cure() {
     let response = app.clone().layer(IgnoreAbortLayer::off());
     let response = response.oneshot(Request::get("/optional").body(Body::empty()).unwrap()).await.unwrap();
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "true");
+}
+
+/// A thread of the user's own is in no runtime: what it asks for happens where the request is served.
+#[tokio::test]
+async fn a_thread_of_ones_own_may_use_the_handle() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (app, handles) = {
+        let (sender, receiver) = mpsc::channel();
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        let handler = async move |lifecycle: Lifecycle| {
+            sender.send(lifecycle).unwrap();
+            held_back(&theirs, &opens, "first", "second")
+        };
+        (Router::new().route("/", get(handler)), receiver)
+    };
+    let server = Server::start(app).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    client.read_until("first").await;
+    let (lifecycle, hooks) = (handles.recv().unwrap(), notes.clone());
+    std::thread::spawn(move || {
+        lifecycle.on_shutdown(async move |end| hooks.add(format!("hook: {}", end.status()))).unwrap();
+        lifecycle.set_time_limit(Duration::from_millis(30));
+    })
+    .join()
+    .unwrap();
+    server.journal.ended(1).await;
+    assert!(notes.has("hook: TIMEOUT"), "{:?}", notes.all());
+    assert_eq!(server.epilogue.lost(), 0);
+}
+
+/// The same without a server of ours: nothing says where that is, so whoever polls the request next sets the timer.
+#[tokio::test]
+async fn a_thread_of_ones_own_may_set_the_limit_without_a_server_of_ours() {
+    let (sender, handles) = mpsc::channel();
+    let handler = async move |lifecycle: Lifecycle| {
+        sender.send(lifecycle).unwrap();
+        std::future::pending::<()>().await;
+    };
+    let app: Router = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::off());
+    let thread = std::thread::spawn(move || handles.recv().unwrap().set_time_limit(Duration::from_millis(30)));
+    let response = soon("the limit passes", app.oneshot(Request::new(Body::empty()))).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    thread.join().unwrap();
 }

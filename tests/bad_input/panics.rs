@@ -386,3 +386,83 @@ async fn with_a_payload_that_panics_when_it_is_dropped_it_costs_that_request_onl
         assert!(server.stop().await.is_clean());
     }
 }
+
+/// A body that panics when it is asked for its length, or whether it has ended.
+struct Unmeasurable {
+    asked_for_its_end: bool,
+}
+
+impl http_body::Body for Unmeasurable {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        assert!(!self.asked_for_its_end, "the body panics, as this test wants it");
+        false
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        panic!("the body panics, as this test wants it");
+    }
+}
+
+#[tokio::test]
+async fn where_a_body_tells_its_length_it_is_a_500_and_the_continuation_runs() {
+    for asked_for_its_end in [false, true] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let theirs = notes.clone();
+        // Not one of axum's handlers, whose router asks by itself.
+        let service = tower::service_fn(move |_: Request| {
+            let notes = theirs.clone();
+            let body = Body::new(Unmeasurable { asked_for_its_end });
+            let work = Continuation::new(async move { notes.add("continuation") });
+            std::future::ready(Ok::<_, Infallible>((work, body).into_response()))
+        });
+        let service = ShutdownHookLayer::new(told(&notes)).layer(service);
+        let server = Server::start(Router::new().route_service("/panics", service).merge(waits(&gate))).await;
+        assert_eq!(beside_another(&server, &gate).await, Some(500));
+        assert_eq!(on_http1(&server).await, 500);
+        server.journal.ended(4).await;
+        assert_eq!(notes.all(), ["continuation", "hook: NORMAL, Flushed"].repeat(2));
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// A value that goes along into continuations, and panics where it is to.
+struct Unclonable;
+
+impl Clone for Unclonable {
+    fn clone(&self) -> Self {
+        panic!("the clone panics, as this test wants it");
+    }
+}
+
+tokio::task_local!(static UNCLONABLE: Unclonable);
+
+#[tokio::test]
+async fn where_a_task_local_is_cloned_the_continuation_runs_without_it() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        let notes = theirs.clone();
+        let work = async move { notes.add(format!("carried: {}", UNCLONABLE.try_with(|_| ()).is_ok())) };
+        (Continuation::new(work), "hello")
+    };
+    let app = Router::new().route("/panics", get(handler)).layer(ShutdownHookLayer::new(told(&notes))).layer(
+        axum::middleware::from_fn(async |request: Request, next: axum::middleware::Next| {
+            UNCLONABLE.scope(Unclonable, next.run(request)).await
+        }),
+    );
+    let server = Server::with(app, |builder| builder.carry(&UNCLONABLE)).await;
+    assert_eq!(on_http1(&server).await, 200);
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["carried: false", "hook: NORMAL, Flushed"]);
+    assert!(server.stop().await.is_clean());
+}

@@ -115,7 +115,7 @@ async fn a_request_whose_future_is_never_polled_is_bounded_by_nothing_but_its_dr
 
 /// How a middleware treats the service inside of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Treats {
+pub enum Treats {
     /// It calls it, and drops the future unpolled.
     CallsAndForgets,
     /// It polls the future once, and answers itself.
@@ -129,7 +129,7 @@ enum Treats {
 }
 
 #[derive(Clone)]
-struct Treating<S> {
+pub struct Treating<S> {
     inner: S,
     treats: Treats,
 }

@@ -132,6 +132,14 @@ async fn while_too_many_handlers_outlive_their_response_requests_are_refused() {
     drop(notes);
 }
 
+/// None outlive their response: there is nothing to refuse for.
+#[tokio::test]
+async fn a_bound_of_none_that_outlive_their_response_refuses_no_other() {
+    let app = Router::new().route("/", get(async || "hello"));
+    let server = Server::with(app, |builder| builder.max_detached(0)).await;
+    assert_eq!(server.get("/").await.text(), "hello");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_drain_waits_for_those_that_wait_and_its_report_names_their_class() {
     let (notes, meter) = (Notes::default(), Meter::default());

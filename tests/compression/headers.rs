@@ -55,13 +55,17 @@ async fn a_304_has_the_validator_that_its_client_asked_with() {
 #[tokio::test]
 async fn what_is_to_stay_as_it_is_does() {
     type Row = (&'static str, fn() -> Response);
-    let rows: [Row; 7] = [
+    let rows: [Row; 8] = [
         ("no-transform", || ([(header::CACHE_CONTROL, "no-transform, max-age=5")], text(5000)).into_response()),
         ("digest", || ([("content-digest", "sha-256=:AAAA:")], text(5000)).into_response()),
         ("encoded", || ([(header::CONTENT_ENCODING, "identity")], text(5000)).into_response()),
         ("range", || {
             let range = [(header::CONTENT_RANGE, "bytes 0-4999/9000")];
             (StatusCode::PARTIAL_CONTENT, range, text(5000)).into_response()
+        }),
+        ("ranges", || {
+            let ranges = [(header::CONTENT_TYPE, "multipart/byteranges; boundary=range")];
+            (StatusCode::PARTIAL_CONTENT, ranges, text(5000)).into_response()
         }),
         ("image", || ([(header::CONTENT_TYPE, "image/png")], text(5000)).into_response()),
         ("short", || "short".into_response()),

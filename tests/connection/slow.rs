@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use axum::{Router, body::Body, extract::Path, routing::get};
 use bytes::Bytes;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::Instant,
 };
-use tower_epilogue::{EventKind, Tracking};
+use tower_epilogue::{EventKind, TrackedIo, TrackedSocket, Tracking};
 
 use crate::{
     frames::{RawHttp2, request},
-    support::{MemoryClient, MemoryServer, Server},
+    support::{Journal, MemoryClient, MemoryServer, Server},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -177,4 +178,49 @@ async fn without_the_timeout_nobody_is_disconnected() {
     client.read_until("\r\n\r\nxxx").await;
     drop(client);
     assert!(server.stop().await.is_clean());
+}
+
+/// As over TLS, where all of a response may have been written, and waits in a buffer of the session's.
+#[tokio::test]
+async fn a_reader_is_as_slow_when_all_is_written_to_a_buffer_above_its_socket() {
+    const SIZE: usize = 12_000_000;
+    for (stops, stall) in [(true, SECOND / 5), (false, SECOND)] {
+        let journal = Journal::default();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let tracking = Tracking::new().write_stall(stall);
+        let socket = TrackedSocket::new(listener.accept().await.unwrap().0, &tracking);
+        let below = socket.handle();
+        let io = TrackedIo::over(tokio::io::BufWriter::with_capacity(2 * SIZE, socket), &below, &tracking);
+        let service = TowerToHyperService::new(journal.epilogue().build().wrap(&io, app()));
+        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service));
+        client.write_all(head(SIZE).as_bytes()).await.unwrap();
+        if !stops {
+            // It takes longer for all of it, but never so long for some.
+            let (mut bytes, mut read) = (vec![0; SIZE / 20], 0);
+            while read < SIZE {
+                read += client.read(&mut bytes).await.unwrap();
+                tokio::time::sleep(SECOND / 10).await;
+            }
+        }
+        journal.ended(1).await;
+        let last = if stops { "aborted/1".to_owned() } else { format!("flushed:{SIZE}/0") };
+        assert_eq!(journal.lines()[2..], [last, format!("ended/{}", u8::from(stops))]);
+    }
+}
+
+/// Linux takes no more than 32,767 s; what is asked for beside it is set all the same.
+#[tokio::test]
+async fn a_keep_alive_of_a_day_does_not_cost_the_other_settings() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let _client = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (tcp, _) = listener.accept().await.unwrap();
+    let socket = socket2::SockRef::from(&tcp).try_clone().unwrap();
+    let _io = TrackedIo::with(tcp, &Tracking::new().keep_alive(24 * 3600 * SECOND).unacknowledged(7 * SECOND));
+    assert!(socket.keepalive().unwrap());
+    #[cfg(target_os = "linux")]
+    {
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), 32_767 * SECOND);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(7 * SECOND));
+    }
 }

@@ -116,3 +116,16 @@ async fn the_number_of_streams_is_bounded_by_default() {
     drop(client);
     assert!(server.stop().await.is_clean());
 }
+
+/// For ever, as some say it.
+#[tokio::test]
+async fn pings_that_are_too_far_apart_to_reckon_with_are_never_sent() {
+    for (every, within) in [(Duration::MAX, SHORT), (SHORT / 10, Duration::MAX), (Duration::MAX, Duration::MAX)] {
+        let server = Server::with(app(&Notes::default()), |builder| builder.http2_keep_alive(every, within)).await;
+        let mut client = crate::support::h2client::Http2::connect(server.address).await;
+        for _ in 0..2 {
+            assert_eq!(client.get("/ping").await.unwrap().body, b"pong", "{every:?}, {within:?}");
+            tokio::time::sleep(SHORT / 2).await;
+        }
+    }
+}

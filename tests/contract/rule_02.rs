@@ -2,6 +2,7 @@
 //! and the response was flushed, aborted, broken off or given up on, however they ended.
 
 use std::{
+    future::pending,
     ops::ControlFlow,
     sync::{Arc, Mutex, mpsc},
     time::Duration,
@@ -77,8 +78,8 @@ async fn handler(ending: Ending, notes: Notes, lifecycle: Lifecycle) -> Response
         })
         .into_response(),
         Ending::AbortOfBody | Ending::LimitOfBody => held_back(&notes, &never, "first", "second").into_response(),
-        Ending::AbortOfHandler | Ending::LimitOfHandler | Ending::Drain => std::future::pending().await,
-        Ending::LimitOfContinuation => Continuation::new(std::future::pending()).into_response(),
+        Ending::AbortOfHandler | Ending::LimitOfHandler | Ending::Drain => pending().await,
+        Ending::LimitOfContinuation => Continuation::new(pending()).into_response(),
     }
 }
 
@@ -295,7 +296,7 @@ async fn hooks_have_a_time_limit_of_their_own() {
         notes,
         async |notes: Notes, _| {
             let _dropped = notes.on_drop("first dropped");
-            std::future::pending::<()>().await;
+            pending::<()>().await;
         },
         async |notes: Notes, end: tower_epilogue::End| notes.add(format!("second: {}", end.status()))
     );
@@ -307,4 +308,36 @@ async fn hooks_have_a_time_limit_of_their_own() {
     server.journal.ended(1).await;
     assert_eq!(notes.all(), ["first dropped", "second: NORMAL"]);
     assert!(server.stop().await.is_clean());
+}
+
+/// What is still to run goes with the runtime, also where it keeps the request that keeps it.
+#[test]
+fn the_end_of_the_runtime_lets_go_of_what_was_still_to_run() {
+    let runtimes = [tokio::runtime::Builder::new_current_thread, tokio::runtime::Builder::new_multi_thread];
+    for (mut runtime, answers) in runtimes.into_iter().flat_map(|make| [(make(), false), (make(), true)]) {
+        let runtime = runtime.enable_all().build().unwrap();
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            let kept = |what| (theirs.on_drop(what), lifecycle.clone());
+            let (hook, waiting) = (kept("hook dropped"), kept("continuation dropped"));
+            lifecycle.on_shutdown(async move |_| drop(hook)).unwrap();
+            if !answers {
+                pending::<()>().await;
+            }
+            (Continuation::new(pending()), Continuation::new(async move { drop(waiting) }), "hello")
+        };
+        let _client = runtime.block_on(async {
+            let server = Server::start(Router::new().route("/", get(handler))).await;
+            let mut client = server.connect().await;
+            client.send_get("/").await;
+            server.journal.seen(if answers { "continuation_start" } else { "handler_start" }).await;
+            client
+        });
+        assert!(notes.all().is_empty());
+        drop(runtime);
+        let mut all = notes.all();
+        all.sort_unstable();
+        assert_eq!(all, ["continuation dropped", "hook dropped"], "answers: {answers}");
+    }
 }

@@ -274,3 +274,33 @@ async fn work_is_dropped_at_its_next_await_and_not_before() {
     assert_eq!(notes.all(), ["past the limit", "dropped", "hook: TIMEOUT, Flushed"]);
     assert!(server.stop().await.is_clean());
 }
+
+/// A thread counts as one long poll, and the limit that it sets itself is the one that holds.
+#[tokio::test]
+async fn blocking_work_can_lift_and_restart_its_limit_on_the_busy_clock() {
+    for (before, set, outlasts) in [(SECOND, Duration::ZERO, SECOND + SECOND / 5), (3600 * SECOND, SHORT, 0 * SECOND)] {
+        let (notes, (done, waits)) = (Notes::default(), std::sync::mpsc::channel::<()>());
+        let waits = std::sync::Arc::new(std::sync::Mutex::new(waits));
+        let handler = async move |lifecycle: Lifecycle| {
+            let work = Continuation::blocking(move || {
+                // It is being timed by now.
+                std::thread::sleep(SHORT);
+                lifecycle.set_time_limit(set);
+                if outlasts.is_zero() {
+                    // Until it was given up.
+                    let _ = waits.lock().unwrap().recv();
+                } else {
+                    std::thread::sleep(outlasts);
+                }
+            });
+            (work, "hello")
+        };
+        let layers = (TimeLimitLayer::busy(before), ShutdownHookLayer::new(told(&notes)));
+        let server = Server::start(Router::new().route("/", get(handler)).layer(layers)).await;
+        assert_eq!(server.get("/").await.text(), "hello");
+        server.journal.ended(1).await;
+        drop(done);
+        let status = if set.is_zero() { "NORMAL" } else { "TIMEOUT" };
+        assert_eq!(notes.all(), [format!("hook: {status}, Flushed")]);
+    }
+}

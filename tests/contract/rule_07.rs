@@ -14,7 +14,7 @@ use axum::{
 use futures_util::{FutureExt, future::join};
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 use tower_epilogue::{
     Continuation, EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, LifecycleError, Phase, Sent, ShutdownHookLayer,
 };
@@ -361,4 +361,62 @@ async fn the_rest_of_a_handler_that_waits_for_ever_is_what_a_drain_cuts() {
     let report = server.stop().await;
     assert_eq!(report.stragglers().len(), 1, "{report}");
     assert_eq!((report.stragglers()[0].route(), report.stragglers()[0].phase()), ("GET /", "continuing"));
+}
+
+/// Polled once, it has begun: what the handler does in the same moment comes too late for its response.
+#[tokio::test]
+async fn what_was_given_to_finish_leaves_although_the_handler_fails_in_the_same_moment() {
+    for panics in [false, true] {
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let service = tower::service_fn(move |request: Request| {
+            let (notes, lifecycle) = (theirs.clone(), request.extensions().get::<Lifecycle>().unwrap().clone());
+            async move {
+                let work = Continuation::new(async move { notes.add("continuation") });
+                let mut finish = Box::pin(lifecycle.finish((work, streamed(&["fini", "shed"]))));
+                assert!(futures_util::poll!(&mut finish).is_pending());
+                assert!(!panics, "the handler panics, as this test wants it");
+                Err::<Response, _>(std::io::Error::other("the handler fails, as this test wants it"))
+            }
+        });
+        let service = ShutdownHookLayer::new(told(&notes)).layer(service).map_err(|_| -> std::convert::Infallible {
+            panic!("the response has left");
+        });
+        let server = Server::start(Router::new().route_service("/", service)).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        assert_eq!(client.response(false).await.text(), "finished");
+        assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"finished");
+        server.journal.ended(2).await;
+        assert_eq!(notes.all(), ["continuation", "hook: NORMAL, Flushed"].repeat(2));
+    }
+}
+
+/// By another task, in the moment in which the handler returns: taken or refused, what came with the response runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finish_beside_a_handler_that_returns_loses_nothing() {
+    let (notes, requests) = (Notes::default(), 500);
+    for request in 0..requests {
+        let notes = notes.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            tokio::spawn(async move {
+                let (theirs, kept) = (notes.clone(), lifecycle.clone());
+                let work = Continuation::new(async move {
+                    theirs.add("ran");
+                    drop(kept);
+                });
+                let refused = lifecycle.finish((work, "finished")).await.is_err();
+                notes.add(if refused { "refused" } else { "taken" });
+            });
+            (0..request * 4).for_each(|_| std::hint::spin_loop());
+            "returned"
+        };
+        let app: Router = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::off());
+        let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
+        let _ = response.into_body().collect().await.unwrap();
+    }
+    notes.count(2 * requests).await;
+    let all = notes.all();
+    let [ran, refused, taken] = ["ran", "refused", "taken"].map(|what| all.iter().filter(|note| *note == what).count());
+    assert!(ran == requests && refused + taken == requests, "{ran} ran, {refused} were refused, {taken} taken");
 }

@@ -2,7 +2,7 @@
 
 use axum::{Router, body::Body, routing::get};
 use futures_util::stream;
-use http::header;
+use http::{StatusCode, header};
 use tower_epilogue::EarlyCloseLayer;
 
 use crate::support::{Client, Reply, Server, h2client::Http2};
@@ -122,5 +122,29 @@ async fn what_says_that_it_streams_is_not_held_back() {
         let framing = (reply.header("content-length"), reply.header("transfer-encoding"), reply.header("connection"));
         assert_eq!(framing, (None, Some("chunked"), None), "{header:?}");
         assert!(reply.body == whole());
+    }
+}
+
+/// They name the headers that go no further than this connection, `Upgrade` for one (RFC 9110, sections 7.6.1 and 7.8).
+#[tokio::test]
+async fn the_other_options_of_the_connection_stay() {
+    for (said, sent) in [
+        ("Upgrade", "Upgrade, close"),
+        ("x-hop, keep-alive", "x-hop, close"),
+        ("close, x-hop ,", "x-hop, close"),
+        ("keep-alive", "close"),
+        ("Close", "close"),
+    ] {
+        let headers = [(header::CONNECTION, said), (header::UPGRADE, "websocket")];
+        let app = Router::new()
+            .route("/", get(async move || (StatusCode::UPGRADE_REQUIRED, headers, "WebSockets only")))
+            .layer(EarlyCloseLayer::new());
+        let server = Server::start(app).await;
+        for version in ["1.0", "1.1"] {
+            let reply = ask(&server, version).await;
+            assert_eq!((reply.status, reply.header("connection")), (426, Some(sent)), "{said}, {version}");
+        }
+        let reply = Http2::connect(server.address).await.get("/").await.unwrap();
+        assert!(!reply.headers.contains_key(header::CONNECTION));
     }
 }
