@@ -247,7 +247,8 @@ async fn kinds_that_a_process_does_not_know_are_left_alone(place: Place) {
     let node =
         Node::with(&place, |store| store.rescue_after(Duration::from_millis(100)), |epilogue| epilogue, no_app).await;
     node.store.enqueue(Durable::new(Orphan)).await.unwrap();
-    enqueue(&node, "marker", Act::Succeed).await;
+    // By its third attempt, the process has looked for jobs of its own accord twice.
+    enqueue(&node, "marker", Act::FailUntil(3)).await;
     node.completed(1).await;
     let counts = node.store.counts().await.unwrap();
     assert_eq!((counts.available, counts.completed, counts.discarded), (1, 1, 0), "{counts:?}");

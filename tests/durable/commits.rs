@@ -216,6 +216,8 @@ async fn a_client_that_leaves_between_commit_and_flush_has_its_job_run_at_once(p
     let mut client = Client::connect(node.address).await;
     client.send(&request("/", &[], "left")).await;
     client.read_until("200 OK").await;
+    // Whatever the commit had begun would be ready by then.
+    node.store.settled().await;
     assert_eq!(node.store.counts().await.unwrap().scheduled, 1, "stored, and not begun");
     client.reset();
     ran_once(&node, "left").await;
