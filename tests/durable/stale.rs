@@ -135,6 +135,18 @@ async fn an_attempt_that_is_anothers_by_now_is_never_begun(place: Place) {
     node.journal.ended(1).await;
     let job = *node.journal.requests().last().unwrap();
     assert_eq!(node.journal.lines_of(job), ["continuation_waits/0", "ended/0"]);
+    // The engine puts it back all the same; so it is not run for as long as the other may run it.
+    soon("it is put back", async {
+        while place.number("SELECT count(*) FROM river_job WHERE state = 'running'").await > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let later = match &place {
+        Place::Sqlite(_) => "SELECT count(*) FROM river_job WHERE scheduled_at > datetime('now', '+3 seconds')",
+        Place::Postgres(_) => "SELECT count(*) FROM river_job WHERE scheduled_at > now() + interval '3 seconds'",
+    };
+    assert_eq!(place.number(later).await, 1);
     assert!(node.record.runs().is_empty());
     gate.send_replace(true);
 }
