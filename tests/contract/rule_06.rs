@@ -304,3 +304,20 @@ async fn blocking_work_can_lift_and_restart_its_limit_on_the_busy_clock() {
         assert_eq!(notes.all(), [format!("hook: {status}, Flushed")]);
     }
 }
+
+/// The request waited in a middleware, before a limit was set that had passed by then.
+#[tokio::test]
+async fn a_handler_that_begins_late_is_not_reported_as_stuck() {
+    let logs = logs();
+    let app = Router::new().route("/begins-late", get(async || "hello")).layer(TimeLimitLayer::new(SHORT)).layer(
+        axum::middleware::from_fn(async |request: Request, next: axum::middleware::Next| {
+            tokio::time::sleep(2 * SHORT).await;
+            next.run(request).await
+        }),
+    );
+    let server = Server::start(app).await;
+    assert_eq!(server.get("/begins-late").await.text(), "hello");
+    server.journal.ended(1).await;
+    let lines = logs.with("begins-late");
+    assert!(!lines.iter().any(|line| line.contains("stuck")), "{lines:#?}");
+}
