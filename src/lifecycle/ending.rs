@@ -33,9 +33,7 @@ pub(super) fn start(shared: Arc<Shared>) {
     if let Err(work) = pool.spawn(Ending { shared, step: None }) {
         let shared = work.shared.clone();
         let _served = shared.served_in();
-        if let Err(work) = pool.spawn(work) {
-            caught::discard(work);
-        }
+        caught::discard(pool.spawn(work).err());
     }
 }
 
@@ -99,8 +97,6 @@ impl Drop for Ending {
         let shared = &self.shared;
         if !shared.word().has(word::ENDED) {
             shared.pool().report_lost(&shared.route(), "the runtime ended before the request did");
-            // They keep the request.
-            shared.clock.stop();
             shared.discard_work();
         }
         shared.pool().unlist(shared.listed());
