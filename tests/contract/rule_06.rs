@@ -278,7 +278,9 @@ async fn work_is_dropped_at_its_next_await_and_not_before() {
 /// A thread counts as one long poll, and the limit that it sets itself is the one that holds.
 #[tokio::test]
 async fn blocking_work_can_lift_and_restart_its_limit_on_the_busy_clock() {
-    for (before, set, outlasts) in [(SECOND, Duration::ZERO, SECOND + SECOND / 5), (3600 * SECOND, SHORT, 0 * SECOND)] {
+    for (before, set, outlasts) in
+        [(SECOND, Duration::ZERO, SECOND + SECOND / 5), (3600 * SECOND, SHORT, Duration::ZERO)]
+    {
         let (notes, (done, waits)) = (Notes::default(), std::sync::mpsc::channel::<()>());
         let waits = std::sync::Arc::new(std::sync::Mutex::new(waits));
         let handler = async move |lifecycle: Lifecycle| {
