@@ -190,6 +190,9 @@ impl Connection {
             self.0.requests.store(self.0.requests.load(Ordering::Acquire) + 1, Ordering::Release);
             if party.is_http2() {
                 self.0.http2.store(true, Ordering::Release);
+            } else {
+                // HTTP/1 reads one request to its end before it begins with the next.
+                self.0.unread_upload.store(false, Ordering::Release);
             }
             party.exchange().set_listed(true);
             parties.push(party.clone());
