@@ -102,10 +102,24 @@ pub(super) fn claim(parts: &Parts, scope: &str, key: &str, body: &Bytes) -> Clai
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let query = parts.uri.query().unwrap_or_default();
     Claim {
-        key: hash([parts.method.as_str(), parts.uri.path(), scope, key].map(str::as_bytes)),
+        key: hash([parts.method.as_str(), &path(parts), scope, key].map(str::as_bytes)),
         owner: random_name(),
         fingerprint: hash([query.as_bytes(), content_type, body]),
     }
+}
+
+/// The path that the client asked for: below `Router::nest`, the request has only a part of it, which is the same below
+/// another one.
+#[cfg(feature = "serve")]
+fn path(parts: &Parts) -> String {
+    let original = parts.extensions.get::<axum::extract::OriginalUri>();
+    original.map_or(&parts.uri, |original| &original.0).path().to_owned()
+}
+
+/// It is axum that knows of another.
+#[cfg(not(feature = "serve"))]
+fn path(parts: &Parts) -> String {
+    parts.uri.path().to_owned()
 }
 
 /// Who the client is, by default: what it authorizes itself with.
