@@ -96,7 +96,7 @@ async fn keep(
     for promise in promises {
         match promise {
             Promise::New(Ok(mut job)) => {
-                fill_key(&mut job, claim.as_ref().map(|claim| (claim.key.as_str(), jobs.len())));
+                fill_key(&mut job, claim.as_ref().map(|claim| (claim.name.as_str(), jobs.len())));
                 job.from.clone_from(&route);
                 jobs.push(job);
             }
@@ -206,7 +206,7 @@ fn futures_body(error: axum_core::Error) -> Body {
 /// Gives the jobs of a response their keys, where its request has one: wherever the response goes from here.
 pub(super) fn stamp(extensions: &mut Extensions, claim: &Claim) {
     for (index, promise) in Durable::take_from(extensions).into_iter().enumerate() {
-        Durable::put_back(promise, extensions, |job| fill_key(job, Some((&claim.key, index))));
+        Durable::put_back(promise, extensions, |job| fill_key(job, Some((&claim.name, index))));
     }
 }
 

@@ -31,8 +31,8 @@ const LONGEST: usize = 255;
 pub struct IdempotencyKey(Arc<str>);
 
 impl IdempotencyKey {
-    /// Names this request and its repetitions, and nobody else's: the client's key, hashed with the route and with who
-    /// the client is.
+    /// Names this request and its repetitions, and no other: the client's key, hashed with the path, with who the client
+    /// is, and with what it asks for.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -101,11 +101,10 @@ fn hash<const N: usize>(parts: [&[u8]; N]) -> String {
 pub(super) fn claim(parts: &Parts, scope: &str, key: &str, body: &Bytes) -> Claim {
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let query = parts.uri.query().unwrap_or_default();
-    Claim {
-        key: hash([parts.method.as_str(), &path(parts), scope, key].map(str::as_bytes)),
-        owner: random_name(),
-        fingerprint: hash([query.as_bytes(), content_type, body]),
-    }
+    let key = hash([parts.method.as_str(), &path(parts), scope, key].map(str::as_bytes));
+    let fingerprint = hash([query.as_bytes(), content_type, body]);
+    let name = hash([&key, &fingerprint].map(|part| part.as_bytes()));
+    Claim { key, owner: random_name(), fingerprint, name }
 }
 
 /// The path that the client asked for: below `Router::nest`, the request has only a part of it, which is the same below
@@ -129,7 +128,7 @@ pub(super) fn default_scope(parts: &Parts) -> String {
 
 impl From<&Claim> for IdempotencyKey {
     fn from(claim: &Claim) -> Self {
-        Self(claim.key.as_str().into())
+        Self(claim.name.as_str().into())
     }
 }
 

@@ -58,8 +58,8 @@ impl Durable {
         Self { promise: Some(Promise::New(job)) }
     }
 
-    /// Gives it an idempotency key of your own, such as an order's number. Without one it gets the client's
-    /// `Idempotency-Key` (hashed), or else a random one; retries keep it.
+    /// Gives it an idempotency key of your own, such as an order's number. Without one it gets its
+    /// request's, if that has an `Idempotency-Key`, or else a random one; retries keep it.
     ///
     /// While a job of the same kind and key is stored (completed ones are for a day), no second one is: the response
     /// is released as if it had been, since its promise is kept by the first.

@@ -41,7 +41,7 @@
 //! Two different things have that name. The *client's* key, in the header `Idempotency-Key`
 //! ([draft](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/)), names a request: see
 //! [`DurableLayer`](crate::durable::DurableLayer) for what is answered when. The *job's* key names an effect. It is
-//! [yours](crate::durable::Durable::with_key), or else made of the client's (the same for all who ask under it), or else
+//! [yours](crate::durable::Durable::with_key), or else made of the client's request (the same whenever that is repeated), or else
 //! random; all attempts at one job have the same.
 //!
 //! An answer is kept for a day ([`keep_answers`](crate::durable::DurableBuilder::keep_answers)) in the same transaction as
