@@ -38,7 +38,8 @@ pin_project! {
         Inner {
             #[pin]
             inner: F,
-            store: Arc<Inner>,
+            // None if that is for a layer further out.
+            store: Option<Arc<Inner>>,
             lifecycle: Lifecycle,
             claimant: Option<Claimant>,
         },
@@ -47,7 +48,7 @@ pin_project! {
 }
 
 impl<F> Commit<F> {
-    pub(super) fn new(inner: F, store: Arc<Inner>, lifecycle: Lifecycle, claimant: Option<Claimant>) -> Self {
+    pub(super) fn new(inner: F, store: Option<Arc<Inner>>, lifecycle: Lifecycle, claimant: Option<Claimant>) -> Self {
         Self::Inner { inner, store, lifecycle, claimant }
     }
 }
@@ -67,6 +68,7 @@ where
                         Ok(response) => response,
                         error => return Poll::Ready(error),
                     };
+                    let Some(store) = store else { return Poll::Ready(Ok(response)) };
                     let promises = Durable::take_from(response.extensions_mut());
                     let guard = claimant.take().and_then(|claimant| lock(&claimant).take());
                     if promises.is_empty() {

@@ -19,6 +19,7 @@ use super::{
     commit::{Commit, ResponseFuture, stamp},
     idempotency::{self, Guard, IdempotencyKey},
     records::Claimed,
+    store::Inner,
 };
 use crate::{
     lifecycle::{SendBody, enter},
@@ -41,6 +42,8 @@ use crate::{
 /// The key counts for one method, path and client. An answer without a durable job (a refusal, a failure) is not
 /// kept: the client may correct its request and use the key again. Bodies over 64 KiB, or of unknown length, are not
 /// kept either, and are missing from the answer when it is given again.
+///
+/// Of several layers of one store around a route, the outermost that reads the key answers for all.
 #[derive(Clone)]
 pub struct DurableLayer {
     store: DurableStore,
@@ -112,6 +115,10 @@ impl<S: fmt::Debug> fmt::Debug for DurableService<S> {
     }
 }
 
+/// The store in which a request's key was claimed by a layer around this one.
+#[derive(Clone)]
+struct Keeper(Arc<Inner>);
+
 /// The claim of a keyed request, shared by what runs the handler and what stores its promise: given back when neither
 /// is left.
 pub(super) type Claimant = Arc<Mutex<Option<Guard>>>;
@@ -134,18 +141,18 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let entered = enter(&mut request);
         let lifecycle = entered.lifecycle();
-        let key =
-            if idempotency::applies_to(request.method()) { idempotency::read(request.headers()) } else { Ok(None) };
+        // One further out has the claim, and will store what is promised under it.
+        let outer = request.extensions().get::<Keeper>().is_some_and(|keeper| Arc::ptr_eq(&keeper.0, &self.store.0));
+        let applies = !outer && idempotency::applies_to(request.method());
+        let key = if applies { idempotency::read(request.headers()) } else { Ok(None) };
         let refusal = match &key {
             Err(()) => Some(idempotency::malformed()),
-            Ok(None) if self.settings.required && idempotency::applies_to(request.method()) => {
-                Some(idempotency::missing())
-            }
+            Ok(None) if self.settings.required && applies => Some(idempotency::missing()),
             Ok(_) => None,
         };
         let key = key.ok().flatten().map(str::to_owned);
         let claimant = key.is_some().then(Claimant::default);
-        let kept = self.store.0.clone();
+        let kept = (!outer).then(|| self.store.0.clone());
         let theirs = claimant.clone();
         let call = || match (refusal, key, theirs) {
             (Some(refusal), ..) => Before::Keyed { future: Box::pin(std::future::ready(Ok(refusal))) },
@@ -199,6 +206,7 @@ where
         Err(_) => return Ok(idempotency::not_stored()),
     }
     parts.extensions.insert(IdempotencyKey::from(&claim));
+    parts.extensions.insert(Keeper(store.0.clone()));
     let response = inner.call(Request::from_parts(parts, Body::from(body))).await;
     drop(claimant);
     response.map(|response| {

@@ -26,7 +26,7 @@ use crate::{
 
 on_both!(
     a_key_counts_for_its_whole_path,
-    // a_layer_inside_of_another_answers_as_one,
+    a_layer_inside_of_another_answers_as_one,
     a_claim_is_renewed_while_the_queue_is_never_empty,
     an_expired_key_promises_something_else,
     // an_upload_that_breaks_is_not_blamed_on_its_key,
@@ -139,7 +139,8 @@ async fn an_upload_that_breaks_is_not_blamed_on_its_key(place: Place) {
     })
     .await;
     let head = "POST / HTTP/1.1\r\nhost: test\r\nconnection: close\r\nidempotency-key: k\r\ntransfer-encoding: chunked";
-    for (chunks, status) in [(format!("c8\r\n{}\r\n0\r\n\r\n", "x".repeat(200)), 413), ("no chunk\r\n".to_owned(), 400)] {
+    for (chunks, status) in [(format!("c8\r\n{}\r\n0\r\n\r\n", "x".repeat(200)), 413), ("no chunk\r\n".to_owned(), 400)]
+    {
         let mut client = Client::connect(node.address).await;
         client.send(&format!("{head}\r\n\r\n{chunks}")).await;
         let reply = client.reply().await;
