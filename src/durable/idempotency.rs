@@ -1,7 +1,7 @@
 //! The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header-07): a client that asks again, because it
 //! clicked twice or heard nothing, gets the first answer and not a second order.
 
-use std::sync::Arc;
+use std::{error::Error as StdError, sync::Arc};
 
 use axum_core::{
     body::Body,
@@ -10,6 +10,7 @@ use axum_core::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use http_body_util::LengthLimitError;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -212,7 +213,8 @@ pub(super) fn missing() -> Response {
 }
 
 pub(super) fn malformed() -> Response {
-    let detail = "There must be one Idempotency-Key, a string of 1 to 255 visible ASCII characters.";
+    let detail = "There must be one Idempotency-Key: 1 to 255 visible ASCII characters, quoted or bare, and no quote or \
+                  backslash among them.";
     problem(StatusCode::BAD_REQUEST, "Idempotency-Key is malformed", detail)
 }
 
@@ -226,9 +228,17 @@ pub(super) fn still_running() -> Response {
     problem(StatusCode::CONFLICT, "A request is outstanding for this Idempotency-Key", detail)
 }
 
-pub(super) fn too_long() -> Response {
-    let detail = "The body is too long for a request with an Idempotency-Key.";
-    problem(StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large", detail)
+/// A body that could not be read to its end: it is longer than we, or a limit further out, let it be, or it broke off.
+pub(super) fn unread(error: &(dyn StdError + 'static)) -> Response {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            let detail = "The body is too long for a request with an Idempotency-Key.";
+            return problem(StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large", detail);
+        }
+        cause = error.source();
+    }
+    problem(StatusCode::BAD_REQUEST, "Bad Request", "The body could not be read to its end.")
 }
 
 pub(super) fn not_stored() -> Response {

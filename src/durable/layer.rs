@@ -10,7 +10,7 @@ use std::{
 
 use axum_core::{body::Body, response::Response};
 use http::{Request, request::Parts};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -185,9 +185,7 @@ where
     let (mut parts, body) = request.into_parts();
     let body = match Limited::new(body, settings.body_limit).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return Ok(idempotency::too_long()),
-        // The upload broke off; nobody reads this.
-        Err(_) => return Ok(idempotency::malformed()),
+        Err(error) => return Ok(idempotency::unread(&*error)),
     };
     let scope = (settings.scope)(&parts);
     let claim = idempotency::claim(&parts, &scope, &key, &body);

@@ -29,7 +29,7 @@ on_both!(
     a_layer_inside_of_another_answers_as_one,
     a_claim_is_renewed_while_the_queue_is_never_empty,
     an_expired_key_promises_something_else,
-    // an_upload_that_breaks_is_not_blamed_on_its_key,
+    an_upload_that_breaks_is_not_blamed_on_its_key,
     // the_first_answer_keeps_its_trailers,
     // a_key_that_no_layer_has_read_is_the_servers_fault,
 );
