@@ -11,7 +11,7 @@ use std::{
 use axum_core::{body::Body, response::Response};
 use http::Extensions;
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use pin_project_lite::pin_project;
 
 use super::{
@@ -173,9 +173,14 @@ async fn with_answer(response: Response) -> (Response, Answer) {
     }
     match body.collect().await {
         Ok(body) => {
+            let trailers = body.trailers().cloned();
             let body = body.to_bytes();
             let answer = idempotency::remember(&parts, Some(&body));
-            (Response::from_parts(parts, Body::from(body)), answer)
+            let body = match trailers {
+                Some(trailers) => Body::new(Full::new(body).with_trailers(std::future::ready(Some(Ok(trailers))))),
+                None => Body::from(body),
+            };
+            (Response::from_parts(parts, body), answer)
         }
         Err(error) => {
             let answer = idempotency::remember(&parts, None);
