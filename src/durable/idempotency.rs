@@ -27,7 +27,8 @@ const LONGEST: usize = 255;
 /// A handler's extractor for the key that its client sent, where [`DurableLayer`](super::DurableLayer) stands around
 /// it: to give it on to what the handler calls.
 ///
-/// As an `Option` it is `None` without a key; by itself it is rejected with a 400.
+/// As an `Option` it is `None` without a key; by itself it is rejected with a 400. Where no layer has read the key that
+/// was sent, that is a 500, and the log says why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey(Arc<str>);
 
@@ -44,7 +45,9 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        parts.extensions.get().cloned().ok_or_else(missing)
+        parts.extensions.get().cloned().ok_or_else(|| {
+            if applies_to(&parts.method) && parts.headers.contains_key(HEADER) { no_layer() } else { missing() }
+        })
     }
 }
 
@@ -210,6 +213,14 @@ pub(super) fn problem(status: StatusCode, title: &str, detail: &str) -> Response
 pub(super) fn missing() -> Response {
     let detail = "This operation needs an Idempotency-Key header: a string that no other of your requests has.";
     problem(StatusCode::BAD_REQUEST, "Idempotency-Key is missing", detail)
+}
+
+/// The client has sent one. It is not told whose fault it is that nobody has read it.
+fn no_layer() -> Response {
+    tracing::error!(
+        "a handler takes an `IdempotencyKey`, and no `DurableLayer` stands around it: add `.layer(store.layer())`"
+    );
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "The Idempotency-Key was not read.")
 }
 
 pub(super) fn malformed() -> Response {

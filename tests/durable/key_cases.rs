@@ -32,7 +32,7 @@ on_both!(
     an_expired_key_promises_something_else,
     an_upload_that_breaks_is_not_blamed_on_its_key,
     the_first_answer_keeps_its_trailers,
-    // a_key_that_no_layer_has_read_is_the_servers_fault,
+    a_key_that_no_layer_has_read_is_the_servers_fault,
 );
 
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
