@@ -35,11 +35,15 @@ use crate::{
 /// |---|---|
 /// | a new key | the handler's answer, which is stored together with its jobs |
 /// | the key again, with the same body | the first answer again, with `Idempotency-Replayed: true` |
-/// | the key again, with another body or query | 422 |
+/// | the key again, with another body, query or `Content-Type` | 422 |
 /// | the key again, while the first still runs | 409 |
 /// | something that is no key | 400 |
 ///
-/// The key counts for one method, path and client. An answer without a durable job (a refusal, a failure) is not
+/// The key counts for one method, path and client. The path is the one that was asked for (without the feature `serve`, what
+/// `Router::nest` leaves of it); the client is what [`scope`](Self::scope) says. A form whose parts a client separates by
+/// another boundary each time (`multipart/form-data`) is another body each time.
+///
+/// An answer without a durable job (a refusal, a failure) is not
 /// kept: the client may correct its request and use the key again. Bodies over 64 KiB, or of unknown length, are not
 /// kept either, and are missing from the answer when it is given again, as trailers are.
 ///
@@ -79,7 +83,8 @@ impl DurableLayer {
     }
 
     /// Tells clients apart, so that a key which one of them has used does not get another its answer. By default it is
-    /// the `Authorization` header; where clients are known by a session cookie, return the session's or the user's name.
+    /// the `Authorization` header; where clients are known by a session cookie, return the session's or the user's name. So
+    /// too where a client may have got a new token before it asks again: by default it is then another.
     #[must_use]
     pub fn scope(mut self, scope: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
         self.settings.scope = Arc::new(scope);
