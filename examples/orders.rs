@@ -8,7 +8,7 @@
 //! # The double click: the first answer again, and no second order.
 //! curl -i -H 'Idempotency-Key: "click-1"' -d 18 http://127.0.0.1:3000/order
 //! curl -i -H 'Idempotency-Key: "click-1"' -d 18 http://127.0.0.1:3000/order
-//! # Kill it while it charges, and start it again: the order is charged, under the same key.
+//! # Kill it while it charges, and start it again: within a minute the order is charged, under the same key.
 //! curl -d 19 http://127.0.0.1:3000/order && pkill -9 -x orders
 //! ```
 //!

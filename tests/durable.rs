@@ -21,6 +21,8 @@ mod common;
 mod drain;
 #[path = "durable/faults.rs"]
 mod faults;
+#[path = "durable/key_cases.rs"]
+mod key_cases;
 #[path = "durable/keys.rs"]
 mod keys;
 #[path = "durable/layers.rs"]

@@ -17,6 +17,7 @@ use super::{
     database::Database,
     engine::{DiscardedJob, Engine, Times, Work},
     error::Kind,
+    job::kind_error,
     records,
     river::River,
     runner::{JobRunner, KnownKind, OnDiscard},
@@ -121,6 +122,9 @@ impl DurableBuilder {
         if J::LIMIT.is_zero() || J::MAX_ATTEMPTS == 0 || J::CONCURRENCY == 0 {
             self.settings_error =
                 Some(format!("`{}` has a LIMIT, MAX_ATTEMPTS or CONCURRENCY of zero: none may be", J::KIND));
+        }
+        if let Some(error) = kind_error(J::KIND) {
+            self.settings_error = Some(error);
         }
         self.work.push(Work { kind: J::KIND, concurrency: J::CONCURRENCY });
         self

@@ -10,7 +10,7 @@ use std::{
 use axum_core::{body::Body, response::Response};
 use http::Extensions;
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Full};
 use pin_project_lite::pin_project;
 
 use super::{
@@ -37,7 +37,8 @@ pin_project! {
         Inner {
             #[pin]
             inner: F,
-            store: Arc<Inner>,
+            // None if that is for a layer further out.
+            store: Option<Arc<Inner>>,
             lifecycle: Lifecycle,
             claimant: Option<Claimant>,
         },
@@ -46,7 +47,7 @@ pin_project! {
 }
 
 impl<F> Commit<F> {
-    pub(super) fn new(inner: F, store: Arc<Inner>, lifecycle: Lifecycle, claimant: Option<Claimant>) -> Self {
+    pub(super) fn new(inner: F, store: Option<Arc<Inner>>, lifecycle: Lifecycle, claimant: Option<Claimant>) -> Self {
         Self::Inner { inner, store, lifecycle, claimant }
     }
 }
@@ -66,6 +67,7 @@ where
                         Ok(response) => response,
                         error => return Poll::Ready(error),
                     };
+                    let Some(store) = store else { return Poll::Ready(Ok(response)) };
                     let promises = Durable::take_from(response.extensions_mut());
                     let guard = claimant.take().and_then(|claimant| lock(&claimant).take());
                     if promises.is_empty() {
@@ -95,7 +97,7 @@ async fn keep(
     for promise in promises {
         match promise {
             Promise::New(Ok(mut job)) => {
-                fill_key(&mut job, claim.as_ref().map(|claim| (claim.key.as_str(), jobs.len())));
+                fill_key(&mut job, claim.as_ref().map(|claim| (claim.name.as_str(), jobs.len())));
                 job.from.clone_from(&route);
                 jobs.push(job);
             }
@@ -170,9 +172,14 @@ async fn with_answer(response: Response) -> (Response, Answer) {
     }
     match body.collect().await {
         Ok(body) => {
+            let trailers = body.trailers().cloned();
             let body = body.to_bytes();
             let answer = idempotency::remember(&parts, Some(&body));
-            (Response::from_parts(parts, Body::from(body)), answer)
+            let body = match trailers {
+                Some(trailers) => Body::new(Full::new(body).with_trailers(std::future::ready(Some(Ok(trailers))))),
+                None => Body::from(body),
+            };
+            (Response::from_parts(parts, body), answer)
         }
         Err(error) => {
             let answer = idempotency::remember(&parts, None);
@@ -205,7 +212,7 @@ fn futures_body(error: axum_core::Error) -> Body {
 /// Gives the jobs of a response their keys, where its request has one: wherever the response goes from here.
 pub(super) fn stamp(extensions: &mut Extensions, claim: &Claim) {
     for (index, promise) in Durable::take_from(extensions).into_iter().enumerate() {
-        Durable::put_back(promise, extensions, |job| fill_key(job, Some((&claim.key, index))));
+        Durable::put_back(promise, extensions, |job| fill_key(job, Some((&claim.name, index))));
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
             let write = pool().max_connections(1).before_acquire(|connection, _| {
                 Box::pin(async move { Ok(!riverqueue::sqlx::Connection::is_in_transaction(connection)) })
             });
-            let write = open(write, &options, builder.busy_timeout).await?;
+            let write = open(write, &options, builder.busy_timeout).await.map_err(|error| error.at(file))?;
             Database::Sqlite { write, read: pool().max_connections(builder.connections).connect_lazy_with(options) }
         }
         #[cfg(feature = "durable-postgres")]

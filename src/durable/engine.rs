@@ -12,7 +12,7 @@ pub(super) type Boxed<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub(super) enum Unique {
     /// It is: the key is random.
     No,
-    /// Not before the first is done. The key is a client's, who may use it for something else in the end.
+    /// Not before the first is done. The key is made of a client's request, which may come again in the end.
     UntilDone,
     /// Not as long as the first is kept.
     WhileKept,

@@ -47,6 +47,13 @@ impl DurableError {
         Self { kind: self.kind.clone(), cause: self.cause.as_ref().map(|cause| cause.to_string().into()) }
     }
 
+    /// It says which file it is about.
+    #[cfg(feature = "durable-sqlite")]
+    pub(super) fn at(mut self, file: &std::path::Path) -> Self {
+        self.cause = self.cause.map(|cause| format!("{}: {cause}", file.display()).into());
+        self
+    }
+
     /// The store did not answer or could not write: what failed may succeed when it is tried again.
     #[must_use]
     pub const fn is_unavailable(&self) -> bool {

@@ -1,7 +1,7 @@
 //! The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header-07): a client that asks again, because it
 //! clicked twice or heard nothing, gets the first answer and not a second order.
 
-use std::sync::Arc;
+use std::{error::Error as StdError, sync::Arc};
 
 use axum_core::{
     body::Body,
@@ -10,6 +10,7 @@ use axum_core::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
+use http_body_util::LengthLimitError;
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -26,13 +27,14 @@ const LONGEST: usize = 255;
 /// A handler's extractor for the key that its client sent, where [`DurableLayer`](super::DurableLayer) stands around
 /// it: to give it on to what the handler calls.
 ///
-/// As an `Option` it is `None` without a key; by itself it is rejected with a 400.
+/// As an `Option` it is `None` without a key; by itself it is rejected with a 400. Where no layer has read the key that
+/// was sent, that is a 500, and the log says why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey(Arc<str>);
 
 impl IdempotencyKey {
-    /// Names this request and its repetitions, and nobody else's: the client's key, hashed with the route and with who
-    /// the client is.
+    /// Names this request and its repetitions, and no other: the client's key, hashed with the path, with who the client
+    /// is, and with what it asks for.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -43,7 +45,9 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        parts.extensions.get().cloned().ok_or_else(missing)
+        parts.extensions.get().cloned().ok_or_else(|| {
+            if applies_to(&parts.method) && parts.headers.contains_key(HEADER) { no_layer() } else { missing() }
+        })
     }
 }
 
@@ -101,11 +105,24 @@ fn hash<const N: usize>(parts: [&[u8]; N]) -> String {
 pub(super) fn claim(parts: &Parts, scope: &str, key: &str, body: &Bytes) -> Claim {
     let content_type = parts.headers.get(header::CONTENT_TYPE).map_or(&b""[..], HeaderValue::as_bytes);
     let query = parts.uri.query().unwrap_or_default();
-    Claim {
-        key: hash([parts.method.as_str(), parts.uri.path(), scope, key].map(str::as_bytes)),
-        owner: random_name(),
-        fingerprint: hash([query.as_bytes(), content_type, body]),
-    }
+    let key = hash([parts.method.as_str(), &path(parts), scope, key].map(str::as_bytes));
+    let fingerprint = hash([query.as_bytes(), content_type, body]);
+    let name = hash([&key, &fingerprint].map(|part| part.as_bytes()));
+    Claim { key, owner: random_name(), fingerprint, name }
+}
+
+/// The path that the client asked for: below `Router::nest`, the request has only a part of it, which is the same below
+/// another one.
+#[cfg(feature = "serve")]
+fn path(parts: &Parts) -> String {
+    let original = parts.extensions.get::<axum::extract::OriginalUri>();
+    original.map_or(&parts.uri, |original| &original.0).path().to_owned()
+}
+
+/// It is axum that knows of another.
+#[cfg(not(feature = "serve"))]
+fn path(parts: &Parts) -> String {
+    parts.uri.path().to_owned()
 }
 
 /// Who the client is, by default: what it authorizes itself with.
@@ -115,7 +132,7 @@ pub(super) fn default_scope(parts: &Parts) -> String {
 
 impl From<&Claim> for IdempotencyKey {
     fn from(claim: &Claim) -> Self {
-        Self(claim.key.as_str().into())
+        Self(claim.name.as_str().into())
     }
 }
 
@@ -198,8 +215,17 @@ pub(super) fn missing() -> Response {
     problem(StatusCode::BAD_REQUEST, "Idempotency-Key is missing", detail)
 }
 
+/// The client has sent one. It is not told whose fault it is that nobody has read it.
+fn no_layer() -> Response {
+    tracing::error!(
+        "a handler takes an `IdempotencyKey`, and no `DurableLayer` stands around it: add `.layer(store.layer())`"
+    );
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "The Idempotency-Key was not read.")
+}
+
 pub(super) fn malformed() -> Response {
-    let detail = "There must be one Idempotency-Key, a string of 1 to 255 visible ASCII characters.";
+    let detail = "There must be one Idempotency-Key: 1 to 255 visible ASCII characters, quoted or bare, and no quote or \
+                  backslash among them.";
     problem(StatusCode::BAD_REQUEST, "Idempotency-Key is malformed", detail)
 }
 
@@ -213,9 +239,17 @@ pub(super) fn still_running() -> Response {
     problem(StatusCode::CONFLICT, "A request is outstanding for this Idempotency-Key", detail)
 }
 
-pub(super) fn too_long() -> Response {
-    let detail = "The body is too long for a request with an Idempotency-Key.";
-    problem(StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large", detail)
+/// A body that could not be read to its end: it is longer than we, or a limit further out, let it be, or it broke off.
+pub(super) fn unread(error: &(dyn StdError + 'static)) -> Response {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            let detail = "The body is too long for a request with an Idempotency-Key.";
+            return problem(StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large", detail);
+        }
+        cause = error.source();
+    }
+    problem(StatusCode::BAD_REQUEST, "Bad Request", "The body could not be read to its end.")
 }
 
 pub(super) fn not_stored() -> Response {

@@ -77,6 +77,18 @@ pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
     fn run(self, cx: JobContext) -> impl Future<Output = Result<(), JobError>> + Send;
 }
 
+/// What is wrong with a [`DurableJob::KIND`].
+pub(super) fn kind_error(kind: &str) -> Option<String> {
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let fits = kind.len() <= 64 && kind.split(['_', '-']).all(is_word);
+    (!fits).then(|| {
+        format!(
+            "{kind:?} cannot be a `KIND`: it is 1 to 64 lower-case letters and digits, in words that single `_` or `-` \
+             separate"
+        )
+    })
+}
+
 pub(super) fn default_backoff(attempt: u16) -> Duration {
     Duration::from_secs(2u64.saturating_pow(u32::from(attempt.clamp(1, 12))).min(3600))
 }
@@ -151,6 +163,16 @@ mod tests {
     fn the_default_backoff_doubles_up_to_an_hour() {
         let seconds: Vec<_> = [0, 1, 2, 3, 11, 12, 20].map(|attempt| default_backoff(attempt).as_secs()).into();
         assert_eq!(seconds, [2, 2, 4, 8, 2048, 3600, 3600]);
+    }
+
+    #[test]
+    fn kinds_are_lower_case_words() {
+        for kind in ["mail", "welcome_mail", "a-1", &"x".repeat(64)] {
+            assert_eq!(kind_error(kind), None);
+        }
+        for kind in ["", "Mail", "a b", "_a", "a-", "a__b", "ä", &"x".repeat(65)] {
+            assert!(kind_error(kind).is_some(), "{kind:?}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::{
 
 use axum_core::{body::Body, response::Response};
 use http::{Request, request::Parts};
-use http_body_util::{BodyExt as _, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Limited};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -19,6 +19,7 @@ use super::{
     commit::{Commit, ResponseFuture, stamp},
     idempotency::{self, Guard, IdempotencyKey},
     records::Claimed,
+    store::Inner,
 };
 use crate::{
     lifecycle::{SendBody, enter},
@@ -34,13 +35,19 @@ use crate::{
 /// |---|---|
 /// | a new key | the handler's answer, which is stored together with its jobs |
 /// | the key again, with the same body | the first answer again, with `Idempotency-Replayed: true` |
-/// | the key again, with another body or query | 422 |
+/// | the key again, with another body, query or `Content-Type` | 422 |
 /// | the key again, while the first still runs | 409 |
 /// | something that is no key | 400 |
 ///
-/// The key counts for one method, path and client. An answer without a durable job (a refusal, a failure) is not
+/// The key counts for one method, path and client. The path is the one that was asked for (without the feature `serve`, what
+/// `Router::nest` leaves of it); the client is what [`scope`](Self::scope) says. A form whose parts a client separates by
+/// another boundary each time (`multipart/form-data`) is another body each time.
+///
+/// An answer without a durable job (a refusal, a failure) is not
 /// kept: the client may correct its request and use the key again. Bodies over 64 KiB, or of unknown length, are not
-/// kept either, and are missing from the answer when it is given again.
+/// kept either, and are missing from the answer when it is given again, as trailers are.
+///
+/// Of several layers of one store around a route, the outermost that reads the key answers for all.
 #[derive(Clone)]
 pub struct DurableLayer {
     store: DurableStore,
@@ -76,7 +83,8 @@ impl DurableLayer {
     }
 
     /// Tells clients apart, so that a key which one of them has used does not get another its answer. By default it is
-    /// the `Authorization` header; where clients are known by a session cookie, return the session's or the user's name.
+    /// the `Authorization` header; where clients are known by a session cookie, return the session's or the user's name. So
+    /// too where a client may have got a new token before it asks again: by default it is then another.
     #[must_use]
     pub fn scope(mut self, scope: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
         self.settings.scope = Arc::new(scope);
@@ -112,6 +120,10 @@ impl<S: fmt::Debug> fmt::Debug for DurableService<S> {
     }
 }
 
+/// The store in which a request's key was claimed by a layer around this one.
+#[derive(Clone)]
+struct Keeper(Arc<Inner>);
+
 /// The claim of a keyed request, shared by what runs the handler and what stores its promise: given back when neither
 /// is left.
 pub(super) type Claimant = Arc<Mutex<Option<Guard>>>;
@@ -134,18 +146,18 @@ where
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let entered = enter(&mut request);
         let lifecycle = entered.lifecycle();
-        let key =
-            if idempotency::applies_to(request.method()) { idempotency::read(request.headers()) } else { Ok(None) };
+        // One further out has the claim, and will store what is promised under it.
+        let outer = request.extensions().get::<Keeper>().is_some_and(|keeper| Arc::ptr_eq(&keeper.0, &self.store.0));
+        let applies = !outer && idempotency::applies_to(request.method());
+        let key = if applies { idempotency::read(request.headers()) } else { Ok(None) };
         let refusal = match &key {
             Err(()) => Some(idempotency::malformed()),
-            Ok(None) if self.settings.required && idempotency::applies_to(request.method()) => {
-                Some(idempotency::missing())
-            }
+            Ok(None) if self.settings.required && applies => Some(idempotency::missing()),
             Ok(_) => None,
         };
         let key = key.ok().flatten().map(str::to_owned);
         let claimant = key.is_some().then(Claimant::default);
-        let kept = self.store.0.clone();
+        let kept = (!outer).then(|| self.store.0.clone());
         let theirs = claimant.clone();
         let call = || match (refusal, key, theirs) {
             (Some(refusal), ..) => Before::Keyed { future: Box::pin(std::future::ready(Ok(refusal))) },
@@ -178,9 +190,7 @@ where
     let (mut parts, body) = request.into_parts();
     let body = match Limited::new(body, settings.body_limit).collect().await {
         Ok(body) => body.to_bytes(),
-        Err(error) if error.is::<LengthLimitError>() => return Ok(idempotency::too_long()),
-        // The upload broke off; nobody reads this.
-        Err(_) => return Ok(idempotency::malformed()),
+        Err(error) => return Ok(idempotency::unread(&*error)),
     };
     let scope = (settings.scope)(&parts);
     let claim = idempotency::claim(&parts, &scope, &key, &body);
@@ -199,6 +209,7 @@ where
         Err(_) => return Ok(idempotency::not_stored()),
     }
     parts.extensions.insert(IdempotencyKey::from(&claim));
+    parts.extensions.insert(Keeper(store.0.clone()));
     let response = inner.call(Request::from_parts(parts, Body::from(body))).await;
     drop(claimant);
     response.map(|response| {

@@ -13,6 +13,7 @@ use super::{
     DurableError, DurableJob, DurableStore, DurableTransaction,
     engine::{NewJob, Unique},
     error::Kind,
+    job::kind_error,
     store::Inner,
 };
 use crate::pool::lock;
@@ -43,8 +44,12 @@ impl Durable {
     /// Promises `job`.
     #[expect(clippy::needless_pass_by_value, reason = "it is given away")]
     pub fn new<J: DurableJob>(job: J) -> Self {
-        let job = serde_json::to_string(&job)
-            .map_err(|error| DurableError::because(Kind::Invalid("it does not serialize".to_owned()), error))
+        let valid = kind_error(J::KIND).map_or(Ok(()), |error| Err(DurableError::new(Kind::Invalid(error))));
+        let job = valid
+            .and_then(|()| {
+                serde_json::to_string(&job)
+                    .map_err(|error| DurableError::because(Kind::Invalid("it does not serialize".to_owned()), error))
+            })
             .map(|payload| NewJob {
                 kind: J::KIND,
                 key: String::new(),
@@ -58,8 +63,8 @@ impl Durable {
         Self { promise: Some(Promise::New(job)) }
     }
 
-    /// Gives it an idempotency key of your own, such as an order's number. Without one it gets the client's
-    /// `Idempotency-Key` (hashed), or else a random one; retries keep it.
+    /// Gives it an idempotency key of your own, such as an order's number. Without one it gets its
+    /// request's, if that has an `Idempotency-Key`, or else a random one; retries keep it.
     ///
     /// While a job of the same kind and key is stored (completed ones are for a day), no second one is: the response
     /// is released as if it had been, since its promise is kept by the first.

@@ -16,6 +16,8 @@ pub(super) struct Claim {
     pub(super) owner: String,
     /// What was asked, hashed.
     pub(super) fingerprint: String,
+    /// Key and fingerprint, hashed: what is promised under a key that has expired may be something else.
+    pub(super) name: String,
 }
 
 /// An answer as it is kept.
@@ -95,7 +97,7 @@ pub(super) async fn claim(
     until_ms: i64,
     tx: &mut Tx<'_, '_>,
 ) -> Result<Claimed, DurableError> {
-    let Claim { key, owner, fingerprint } = claim;
+    let Claim { key, owner, fingerprint, .. } = claim;
     if in_tx!(tx, CLAIM, [key, owner, fingerprint, until_ms, now_ms], execute)? == 1 {
         return Ok(Claimed::First);
     }

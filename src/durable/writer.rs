@@ -84,15 +84,16 @@ impl Writer {
         let mut batch = Vec::new();
         loop {
             tokio::select! {
+                // The timers first: they are seldom due, and under load there is always something to write.
                 biased;
+                _ = renewal.tick() => self.renew().await,
+                _ = cleaning.tick() => self.clean().await,
                 count = ops.recv_many(&mut batch, TOGETHER) => {
                     if count == 0 {
                         return;
                     }
                     self.together(std::mem::take(&mut batch)).await;
                 }
-                _ = renewal.tick() => self.renew().await,
-                _ = cleaning.tick() => self.clean().await,
             }
             if !self.orphans.is_empty() {
                 let orphans = std::mem::take(&mut self.orphans);

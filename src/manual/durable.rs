@@ -42,7 +42,7 @@
 //! Two different things have that name. The *client's* key, in the header `Idempotency-Key`
 //! ([draft](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/)), names a request: see
 //! [`DurableLayer`](crate::durable::DurableLayer) for what is answered when. The *job's* key names an effect. It is
-//! [yours](crate::durable::Durable::with_key), or else made of the client's (the same for all who ask under it), or else
+//! [yours](crate::durable::Durable::with_key), or else made of the client's request (the same whenever that is repeated), or else
 //! random; all attempts at one job have the same.
 //!
 //! An answer is kept for a day ([`keep_answers`](crate::durable::DurableBuilder::keep_answers)) in the same transaction as
@@ -53,7 +53,8 @@
 //!
 //! An attempt is a life of its own in the [`Epilogue`](crate::Epilogue) that the store was started in, under the route
 //! `JOB /` and its kind: its events come to `on_event`, its hooks have the hook limit, [`running`](crate::Epilogue::running)
-//! counts it, its span says which route promised it. Its limit is its kind's and not that of its request, of which it is
+//! counts it, its span says which route promised it. The request that promised it has a continuation for it, in its events
+//! and counts: that wakes the stored job after the flush, and is over at once. Its limit is its kind's and not that of its request, of which it is
 //! no part.
 //!
 //! It has its place among the continuations, in its [class](crate::durable::DurableJob::CLASS) and then in the common

@@ -70,7 +70,7 @@
 //!
 //! | name | kind | labels | |
 //! |---|---|---|---|
-//! | `tower_epilogue_requests_total` | counter | method, route | requests that ended, with all of their work |
+//! | `tower_epilogue_requests_total` | counter | method, route | requests that ended, with all of their work; also those that were refused |
 //! | `tower_epilogue_refused_total` | counter | method, route, class | answered with a 503, for want of a place |
 //! | `tower_epilogue_aborted_total` | counter | method, route | whose client left before the response was flushed |
 //! | `tower_epilogue_timed_out_total` | counter | method, route | that their limit or a drain's deadline ended; counted at their end |
@@ -85,7 +85,8 @@
 //!
 //! No client can make a label of its own: `route` is the matched route or `unmatched`, `method` one of the usual or `_OTHER`.
 //! Requests that are refused before they are routed are `unmatched`. `class` is `none` for continuations without one. For
-//! durable jobs the method is `JOB` and the route the kind of job. Without the feature `serve` every route is `unmatched`.
+//! durable jobs the method is `JOB` and the route the kind of job, `/charge` for example; a response that carries jobs has one
+//! continuation more, of no class, that starts them. Without the feature `serve` every route is `unmatched`.
 //!
 //! All of it is made from events, in the task that delivers them: so requests do not pay for the recorder, and figures are
 //! behind by as long as the events are. For as long as a request has not ended, some of it is kept to reckon with, about

@@ -46,6 +46,12 @@
 //! disconnected ([`header_read_timeout`](crate::EpilogueBuilder::header_read_timeout)). The patience of the harness itself
 //! is always counted on the wall.
 //!
+//! # Durable jobs
+//!
+//! Their store is started in the server's `Epilogue`, which an app is given by
+//! [`on_socket_with`](TestServerBuilder::on_socket_with). [`settled`](TestServer::settled) waits for the attempts that run, and
+//! does not know of those that are still to: wait until the store counts the job as completed.
+//!
 //! # A whole test file
 //!
 //! ```no_run

@@ -109,12 +109,39 @@ impl TestServerBuilder {
     ///
     /// If the system has no port to give.
     pub async fn on_socket(self, app: Router) -> TestServer {
+        self.on_socket_with(async |_| app).await
+    }
+
+    /// Serves what `app` makes of the server's [`Epilogue`], on a socket as [`on_socket`](Self::on_socket) does: an app with
+    /// a store of durable jobs, or with the status page.
+    ///
+    /// ```
+    /// # #[cfg(feature = "status-page")]
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// use axum::Router;
+    /// use tower_epilogue::test_util::TestServer;
+    ///
+    /// let builder = TestServer::builder().epilogue(|epilogue| epilogue.status_page());
+    /// let server = builder.on_socket_with(async |epilogue| Router::new().nest("/status", epilogue.status_page())).await;
+    /// assert_eq!(server.get("/status/json").await.status, 200);
+    /// # }
+    /// # #[cfg(not(feature = "status-page"))] fn main() {}
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If the system has no port to give.
+    pub async fn on_socket_with(self, app: impl AsyncFnOnce(&Epilogue) -> Router) -> TestServer {
+        let epilogue = self.epilogue.build();
+        let app = app(&epilogue).await;
         let bound = async {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
             Ok::<_, io::Error>((listener.local_addr()?, listener))
         };
         match bound.await {
-            Ok((address, listener)) => self.start(Door::Socket(address), listener, app),
+            Ok((address, listener)) => {
+                start(epilogue, self.journal, self.patience, Door::Socket(address), listener, app)
+            }
             Err(error) => panic!("no socket to serve on: {error}"),
         }
     }
@@ -127,33 +154,39 @@ impl TestServerBuilder {
     #[must_use]
     pub fn in_memory(self, app: Router) -> TestServer {
         let (connections, incoming) = mpsc::unbounded_channel();
-        self.start(Door::Memory(connections), MemoryListener(incoming), app)
+        let epilogue = self.epilogue.build();
+        start(epilogue, self.journal, self.patience, Door::Memory(connections), MemoryListener(incoming), app)
     }
+}
 
-    fn start<L>(self, door: Door, listener: L, app: Router) -> TestServer
-    where
-        L: Listener,
-        L::Addr: Clone + Sync + 'static,
-    {
-        let Self { epilogue, journal, patience } = self;
-        let epilogue = epilogue.build();
-        let serve = epilogue.serve(listener, app);
-        let open = serve.open();
-        let (stop, stopped) = oneshot::channel();
-        let serve = serve.with_graceful_shutdown(async {
-            // An error is the server's drop.
-            let _ = stopped.await;
-        });
-        TestServer {
-            epilogue,
-            journal,
-            door,
-            open,
-            presence: Arc::default(),
-            patience,
-            stop: Some(stop),
-            task: Handle::current().spawn(serve.into_future()),
-        }
+fn start<L>(
+    epilogue: Epilogue,
+    journal: Journal,
+    patience: Duration,
+    door: Door,
+    listener: L,
+    app: Router,
+) -> TestServer
+where
+    L: Listener,
+    L::Addr: Clone + Sync + 'static,
+{
+    let serve = epilogue.serve(listener, app);
+    let open = serve.open();
+    let (stop, stopped) = oneshot::channel();
+    let serve = serve.with_graceful_shutdown(async {
+        // An error is the server's drop.
+        let _ = stopped.await;
+    });
+    TestServer {
+        epilogue,
+        journal,
+        door,
+        open,
+        presence: Arc::default(),
+        patience,
+        stop: Some(stop),
+        task: Handle::current().spawn(serve.into_future()),
     }
 }
 

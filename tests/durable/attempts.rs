@@ -313,10 +313,26 @@ async fn a_payload_of_another_version_stays_stored_until_somebody_reads_it(place
     assert_eq!(soon("it runs", ran.recv()).await.as_deref(), Some("old"));
 }
 
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Shouting;
+
+impl DurableJob for Shouting {
+    const KIND: &'static str = "SHOUTING";
+
+    async fn run(self, _: JobContext) -> Result<(), JobError> {
+        Ok(())
+    }
+}
+
 async fn settings_that_contradict_each_other_are_refused(place: Place) {
     let epilogue = Epilogue::new();
     let error = place.store().register::<Task>().register::<OldTask>().start(&epilogue).await.unwrap_err();
     assert!(error.to_string().contains("two types of job have the kind `task`"), "{error}");
+    let error = place.store().register::<Shouting>().start(&epilogue).await.unwrap_err();
+    assert!(error.to_string().contains("\"SHOUTING\" cannot be a `KIND`: it is 1 to 64 lower-case"), "{error}");
+    let store = insert_only(&place).await;
+    let error = store.enqueue(Durable::new(Shouting)).await.unwrap_err();
+    assert!(error.to_string().contains("lower-case"), "{error}");
     let error = place.store().rescue_after(Duration::ZERO).start(&epilogue).await.unwrap_err();
     assert!(error.to_string().contains("must not be zero"), "{error}");
 }

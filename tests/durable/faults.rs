@@ -171,7 +171,7 @@ async fn a_database_that_is_not_there_is_said_at_the_start() {
     let error = store.busy_timeout(Duration::from_millis(500)).start(&epilogue).await.unwrap_err();
     assert!(error.is_unavailable(), "{error:?}");
     let error = DurableStore::sqlite("/nonexistent/directory/jobs.db").start(&epilogue).await.unwrap_err();
-    assert!(error.is_unavailable(), "{error:?}");
+    assert!(error.is_unavailable() && error.to_string().contains("/nonexistent/directory/jobs.db"), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,0 +1,174 @@
+//! The `Idempotency-Key` where it is less than plain: under a nested path, a second layer, a long queue.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode},
+    response::Response,
+    routing::post,
+};
+use http_body_util::{BodyExt as _, Full};
+use tower::ServiceExt as _;
+use tower_epilogue::durable::{Durable, DurableStore, IdempotencyKey};
+use tower_http::limit::RequestBodyLimitLayer;
+
+use crate::{
+    common::{Act, Node, Place, Task, on_both, post as ask, quick},
+    support::{Client, soon},
+};
+
+on_both!(
+    a_key_counts_for_its_whole_path,
+    a_layer_inside_of_another_answers_as_one,
+    a_claim_is_renewed_while_the_queue_is_never_empty,
+    an_expired_key_promises_something_else,
+    an_upload_that_breaks_is_not_blamed_on_its_key,
+    the_first_answer_keeps_its_trailers,
+    a_key_that_no_layer_has_read_is_the_servers_fault,
+);
+
+const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
+
+fn order(name: &'static str) -> std::future::Ready<(Durable, &'static str)> {
+    std::future::ready((Durable::new(Task::ok(name)), name))
+}
+
+async fn a_key_counts_for_its_whole_path(place: Place) {
+    let node = Node::start(&place, |store| {
+        let shop = |name| Router::new().route("/order", post(move || order(name))).layer(store.layer());
+        Router::new().nest("/north", shop("north")).nest("/south", shop("south"))
+    })
+    .await;
+    for (path, text) in [("/north/order", "north"), ("/south/order", "south"), ("/north/order", "north")] {
+        assert_eq!(node.post(path, &KEY, "").await.text(), text);
+    }
+    node.completed(2).await;
+}
+
+async fn a_layer_inside_of_another_answers_as_one(place: Place) {
+    let calls = Arc::new(AtomicU32::new(0));
+    let called = calls.clone();
+    let handler = move || {
+        called.fetch_add(1, Ordering::SeqCst);
+        order("shoes")
+    };
+    let node = Node::start(&place, |store| {
+        let strict = post(handler).layer(store.layer().require_key());
+        Router::new().route("/", strict).layer(store.layer())
+    })
+    .await;
+    assert_eq!(node.post("/", &[], "").await.status, 400, "the inner layer requires one");
+    let first = node.post("/", &KEY, "").await;
+    assert_eq!((first.status, first.text().as_str(), first.header("idempotency-replayed")), (200, "shoes", None));
+    let again = node.post("/", &KEY, "").await;
+    assert_eq!((again.text().as_str(), again.header("idempotency-replayed")), ("shoes", Some("true")));
+    assert_eq!(node.post("/", &KEY, "other").await.status, 422);
+    node.completed(1).await;
+    assert_eq!((calls.load(Ordering::SeqCst), node.record.runs().len()), (1, 1));
+}
+
+/// As many ask the store at once as it takes for one to be always there.
+async fn a_claim_is_renewed_while_the_queue_is_never_empty(place: Place) {
+    let (calls, record) = (Arc::new(AtomicU32::new(0)), crate::common::Record::default());
+    let (called, gate) = (calls.clone(), record.gate.clone());
+    let handler = move || async move {
+        called.fetch_add(1, Ordering::SeqCst);
+        let _ = gate.subscribe().wait_for(|open| *open).await;
+        (Durable::new(Task::ok("shoes")), "shoes")
+    };
+    let builder = quick(place.store()).claim(Duration::from_millis(300)).state(record.clone());
+    let app = |store: &DurableStore| Router::new().route("/", post(handler)).layer(store.layer());
+    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+    let address = node.address;
+    let first = tokio::spawn(async move { ask(address, "/", &KEY, "").await.status });
+    soon("the handler begins", async {
+        while calls.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let began = std::time::Instant::now();
+    let crowd = (0..64).map(|_| {
+        let store = node.store.clone();
+        tokio::spawn(async move {
+            while began.elapsed() < Duration::from_secs(2) {
+                store.enqueue(Durable::new(Task::ok("crowd")).with_key("crowd")).await.unwrap();
+            }
+        })
+    });
+    let crowd: Vec<_> = crowd.collect();
+    while began.elapsed() < Duration::from_secs(2) {
+        let again = ask(address, "/", &KEY, "");
+        let status = tokio::time::timeout(Duration::from_secs(5), again).await.map(|reply| reply.status);
+        assert_eq!(status, Ok(409), "the first is still running, and nobody else may");
+    }
+    for one in crowd {
+        one.await.unwrap();
+    }
+    node.record.open();
+    assert_eq!((first.await.unwrap(), calls.load(Ordering::SeqCst)), (200, 1));
+}
+
+/// The first job is not done yet, and is not what the second request asked for.
+async fn an_expired_key_promises_something_else(place: Place) {
+    let handler = async |body: String| (Durable::new(Task::new(body, Act::Wait)), "taken");
+    let set = |store: tower_epilogue::durable::DurableBuilder| store.keep_answers(Duration::from_millis(1));
+    let app = |store: &DurableStore| Router::new().route("/", post(handler)).layer(store.layer());
+    let node = Node::with(&place, set, |epilogue| epilogue, app).await;
+    assert_eq!(node.post("/", &KEY, "shoes").await.text(), "taken");
+    node.record.begun("shoes", 1).await;
+    assert_eq!(node.post("/", &KEY, "boots").await.text(), "taken");
+    node.record.begun("boots", 1).await;
+    node.record.open();
+    node.completed(2).await;
+}
+
+async fn an_upload_that_breaks_is_not_blamed_on_its_key(place: Place) {
+    let node = Node::start(&place, |store| {
+        Router::new()
+            .route("/", post(|_: String| order("shoes")))
+            .layer(store.layer())
+            .layer(RequestBodyLimitLayer::new(100))
+    })
+    .await;
+    let head = "POST / HTTP/1.1\r\nhost: test\r\nconnection: close\r\nidempotency-key: k\r\ntransfer-encoding: chunked";
+    for (chunks, status) in [(format!("c8\r\n{}\r\n0\r\n\r\n", "x".repeat(200)), 413), ("no chunk\r\n".to_owned(), 400)]
+    {
+        let mut client = Client::connect(node.address).await;
+        client.send(&format!("{head}\r\n\r\n{chunks}")).await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.text().contains("malformed")), (status, false), "{}", reply.text());
+    }
+    assert_eq!(node.post("/", &KEY, "").await.text(), "shoes");
+}
+
+async fn the_first_answer_keeps_its_trailers(place: Place) {
+    async fn handler() -> Response {
+        let trailers = HeaderMap::from_iter([(HeaderName::from_static("x-sum"), HeaderValue::from_static("17"))]);
+        let body = Full::new(Bytes::from_static(b"ok")).with_trailers(std::future::ready(Some(Ok(trailers))));
+        let mut response = Response::new(Body::new(body));
+        Durable::new(Task::ok("shoes")).attach(&mut response);
+        response
+    }
+    let node = Node::start(&place, |_| Router::new()).await;
+    let app = Router::new().route("/", post(handler)).layer(node.store.layer());
+    let request = Request::post("/").header(KEY[0].0, KEY[0].1).body(Body::empty()).unwrap();
+    let response = app.oneshot(request).await.unwrap().into_body().collect().await.unwrap();
+    assert_eq!(response.trailers().map(|trailers| trailers["x-sum"].clone()), Some(HeaderValue::from_static("17")));
+    assert_eq!(response.to_bytes(), "ok");
+}
+
+async fn a_key_that_no_layer_has_read_is_the_servers_fault(place: Place) {
+    let handler = async |key: IdempotencyKey| (StatusCode::OK, key.as_str().to_owned());
+    let node = Node::start(&place, |_| Router::new().route("/", post(handler))).await;
+    assert_eq!(node.post("/", &[], "").await.status, 400);
+    assert_eq!(node.post("/", &KEY, "").await.status, 500);
+}
