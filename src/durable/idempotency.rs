@@ -107,7 +107,7 @@ pub(super) fn claim(parts: &Parts, scope: &str, key: &str, body: &Bytes) -> Clai
     let query = parts.uri.query().unwrap_or_default();
     let key = hash([parts.method.as_str(), &path(parts), scope, key].map(str::as_bytes));
     let fingerprint = hash([query.as_bytes(), content_type, body]);
-    let name = hash([&key, &fingerprint].map(|part| part.as_bytes()));
+    let name = hash([&key, &fingerprint].map(String::as_bytes));
     Claim { key, owner: random_name(), fingerprint, name }
 }
 
