@@ -7,6 +7,7 @@ mod support;
 use std::time::Duration;
 
 use axum::{Router, routing::get};
+use socket2::SockRef;
 use support::{Client, Server, soon};
 use tokio::net::TcpSocket;
 use tower_epilogue::{Acknowledged, ConnectionStatus, Continuation, EarlyCloseLayer, Lifecycle, LifecycleError};
@@ -103,4 +104,29 @@ async fn a_finish_resolves_with_the_reset() {
     assert_eq!(soon("an acknowledgement", known.recv()).await, Some(Acknowledged::Aborted));
     server.journal.ended(1).await;
     assert!(server.stop().await.is_clean());
+}
+
+/// It is looked at from time to time: what came first counts, and not what is seen first.
+#[tokio::test]
+async fn a_reset_after_the_acknowledgement_is_none() {
+    let (results, mut known) = tokio::sync::mpsc::unbounded_channel();
+    let handler = move |lifecycle: Lifecycle| async move {
+        results.send(lifecycle.finish("small").acknowledged().await?).unwrap();
+        Ok::<_, LifecycleError>(())
+    };
+    let server = Server::start(Router::new().route("/", get(handler)).route("/other", get("other"))).await;
+    for _ in 0..10 {
+        let mut client = server.connect().await;
+        // Whoever asks and is answered so often confirms with the next request, or after 40 ms.
+        for _ in 0..20 {
+            client.send_get("/other").await;
+            client.reply_by_length(false).await;
+        }
+        client.send_get("/").await;
+        client.reply_by_length(false).await;
+        // Now: tcp(7).
+        SockRef::from(&client.stream).set_tcp_quickack(true).unwrap();
+        client.reset();
+        assert_eq!(soon("what became of it", known.recv()).await, Some(Acknowledged::Yes));
+    }
 }

@@ -7,6 +7,8 @@
 )]
 #![allow(unreachable_pub, missing_docs, missing_debug_implementations, reason = "the modules of one suite")]
 
+#[path = "drain/begins.rs"]
+mod begins;
 #[path = "drain/bounds.rs"]
 mod bounds;
 #[path = "drain/cut.rs"]

@@ -31,5 +31,7 @@ mod layers;
 mod postgres;
 #[path = "durable/promise.rs"]
 mod promise;
+#[path = "durable/stale.rs"]
+mod stale;
 
 mod support;

@@ -1,5 +1,4 @@
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -11,38 +10,11 @@ use http_body::Body as _;
 use pin_project_lite::pin_project;
 
 use super::{Settings, accept::Encoding, body::Compressed, encoder::Encoder};
-use crate::lifecycle::{Drive, Hold, SendBody};
+use crate::lifecycle::{Drive, Hold, response_future};
 
-pin_project! {
+response_future! {
     /// Response future of [`CompressedStream`](super::CompressedStream).
-    pub struct ResponseFuture<F> {
-        #[pin]
-        drive: Drive<Compress<Hold<F>>>,
-    }
-}
-
-impl<F> ResponseFuture<F> {
-    pub(super) fn new(drive: Drive<Compress<Hold<F>>>) -> Self {
-        Self { drive }
-    }
-}
-
-impl<F> fmt::Debug for ResponseFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
-
-impl<F, B, E> Future for ResponseFuture<F>
-where
-    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
-    B: SendBody,
-{
-    type Output = Result<Response, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().drive.poll(cx)
-    }
+    pub(super) fn new(drive: Drive<Compress<Hold<F>>>)
 }
 
 pin_project! {

@@ -45,18 +45,20 @@ impl Delivered {
             return Acknowledged::Unknown;
         };
         let upto = source.sent();
+        let is_confirmed = || unacknowledged(source).map(|queued| source.sent().saturating_sub(queued) >= upto);
         let mut pause = FIRST;
         loop {
             // A reset leaves the queue as it is for ever, so it is asked for first.
             let reset = source.clone().left(super::HalfClose::Serve);
-            match unacknowledged(source) {
+            match is_confirmed() {
                 None => return Acknowledged::Unknown,
-                Some(queued) if source.sent().saturating_sub(queued) >= upto => return Acknowledged::Yes,
-                Some(_) => {}
+                Some(true) => return Acknowledged::Yes,
+                Some(false) => {}
             }
             tokio::select! {
                 biased;
-                () = reset => return Acknowledged::Aborted,
+                // It may have been confirmed since the last look, and reset after that.
+                () = reset => return if is_confirmed() == Some(true) { Acknowledged::Yes } else { Acknowledged::Aborted },
                 () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST),
             }
         }

@@ -190,6 +190,9 @@ impl Connection {
             self.0.requests.store(self.0.requests.load(Ordering::Acquire) + 1, Ordering::Release);
             if party.is_http2() {
                 self.0.http2.store(true, Ordering::Release);
+            } else {
+                // HTTP/1 reads one request to its end before it begins with the next.
+                self.0.unread_upload.store(false, Ordering::Release);
             }
             party.exchange().set_listed(true);
             parties.push(party.clone());
@@ -267,7 +270,8 @@ impl Connection {
     pub(crate) fn why_dropped(&self, http2: bool) -> WhyDropped {
         // On a living HTTP/2 connection nothing but a RST_STREAM (RFC 9113, section 6.4) makes the server drop a
         // stream's work; and one that was closed in order had no stream left but such.
-        let reset = || !self.0.closed.load(Ordering::Acquire) || self.0.shut.load(Ordering::Acquire);
+        let reset =
+            || !self.is_ending() && (!self.0.closed.load(Ordering::Acquire) || self.0.shut.load(Ordering::Acquire));
         if self.client_left() || (http2 && reset() && runtime_lives()) {
             WhyDropped::ClientLeft
         } else {
@@ -323,6 +327,18 @@ impl Connection {
             2 => Asked::Close,
             _ => Asked::End,
         }
+    }
+
+    /// Whether its server closes it as it is. The streams of HTTP/2, in tasks of their own, see that before its IO does.
+    #[cfg(feature = "serve")]
+    fn is_ending(&self) -> bool {
+        matches!(self.asked(), Asked::Close | Asked::End)
+    }
+
+    #[cfg(not(feature = "serve"))]
+    #[expect(clippy::unused_self, reason = "nobody can ask")]
+    fn is_ending(&self) -> bool {
+        false
     }
 
     /// How many requests have arrived, if none is in flight.

@@ -1,7 +1,6 @@
 //! What holds a response back until its promises are stored.
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -24,7 +23,7 @@ use super::{
 };
 use crate::{
     continuation::Continuation,
-    lifecycle::{Drive, Hold, Lifecycle, SendBody},
+    lifecycle::{Drive, Hold, Lifecycle, response_future},
     pool::lock,
 };
 
@@ -217,34 +216,7 @@ pub(super) fn stamp(extensions: &mut Extensions, claim: &Claim) {
     }
 }
 
-pin_project! {
+response_future! {
     /// The response future of [`DurableLayer`](super::DurableLayer)'s service.
-    pub struct ResponseFuture<F> {
-        #[pin]
-        drive: Drive<Commit<Hold<F>>>,
-    }
-}
-
-impl<F> ResponseFuture<F> {
-    pub(super) fn new(drive: Drive<Commit<Hold<F>>>) -> Self {
-        Self { drive }
-    }
-}
-
-impl<F> fmt::Debug for ResponseFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
-
-impl<F, B, E> Future for ResponseFuture<F>
-where
-    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
-    B: SendBody,
-{
-    type Output = Result<Response, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().drive.poll(cx)
-    }
+    pub(super) fn new(drive: Drive<Commit<Hold<F>>>)
 }

@@ -206,7 +206,8 @@ impl JobRunner {
                     if !lost && began.elapsed() < longest_wait(self.grace) && held.elapsed() < self.grace / 2 {
                         continue;
                     }
-                    NO_PLACE
+                    // The engine puts a job back whoever runs it: then not to be run a second time while it may still run.
+                    if lost { attempt.limit.saturating_add(self.grace) } else { NO_PLACE }
                 }
             };
             if lifecycle.0.give_up_seat() {

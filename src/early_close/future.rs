@@ -1,5 +1,4 @@
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -9,38 +8,11 @@ use axum_core::response::Response;
 use pin_project_lite::pin_project;
 
 use super::shaping::{Next, Shaping, Step};
-use crate::lifecycle::{Drive, Hold, SendBody};
+use crate::lifecycle::{Drive, Hold, response_future};
 
-pin_project! {
+response_future! {
     /// Response future of [`EarlyClose`](super::EarlyClose).
-    pub struct ResponseFuture<F> {
-        #[pin]
-        drive: Drive<Shape<Hold<F>>>,
-    }
-}
-
-impl<F> ResponseFuture<F> {
-    pub(super) fn new(drive: Drive<Shape<Hold<F>>>) -> Self {
-        Self { drive }
-    }
-}
-
-impl<F> fmt::Debug for ResponseFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
-
-impl<F, B, E> Future for ResponseFuture<F>
-where
-    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
-    B: SendBody,
-{
-    type Output = Result<Response, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().drive.poll(cx)
-    }
+    pub(super) fn new(drive: Drive<Shape<Hold<F>>>)
 }
 
 pin_project! {

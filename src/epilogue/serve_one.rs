@@ -72,19 +72,25 @@ pub(super) async fn serve_one<IO, A, S, B>(
         let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
         let mut idle = Idle::new(settings.header_read);
         let mut stopping = false;
+        // What has come before it was asked to finish, and is not known of yet: the runtime looks once more.
+        let mut looked = pin!(tokio::task::yield_now());
         let served = poll_fn(|cx| {
             // Before the look, so that what is asked after it wakes us.
             connection.register(cx.waker());
-            match connection.asked() {
+            let stops = match connection.asked() {
                 Asked::Close | Asked::End => return Poll::Ready(None),
-                Asked::Finish if !stopping => {
-                    stopping = true;
-                    serving.as_mut().graceful_shutdown();
-                }
-                Asked::Finish | Asked::Serve => {}
-            }
+                Asked::Finish => !stopping && looked.as_mut().poll(cx).is_ready(),
+                Asked::Serve => false,
+            };
             if let Poll::Ready(result) = serving.as_mut().poll(cx) {
                 return Poll::Ready(Some(result));
+            }
+            if stops {
+                stopping = true;
+                serving.as_mut().graceful_shutdown();
+                if let Poll::Ready(result) = serving.as_mut().poll(cx) {
+                    return Poll::Ready(Some(result));
+                }
             }
             idle.poll(&connection, cx).map(|()| None)
         });

@@ -63,6 +63,8 @@ pub(super) struct Clock {
     busy: AtomicBool,
     timer: Mutex<Option<Pin<Box<Sleep>>>>,
     armed: AtomicBool,
+    /// Something has waited while there was no limit.
+    waited: AtomicBool,
     /// There is a timer.
     made: AtomicBool,
     /// A poll is being measured. One that runs meanwhile on another thread (a body beside the handler that
@@ -99,6 +101,7 @@ impl Clock {
             busy: AtomicBool::new(false),
             timer: Mutex::new(None),
             armed: AtomicBool::new(false),
+            waited: AtomicBool::new(false),
             made: AtomicBool::new(false),
             measuring: AtomicBool::new(false),
         }
@@ -185,7 +188,8 @@ impl Clock {
             return (poll(), measured);
         }
         let measuring = Measuring(&self.measuring);
-        let begins_now = !first || budget != NEVER || self.armed.load(Ordering::Acquire);
+        let has_waited = self.armed.load(Ordering::Acquire) || self.waited.load(Ordering::Relaxed);
+        let begins_now = !first || budget != NEVER || has_waited;
         let began = if begins_now { self.now() } else { 0 };
         let result = poll();
         let ended = self.now();
@@ -214,6 +218,8 @@ impl Clock {
     pub(super) fn arm(&self, waker: impl FnOnce() -> Waker) -> bool {
         let deadline = self.deadline.load(Ordering::Acquire);
         if deadline == NEVER {
+            // Relaxed: the one who asks is the task that waits here.
+            self.waited.store(true, Ordering::Relaxed);
             return false;
         }
         if self.armed.swap(true, Ordering::AcqRel) {

@@ -32,9 +32,7 @@ pub(super) fn start(shared: Arc<Shared>) {
     if let Err(work) = Pool::spawn_listed(Ending { shared: Some(shared), step: Step::NONE }) {
         let shared = work.shared.clone();
         let _served = shared.as_ref().map(|shared| shared.served_in());
-        if let Err(work) = Pool::spawn_listed(work) {
-            caught::discard(work);
-        }
+        caught::discard(Pool::spawn_listed(work).err());
     }
 }
 
@@ -101,8 +99,6 @@ impl Drop for Ending {
         caught::discard(std::mem::replace(&mut self.step, Step::NONE));
         if !shared.word().has(word::ENDED) {
             shared.pool().report_lost(&shared.route(), "the runtime ended before the request did");
-            // They keep the request.
-            shared.clock.stop();
             shared.discard_work();
         }
         let (pool, key) = (shared.pool().clone(), shared.listed());

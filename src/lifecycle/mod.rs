@@ -27,7 +27,7 @@ pub use self::{
 pub(crate) use self::{
     hooks::Hook,
     response::{answer, taken_off},
-    service::{Drive, Hold, begin, enter},
+    service::{Drive, Hold, begin, enter, response_future},
     shared::{Home, Shared},
 };
 use crate::{event::RequestId, status::ConnectionStatus};

@@ -1,7 +1,6 @@
 //! What all of our services do with a request: [`enter`] it, and drive its future with a [`Drive`].
 
 use std::{
-    fmt,
     future::Future,
     panic::resume_unwind,
     pin::Pin,
@@ -293,34 +292,48 @@ where
     }
 }
 
-pin_project! {
+/// The response future that a service shows: a [`Drive`], and nothing of what it drives.
+macro_rules! response_future {
+    ($(#[$doc:meta])* $new:vis fn new(drive: $drive:ty)) => {
+        pin_project_lite::pin_project! {
+            $(#[$doc])*
+            pub struct ResponseFuture<F> {
+                #[pin]
+                drive: $drive,
+            }
+        }
+
+        impl<F> ResponseFuture<F> {
+            $new fn new(drive: $drive) -> Self {
+                Self { drive }
+            }
+        }
+
+        impl<F> std::fmt::Debug for ResponseFuture<F> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct("ResponseFuture").finish_non_exhaustive()
+            }
+        }
+
+        impl<F, B, E> Future for ResponseFuture<F>
+        where
+            F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+            B: $crate::lifecycle::SendBody,
+        {
+            type Output = Result<axum_core::response::Response, E>;
+
+            fn poll(
+                self: std::pin::Pin<&mut Self>,
+                cx: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Self::Output> {
+                self.project().drive.poll(cx)
+            }
+        }
+    };
+}
+pub(crate) use response_future;
+
+response_future! {
     /// The response future of our services.
-    pub struct ResponseFuture<F> {
-        #[pin]
-        drive: Drive<Hold<F>>,
-    }
-}
-
-impl<F> ResponseFuture<F> {
-    pub(crate) fn new(drive: Drive<Hold<F>>) -> Self {
-        Self { drive }
-    }
-}
-
-impl<F> fmt::Debug for ResponseFuture<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").finish_non_exhaustive()
-    }
-}
-
-impl<F, B, E> Future for ResponseFuture<F>
-where
-    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
-    B: SendBody,
-{
-    type Output = Result<Response, E>;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().drive.poll(cx)
-    }
+    pub(crate) fn new(drive: Drive<Hold<F>>)
 }

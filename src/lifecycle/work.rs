@@ -157,8 +157,9 @@ impl Shared {
         }
     }
 
-    /// Nothing is left that could run it, and it may keep the request that keeps it.
+    /// Nothing is left that could run it, and it may keep the request that keeps it, as the timer does.
     pub(super) fn discard_work(&self) {
+        self.clock.stop();
         let mut core = lock(&self.core);
         let (mut continuations, mut hooks) = (std::mem::take(&mut core.continuations), std::mem::take(&mut core.hooks));
         let finished = core.rare.as_mut().and_then(|rare| rare.finished.take());

@@ -217,7 +217,9 @@
 //! TIMEOUT together with [`Sent::Flushed`](crate::Sent::Flushed).
 //!
 //! **A retry between two layers** makes the handler run again inside of one request. There is one clock for all
-//! attempts, and the continuations of every attempt run, those of responses that were thrown away too.
+//! attempts, and the continuations of every attempt run, those of responses that were thrown away too. So does each hook
+//! that an attempt registers, a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside of the retry among them: where it is
+//! to run once, it stands outside.
 //!
 //! **A timeout or other middleware outside of a layer** that drops the handler: on a tracked connection that is
 //! no abort, so ignoring aborts does not save the handler, and the status stays NORMAL. Without one it reads

@@ -141,6 +141,21 @@ async fn only_a_client_that_may_still_be_sending_is_waited_for() {
     }
 }
 
+/// Who sends the next request over HTTP/1 has sent all of the one before.
+#[tokio::test(start_paused = true)]
+async fn an_upload_that_nobody_read_is_forgotten_with_the_next_request() {
+    let keeps_open = Router::new().route("/", any(async || "answered at once"));
+    let server = MemoryServer::start(keeps_open);
+    let mut client = server.connect();
+    client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nwhole").await;
+    client.read_until("\r\n\r\nanswered at once").await;
+    client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    client.read_until("\r\n\r\nanswered at once").await;
+    let began = Instant::now();
+    assert!(server.stop().await.is_clean());
+    assert_about(began.elapsed(), Duration::ZERO);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_drain_waits_within_the_same_bounds() {
     let linger = Linger::new().total(4 * SECOND);

@@ -278,7 +278,9 @@ async fn work_is_dropped_at_its_next_await_and_not_before() {
 /// A thread counts as one long poll, and the limit that it sets itself is the one that holds.
 #[tokio::test]
 async fn blocking_work_can_lift_and_restart_its_limit_on_the_busy_clock() {
-    for (before, set, outlasts) in [(SECOND, Duration::ZERO, SECOND + SECOND / 5), (3600 * SECOND, SHORT, 0 * SECOND)] {
+    for (before, set, outlasts) in
+        [(SECOND, Duration::ZERO, SECOND + SECOND / 5), (3600 * SECOND, SHORT, Duration::ZERO)]
+    {
         let (notes, (done, waits)) = (Notes::default(), std::sync::mpsc::channel::<()>());
         let waits = std::sync::Arc::new(std::sync::Mutex::new(waits));
         let handler = async move |lifecycle: Lifecycle| {
@@ -303,4 +305,21 @@ async fn blocking_work_can_lift_and_restart_its_limit_on_the_busy_clock() {
         let status = if set.is_zero() { "NORMAL" } else { "TIMEOUT" };
         assert_eq!(notes.all(), [format!("hook: {status}, Flushed")]);
     }
+}
+
+/// The request waited in a middleware, before a limit was set that had passed by then.
+#[tokio::test]
+async fn a_handler_that_begins_late_is_not_reported_as_stuck() {
+    let logs = logs();
+    let app = Router::new().route("/begins-late", get(async || "hello")).layer(TimeLimitLayer::new(SHORT)).layer(
+        axum::middleware::from_fn(async |request: Request, next: axum::middleware::Next| {
+            tokio::time::sleep(2 * SHORT).await;
+            next.run(request).await
+        }),
+    );
+    let server = Server::start(app).await;
+    assert_eq!(server.get("/begins-late").await.text(), "hello");
+    server.journal.ended(1).await;
+    let lines = logs.with("begins-late");
+    assert!(!lines.iter().any(|line| line.contains("stuck")), "{lines:#?}");
 }

@@ -4,9 +4,12 @@ use std::{future::pending, time::Duration};
 
 use axum::{Router, routing::get};
 use tokio::time::Instant;
-use tower_epilogue::{Continuation, Epilogue, ShutdownHookLayer};
+use tower_epilogue::{Continuation, Epilogue, Event, ShutdownHookLayer};
 
-use crate::support::{MemoryServer, Notes, Server, logs, soon};
+use crate::{
+    frames::{RawHttp2, SETTINGS, frame, request},
+    support::{MemoryServer, Notes, Server, logs, soon},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -100,4 +103,30 @@ async fn progress_is_logged_each_second() {
     let lines: Vec<_> = lines.iter().filter(|line| line.contains("draining")).collect();
     assert_eq!(lines.len(), 3, "{lines:?}");
     assert!(lines.iter().zip(1..).all(|(line, second)| line.contains(&format!("elapsed={second}"))), "{lines:?}");
+}
+
+/// Each of them runs in a task of its own, which may see that its connection ends before that tells. They had been answered
+/// with a 503, for which their client leaves no room.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_end_of_an_http2_connection_is_no_abort_of_its_streams() {
+    const STREAMS: u32 = 100;
+    // `SETTINGS_INITIAL_WINDOW_SIZE` of 0 (RFC 9113, section 6.5.2).
+    let no_room = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    let short = Duration::from_millis(20);
+    for _ in 0..5 {
+        let app = Router::new().route("/", get(pending::<()>));
+        let server = Server::with(app, |builder| builder.drain_deadline(short).hook_limit(short)).await;
+        let mut client = RawHttp2::connect(server.address).await;
+        let requests = (0..STREAMS).flat_map(|number| request("GET", "/", 2 * number + 1, true));
+        client.send(&no_room.iter().copied().chain(requests).collect::<Vec<_>>()).await;
+        let journal = server.journal.clone();
+        let started = |events: &[Event]| {
+            events.iter().filter(|event| event.kind().name() == "handler_start").count() == STREAMS as usize
+        };
+        journal.until("all of them are handled", started).await;
+        assert_eq!(server.stop().await.stragglers().len(), STREAMS as usize);
+        journal.ended(STREAMS as usize).await;
+        let aborted = journal.events().into_iter().find(|event| event.status().is_aborted());
+        assert!(aborted.is_none(), "{aborted:?}");
+    }
 }

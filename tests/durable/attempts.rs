@@ -22,6 +22,7 @@ on_both!(
     a_job_is_discarded_after_its_last_attempt_and_reported,
     a_job_that_gives_up_is_not_tried_again,
     a_panic_is_a_failed_attempt,
+    an_error_says_when_it_is_tried_again_and_else_its_kind_does,
     the_limit_ends_an_attempt_and_its_hooks_run,
     a_job_whose_process_died_is_rescued,
     kinds_that_a_process_does_not_know_are_left_alone,
@@ -99,6 +100,53 @@ async fn a_panic_is_a_failed_attempt(place: Place) {
     discarded(&node, 1).await;
     assert_eq!(node.record.runs().len(), 3);
     assert_eq!(node.store.discarded(1).await.unwrap()[0].error, "panicked: this job panics");
+}
+
+/// Knows once when it is to be tried again.
+#[derive(Serialize, Deserialize)]
+struct Delayed;
+
+impl DurableJob for Delayed {
+    const KIND: &'static str = "delayed";
+
+    fn backoff(_: u16) -> Duration {
+        Duration::from_secs(3600)
+    }
+
+    async fn run(self, cx: JobContext) -> Result<(), JobError> {
+        cx.state::<tokio::sync::mpsc::UnboundedSender<std::time::Instant>>()?.send(std::time::Instant::now())?;
+        match cx.attempt() {
+            1 => Err(JobError::retry_after("busy", Duration::from_millis(300))),
+            _ => Err("it fails".into()),
+        }
+    }
+}
+
+async fn an_error_says_when_it_is_tried_again_and_else_its_kind_does(place: Place) {
+    let (sender, mut begun) = tokio::sync::mpsc::unbounded_channel::<std::time::Instant>();
+    let node = Node::with(&place, |store| store.register::<Delayed>().state(sender), |epilogue| epilogue, no_app).await;
+    node.store.enqueue(Durable::new(Delayed)).await.unwrap();
+    let first = soon("it begins", begun.recv()).await.unwrap();
+    let second = soon("it is tried again", begun.recv()).await.unwrap();
+    assert!(second - first >= Duration::from_millis(290), "{:?}", second - first);
+    soon("it waits for its next attempt", async {
+        while node.store.counts().await.unwrap().retryable == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // An hour, and a tenth more or less.
+    let in_an_hour = match &place {
+        Place::Sqlite(_) => {
+            "SELECT count(*) FROM river_job WHERE scheduled_at > datetime('now', '+53 minutes') \
+             AND scheduled_at < datetime('now', '+67 minutes')"
+        }
+        Place::Postgres(_) => {
+            "SELECT count(*) FROM river_job WHERE scheduled_at > now() + interval '53 minutes' \
+             AND scheduled_at < now() + interval '67 minutes'"
+        }
+    };
+    assert_eq!(place.number(in_an_hour).await, 1);
 }
 
 #[derive(Serialize, Deserialize)]
@@ -199,7 +247,8 @@ async fn kinds_that_a_process_does_not_know_are_left_alone(place: Place) {
     let node =
         Node::with(&place, |store| store.rescue_after(Duration::from_millis(100)), |epilogue| epilogue, no_app).await;
     node.store.enqueue(Durable::new(Orphan)).await.unwrap();
-    enqueue(&node, "marker", Act::Succeed).await;
+    // By its third attempt, the process has looked for jobs of its own accord twice.
+    enqueue(&node, "marker", Act::FailUntil(3)).await;
     node.completed(1).await;
     let counts = node.store.counts().await.unwrap();
     assert_eq!((counts.available, counts.completed, counts.discarded), (1, 1, 0), "{counts:?}");

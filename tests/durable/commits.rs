@@ -33,13 +33,13 @@ on_both!(
 const HOUR: Duration = Duration::from_secs(3600);
 
 /// Somebody else's transaction, which everything that writes has to wait for.
-enum Locked {
+pub enum Locked {
     Sqlite(sqlx::SqliteConnection),
     Postgres(sqlx::PgConnection),
 }
 
 impl Locked {
-    async fn take(place: &Place) -> Self {
+    pub async fn take(place: &Place) -> Self {
         use sqlx::Connection as _;
         match place {
             Place::Sqlite(file) => {
@@ -58,7 +58,7 @@ impl Locked {
         }
     }
 
-    async fn release(self) {
+    pub async fn release(self) {
         match self {
             Self::Sqlite(mut connection) => drop(sqlx::query("ROLLBACK").execute(&mut connection).await.unwrap()),
             Self::Postgres(mut connection) => drop(sqlx::query("ROLLBACK").execute(&mut connection).await.unwrap()),
@@ -216,6 +216,8 @@ async fn a_client_that_leaves_between_commit_and_flush_has_its_job_run_at_once(p
     let mut client = Client::connect(node.address).await;
     client.send(&request("/", &[], "left")).await;
     client.read_until("200 OK").await;
+    // Whatever the commit had begun would be ready by then.
+    node.store.settled().await;
     assert_eq!(node.store.counts().await.unwrap().scheduled, 1, "stored, and not begun");
     client.reset();
     ran_once(&node, "left").await;

@@ -137,6 +137,18 @@ async fn a_locked_sqlite_refuses_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_to_sqlite_waits_for_the_disk() {
+    use tower_epilogue::durable::sqlx;
+
+    let store = Place::sqlite().store().start(&Epilogue::new()).await.unwrap();
+    // Begun on the one connection that writes.
+    let mut transaction = store.begin_sqlite().await.unwrap();
+    let synchronous: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&mut *transaction).await.unwrap();
+    let journal: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *transaction).await.unwrap();
+    assert_eq!((synchronous, journal.as_str()), (2, "wal"), "2 is FULL");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_schema_that_is_missing_is_said_at_the_start() {
     let epilogue = Epilogue::new();
     for place in [Place::sqlite(), Place::postgres()] {

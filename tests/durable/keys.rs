@@ -30,6 +30,7 @@ on_both!(
     twenty_clicks_are_one_order,
     jobs_have_the_clients_key,
     an_answer_expires,
+    a_key_that_cannot_be_claimed_is_a_503,
 );
 
 struct Orders {
@@ -268,4 +269,15 @@ async fn an_answer_expires(place: Place) {
     // An order like any other, which is not taken for the first.
     orders.node.completed(2).await;
     assert_eq!(orders.node.record.runs().len(), 2);
+}
+
+async fn a_key_that_cannot_be_claimed_is_a_503(place: Place) {
+    let orders = orders(&place, DurableStore::layer).await;
+    place.execute("ALTER TABLE tower_epilogue_answer RENAME TO tower_epilogue_answer_away").await;
+    let reply = orders.ask("k", "shoes").await;
+    assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")), "{}", reply.text());
+    assert_eq!(orders.handled(), 0, "its handler does not run: a second request with the key would run it again");
+    place.execute("ALTER TABLE tower_epilogue_answer_away RENAME TO tower_epilogue_answer").await;
+    assert_eq!(orders.ask("k", "shoes").await.status, 201);
+    orders.node.completed(1).await;
 }

@@ -40,7 +40,7 @@ async fn by_key(name: String) -> (StatusCode, Durable, &'static str) {
     (StatusCode::ACCEPTED, Durable::new(Task::ok(name)).with_key(key), "accepted")
 }
 
-fn app(store: &DurableStore) -> Router {
+pub fn app(store: &DurableStore) -> Router {
     Router::new().route("/", post(by_name)).route("/key", post(by_key)).layer(store.layer())
 }
 
@@ -109,7 +109,7 @@ async fn a_duplicate_is_never_promoted(place: Place) {
 }
 
 /// Stores a job in a transaction of its own; the part that comes of it.
-async fn stored_by_hand(store: &DurableStore, key: &str, name: &str) -> Durable {
+pub async fn stored_by_hand(store: &DurableStore, key: &str, name: &str) -> Durable {
     let durable = Durable::new(Task::ok(name)).with_key(key);
     if let Ok(mut transaction) = store.begin_sqlite().await {
         let durable = durable.store_in(store, &mut transaction).await.unwrap();

@@ -3,7 +3,7 @@
 
     python3 tests/mutations/run.py            all of list.toml
     python3 tests/mutations/run.py 7 12       those of rules 7 and 12
-    python3 tests/mutations/run.py shield     those that say so
+    python3 tests/mutations/run.py shield     those that say so, or whose rule or suite is called so
     python3 tests/mutations/run.py --check    only that each still applies to the source
 
 Works on a copy of the files that git knows, in target/mutations, so that this tree stays as it is. Writes the table of
@@ -38,7 +38,8 @@ def copy_tree():
 
 def run_tests(mutation):
     """The tests that failed, or None if the tests could not be built."""
-    command = ["cargo", "test", "--locked", "--test", mutation["test"], "--", mutation["filter"]]
+    features = ["--features", mutation["features"]] if "features" in mutation else []
+    command = ["cargo", "test", "--locked", *features, "--test", mutation["test"], "--", mutation["filter"]]
     environment = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "target"), RUST_BACKTRACE="0")
     process = subprocess.Popen(
         command, cwd=TREE, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
@@ -72,7 +73,8 @@ def main():
     copy_tree()
     rows, survivors = [], 0
     for mutation in mutations:
-        if rules and mutation["rule"] not in rules or not all(word in mutation["breaks"] for word in words):
+        said = f"{mutation['rule']} {mutation['breaks']} {mutation['test']}"
+        if rules and mutation["rule"] not in rules or not all(word in said for word in words):
             continue
         path = TREE / mutation["file"]
         whole = path.read_text()

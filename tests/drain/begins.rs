@@ -1,0 +1,32 @@
+//! What has reached the server's machine when a drain begins is served, also where the server has not read it yet.
+
+use axum::{Router, routing::get};
+
+use crate::support::Server;
+
+fn app() -> Router {
+    Router::new().route("/", get(async || "served"))
+}
+
+/// The system has their bytes, and nobody has been told.
+#[tokio::test]
+async fn requests_that_have_come_before_it_are_served() {
+    let get = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
+    for _ in 0..20 {
+        let mut server = Server::start(app()).await;
+        let mut fresh = server.connect().await;
+        let mut kept = server.connect().await;
+        // Connections are accepted in order: the first is, too.
+        kept.send(get).await;
+        assert_eq!(kept.reply_by_length(false).await.text(), "served");
+        for client in [&mut fresh, &mut kept] {
+            assert_eq!(client.stream.try_write(get.as_bytes()).unwrap(), get.len());
+        }
+        server.begin_drain();
+        for client in [&mut fresh, &mut kept] {
+            let reply = client.reply().await;
+            assert!(reply.text() == "served" && reply.error.is_none(), "{reply:?}");
+        }
+        assert!(server.drained().await.is_clean());
+    }
+}
