@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -17,7 +17,10 @@ use axum::{
 };
 use http_body_util::{BodyExt as _, Full};
 use tower::ServiceExt as _;
-use tower_epilogue::durable::{Durable, DurableStore, IdempotencyKey};
+use tower_epilogue::{
+    Lifecycle, TimeLimitLayer,
+    durable::{Durable, DurableStore, IdempotencyKey},
+};
 use tower_http::limit::RequestBodyLimitLayer;
 
 use crate::{
@@ -33,6 +36,8 @@ on_both!(
     an_upload_that_breaks_is_not_blamed_on_its_key,
     the_first_answer_keeps_its_trailers,
     a_key_that_no_layer_has_read_is_the_servers_fault,
+    a_handler_that_breaks_gives_its_key_back,
+    an_answer_that_is_finished_early_is_kept,
 );
 
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
@@ -95,21 +100,20 @@ async fn a_claim_is_renewed_while_the_queue_is_never_empty(place: Place) {
         }
     })
     .await;
-    let began = std::time::Instant::now();
+    let over = Arc::new(AtomicBool::new(false));
     let crowd = (0..64).map(|_| {
-        let store = node.store.clone();
+        let (store, over) = (node.store.clone(), over.clone());
         tokio::spawn(async move {
-            while began.elapsed() < Duration::from_secs(2) {
+            while !over.load(Ordering::SeqCst) {
                 store.enqueue(Durable::new(Task::ok("crowd")).with_key("crowd")).await.unwrap();
             }
         })
     });
     let crowd: Vec<_> = crowd.collect();
-    while began.elapsed() < Duration::from_secs(2) {
-        let again = ask(address, "/", &KEY, "");
-        let status = tokio::time::timeout(Duration::from_secs(5), again).await.map(|reply| reply.status);
-        assert_eq!(status, Ok(409), "the first is still running, and nobody else may");
-    }
+    let expires = || place.number("SELECT expires_ms FROM tower_epilogue_answer");
+    let claimed = expires().await;
+    soon("the claim is renewed", async { while expires().await == claimed {} }).await;
+    over.store(true, Ordering::SeqCst);
     for one in crowd {
         one.await.unwrap();
     }
@@ -171,4 +175,37 @@ async fn a_key_that_no_layer_has_read_is_the_servers_fault(place: Place) {
     let node = Node::start(&place, |_| Router::new().route("/", post(handler))).await;
     assert_eq!(node.post("/", &[], "").await.status, 400);
     assert_eq!(node.post("/", &KEY, "").await.status, 500);
+}
+
+async fn a_handler_that_breaks_gives_its_key_back(place: Place) {
+    let calls = Arc::new(AtomicU32::new(0));
+    let called = calls.clone();
+    let handler = move || async move {
+        match called.fetch_add(1, Ordering::SeqCst) {
+            0 => panic!("this handler panics"),
+            1 => std::future::pending().await,
+            _ => order("shoes").await,
+        }
+    };
+    let node = Node::start(&place, |store| {
+        let limit = TimeLimitLayer::new(Duration::from_millis(500));
+        Router::new().route("/", post(handler)).layer((store.layer(), limit))
+    })
+    .await;
+    for status in [500, 503, 200] {
+        assert_eq!(node.post("/", &KEY, "").await.status, status);
+        node.store.settled().await;
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
+}
+
+async fn an_answer_that_is_finished_early_is_kept(place: Place) {
+    let handler = async |lifecycle: Lifecycle| {
+        let _ = lifecycle.finish(order("shoes").await).await;
+    };
+    let node = Node::start(&place, |store| Router::new().route("/", post(handler)).layer(store.layer())).await;
+    assert_eq!(node.post("/", &KEY, "").await.text(), "shoes");
+    let again = node.post("/", &KEY, "").await;
+    assert_eq!((again.text().as_str(), again.header("idempotency-replayed")), ("shoes", Some("true")));
+    node.completed(1).await;
 }
