@@ -39,10 +39,13 @@ impl fmt::Display for DrainReport {
             f.write_str("drained: everything ended by itself")?;
         } else {
             write!(f, "drained with {} cut at the deadline:", self.stragglers.len())?;
-            self.stragglers.iter().try_for_each(|straggler| write!(f, " {straggler};"))?;
+            for (place, straggler) in self.stragglers.iter().enumerate() {
+                write!(f, "{} {straggler}", if place > 0 { ";" } else { "" })?;
+            }
         }
         match self.stored {
-            Some(jobs @ 1..) => write!(f, " ({jobs} durable jobs stay stored)"),
+            Some(1) => f.write_str(" (1 durable job stays stored)"),
+            Some(jobs @ 2..) => write!(f, " ({jobs} durable jobs stay stored)"),
             _ => Ok(()),
         }
     }

@@ -22,13 +22,15 @@ use super::{
 use crate::{
     continuation::{self, Continuation},
     event::HANDLER,
-    pool::{Captured, carry::carried, caught, spans},
+    pool::{Captured, Detached, carry::carried, caught, spans},
 };
 
 /// What goes along when a handler moves to a task of its own.
 struct Surroundings {
     span: Span,
     captured: Vec<Box<dyn Captured>>,
+    /// It goes on without its client already, in its connection's task.
+    detached: Option<Detached>,
 }
 
 /// A handler's future that can be moved to a task of its own: when it is dropped while aborts are ignored, and
@@ -175,7 +177,12 @@ where
                 self.shared.ended_one(HandlerEnd::Dropped);
                 Poll::Ready(answer(verdict))
             }
-            None => Poll::Pending,
+            None => {
+                if let Some(context) = self.context.as_mut().filter(|_| self.shared.survives_drop()) {
+                    context.detached.get_or_insert_with(|| self.shared.pool().detach());
+                }
+                Poll::Pending
+            }
         }
     }
 }
@@ -193,8 +200,8 @@ impl<F> Held<F> {
     }
 
     fn discard(&mut self) {
-        let future = self.future.take();
-        self.shared.framed(HANDLER, || caught::discard(future));
+        let over = (self.future.take(), self.context.take());
+        self.shared.framed(HANDLER, || caught::discard(over));
     }
 }
 
@@ -229,7 +236,7 @@ impl<F> Drop for Held<F> {
 
 impl Surroundings {
     fn capture(shared: &Shared) -> Self {
-        Self { span: Span::current(), captured: shared.captured() }
+        Self { span: Span::current(), captured: shared.captured(), detached: None }
     }
 }
 
@@ -261,7 +268,7 @@ where
 {
     let owner = shared.clone();
     let mut framed = Framed::new(shared.clone(), HANDLER, future);
-    let detached = shared.pool().detach();
+    let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
     let work = async move {
         let _detached = detached;
         let outcome = poll_fn(|cx| {

@@ -51,15 +51,21 @@ async fn look(requests: Weak<Mutex<Vec<Weak<dyn Straggler>>>>, after: Duration) 
         tokio::time::sleep(every).await;
         // Until the pool is gone.
         let Some(requests) = requests.upgrade() else { return };
-        let mut slow = Vec::new();
+        let (mut slow, mut seen) = (Vec::new(), Vec::new());
         lock(&requests).retain(|request| match request.upgrade() {
             Some(request) if request.is_slow(after) => {
                 slow.push(request);
                 false
             }
-            Some(request) => !request.is_over(),
+            Some(request) => {
+                let watched = !request.is_over();
+                seen.push(request);
+                watched
+            }
             None => false,
         });
+        // Not under the lock: each may be the last that keeps its request, and what of the user's is in it.
+        drop(seen);
         slow.iter().for_each(|request| request.tell_slow());
     }
 }

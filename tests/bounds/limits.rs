@@ -7,11 +7,13 @@ use std::{
 };
 
 use axum::{Router, routing::get};
-use tower_epilogue::{Bound, Continuation, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer};
+use tower_epilogue::{
+    Bound, Continuation, Event, EventKind, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer,
+};
 
 use crate::{
     Meter, app,
-    support::{Gate, MemoryServer, Notes, Server, soon},
+    support::{Client, Gate, MemoryServer, Notes, Server, soon},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -130,6 +132,41 @@ async fn while_too_many_handlers_outlive_their_response_requests_are_refused() {
     .await;
     assert_eq!(server.get("/ignores").await.status, 200);
     drop(notes);
+}
+
+/// They go on in their connections' tasks.
+#[tokio::test]
+async fn handlers_whose_clients_left_count_among_those_that_outlive_their_response() {
+    let gate = Gate::closed();
+    let ignores = gate.clone();
+    let app = Router::new()
+        .route("/ignores", get(async move || ignores.passed().await))
+        .route("/other", get(async || "hello"))
+        .layer(IgnoreAbortLayer::new());
+    let server = Server::with(app, |builder| builder.max_detached(2)).await;
+    for (before, leaves) in [Client::reset, Client::close].into_iter().enumerate() {
+        let mut client = server.connect().await;
+        client.send_get("/ignores").await;
+        let starts = |events: &[Event]| events.iter().filter(|event| *event.kind() == EventKind::HandlerStart).count();
+        server.journal.until("its handler starts", |events| starts(events) > before).await;
+        leaves(client);
+    }
+    soon("they are counted", async {
+        while server.epilogue.detached() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(server.get("/other").await.status, 503);
+    gate.open();
+    server.journal.ended(3).await;
+    soon("they are counted out", async {
+        while server.epilogue.detached() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(server.get("/other").await.text(), "hello");
 }
 
 /// None outlive their response: there is nothing to refuse for.
