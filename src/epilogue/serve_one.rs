@@ -3,8 +3,8 @@
 use std::{
     convert::Infallible,
     future::{Future, poll_fn},
-    pin::{Pin, pin},
-    task::{Context, Poll},
+    pin::pin,
+    task::Poll,
     time::Duration,
 };
 
@@ -15,7 +15,6 @@ use hyper_util::{
     server::conn::auto::Builder,
     service::TowerToHyperService,
 };
-use tokio::time::Sleep;
 use tokio_util::task::TaskTracker;
 
 use super::{Service, idle::Idle, serve::Settings};
@@ -40,13 +39,12 @@ where
 /// Longer than any connection lives.
 const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// Ready when the runtime has looked for what has come before the first poll, and nobody has been told of yet: timers fire
-/// after that.
-fn poll_looked(mut looked: Pin<&mut Option<Sleep>>, cx: &mut Context<'_>) -> Poll<()> {
-    if looked.is_none() {
-        looked.set(Some(tokio::time::sleep(Duration::from_millis(1))));
+/// Ready when the runtime has looked for what has come before the first poll, and nobody has been told of yet. Timers fire
+/// after such a look; the first may do so after one that had begun before.
+async fn looked() {
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    looked.as_pin_mut().map_or(Poll::Ready(()), |timer| timer.poll(cx))
 }
 
 /// Serves it until it ends, or its server asks it to; then lingers, if hyper has not closed it in order and its client may
@@ -82,13 +80,13 @@ pub(super) async fn serve_one<IO, A, S, B>(
         let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
         let mut idle = Idle::new(settings.header_read);
         let mut stopping = false;
-        let mut looked = pin!(None);
+        let mut looked = pin!(looked());
         let served = poll_fn(|cx| {
             // Before the look, so that what is asked after it wakes us.
             connection.register(cx.waker());
             let stops = match connection.asked() {
                 Asked::Close | Asked::End => return Poll::Ready(None),
-                Asked::Finish => !stopping && poll_looked(looked.as_mut(), cx).is_ready(),
+                Asked::Finish => !stopping && looked.as_mut().poll(cx).is_ready(),
                 Asked::Serve => false,
             };
             if let Poll::Ready(result) = serving.as_mut().poll(cx) {
