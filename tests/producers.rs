@@ -12,13 +12,13 @@ mod support;
 #[path = "../examples/llm_stream.rs"]
 mod llm_stream;
 
-use std::time::Duration;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{Router, body::Body, routing::get};
 use futures_util::{StreamExt, stream};
 use llm_stream::{Answers, model};
 use support::{Gate, Notes, Server, h2client::Http2, logs};
-use tower_epilogue::{IgnoreAbortLayer, TimeLimitLayer};
+use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, TimeLimitLayer};
 
 /// The showcase: a reader that leaves half-way, and the whole answer in SQLite.
 #[tokio::test]
@@ -157,4 +157,23 @@ async fn a_producer_that_fails_without_a_reader_is_logged() {
     server.journal.ended(1).await;
     let logged = logs.with("the model broke down unread");
     assert!(logged.iter().any(|line| line.contains("WARN") && line.contains("GET /")), "{logged:?}");
+}
+
+/// One that gives nothing, and always at once, lets others have their turn: its limit for one.
+#[tokio::test]
+async fn a_producer_of_nothing_is_ended_by_its_limit() {
+    let nothing = async || Body::from_stream(stream::repeat_with(|| Ok::<_, Infallible>("")));
+    let limit = TimeLimitLayer::new(Duration::from_millis(50));
+    let app = Router::new()
+        .route("/", get(nothing))
+        .merge(Router::new().route("/measured", get(nothing)).layer(EarlyCloseLayer::new()))
+        .layer(limit);
+    for path in ["/", "/measured"] {
+        let server = Server::start(app.clone()).await;
+        let mut client = server.connect().await;
+        client.send_get(path).await;
+        assert_eq!(client.reply().await.dechunked(), None, "{path}: what was cut does not look whole");
+        server.journal.ended(1).await;
+        assert_eq!(server.journal.lines().last().unwrap(), "ended/2", "{path}");
+    }
 }

@@ -19,6 +19,9 @@ const ENOUGH_OUT: usize = 8 * 1024;
 /// How much is compressed in one poll, if nothing comes out: what a producer repeats compresses to nearly nothing.
 const ENOUGH_IN: usize = 128 * 1024;
 
+/// How many marks of flushes that are ready at once are taken in one poll.
+const MARKS_A_POLL: usize = 32;
+
 /// The body of a response, compressed; never polled again after its end.
 pub(super) struct Compressed {
     /// `None` once it has ended.
@@ -83,8 +86,15 @@ impl Compressed {
         while let Some(body) = &mut self.body {
             match Pin::new(body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
-                    // The mark of a flush.
-                    Ok(data) if data.is_empty() => self.flush()?,
+                    Ok(data) if data.is_empty() => {
+                        // The mark of a flush. One that gives nothing else lets the others have their turn, too.
+                        self.flush()?;
+                        taken += ENOUGH_IN / MARKS_A_POLL;
+                        if taken >= ENOUGH_IN && self.encoder.len() == 0 {
+                            cx.waker().wake_by_ref();
+                            return Ok(Poll::Pending);
+                        }
+                    }
                     Ok(data) => {
                         self.timer = None;
                         self.unflushed = true;

@@ -39,6 +39,14 @@ where
 /// Longer than any connection lives.
 const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
+/// Ready when the runtime has looked for what has come before the first poll, and nobody has been told of yet. Timers fire
+/// after such a look; the first may do so after one that had begun before.
+async fn looked() {
+    for _ in 0..2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Serves it until it ends, or its server asks it to; then lingers, if hyper has not closed it in order and its client may
 /// be cut off from what has left.
 pub(super) async fn serve_one<IO, A, S, B>(
@@ -72,8 +80,7 @@ pub(super) async fn serve_one<IO, A, S, B>(
         let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
         let mut idle = Idle::new(settings.header_read);
         let mut stopping = false;
-        // What has come before it was asked to finish, and is not known of yet: the runtime looks once more.
-        let mut looked = pin!(tokio::task::yield_now());
+        let mut looked = pin!(looked());
         let served = poll_fn(|cx| {
             // Before the look, so that what is asked after it wakes us.
             connection.register(cx.waker());

@@ -187,6 +187,9 @@ impl http_body::Body for Delivery {
 /// The longest chunk that HTTP/2 sends in one frame, whatever the client allows beyond it (RFC 9113, section 4.2).
 const FRAME: usize = 16_384;
 
+/// How many empty frames that are ready at once are taken out in one poll.
+const MARKS_A_POLL: usize = 32;
+
 fn broken_off() -> axum_core::Error {
     axum_core::Error::new("the response was broken off: its time limit passed, or its client left")
 }
@@ -208,6 +211,7 @@ impl Delivery {
             let rest = std::mem::take(&mut this.rest);
             return Poll::Ready(Some(Ok(Frame::data(this.piece(rest)))));
         }
+        let mut marks = 0;
         let frame = loop {
             let Poll::Ready(frame) = this.poll_body(cx) else {
                 // The producer, and not the reader, is waited for. A limit cuts us through the response's waker.
@@ -220,6 +224,14 @@ impl Delivery {
             let is_mark = |frame: &Frame<Bytes>| frame.data_ref().is_some_and(Bytes::is_empty);
             if !frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(is_mark)) {
                 break frame;
+            }
+            marks += 1;
+            if marks == MARKS_A_POLL {
+                // Nobody's pace holds up a producer of nothing: it lets the others, and its own limit, have their turn.
+                this.shared.producer_begins();
+                this.shared.arm();
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
         };
         let holds = matches!(this.held, Held::Open);

@@ -107,7 +107,8 @@
 //! ```
 //!
 //! `None` waits for as long as it takes. Threads of blocking continuations that are stuck are not waited for,
-//! and an upgraded connection is not either.
+//! and an upgraded HTTP/1 connection is not either. On HTTP/2 what was upgraded (RFC 8441) is a stream of a connection
+//! that is waited for: it is closed with that, one hook limit after the deadline, and no report names it.
 //!
 //! # How many continuations
 //!

@@ -186,14 +186,15 @@ impl Pipe {
 // === the body's side ===
 
 impl Pipe {
-    /// The body is asked for more: is that what a flush waited for?
-    pub(super) fn completes_flush(&self) -> bool {
-        self.change(|state| match state.told.take() {
-            Some(position) => {
+    /// The body is asked for more: is that what a flush waited for? Completes it, or leaves it for the next time.
+    pub(super) fn was_asked_for_more(&self, completes: bool) -> bool {
+        self.change(|state| match state.told {
+            Some(position) if completes => {
+                state.told = None;
                 state.flushed = position;
                 (true, state.writer_waker.take())
             }
-            None => (false, None),
+            told => (told.is_some(), None),
         })
     }
 

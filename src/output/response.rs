@@ -40,7 +40,7 @@ impl fmt::Debug for OutputResponse {
 
 impl OutputResponse {
     pub(super) fn new(pipe: Arc<Pipe>) -> Self {
-        Self { body: OutputBody { pipe, producer: None, ended: false }, proxies_buffer: true }
+        Self { body: OutputBody { pipe, producer: None, gave_turn: false, ended: false }, proxies_buffer: true }
     }
 
     fn produced<F, Fut, E>(lifecycle: Lifecycle, produce: F) -> Self
@@ -123,6 +123,8 @@ struct Producer {
 struct OutputBody {
     pipe: Arc<Pipe>,
     producer: Option<Producer>,
+    /// The server has been told to wait, for the flush that the next poll completes.
+    gave_turn: bool,
     ended: bool,
 }
 
@@ -176,11 +178,15 @@ impl http_body::Body for OutputBody {
         if this.ended {
             return Poll::Ready(None);
         }
-        if this.pipe.completes_flush() && this.producer.is_some() {
-            // A server that is never told to wait never sends: it gets its turn before the producer goes on.
+        // A server that is never told to wait never sends: it gets its turn before the writer goes on. A producer is polled
+        // by us, after that; any other writer is told only then.
+        let turn = this.producer.is_none() && !this.gave_turn;
+        if this.pipe.was_asked_for_more(!turn) && (turn || this.producer.is_some()) {
+            this.gave_turn = turn;
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
+        this.gave_turn = false;
         if let Err(error) = this.produce(cx) {
             this.ended = true;
             this.pipe.reader_dropped();

@@ -9,7 +9,7 @@ fn app() -> Router {
 }
 
 /// The system has their bytes, and nobody has been told.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn requests_that_have_come_before_it_are_served() {
     let get = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
     for _ in 0..20 {

@@ -60,21 +60,29 @@ async fn the_client_reads_each_step_before_the_next_is_written() {
     }
 }
 
-/// The producer blocks the very task that is to send what it flushed, and with it the runtime; so the client has its own.
+/// The writer blocks the runtime that is to send what it flushed; so the client has its own.
 #[tokio::test]
 async fn a_flush_returns_only_after_the_server_had_its_turn_to_send() {
-    for http2 in [false, true] {
+    let blocks = async |mut output: Output, wait: Arc<std::sync::Mutex<mpsc::Receiver<()>>>| {
+        output.write("before").await?;
+        output.flush().await?;
+        let seen = wait.lock().unwrap().recv_timeout(PATIENCE);
+        output.write(if seen.is_ok() { "-after" } else { "-never seen" }).await?;
+        output.finish().await
+    };
+    for (http2, elsewhere) in [(false, false), (true, false), (false, true), (true, true)] {
         let (seen, wait) = mpsc::channel::<()>();
         let wait = Arc::new(std::sync::Mutex::new(wait));
-        let app = written(move |mut output| {
-            let wait = wait.clone();
-            async move {
-                output.write("before").await?;
-                output.flush().await?;
-                let seen = wait.lock().unwrap().recv_timeout(PATIENCE);
-                output.write(if seen.is_ok() { "-after" } else { "-never seen" }).await
-            }
-        });
+        let app = if elsewhere {
+            let writes = async move || {
+                let (output, response) = Output::channel();
+                tokio::spawn(blocks(output, wait.clone()));
+                response
+            };
+            Router::new().route("/", get(writes))
+        } else {
+            written(move |output| blocks(output, wait.clone()))
+        };
         let server = Server::start(app).await;
         let address = server.address;
         let client = async move {
