@@ -219,9 +219,10 @@ impl One<'_> {
     fn is_behind_a_broken_one(&self) -> bool {
         let first = self.number / 16 * 16;
         let visit = Visit::of(self.round.notes.seed, first, Duration::from_millis(1));
-        // Of one that was cut the kernel may have had every byte.
-        let broken = |number| self.round.outcomes.contains(&(number, Outcome::Broken)) || self.cut.contains(&number);
-        visit.protocol == Protocol::Http11 && visit.pipelined && (first..self.number).any(broken)
+        let broken = |number| self.round.outcomes.contains(&(number, Outcome::Broken));
+        // Of one that was cut the kernel may have had every byte: then its client reads it whole, and may send the next.
+        let broken = |number| visit.pipelined && broken(number) || self.cut.contains(&number);
+        visit.protocol == Protocol::Http11 && (first..self.number).any(broken)
     }
 
     fn has_pipelined_behind(&self) -> bool {

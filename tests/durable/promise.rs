@@ -105,7 +105,7 @@ async fn a_duplicate_is_never_promoted(place: Place) {
     assert_eq!((counts.scheduled, node.record.runs().len()), (1, 1), "{counts:?}");
     let report = node.stop().await;
     assert_eq!(report.stored_jobs(), Some(1), "{report}");
-    assert!(report.to_string().contains("1 durable jobs stay stored"), "{report}");
+    assert!(report.to_string().contains("1 durable job stays stored"), "{report}");
 }
 
 /// Stores a job in a transaction of its own; the part that comes of it.
