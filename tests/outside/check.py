@@ -496,7 +496,7 @@ class StatusPage:
 def chromium_shows_the_status_page_and_keeps_it_up_to_date():
     shown = 'Number(document.querySelector("[data-name=%s]").innerText)'
     with StatusPage() as page, Page(url("/", page.port)) as browser:
-        browser.until('document.getElementById("state").innerText === "live"')
+        browser.until('document.getElementById("state")?.innerText === "live"')
         assert browser.value(shown % "accepted") == 0
         for number in range(12):
             page.ask("/signup", "-d", str(number))
