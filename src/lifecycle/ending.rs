@@ -93,6 +93,7 @@ pub(super) enum Outcome {
 impl Drop for Ending {
     fn drop(&mut self) {
         let Some(shared) = self.shared.take() else { return };
+        let listed = OnTheList { pool: shared.pool().clone(), key: shared.listed() };
         if let Some((work, rest)) = self.step.take_running() {
             discard(&shared, work, rest.as_deref());
         }
@@ -101,10 +102,21 @@ impl Drop for Ending {
             shared.pool().report_lost(&shared.route(), "the runtime ended before the request did");
             shared.discard_work();
         }
-        let (pool, key) = (shared.pool().clone(), shared.listed());
-        drop(shared);
+        caught::discard(shared);
         // Last: a drain that waits for this waits for nothing more.
-        pool.unlist(key);
+        drop(listed);
+    }
+}
+
+/// A task's place on its pool's list, which a drain waits for: given back also where a subscriber panics at what it is told.
+struct OnTheList {
+    pool: Arc<Pool>,
+    key: usize,
+}
+
+impl Drop for OnTheList {
+    fn drop(&mut self) {
+        self.pool.unlist(self.key);
     }
 }
 

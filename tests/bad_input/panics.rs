@@ -466,3 +466,32 @@ async fn where_a_task_local_is_cloned_the_continuation_runs_without_it() {
     assert_eq!(notes.all(), ["carried: false", "hook: NORMAL, Flushed"]);
     assert!(server.stop().await.is_clean());
 }
+
+/// A subscriber that panics at every error it is told of.
+struct PanicsAtErrors;
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for PanicsAtErrors {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        assert!(*event.metadata().level() != tracing::Level::ERROR, "the subscriber panics, as this test wants it");
+    }
+}
+
+#[test]
+fn of_a_subscriber_while_a_runtime_ends_it_holds_no_drain_up() {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let first = runtime();
+    let (epilogue, _client) = first.block_on(async {
+        let handler = async || (Continuation::new(std::future::pending()), "hello");
+        let server = Server::start(Router::new().route("/", get(handler))).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        server.journal.seen("continuation_start").await;
+        (server.epilogue.clone(), client)
+    });
+    assert_eq!(epilogue.running(), 1);
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(PanicsAtErrors), || drop(first));
+    assert_eq!((epilogue.running(), epilogue.lost()), (0, 1));
+    assert!(runtime().block_on(soon("it drains", epilogue.drain())).is_clean());
+}

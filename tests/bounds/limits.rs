@@ -100,6 +100,16 @@ async fn a_blocking_one_whose_limit_passes_while_it_waits_for_its_class_runs_whe
     assert!(server.stop().await.is_clean());
 }
 
+/// Waits until so many outlive their response: no event tells when they are counted.
+async fn detached(server: &Server, works: usize) {
+    soon("they are counted", async {
+        while server.epilogue.detached() != works {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn while_too_many_handlers_outlive_their_response_requests_are_refused() {
     let (notes, gate) = (Notes::default(), Gate::closed());
@@ -124,12 +134,7 @@ async fn while_too_many_handlers_outlive_their_response_requests_are_refused() {
     assert_eq!(server.epilogue.refused(), 1);
     gate.open();
     server.journal.ended(3).await;
-    soon("they are counted out", async {
-        while server.epilogue.detached() > 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    detached(&server, 0).await;
     assert_eq!(server.get("/ignores").await.status, 200);
     drop(notes);
 }
@@ -151,21 +156,11 @@ async fn handlers_whose_clients_left_count_among_those_that_outlive_their_respon
         server.journal.until("its handler starts", |events| starts(events) > before).await;
         leaves(client);
     }
-    soon("they are counted", async {
-        while server.epilogue.detached() < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    detached(&server, 2).await;
     assert_eq!(server.get("/other").await.status, 503);
     gate.open();
     server.journal.ended(3).await;
-    soon("they are counted out", async {
-        while server.epilogue.detached() > 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    detached(&server, 0).await;
     assert_eq!(server.get("/other").await.text(), "hello");
 }
 

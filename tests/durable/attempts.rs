@@ -129,12 +129,7 @@ async fn an_error_says_when_it_is_tried_again_and_else_its_kind_does(place: Plac
     let first = soon("it begins", begun.recv()).await.unwrap();
     let second = soon("it is tried again", begun.recv()).await.unwrap();
     assert!(second - first >= Duration::from_millis(290), "{:?}", second - first);
-    soon("it waits for its next attempt", async {
-        while node.store.counts().await.unwrap().retryable == 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    node.until("it waits for its next attempt", |counts| counts.retryable > 0).await;
     // An hour, and a tenth more or less.
     let in_an_hour = match &place {
         Place::Sqlite(_) => {

@@ -18,7 +18,7 @@ use tokio::{
 };
 use tower_epilogue::{
     DrainReport, Epilogue, EpilogueBuilder,
-    durable::{DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
+    durable::{DurableBuilder, DurableJob, DurableStore, JobContext, JobCounts, JobError},
 };
 
 use crate::{
@@ -98,6 +98,18 @@ impl Place {
                 sqlx::query_scalar(sql).fetch_one(&mut connection).await.unwrap()
             }
         }
+    }
+}
+
+impl Place {
+    /// Looks again and again until the number is that: a database tells nobody.
+    pub async fn until(&self, sql: &'static str, number: i64) {
+        soon(sql, async {
+            while self.number(sql).await != number {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
     }
 }
 
@@ -260,8 +272,13 @@ impl Node {
     }
 
     pub async fn completed(&self, jobs: u64) {
-        soon("jobs are completed", async {
-            while self.store.counts().await.unwrap().completed < jobs {
+        self.until("jobs are completed", |counts| counts.completed >= jobs).await;
+    }
+
+    /// Looks again and again: a store tells nobody.
+    pub async fn until(&self, what: &str, found: impl Fn(&JobCounts) -> bool) {
+        soon(what, async {
+            while !found(&self.store.counts().await.unwrap()) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })

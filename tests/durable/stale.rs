@@ -92,9 +92,7 @@ async fn a_late_flush_does_not_bring_the_next_attempt_forward(place: Place) {
                 let promised = fails_by_hand(&durable).await;
                 // So slow a response that the job's first attempt has failed before it.
                 let failed = "SELECT count(*) FROM river_job WHERE attempt = 1 AND state <> 'running'";
-                while store.number(failed).await == 0 {
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
+                store.until(failed, 1).await;
                 (promised, "late")
             };
             Router::new().route("/", post(handler)).layer(layer)
@@ -136,12 +134,7 @@ async fn an_attempt_that_is_anothers_by_now_is_never_begun(place: Place) {
     let job = *node.journal.requests().last().unwrap();
     assert_eq!(node.journal.lines_of(job), ["continuation_waits/0", "ended/0"]);
     // The engine puts it back all the same; so it is not run for as long as the other may run it.
-    soon("it is put back", async {
-        while place.number("SELECT count(*) FROM river_job WHERE state = 'running'").await > 0 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    place.until("SELECT count(*) FROM river_job WHERE state = 'running'", 0).await;
     let later = match &place {
         Place::Sqlite(_) => "SELECT count(*) FROM river_job WHERE scheduled_at > datetime('now', '+3 seconds')",
         Place::Postgres(_) => "SELECT count(*) FROM river_job WHERE scheduled_at > now() + interval '3 seconds'",
