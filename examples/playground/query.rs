@@ -121,7 +121,7 @@ impl Pairs {
             Query::try_from_uri(uri).map_err(|_| "The query cannot be read.".to_owned())?;
         for (place, (name, _)) in pairs.iter().enumerate() {
             if pairs[..place].iter().any(|(other, _)| other == name) {
-                return Err(format!("The parameter `{name}` is there twice."));
+                return Err(format!("The parameter `{}` is there twice.", name.escape_debug()));
             }
         }
         Ok(Self(pairs))
@@ -134,7 +134,10 @@ impl Pairs {
 
     /// What is left is unknown.
     fn end(self) -> Result<(), String> {
-        self.0.first().map_or(Ok(()), |(name, _)| Err(format!("There is no parameter `{name}`.")))
+        match self.0.first() {
+            Some((name, _)) => Err(format!("There is no parameter `{}`.", name.escape_debug())),
+            None => Ok(()),
+        }
     }
 
     fn id(&mut self) -> Result<String, String> {

@@ -1,7 +1,7 @@
 //! The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header-07): a client that asks again, because it
 //! clicked twice or heard nothing, gets the first answer and not a second order.
 
-use std::{error::Error as StdError, sync::Arc};
+use std::{borrow::Cow, error::Error as StdError, sync::Arc};
 
 use axum_core::{
     body::Body,
@@ -11,6 +11,7 @@ use axum_core::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request::Parts};
 use http_body_util::LengthLimitError;
+use sfv::{Item, Parser};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -65,20 +66,25 @@ pub(super) fn applies_to(method: &Method) -> bool {
 }
 
 /// The key of a request: none, one, or something that is no key.
-pub(super) fn read(headers: &HeaderMap) -> Result<Option<&str>, ()> {
+pub(super) fn read(headers: &HeaderMap) -> Result<Option<Cow<'_, str>>, ()> {
     let mut values = headers.get_all(HEADER).iter();
     let Some(value) = values.next() else { return Ok(None) };
     if values.next().is_some() {
         return Err(());
     }
     let text = value.to_str().map_err(|_| ())?.trim();
-    // A Structured Field string (RFC 9651, section 3.3.3), or bare, as most clients send it.
-    let key = match text.strip_prefix('"') {
-        Some(rest) => rest.strip_suffix('"').ok_or(())?,
-        None => text,
+    let key = if text.starts_with('"') {
+        // A Structured Field string, whose parameters nobody has defined (RFC 9651, sections 3.1.2 and 3.3.3).
+        let item: Item = Parser::new(text).parse().map_err(|_| ())?;
+        Cow::Owned(item.bare_item.as_string().ok_or(())?.as_str().to_owned())
+    } else if text.contains(['"', '\\']) {
+        return Err(());
+    } else {
+        // Bare, as most clients send it.
+        Cow::Borrowed(text)
     };
     let fits = (1..=LONGEST).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
-    if fits && !key.contains(['"', '\\']) { Ok(Some(key)) } else { Err(()) }
+    if fits { Ok(Some(key)) } else { Err(()) }
 }
 
 fn hex(hash: impl AsRef<[u8]>) -> String {
@@ -224,8 +230,8 @@ fn no_layer() -> Response {
 }
 
 pub(super) fn malformed() -> Response {
-    let detail = "There must be one Idempotency-Key: 1 to 255 visible ASCII characters, quoted or bare, and no quote or \
-                  backslash among them.";
+    let detail = "There must be one Idempotency-Key: 1 to 255 printable ASCII characters, as a quoted string or, without \
+                  quotes and backslashes, bare.";
     problem(StatusCode::BAD_REQUEST, "Idempotency-Key is malformed", detail)
 }
 
@@ -265,7 +271,7 @@ mod tests {
     fn read_one(value: &str) -> Result<Option<String>, ()> {
         let mut headers = HeaderMap::new();
         headers.insert(HEADER, HeaderValue::from_str(value).unwrap());
-        read(&headers).map(|key| key.map(str::to_owned))
+        read(&headers).map(|key| key.map(Cow::into_owned))
     }
 
     #[test]
@@ -273,7 +279,14 @@ mod tests {
         let key = Ok(Some("8e03978e-40d5".to_owned()));
         assert_eq!(read_one("\"8e03978e-40d5\""), key);
         assert_eq!(read_one("8e03978e-40d5"), key);
-        for bad in ["", "\"\"", "\"half", "a\"b", "\"a\\\"b\"", &"x".repeat(256)] {
+        assert_eq!(read_one("\"8e03978e-40d5\";v=2"), key);
+        assert_eq!(read_one(r#""a\"b\\c""#), Ok(Some(r#"a"b\c"#.to_owned())));
+        let longest = "x".repeat(LONGEST);
+        assert_eq!(read_one(&longest), Ok(Some(longest.clone())));
+        assert_eq!(read_one(&format!("\"{longest}\"")), Ok(Some(longest)));
+        for bad in
+            ["", "\"\"", "\"half", "a\"b", "\"a\" b", "\"a\", \"b\"", r#""a\b""#, r"a\b", &"x".repeat(LONGEST + 1)]
+        {
             assert_eq!(read_one(bad), Err(()), "{bad:?}");
         }
         let mut two = HeaderMap::new();

@@ -1,6 +1,7 @@
 //! [`DurableLayer`]: stores what a response promises before it is released.
 
 use std::{
+    borrow::Cow,
     fmt,
     future::Future,
     pin::Pin,
@@ -39,13 +40,16 @@ use crate::{
 /// | the key again, while the first still runs | 409 |
 /// | something that is no key | 400 |
 ///
+/// A key is a quoted string, whose parameters are ignored (RFC 9651, sections 3.1.2 and 3.3.3), or the same without its
+/// quotes, as most clients send it.
+///
 /// The key counts for one method, path and client. The path is the one that was asked for (without the feature `serve`, what
 /// `Router::nest` leaves of it); the client is what [`scope`](Self::scope) says. A form whose parts a client separates by
 /// another boundary each time (`multipart/form-data`) is another body each time.
 ///
-/// An answer without a durable job (a refusal, a failure) is not
-/// kept: the client may correct its request and use the key again. Bodies over 64 KiB, or of unknown length, are not
-/// kept either, and are missing from the answer when it is given again, as trailers are.
+/// An answer without a durable job (a refusal, a failure) is not kept: the client may correct its request and use the
+/// key again. Bodies over 64 KiB, or of unknown length, are not kept either, and are missing from the answer when it is
+/// given again, as trailers are.
 ///
 /// Of several layers of one store around a route, the outermost that reads the key answers for all.
 #[derive(Clone)]
@@ -155,7 +159,7 @@ where
             Ok(None) if self.settings.required && applies => Some(idempotency::missing()),
             Ok(_) => None,
         };
-        let key = key.ok().flatten().map(str::to_owned);
+        let key = key.ok().flatten().map(Cow::into_owned);
         let claimant = key.is_some().then(Claimant::default);
         let kept = (!outer).then(|| self.store.0.clone());
         let theirs = claimant.clone();

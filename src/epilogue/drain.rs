@@ -44,8 +44,8 @@ pub(super) struct Serving<'a> {
     pub(super) connections: &'a TaskTracker,
     /// What is not (yet) the pool's: the requests on them.
     pub(super) in_flight: &'a (dyn Fn() -> Vec<Arc<dyn pool::Straggler>> + Sync),
-    /// Has those closed that are left: they linger.
-    pub(super) close: &'a (dyn Fn() + Sync),
+    /// Has those closed that are left, which linger; tells how many they are.
+    pub(super) close: &'a (dyn Fn() -> usize + Sync),
 }
 
 /// Waits for the connections, and then for the pool, to the pool's deadline; then cuts what is left, and gives the hooks their time.
@@ -77,6 +77,7 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         // Hooks have a limit each. Twice that is enough for all but the most stubborn. In the first half of it connections
         // come to their own end; in the second, those that did not are closed, and linger.
         let (half, began) = (pool.settings.hook_limit, Instant::now());
+        let mut closed = 0;
         let enough = tokio::time::timeout(half.saturating_mul(2), async {
             let mut ended = pin!(ended());
             let mut close = serving.map(|serving| serving.close);
@@ -85,14 +86,17 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             while tokio::time::timeout(AGAIN, ended.as_mut()).await.is_err() {
                 cut.all(pool, in_flight());
                 if began.elapsed() >= half {
-                    close.take().inspect(|close| close());
+                    closed += close.take().map_or(0, |close| close());
                 }
             }
         });
         if enough.await.is_err() {
             tracing::error!(running = pool.running(), "the drain ends with work still running");
         }
-        report = cut.report();
+        if closed > 0 {
+            tracing::warn!(connections = closed, "connections that did not end by themselves are closed");
+        }
+        report = DrainReport { closed, ..cut.report() };
     }
     for companion in &companions {
         report.stored = report.stored.max(Some(0)).zip(companion.left().await).map(|(some, more)| some + more);
@@ -169,6 +173,6 @@ impl Cut {
     fn report(&self) -> DrainReport {
         let mut stragglers = self.named.clone();
         stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
-        DrainReport { stragglers, stored: None }
+        DrainReport { stragglers, ..DrainReport::default() }
     }
 }

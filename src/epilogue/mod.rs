@@ -62,7 +62,8 @@ impl Epilogue {
     }
 
     /// How many pieces of work run or wait beside the connections: continuations with their hooks, and handlers
-    /// and bodies that outlived their response.
+    /// and bodies that outlived their response. The end of a request waits for such a handler or body, and counts
+    /// beside it.
     #[must_use]
     pub fn running(&self) -> usize {
         self.pool.running()

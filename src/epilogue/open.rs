@@ -47,11 +47,12 @@ impl OpenConnections {
         Open { key, open: self.clone() }
     }
 
-    /// Has all of them do what their server asks.
-    pub(super) fn ask(&self, asked: Asked) {
+    /// Has all of them do what their server asks; tells how many they are.
+    pub(super) fn ask(&self, asked: Asked) -> usize {
         let open: Vec<_> = lock(&self.open).values().cloned().collect();
         // Outside of the lock: whoever is woken may end, and take its place out.
         open.iter().for_each(|connection| connection.ask(asked));
+        open.len()
     }
 
     /// The requests in flight on all of them.

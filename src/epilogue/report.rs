@@ -9,19 +9,28 @@ use crate::pool::Description;
 pub struct DrainReport {
     pub(super) stragglers: Vec<Straggler>,
     pub(super) stored: Option<u64>,
+    pub(super) closed: usize,
 }
 
 impl DrainReport {
-    /// Whether everything ended by itself.
+    /// Whether everything ended by itself: no request was cut, and no connection closed.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.stragglers.is_empty()
+        self.stragglers.is_empty() && self.closed == 0
     }
 
     /// What was cut, the oldest first.
     #[must_use]
     pub fn stragglers(&self) -> &[Straggler] {
         &self.stragglers
+    }
+
+    /// How many connections had to be closed one [hook limit](crate::EpilogueBuilder::hook_limit) after the deadline, when
+    /// every request on them had ended or was cut: what was upgraded on HTTP/2 (RFC 8441) kept them open, or a client that
+    /// had not yet taken its last response, or did not let go of it.
+    #[must_use]
+    pub fn closed_connections(&self) -> usize {
+        self.closed
     }
 
     /// How many durable jobs stay stored, for the next start of this process or for another that runs now: those that
@@ -37,11 +46,18 @@ impl fmt::Display for DrainReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_clean() {
             f.write_str("drained: everything ended by itself")?;
+        } else if self.stragglers.is_empty() {
+            f.write_str("drained: every request ended by itself")?;
         } else {
             write!(f, "drained with {} cut at the deadline:", self.stragglers.len())?;
             for (place, straggler) in self.stragglers.iter().enumerate() {
                 write!(f, "{} {straggler}", if place > 0 { ";" } else { "" })?;
             }
+        }
+        match self.closed {
+            0 => {}
+            1 => f.write_str(" (1 connection was closed)")?,
+            connections => write!(f, " ({connections} connections were closed)")?,
         }
         match self.stored {
             Some(1) => f.write_str(" (1 durable job stays stored)"),

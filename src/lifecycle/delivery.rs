@@ -63,6 +63,11 @@ impl Delivery {
             None => Held::Never,
         };
         let bare = !complete && !shared.has_producer();
+        if !complete {
+            // Whether it is ever asked for its first frame depends on the reader: some versions of hyper first wait until
+            // there is room for it.
+            shared.reader_begins();
+        }
         Body::new(Self {
             shared,
             body: Some(body),

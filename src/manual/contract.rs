@@ -122,7 +122,8 @@
 //!
 //! `Epilogue::serve` with a graceful shutdown returns when the last connection, continuation and hook has ended,
 //! or at the [deadline](crate::EpilogueBuilder::drain_deadline). What is then left is cut with status TIMEOUT, its
-//! hooks get their time, and the report names each piece: route, class, age, and phase. A second signal
+//! hooks get their time, and the report names each piece: route, class, age, and phase; and it counts the connections that
+//! had to be closed when nothing was left on them. A second signal
 //! ([`Serve::with_signals`](crate::Serve::with_signals), [`Epilogue::cut`](crate::Epilogue::cut)) cuts at once. Each
 //! second of a drain is logged with how much is left.
 //!
@@ -201,9 +202,9 @@
 //!
 //! **The failure handler** and the hooks of a request need no place, and hold none up.
 //!
-//! **The patience** is for readers, not for producers: it begins when the server takes a frame of the body, and is
-//! never over while the server waits for the next one. A reader who takes a long body at a steady pace is slow as
-//! well, once the patience is over.
+//! **The patience** is for readers, not for producers: it begins with the head, for a server that does not ask for the
+//! body's first frame, and when the server takes a frame, and is never over while the server waits for the next one. A
+//! reader who takes a long body at a steady pace is slow as well, once the patience is over.
 //!
 //! **Given up** ([`Sent::GivenUp`](crate::Sent::GivenUp)) is not the end of a response: it may still be flushed,
 //! or aborted, while the continuation runs, and the status and the hooks then see that. Hooks wait for the

@@ -108,7 +108,8 @@
 //!
 //! `None` waits for as long as it takes. Threads of blocking continuations that are stuck are not waited for,
 //! and an upgraded HTTP/1 connection is not either. On HTTP/2 what was upgraded (RFC 8441) is a stream of a connection
-//! that is waited for: it is closed with that, one hook limit after the deadline, and no report names it.
+//! that is waited for: it is closed with that, one hook limit after the deadline, and the report says
+//! [how many connections](crate::DrainReport::closed_connections) were.
 //!
 //! # How many continuations
 //!

@@ -6,6 +6,7 @@ use axum::{Router, body::Body, routing::get};
 use bytes::Bytes;
 use futures_util::stream;
 use tokio::io::AsyncReadExt;
+use tower::ServiceExt as _;
 use tower_epilogue::{Continuation, ShutdownHookLayer};
 
 use crate::{
@@ -143,4 +144,41 @@ async fn it_waits_for_a_reader_within_the_patience() {
     server.ended(1).await;
     assert_eq!(notes.all(), ["29 s later", "continuation", "hook: NORMAL, Flushed"]);
     assert!(server.stop().await.is_clean());
+}
+
+/// The server does not even ask for the body's first frame.
+#[tokio::test(start_paused = true)]
+async fn it_starts_also_where_an_http2_client_lets_nothing_of_the_body_come() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || (Continuation::new(async move { theirs.add("continuation") }), "the body");
+    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+    let server = MemoryServer::with(app, |builder| builder.patience(10 * SECOND));
+    let mut builder = h2::client::Builder::new();
+    let (send, connection) =
+        builder.initial_window_size(0).handshake::<_, Bytes>(server.connect().stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::get("http://test/").body(()).unwrap();
+    let response = send.ready().await.unwrap().send_request(request, true).unwrap().0.await.unwrap();
+    let began = tokio::time::Instant::now();
+    server.ended(1).await;
+    assert_eq!(notes.all(), ["continuation", "hook: NORMAL, GivenUp"]);
+    assert_eq!(began.elapsed().as_secs(), 10);
+    drop(response);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_starts_also_where_nobody_asks_for_the_body() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || (Continuation::new(async move { theirs.add("continuation") }), "the body");
+    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+    let began = tokio::time::Instant::now();
+    let response = app.oneshot(http::Request::get("/").body(Body::empty()).unwrap()).await.unwrap();
+    tokio::time::sleep(29 * SECOND).await;
+    assert_eq!(notes.all(), Vec::<String>::new());
+    notes.seen("hook: NORMAL, GivenUp").await;
+    assert_eq!((notes.all()[0].as_str(), began.elapsed().as_secs()), ("continuation", 30));
+    assert_eq!(axum::body::to_bytes(response.into_body(), 100).await.unwrap(), "the body");
 }

@@ -3,7 +3,8 @@
 
 use std::{future::pending, time::Duration};
 
-use axum::{Router, routing::any};
+use axum::{Router, extract::Request, http::Method, routing::any};
+use hyper_util::rt::TokioIo;
 use tokio::{io::AsyncWriteExt as _, time::Instant};
 use tower_epilogue::{EarlyCloseLayer, Linger, Tracking};
 
@@ -102,4 +103,39 @@ async fn one_that_lingered_before_is_given_no_new_time() {
         server.stop().await;
         assert_about(began.elapsed(), expected);
     }
+}
+
+/// Gives back what comes over what a request was upgraded to.
+async fn echo(mut request: Request) {
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let (mut reads, mut writes) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+        // Whether the client or the server ends it.
+        let _ = tokio::io::copy(&mut reads, &mut writes).await;
+    });
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_only_an_upgraded_stream_keeps_open_is_closed_and_counted() {
+    let app = Router::new().route("/echo", any(echo)).layer(EarlyCloseLayer::new());
+    let server = MemoryServer::with(app, |builder| builder.drain_deadline(DEADLINE).hook_limit(HALF));
+    let (send, connection) = h2::client::handshake(server.connect().stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut send = send.ready().await.unwrap();
+    while !send.is_extended_connect_protocol_enabled() {
+        tokio::task::yield_now().await;
+    }
+    let request = http::Request::builder().method(Method::CONNECT).uri("http://test/echo");
+    let request = request.extension(h2::ext::Protocol::from_static("websocket")).body(()).unwrap();
+    let (response, mut stream) = send.send_request(request, false).unwrap();
+    let mut echoed = response.await.unwrap().into_body();
+    stream.send_data("before".into(), false).unwrap();
+    assert_eq!(echoed.data().await.unwrap().unwrap(), "before");
+
+    let began = Instant::now();
+    let report = server.stop().await;
+    assert!(began.elapsed() >= DEADLINE + HALF, "its request has ended, and it is waited for all the same");
+    assert_eq!((report.closed_connections(), report.stragglers().len(), report.is_clean()), (1, 0, false));
+    assert_eq!(report.to_string(), "drained: every request ended by itself (1 connection was closed)");
+    assert!(echoed.data().await.is_none_or(|data| data.is_err()));
 }

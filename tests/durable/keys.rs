@@ -103,6 +103,9 @@ async fn who_asks_again_gets_the_first_answer(place: Place) {
     assert_eq!(again.header("x-order"), Some("1"));
     assert_eq!(again.header("content-length"), Some("7"));
     assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    // The same string, with a parameter, which says nothing of it.
+    let with_parameter = orders.ask(" \"click\"; source=button", "shoes").await;
+    assert_eq!(with_parameter.text(), "order 1");
     assert_eq!(orders.handled(), 1);
     orders.node.completed(1).await;
     assert_eq!(orders.node.record.runs().len(), 1);
@@ -139,7 +142,7 @@ async fn while_the_first_runs_the_second_gets_a_409(place: Place) {
 
 async fn what_is_no_key_is_a_400(place: Place) {
     let orders = orders(&place, DurableStore::layer).await;
-    for key in ["", "\"open", &"x".repeat(256)] {
+    for key in ["", "\"\"", "\"open", "\"a\"b", "\"a\" b", "\"a\\b\"", "a\"b", "a\\b", &"x".repeat(256)] {
         let reply = orders.ask(key, "shoes").await;
         assert_eq!((reply.status, reply.header("content-type")), (400, Some("application/problem+json")), "{key:?}");
     }
