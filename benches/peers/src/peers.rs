@@ -46,10 +46,11 @@ const ALL: Option<Park> = Some(Park { most: usize::MAX, answer: Answer::Before, 
 
 pub const BASELINE: &str = "axum-spawn";
 pub const OURS: &str = "epilogue";
+pub const LEAST: &str = "least";
 pub const BY_HAND: &str = "by-hand";
 pub const PLAIN: &str = "axum-waits";
 
-pub const PEERS: [Peer; 11] = [
+pub const PEERS: [Peer; 12] = [
     Peer {
         key: "axum-no-work",
         name: "axum, no work at all",
@@ -90,6 +91,15 @@ pub const PEERS: [Peer; 11] = [
         start: |_| rust("empty-layer"),
         close_up: true,
         park: None,
+    },
+    Peer {
+        key: LEAST,
+        name: "axum, the least",
+        means: "for comparison: a layer that spawns the response's work, under a time limit, when its body is gone",
+        version: axum_version,
+        start: |_| rust(LEAST),
+        close_up: true,
+        park: ALL,
     },
     Peer {
         key: BY_HAND,

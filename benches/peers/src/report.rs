@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::{
     Extent, load, machine,
     measure::Results,
-    peers::{BASELINE, BY_HAND, OURS, PLAIN, WORKERS},
+    peers::{BASELINE, BY_HAND, LEAST, OURS, PLAIN, WORKERS},
     table::{cell, count, cpu, median, quantile, rate, ratios, time},
     upload::{Seen, UPLOAD},
 };
@@ -90,19 +90,26 @@ fn targets(text: &mut String, results: &[Results]) {
 fn floor(text: &mut String, results: &[Results], spawn: &Results) {
     let figure =
         |key: &str, of| cell(find(results, key).and_then(|peer| spread(&ratios(peer, spawn, of))), |text| text);
-    let bytes = find(results, BY_HAND).and_then(|peer| median(&peer.park)).zip(median(&spawn.park));
+    let bytes = |key: &str| {
+        let parked = find(results, key).and_then(|peer| median(&peer.park)).zip(median(&spawn.park));
+        cell(parked, |(bytes, spawn)| format!("{:.2}", bytes / spawn))
+    };
     let _ = write!(
         text,
-        "Two more servers show what of it is this crate's. The first is that same server under one layer that does nothing: \
-         its requests a second are {} of it, and its CPU time a request {}. The second has what a team writes by hand \
-         for this (work that goes along with the response, a layer that starts it when the body is gone, a tracker, a \
-         time limit, caught panics; no flush, no abort, no hook, no report): {} and {}, and {} of its bytes when \
-         parked.\n\n",
+        "Three more servers show what of it is this crate's. The first is that same server under one layer that does \
+         nothing: its requests a second are {} of it, and its CPU time a request {}. The second has the least that makes \
+         work follow a response (a layer that spawns it, under a time limit, when the body is gone; nobody knows of it \
+         then): {} and {}, and {} of its bytes when parked. The third has what a team writes by hand (the same, a tracker, \
+         caught panics, a limit of the handler; no flush, no abort, no hook, no report): {} and {}, and {} of its \
+         bytes.\n\n",
         figure("empty-layer", rate),
         figure("empty-layer", cpu),
+        figure(LEAST, rate),
+        figure(LEAST, cpu),
+        bytes(LEAST),
         figure(BY_HAND, rate),
         figure(BY_HAND, cpu),
-        cell(bytes, |(bytes, spawn)| format!("{:.2}", bytes / spawn)),
+        bytes(BY_HAND),
     );
 }
 
@@ -229,7 +236,7 @@ fn commands(text: &mut String) {
          benches/peers/run --quick      # a short run, to try the benchmark itself\n\
          benches/peers/run --only axum-spawn,epilogue --workloads respond,park,upload --out FOLDER\n\
          # It starts each server like this, on processor 0 (`taskset -c 0`):\n\
-         peers serve axum-no-work|axum-waits|axum-spawn|empty-layer|by-hand|epilogue|trillium\n\
+         peers serve axum-no-work|axum-waits|axum-spawn|empty-layer|least|by-hand|epilogue|trillium\n\
          python3 others/starlette_peer.py\n\
          node others/node_peer.mjs\n\
          php-fpm --nodaemonize --fpm-config FILE; nginx -c FILE   # both files are written by src/peers.rs\n\

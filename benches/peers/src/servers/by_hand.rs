@@ -4,7 +4,6 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
@@ -23,15 +22,10 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
-use super::{HELLO, PARKED, WORK, axum_peers};
-
-const LIMIT: Duration = Duration::from_secs(2 * PARKED.as_secs());
-
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
-
-/// What an extension of a response can carry: it has to be `Clone`.
-#[derive(Clone)]
-struct Work(Arc<Mutex<Option<Boxed<()>>>>);
+use super::{
+    HELLO, PARKED, WORK, axum_peers,
+    least::{Boxed, LIMIT, Work},
+};
 
 #[derive(Clone)]
 struct AfterBody<S> {
@@ -45,7 +39,7 @@ where
 {
     type Response = Response;
     type Error = Infallible;
-    type Future = Boxed<Result<Response, Infallible>>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -55,7 +49,7 @@ where
         let (response, tracker) = (self.inner.call(request), self.tracker.clone());
         Box::pin(async move {
             let mut response = response.await?;
-            let work = response.extensions_mut().remove::<Work>().and_then(|work| work.0.lock().unwrap().take());
+            let work = Work::take_from(&mut response);
             Ok(response.map(|body| Body::new(Watched { body, work, tracker })))
         })
     }
@@ -63,7 +57,7 @@ where
 
 struct Watched {
     body: Body,
-    work: Option<Boxed<()>>,
+    work: Option<Boxed>,
     tracker: TaskTracker,
 }
 
@@ -95,7 +89,7 @@ impl Drop for Watched {
 
 pub async fn serve() {
     async fn with(work: Duration) -> (Extension<Work>, &'static str) {
-        (Extension(Work(Arc::new(Mutex::new(Some(Box::pin(sleep(work))))))), HELLO)
+        (Extension(Work::new(sleep(work))), HELLO)
     }
     let tracker = TaskTracker::new();
     let after_body = tower::layer::layer_fn(move |inner: Route| AfterBody { inner, tracker: tracker.clone() });
