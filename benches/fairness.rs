@@ -150,13 +150,14 @@ fn main() {
         }
     }
     println!("{RATE} requests a second beside {BACKLOG} pieces of work; the medians of {rounds} windows of {WINDOW:?}");
-    println!("{:14}  {:>10}  {:>10}  {:>12}  {:>9}", "beside", "50 of 100", "99 of 100", "added to 99", "work left");
+    println!("{:14}  {:>10}  {:>10}  {:>22}  {:>9}", "beside", "50 of 100", "99 of 100", "added to 99", "work left");
     let plain = median(seen[0].iter().map(|(_, p99, _)| *p99).collect());
     for (kind, seen) in KINDS.iter().zip(&seen) {
         let half = median(seen.iter().map(|(half, _, _)| *half).collect());
         let p99 = median(seen.iter().map(|(_, p99, _)| *p99).collect());
         let left = median(seen.iter().map(|(_, _, left)| *left).collect());
-        let added = (p99.as_secs_f64() / plain.as_secs_f64() - 1.0) * 100.0;
-        println!("{kind:14}  {half:>10.1?}  {p99:>10.1?}  {added:>11.0}%  {left:>9}");
+        let added = p99.saturating_sub(plain);
+        let share = added.as_secs_f64() / plain.as_secs_f64() * 100.0;
+        println!("{kind:14}  {half:>10.1?}  {p99:>10.1?}  {added:>12.1?}, {share:>7.0}%  {left:>9}");
     }
 }

@@ -142,9 +142,10 @@
 //! [`Run`](crate::WhenFull::Run) is for finding out what the bound should be, with [`Load`](crate::Load).
 //!
 //! The number that run is also what the foreground pays. Work that waits for others (a database, a mail server) costs it next
-//! to nothing, work that computes takes its processor: with four that run, each in slices of 100 µs, beside 500 requests a
-//! second on two workers, the 99th percentile of those requests is to rise by no more than its own size (`cargo bench --bench
-//! fairness`; in one run on a busy machine with two cores it rose by 64 of 100, and by 752 of 100 where the same work went
+//! to nothing, work that computes takes its processor: a request may wait for a slice of each that runs. So with four that
+//! run, each in slices of 100 µs, beside 500 requests a second on two workers, the 99th percentile of those requests is to
+//! rise by no more than 400 µs (`cargo bench --bench fairness`; in three runs on a quiet machine with two cores it rose by
+//! 322 to 352 µs, to 2.6 to 3.1 times its own 167 to 203 µs, and by 5 ms, to 26 to 31 times that, where the same work went
 //! to `tokio::spawn`, all of it at once). Work that computes for longer without an `await` belongs on a thread:
 //! [`Continuation::blocking`](crate::Continuation::blocking), with
 //! [`max_blocking`](crate::EpilogueBuilder::max_blocking).
