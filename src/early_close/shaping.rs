@@ -79,7 +79,7 @@ impl Next {
 impl Shaping {
     pub(super) fn poll(&self, step: &mut Step, cx: &mut Context<'_>) -> Poll<Done> {
         let polled = match step {
-            Step::Read(_, reading, _) => reading.poll(&self.settings, cx).map(Done::Read),
+            Step::Read(_, reading, _) => reading.poll(&self.settings, &self.lifecycle, cx).map(Done::Read),
             Step::Map(mapping, _) => mapping
                 .poll(&self.lifecycle, cx)
                 .map(|mapped| mapped.map_or(Done::Failed, |(parts, bytes)| Done::Mapped(parts, bytes))),

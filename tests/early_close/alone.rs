@@ -1,10 +1,11 @@
 //! The layers alone, without a tracked connection.
 
 use axum::{Router, body::Body, response::IntoResponse, routing::get};
-use futures_util::stream;
-use http::header;
+use futures_util::{StreamExt, stream};
+use http::{Method, Request, StatusCode, header};
 use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpListener, net::TcpStream};
-use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, Sent};
+use tower::ServiceExt;
+use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, Sent, ShutdownHookLayer};
 
 use crate::support::{ends, h2client::Http2, soon};
 
@@ -51,5 +52,24 @@ async fn the_head_of_a_stream_on_http_2_declares_no_length() {
         for headers in [head.headers(), &get.headers] {
             assert_eq!(headers.get(header::CONTENT_LENGTH).map(|length| length.to_str().unwrap()), length);
         }
+    }
+}
+
+/// It is measured for a HEAD as for a GET, and fails alike.
+#[tokio::test]
+async fn a_body_that_panics_while_it_is_measured_is_a_500_for_a_head_as_for_its_get() {
+    for method in [Method::GET, Method::HEAD] {
+        let (sender, mut panics) = tokio::sync::mpsc::unbounded_channel();
+        let body = async || -> Body {
+            Body::from_stream(stream::once(async { panic!("as this test wants it") }).map(Ok::<&str, std::io::Error>))
+        };
+        let hook = ShutdownHookLayer::new(async move |end| sender.send(end.panic()).unwrap());
+        let app = Router::new().route("/", get(body)).layer((EarlyCloseLayer::new(), hook));
+        let request = Request::builder().method(method.clone()).uri("/").body(Body::empty()).unwrap();
+        let response = tokio::spawn(app.oneshot(request)).await.expect("the panic stays with its body").unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()["connection"], "close");
+        drop(response);
+        assert_eq!(soon("a hook", panics.recv()).await.unwrap().as_deref(), Some("as this test wants it"), "{method}");
     }
 }
