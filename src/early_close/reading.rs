@@ -60,7 +60,14 @@ impl Reading {
                         return Poll::Ready(Measured::Whole);
                     }
                 }
-                Poll::Pending if settings.patience.is_zero() => return Poll::Ready(Measured::TooMuch),
+                Poll::Pending if settings.patience.is_zero() => {
+                    // It may be tokio that has it wait, since the task has had its turn, and not what is there.
+                    if tokio::task::coop::has_budget_remaining() {
+                        return Poll::Ready(Measured::TooMuch);
+                    }
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Poll::Pending => return self.poll_patience(settings, cx),
             }
         }
