@@ -167,7 +167,8 @@ impl EarlyCloseLayer {
     /// # Cancel safety
     ///
     /// Its future counts on the request's clock. It is dropped at its next `.await` at the time limit, where the answer
-    /// is a 503, and when the client leaves, unless aborts are ignored.
+    /// is a 503, and when the client leaves, unless aborts are ignored: then it runs to its end, as a
+    /// [`Continuation`](crate::Continuation) where the server has dropped the response.
     ///
     /// ```
     /// use axum::{Router, body::Body, http::Request, routing::get};

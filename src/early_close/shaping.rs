@@ -80,9 +80,9 @@ impl Shaping {
     pub(super) fn poll(&self, step: &mut Step, cx: &mut Context<'_>) -> Poll<Done> {
         let polled = match step {
             Step::Read(_, reading, _) => reading.poll(&self.settings, &self.lifecycle, cx).map(Done::Read),
-            Step::Map(mapping, _) => mapping
-                .poll(&self.lifecycle, cx)
-                .map(|mapped| mapped.map_or(Done::Failed, |(parts, bytes)| Done::Mapped(parts, bytes))),
+            Step::Map(mapping, _) => {
+                mapping.poll(cx).map(|mapped| mapped.map_or(Done::Failed, |(parts, bytes)| Done::Mapped(parts, bytes)))
+            }
         };
         // So that the middleware outside sees our answer and not a dropped future.
         if polled.is_pending() && self.lifecycle.0.verdict().is_some() { Poll::Ready(Done::Failed) } else { polled }
