@@ -32,7 +32,8 @@
 //! - A `Content-Length` that the handler declared, and that is wrong, is corrected and logged.
 //! - A body that fails before the head is sent: a 500. After it: a broken connection.
 //! - Trailers stay, in chunks on HTTP/1.1 and beside a length on HTTP/2; where they cannot be sent, the length is
-//!   declared instead.
+//!   declared instead. On HTTP/1.1 that is so for a client that does not ask for them (`TE: trailers`), and, since hyper
+//!   sends no others, for those that the handler's `Trailer` header does not name.
 //! - A `HEAD` request is answered with the headers of its `GET`.
 //! - With [`map_buffer`](EarlyCloseLayer::map_buffer), a function of yours may change each whole body before it leaves.
 //! - Informational responses, 204, 304, upgrades, successful `CONNECT`s, event streams, gRPC,

@@ -257,7 +257,7 @@ impl Shaping {
 
     fn leave_measured(&self, mut parts: Parts, buffer: Buffer) -> Response {
         // A declared length would cost the trailers, if they have not been given up for one already.
-        let for_trailers = buffer.has_trailers() && self.asked.needs_chunks_for_trailers();
+        let for_trailers = self.asked.needs_chunks_for_trailers() && buffer.has_named_trailers(&parts.headers);
         if !for_trailers || parts.headers.contains_key(CONTENT_LENGTH) {
             rules::declare(&mut parts, buffer.length() as u64);
         }
