@@ -28,6 +28,8 @@ pub(super) struct Buffer {
     gathered: BytesMut,
     /// The bytes in both.
     length: usize,
+    /// An empty frame was among them: the mark of a flush, for a compressor outside.
+    marked: bool,
     rest: Option<Body>,
     trailers: Option<HeaderMap>,
 }
@@ -41,6 +43,7 @@ impl Buffer {
         match frame.into_data() {
             Ok(data) => {
                 self.length += data.len();
+                self.marked |= data.is_empty();
                 if data.len() < SMALL {
                     self.gather(&data);
                 } else {
@@ -137,8 +140,12 @@ impl http_body::Body for Buffer {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         let Some(rest) = &mut this.rest else {
+            // The end needs no mark.
             return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
         };
+        if std::mem::take(&mut this.marked) {
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::new()))));
+        }
         let polled = Pin::new(rest).poll_frame(cx);
         if let Poll::Ready(None) = polled {
             this.rest = None;
