@@ -49,6 +49,9 @@ where
         if connected || !streams(&response, *this.head) || !may_be_compressed(&response) {
             return Poll::Ready(Ok(response));
         }
+        if response.extensions_mut().insert(Decided).is_some() {
+            return Poll::Ready(Ok(response));
+        }
         vary(response.headers_mut());
         let Some(encoding) = *this.encoding else {
             return Poll::Ready(Ok(response));
@@ -63,6 +66,10 @@ where
         Poll::Ready(Ok(response.map(compress)))
     }
 }
+
+/// Left in a response by the innermost of several such layers, for those outside.
+#[derive(Clone)]
+struct Decided;
 
 /// Whether the body's length is not known.
 fn streams(response: &Response, head: bool) -> bool {

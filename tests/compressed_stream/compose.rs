@@ -136,3 +136,23 @@ async fn a_flush_passes_an_early_close_that_has_no_patience_left() {
         assert_eq!(client.rest().await.unwrap(), b"second");
     }
 }
+
+#[tokio::test]
+async fn of_several_the_innermost_decides() {
+    let none = CompressedStreamLayer::new().gzip(false).br(false).zstd(false);
+    let routes = Router::new()
+        .route("/plain", get(async || streamed(&["some", " text"])).layer(none))
+        .route("/gzip", get(async || streamed(&["some", " text"])).layer(none.gzip(true)))
+        .route("/any", get(async || streamed(&["some", " text"])));
+    let app = routes.layer(IgnoreAbortLayer::off()).layer(CompressedStreamLayer::new());
+    for (path, accepts, encoding) in [
+        ("/plain", "gzip, br, zstd", ""),
+        ("/gzip", "gzip, br, zstd", "gzip"),
+        ("/gzip", "br, zstd", ""),
+        ("/any", "br", "br"),
+    ] {
+        let client = Decoded::of(app.clone().oneshot(request(path, accepts)).await.unwrap());
+        assert_eq!(client.encoding(), encoding, "{path} for {accepts}");
+        assert_eq!(client.rest().await.unwrap(), b"some text", "{path} for {accepts}");
+    }
+}
