@@ -46,7 +46,7 @@ where
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
         let connected = *this.connect && response.status().is_success();
-        if connected || !streams(&response, *this.head) || !may_be_compressed(&response) {
+        if connected || !streams(&response) || !may_be_compressed(&response) {
             return Poll::Ready(Ok(response));
         }
         if response.extensions_mut().insert(Decided).is_some() {
@@ -71,14 +71,9 @@ where
 #[derive(Clone)]
 struct Decided;
 
-/// Whether the body's length is not known.
-fn streams(response: &Response, head: bool) -> bool {
-    match response.body().size_hint().exact() {
-        None => true,
-        // axum may have taken the body off; it declares a length where it knows one.
-        Some(0) => head && !response.headers().contains_key(header::CONTENT_LENGTH),
-        Some(_) => false,
-    }
+/// Whether the body's length is not known. That of one that was taken off is: nothing tells it from an empty one.
+fn streams(response: &Response) -> bool {
+    response.body().size_hint().exact().is_none()
 }
 
 fn may_be_compressed(response: &Response) -> bool {

@@ -25,7 +25,7 @@ struct Answer {
     known_length: bool,
 }
 
-async fn answered(answer: Answer, method: Method, accepts: &str) -> Response {
+fn asked_for(answer: Answer) -> Router {
     let handler = async move || {
         let body = if answer.known_length { Body::from("some text") } else { streamed(&["some", " text"]) };
         let mut response = Response::new(body);
@@ -35,7 +35,11 @@ async fn answered(answer: Answer, method: Method, accepts: &str) -> Response {
         }
         response
     };
-    let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new());
+    Router::new().route("/", get(handler))
+}
+
+async fn answered(answer: Answer, method: Method, accepts: &str) -> Response {
+    let app = asked_for(answer).layer(CompressedStreamLayer::new());
     let mut request = request("/", accepts);
     *request.method_mut() = method;
     app.oneshot(request).await.unwrap()
@@ -197,4 +201,18 @@ async fn a_body_that_fails_ends_without_the_end_of_its_compressed_stream() {
         let response = Response::builder().header("content-encoding", encoding).body(Body::from(bytes)).unwrap();
         assert!(Decoded::of(response).rest().await.is_err(), "{encoding}: a decoder notices");
     }
+}
+
+/// There is nothing to compress in an empty body, and nothing that tells it from one that was taken off.
+#[tokio::test]
+async fn head_of_an_empty_body_is_that_of_its_get() {
+    let app = Router::new().route("/", get(async || StatusCode::ACCEPTED)).layer(CompressedStreamLayer::new());
+    let mut heads = Vec::new();
+    for method in [Method::GET, Method::HEAD] {
+        let mut request = request("/", "gzip");
+        *request.method_mut() = method;
+        heads.push(app.clone().oneshot(request).await.unwrap().headers().clone());
+    }
+    assert_eq!(heads[0], heads[1]);
+    assert!(!heads[0].contains_key("content-encoding"));
 }
