@@ -38,7 +38,7 @@
 //! body was taken off before it came here, as by a router that is nested as a service: then it passes through. Trailers are
 //! kept.
 //!
-//! The compressed response has a `Content-Encoding`, no length, no `Accept-Ranges`, and a weak `ETag`. `Vary` names
+//! The compressed response has a `Content-Encoding`, no length, no `Accept-Ranges`, and a weak `ETag`, in a 304 for it as well. `Vary` names
 //! `Accept-Encoding`, also where the client gets the plain body.
 //!
 //! A body that fails, or is cut at its limit, ends without the end of its compressed stream, so that a decoder

@@ -25,7 +25,8 @@ struct Answer {
     known_length: bool,
 }
 
-fn asked_for(answer: Answer) -> Router {
+fn asked_for(answer: &Answer) -> Router {
+    let answer = answer.clone();
     let handler = async move || {
         let body = if answer.known_length { Body::from("some text") } else { streamed(&["some", " text"]) };
         let mut response = Response::new(body);
@@ -39,7 +40,7 @@ fn asked_for(answer: Answer) -> Router {
 }
 
 async fn answered(answer: Answer, method: Method, accepts: &str) -> Response {
-    let app = asked_for(answer).layer(CompressedStreamLayer::new());
+    let app = asked_for(&answer).layer(CompressedStreamLayer::new());
     let mut request = request("/", accepts);
     *request.method_mut() = method;
     app.oneshot(request).await.unwrap()
@@ -215,4 +216,25 @@ async fn head_of_an_empty_body_is_that_of_its_get() {
     }
     assert_eq!(heads[0], heads[1]);
     assert!(!heads[0].contains_key("content-encoding"));
+}
+
+/// A 304 has the validator of the 200 that it stands for (RFC 9110, section 15.4.5): a cache that finds another one must
+/// not use it (RFC 9111, section 4.3.4).
+#[tokio::test]
+async fn a_304_has_the_validator_that_its_client_asked_with() {
+    let headers = &[("etag", "\"v,1\"")];
+    let unmodified = Answer { headers, status: StatusCode::NOT_MODIFIED, known_length: true };
+    for (asked, told, vary) in [
+        ("W/\"v,1\"", "W/\"v,1\"", Some("accept-encoding")),
+        ("\"a\", W/\"v,1\" , \"b\"", "W/\"v,1\"", Some("accept-encoding")),
+        ("\"v,1\"", "\"v,1\"", None),
+        ("W/\"v\"", "\"v,1\"", None),
+    ] {
+        let app = asked_for(&unmodified).layer(CompressedStreamLayer::new());
+        let mut request = request("/", "gzip");
+        request.headers_mut().insert("if-none-match", HeaderValue::from_static(asked));
+        let response = app.oneshot(request).await.unwrap();
+        assert_eq!(response.headers()["etag"], told, "{asked}");
+        assert_eq!(response.headers().get("vary").map(|vary| vary.to_str().unwrap()), vary, "{asked}");
+    }
 }
