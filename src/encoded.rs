@@ -1,9 +1,20 @@
-//! What an encoding of a response does to its entity tag.
+//! What an encoding of a response does to its entity tag, and what forbids it.
 
 use http::{
-    HeaderMap, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue,
     header::{ETAG, IF_NONE_MATCH},
 };
+
+/// Whether a response says what digest its bytes have, which encoded ones have not (RFC 9530).
+pub(crate) fn has_digest(headers: &HeaderMap) -> bool {
+    const DIGESTS: [HeaderName; 4] = [
+        HeaderName::from_static("content-digest"),
+        HeaderName::from_static("repr-digest"),
+        HeaderName::from_static("digest"),
+        HeaderName::from_static("content-md5"),
+    ];
+    DIGESTS.iter().any(|digest| headers.contains_key(digest))
+}
 
 /// Encoded bytes are no longer those that a strong validator stands for (RFC 9110, section 8.8.1).
 pub(crate) fn weaken(headers: &mut HeaderMap) {

@@ -98,7 +98,8 @@ fn may_be_compressed(response: &Response) -> bool {
         || headers.contains_key(header::CONTENT_ENCODING)
         || headers.contains_key(header::CONTENT_RANGE)
         // RFC 9111, section 5.2.2.6.
-        || lists(headers, &header::CACHE_CONTROL, "no-transform");
+        || lists(headers, &header::CACHE_CONTROL, "no-transform")
+        || encoded::has_digest(headers);
     !never && !is_compressed_already(headers)
 }
 

@@ -12,7 +12,7 @@ use std::{
 use axum_core::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
+    HeaderMap, HeaderValue, Request, StatusCode,
     header::{
         ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
         VARY,
@@ -138,15 +138,9 @@ impl Compress {
 }
 
 /// Whether a response says that its bytes are to stay as they are: by `no-transform` (RFC 9111, section 5.2.2.6), or
-/// by a digest of them (RFC 9530).
+/// by a digest of them.
 fn is_fixed(headers: &HeaderMap) -> bool {
-    const DIGESTS: [HeaderName; 4] = [
-        HeaderName::from_static("content-digest"),
-        HeaderName::from_static("repr-digest"),
-        HeaderName::from_static("digest"),
-        HeaderName::from_static("content-md5"),
-    ];
-    lists(headers, &CACHE_CONTROL, b"no-transform") || DIGESTS.iter().any(|digest| headers.contains_key(digest))
+    lists(headers, &CACHE_CONTROL, b"no-transform") || encoded::has_digest(headers)
 }
 
 /// What tower-http's layer asks by default of a response of that length.
@@ -221,6 +215,8 @@ impl http_body::Body for Absent {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn headers(list: &[(HeaderName, &'static str)]) -> HeaderMap {

@@ -96,6 +96,7 @@ async fn what_must_not_be_compressed_is_left_alone() {
         ("204", status(StatusCode::NO_CONTENT)),
         ("304", status(StatusCode::NOT_MODIFIED)),
         ("no-transform", head(&[("cache-control", "private, No-Transform")])),
+        ("a digest", head(&[("content-digest", "sha-256=:AAAA:")])),
         ("a picture", head(&[("content-type", "image/png")])),
         ("a film", head(&[("content-type", "Video/MP4")])),
         ("gRPC", head(&[("content-type", "application/grpc+proto")])),
