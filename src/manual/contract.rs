@@ -238,8 +238,8 @@
 //! **A body that fails while it is held back** is a 500, with nothing of the response that it was to be; past the limit
 //! or the patience it is a broken response. The continuation runs in either case.
 //!
-//! **A declared length is the end,** without a tracked connection too: an HTTP/1 server lets go of a body when it has so
-//! many bytes, without asking for more.
+//! **A known length is the end,** be it the body's own or a declared one, without a tracked connection too: an HTTP/1 server
+//! lets go of a body when it has so many bytes, without asking for more.
 //!
 //! **A response that is written** ([`Output`](crate::Output)) is produced like any other body. Its flush is
 //! complete when the server has had its turn to send, which is not yet a client that reads. What its producer does after

@@ -3,6 +3,7 @@
 use axum::{Router, body::Body, response::IntoResponse, routing::get};
 use futures_util::{StreamExt, stream};
 use http::{Method, Request, StatusCode, header};
+use http_body_util::{BodyExt, Full};
 use tokio::{io::AsyncReadExt, io::AsyncWriteExt, net::TcpListener, net::TcpStream};
 use tower::ServiceExt;
 use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, Sent, ShutdownHookLayer};
@@ -37,6 +38,25 @@ async fn a_body_whose_declared_length_was_sent_is_no_abort() {
         assert!(reply.ends_with("\r\n\r\nhello"), "{reply}");
         let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
         assert_eq!((status.bits(), sent), (0, Sent::Flushed), "{version}");
+    }
+}
+
+/// As it is with a body that knows its length, and tells only when it is asked once more that this was all.
+#[tokio::test]
+async fn a_body_whose_known_length_was_sent_is_no_abort() {
+    for (version, closes) in [("1.0", "close"), ("1.1", "close"), ("1.1", "keep-alive")] {
+        for layer in [None, Some(EarlyCloseLayer::new())] {
+            let (hook, mut ends) = ends();
+            let whole: Full<bytes::Bytes> = Full::from("hello");
+            let known = async move || Body::new(whole.clone().with_trailers(std::future::ready(None)));
+            let app = Router::new().route("/", get(known));
+            let app = if let Some(layer) = layer { app.layer(layer) } else { app };
+            let mut stream = TcpStream::connect(serve(app.layer(hook)).await).await.unwrap();
+            let request = format!("GET / HTTP/{version}\r\nhost: test\r\nconnection: {closes}\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
+            assert_eq!((status.bits(), sent), (0, Sent::Flushed), "{version}, {closes}");
+        }
     }
 }
 
