@@ -23,6 +23,8 @@ pub mod time_limit;
 
 mod connection;
 mod continuation;
+#[cfg(any(feature = "compressed-stream", feature = "compression"))]
+mod encoded;
 mod epilogue;
 mod event;
 mod lifecycle;

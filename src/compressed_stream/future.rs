@@ -5,12 +5,15 @@ use std::{
 };
 
 use axum_core::{body::Body, response::Response};
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header};
 use http_body::Body as _;
 use pin_project_lite::pin_project;
 
 use super::{Settings, accept::Encoding, body::Compressed, encoder::Encoder};
-use crate::lifecycle::{Drive, Hold, response_future};
+use crate::{
+    encoded::{self, weaken},
+    lifecycle::{Drive, Hold, response_future},
+};
 
 response_future! {
     /// Response future of [`CompressedStream`](super::CompressedStream).
@@ -27,12 +30,18 @@ pin_project! {
         // The request's method.
         head: bool,
         connect: bool,
+        // The tags that its client has.
+        validators: Vec<HeaderValue>,
     }
 }
 
 impl<F> Compress<F> {
-    pub(super) fn new(inner: F, settings: Settings, encoding: Option<Encoding>, head: bool, connect: bool) -> Self {
-        Self { inner, settings, encoding, head, connect }
+    /// Takes from the request what it needs, and the service's future then.
+    pub(super) fn prepared<B>(settings: Settings, request: &Request<B>) -> impl FnOnce(F) -> Self + use<F, B> {
+        let encoding = settings.offer.choose(request.headers());
+        let (head, connect) = (request.method() == Method::HEAD, request.method() == Method::CONNECT);
+        let validators = encoded::validators(request.headers());
+        move |inner| Self { inner, settings, encoding, head, connect, validators }
     }
 }
 
@@ -45,8 +54,17 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let mut response = ready!(this.inner.poll(cx))?;
+        if response.status() == StatusCode::NOT_MODIFIED {
+            if encoded::not_modified(this.validators, response.headers_mut()) {
+                vary(response.headers_mut());
+            }
+            return Poll::Ready(Ok(response));
+        }
         let connected = *this.connect && response.status().is_success();
-        if connected || !streams(&response, *this.head) || !may_be_compressed(&response) {
+        if connected || !streams(&response) || !may_be_compressed(&response) {
+            return Poll::Ready(Ok(response));
+        }
+        if response.extensions_mut().insert(Decided).is_some() {
             return Poll::Ready(Ok(response));
         }
         vary(response.headers_mut());
@@ -64,24 +82,24 @@ where
     }
 }
 
-/// Whether the body's length is not known.
-fn streams(response: &Response, head: bool) -> bool {
-    match response.body().size_hint().exact() {
-        None => true,
-        // axum may have taken the body off; it declares a length where it knows one.
-        Some(0) => head && !response.headers().contains_key(header::CONTENT_LENGTH),
-        Some(_) => false,
-    }
+/// Left in a response by the innermost of several such layers, for those outside.
+#[derive(Clone)]
+struct Decided;
+
+/// Whether the body's length is not known. That of one that was taken off is: nothing tells it from an empty one.
+fn streams(response: &Response) -> bool {
+    response.body().size_hint().exact().is_none() && !response.body().is_end_stream()
 }
 
 fn may_be_compressed(response: &Response) -> bool {
     let (status, headers) = (response.status(), response.headers());
     let never = status.is_informational()
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED | StatusCode::PARTIAL_CONTENT)
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT)
         || headers.contains_key(header::CONTENT_ENCODING)
         || headers.contains_key(header::CONTENT_RANGE)
         // RFC 9111, section 5.2.2.6.
-        || lists(headers, &header::CACHE_CONTROL, "no-transform");
+        || lists(headers, &header::CACHE_CONTROL, "no-transform")
+        || encoded::has_digest(headers);
     !never && !is_compressed_already(headers)
 }
 
@@ -115,12 +133,5 @@ fn relabel(headers: &mut HeaderMap, encoding: Encoding) {
     // Ranges would be those of the compressed bytes, which differ from time to time.
     headers.remove(header::ACCEPT_RANGES);
     // For the same reason a strong validator would be wrong (RFC 9110, section 8.8.1).
-    if let Some(tag) = headers.get_mut(header::ETAG) {
-        if !tag.as_bytes().starts_with(b"W/") {
-            let weak = [b"W/", tag.as_bytes()].concat();
-            if let Ok(weak) = HeaderValue::from_bytes(&weak) {
-                *tag = weak;
-            }
-        }
-    }
+    weaken(headers);
 }

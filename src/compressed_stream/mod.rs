@@ -33,11 +33,14 @@
 //!
 //! Bodies whose length is not known, event streams among them, with gzip, Brotli or zstd: whichever the client weighs most
 //! (RFC 9110, section 12.5.3), and of equals the last named here. A body of known length is left to other layers, as are
-//! responses that are encoded already, parts (206, `Content-Range`), gRPC, `Cache-Control: no-transform`, and media types
-//! that are compressed by their nature. A `HEAD` request is answered with the head of its `GET`. Trailers are kept.
+//! responses that are encoded already, parts (206, `Content-Range`), gRPC, `Cache-Control: no-transform`, what has a digest
+//! (RFC 9530), and media types that are compressed by their nature. Trailers are kept.
 //!
-//! The compressed response has a `Content-Encoding`, no length, no `Accept-Ranges`, and a weak `ETag`. `Vary` names
-//! `Accept-Encoding`, also where the client gets the plain body.
+//! A `HEAD` request is answered with the head of its `GET`, unless its body was taken off before it came here, as by a router
+//! that is nested as a service: then it passes through.
+//!
+//! The compressed response has a `Content-Encoding`, no length, no `Accept-Ranges`, and a weak `ETag`, which a 304 for it
+//! has, too. `Vary` names `Accept-Encoding`, also where the client gets the plain body.
 //!
 //! A body that fails, or is cut at its limit, ends without the end of its compressed stream, so that a decoder
 //! notices.

@@ -4,7 +4,7 @@ use std::{
 };
 
 use axum_core::response::Response;
-use http::{Method, Request};
+use http::Request;
 use tower_service::Service;
 
 use super::{
@@ -48,9 +48,7 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
-        let encoding = self.settings.offer.choose(request.headers());
-        let (head, connect) = (request.method() == Method::HEAD, request.method() == Method::CONNECT);
-        let compress = |hold| Compress::new(hold, self.settings, encoding, head, connect);
+        let compress = Compress::prepared(self.settings, &request);
         ResponseFuture::new(entered.call_shaped(|| self.inner.call(request), compress))
     }
 }

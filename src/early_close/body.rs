@@ -8,8 +8,10 @@ use std::{
 
 use axum_core::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName, header::TRAILER};
 use http_body::{Frame, SizeHint};
+
+use super::rules::lists;
 
 /// Pieces below this are copied together: as it is, each would cost more room than its bytes, and a write of its own.
 const SMALL: usize = 8 * 1024;
@@ -26,6 +28,8 @@ pub(super) struct Buffer {
     gathered: BytesMut,
     /// The bytes in both.
     length: usize,
+    /// An empty frame was among them: the mark of a flush, for a compressor outside.
+    marked: bool,
     rest: Option<Body>,
     trailers: Option<HeaderMap>,
 }
@@ -39,6 +43,7 @@ impl Buffer {
         match frame.into_data() {
             Ok(data) => {
                 self.length += data.len();
+                self.marked |= data.is_empty();
                 if data.len() < SMALL {
                     self.gather(&data);
                 } else {
@@ -86,8 +91,15 @@ impl Buffer {
         self.trailers.take()
     }
 
+    #[cfg(feature = "compression")]
     pub(super) fn has_trailers(&self) -> bool {
         self.trailers.is_some()
+    }
+
+    /// Whether there are trailers that a server may send in chunks: hyper does if the head names them.
+    pub(super) fn has_named_trailers(&self, headers: &HeaderMap) -> bool {
+        let names = |name: &HeaderName| lists(headers, &TRAILER, name.as_str().as_bytes());
+        self.trailers.as_ref().is_some_and(|trailers| trailers.keys().any(names))
     }
 
     /// All the bytes in one piece: the one that there is, or else a copy.
@@ -128,11 +140,17 @@ impl http_body::Body for Buffer {
             return Poll::Ready(Some(Ok(Frame::data(piece))));
         }
         let Some(rest) = &mut this.rest else {
+            // The end needs no mark.
             return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
         };
+        if std::mem::take(&mut this.marked) {
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::new()))));
+        }
         let polled = Pin::new(rest).poll_frame(cx);
         if let Poll::Ready(None) = polled {
             this.rest = None;
+            // Those that came before what follows was known to be the end.
+            return Poll::Ready(this.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))));
         }
         polled
     }

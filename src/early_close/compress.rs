@@ -12,10 +12,10 @@ use std::{
 use axum_core::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Request, StatusCode,
+    HeaderMap, HeaderValue, Request, StatusCode,
     header::{
         ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-        ETAG, IF_NONE_MATCH, VARY,
+        VARY,
     },
     response::Parts,
 };
@@ -28,6 +28,7 @@ use tower_layer::Layer as _;
 use tower_service::Service;
 
 use super::{gzip::Gzips, rules::lists};
+use crate::encoded::{self, weaken};
 
 /// The layer's settings, whatever their predicate.
 #[derive(Clone)]
@@ -56,7 +57,7 @@ impl Accepts {
         for value in headers.get_all(ACCEPT_ENCODING) {
             encodings.append(ACCEPT_ENCODING, value.clone());
         }
-        Self { encodings, validators: headers.get_all(IF_NONE_MATCH).iter().cloned().collect() }
+        Self { encodings, validators: encoded::validators(headers) }
     }
 }
 
@@ -128,30 +129,18 @@ impl Compress {
         self.encode(accepts, parts, Body::new(Absent(length))).0
     }
 
-    /// A 304 has the validators of the response that it stands for (RFC 9110, section 15.4.5). If the client asks with
-    /// one that was weakened here, that was an encoded one.
+    /// The head of a 304 for what was encoded.
     pub(super) fn not_modified(accepts: &Accepts, headers: &mut HeaderMap) {
-        let Some(weak) = headers.get(ETAG).and_then(weakened) else {
-            return;
-        };
-        let asked = accepts.validators.iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-        if asked.map(<[u8]>::trim_ascii).any(|validator| validator == weak.as_bytes()) {
-            headers.insert(ETAG, weak);
+        if encoded::not_modified(&accepts.validators, headers) {
             vary(headers);
         }
     }
 }
 
 /// Whether a response says that its bytes are to stay as they are: by `no-transform` (RFC 9111, section 5.2.2.6), or
-/// by a digest of them (RFC 9530).
+/// by a digest of them.
 fn is_fixed(headers: &HeaderMap) -> bool {
-    const DIGESTS: [HeaderName; 4] = [
-        HeaderName::from_static("content-digest"),
-        HeaderName::from_static("repr-digest"),
-        HeaderName::from_static("digest"),
-        HeaderName::from_static("content-md5"),
-    ];
-    lists(headers, &CACHE_CONTROL, b"no-transform") || DIGESTS.iter().any(|digest| headers.contains_key(digest))
+    lists(headers, &CACHE_CONTROL, b"no-transform") || encoded::has_digest(headers)
 }
 
 /// What tower-http's layer asks by default of a response of that length.
@@ -168,22 +157,6 @@ fn vary(headers: &mut HeaderMap) {
     if !lists(headers, &VARY, ACCEPT_ENCODING.as_str().as_bytes()) {
         headers.append(VARY, HeaderValue::from(ACCEPT_ENCODING));
     }
-}
-
-/// Encoded bytes are no longer those that a strong validator stands for (RFC 9110, section 8.8.1).
-fn weaken(headers: &mut HeaderMap) {
-    if let Some(weak) = headers.get(ETAG).and_then(weakened) {
-        headers.insert(ETAG, weak);
-    }
-}
-
-/// The weak form of a strong entity tag.
-fn weakened(tag: &HeaderValue) -> Option<HeaderValue> {
-    let tag = tag.as_bytes();
-    if !tag.starts_with(b"\"") {
-        return None;
-    }
-    HeaderValue::from_bytes(&[b"W/", tag].concat()).ok()
 }
 
 /// tower-http's layer without its predicate's type.
@@ -242,31 +215,12 @@ impl http_body::Body for Absent {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     fn headers(list: &[(HeaderName, &'static str)]) -> HeaderMap {
         list.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
-    }
-
-    #[test]
-    fn only_strong_tags_are_weakened() {
-        for (tag, weak) in [("\"a\"", "W/\"a\""), ("W/\"a\"", "W/\"a\""), ("a", "a")] {
-            let mut headers = headers(&[(ETAG, tag)]);
-            weaken(&mut headers);
-            assert_eq!(headers[ETAG], weak);
-        }
-    }
-
-    #[test]
-    fn a_304_says_what_its_200_said() {
-        for (asked, tag) in [("W/\"a\"", "W/\"a\""), ("\"b\" , W/\"a\"", "W/\"a\""), ("\"a\"", "\"a\""), ("*", "\"a\"")]
-        {
-            let accepts = Accepts::new(&headers(&[(IF_NONE_MATCH, asked)]));
-            let mut answered = headers(&[(ETAG, "\"a\"")]);
-            Compress::not_modified(&accepts, &mut answered);
-            assert_eq!(answered[ETAG], tag, "{asked}");
-            assert_eq!(answered.contains_key(VARY), tag.starts_with('W'), "{asked}");
-        }
     }
 
     #[test]

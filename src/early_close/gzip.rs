@@ -46,9 +46,14 @@ impl Gzips {
             return is;
         }
         let is = negotiate();
+        if accepted.len() > REMEMBERED.1 {
+            return is;
+        }
+        // A copy: it is a slice of the buffer that its request was read into, which it would keep in memory as a whole.
+        let Ok(copy) = HeaderValue::from_bytes(accepted.as_bytes()) else { return is };
         let mut list = lock(&self.negotiated);
-        if list.len() < REMEMBERED.0 && accepted.len() <= REMEMBERED.1 && known(&list).is_none() {
-            list.push((accepted.clone(), is));
+        if list.len() < REMEMBERED.0 && known(&list).is_none() {
+            list.push((copy, is));
         }
         is
     }
@@ -150,5 +155,21 @@ impl Drop for Gzip {
         if let Some(compress) = self.compress.take() {
             self.keep(compress);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A header's value is a slice of the buffer that its request was read into.
+    #[test]
+    fn what_is_remembered_keeps_no_request_in_memory() {
+        let read = Bytes::from(vec![b'x'; 100_000]);
+        let accepted = HeaderValue::from_maybe_shared(read.slice(..4)).unwrap();
+        let gzips = Gzips::default();
+        assert!(gzips.are_for(&accepted, || true) && gzips.are_for(&accepted, || false));
+        drop(accepted);
+        assert!(read.is_unique());
     }
 }

@@ -12,7 +12,7 @@ use axum_core::BoxError;
 use bytes::Bytes;
 use http::response::Parts;
 
-use crate::{lifecycle::Lifecycle, pool::caught};
+use crate::{continuation::Continuation, lifecycle::Lifecycle, pool::caught};
 
 type Outcome = Result<(Parts, Bytes), BoxError>;
 type Running = Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -50,10 +50,15 @@ impl MapBuffer {
     pub(super) fn call(&self, parts: Parts, bytes: Bytes, lifecycle: &Lifecycle) -> Mapping {
         let map = &self.0;
         let called = lifecycle.0.measure(WHAT, || caught::call(|| map(parts, bytes)));
-        Mapping(called.map(Some).unwrap_or_else(|payload| {
+        let running = called.map(Some).unwrap_or_else(|payload| {
             panicked(lifecycle, payload);
             None
-        }))
+        });
+        if running.is_some() {
+            // It is a part of what produces the body: the request does not end before it.
+            lifecycle.0.producer_started();
+        }
+        Mapping { running, lifecycle: lifecycle.clone() }
     }
 }
 
@@ -65,12 +70,15 @@ fn panicked(lifecycle: &Lifecycle, payload: caught::Payload) {
 }
 
 /// One call of the function.
-pub(super) struct Mapping(Option<Running>);
+pub(super) struct Mapping {
+    running: Option<Running>,
+    lifecycle: Lifecycle,
+}
 
 impl Mapping {
     /// `None` if it failed or panicked, which has been told.
-    pub(super) fn poll(&mut self, lifecycle: &Lifecycle, cx: &mut Context<'_>) -> Poll<Option<(Parts, Bytes)>> {
-        let Some(running) = self.0.as_mut() else {
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Parts, Bytes)>> {
+        let Self { running: Some(running), lifecycle } = self else {
             return Poll::Ready(None);
         };
         let mapped = match lifecycle.0.measure(WHAT, || caught::poll(running.as_mut(), cx)) {
@@ -87,13 +95,26 @@ impl Mapping {
                 None
             }
         };
-        caught::discard(self.0.take());
+        caught::discard(self.running.take());
+        self.lifecycle.0.producer_ended(None);
         Poll::Ready(mapped)
     }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        caught::discard(self.0.take());
+        let Some(running) = self.running.take() else { return };
+        if self.lifecycle.0.producer_survives_drop() {
+            // The server has dropped the response of a client that left, and that is ignored (contract rule 5).
+            let owner = self.lifecycle.clone();
+            self.lifecycle.0.keep(Continuation::new(async move {
+                if let Err(error) = running.await {
+                    tracing::warn!(route = owner.0.route(), %error, "the function on buffered bodies failed, for nobody");
+                }
+            }));
+        } else {
+            caught::discard(running);
+        }
+        self.lifecycle.0.producer_ended(None);
     }
 }

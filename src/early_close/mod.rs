@@ -32,7 +32,8 @@
 //! - A `Content-Length` that the handler declared, and that is wrong, is corrected and logged.
 //! - A body that fails before the head is sent: a 500. After it: a broken connection.
 //! - Trailers stay, in chunks on HTTP/1.1 and beside a length on HTTP/2; where they cannot be sent, the length is
-//!   declared instead.
+//!   declared instead. On HTTP/1.1 that is so for a client that does not ask for them (`TE: trailers`), and, since hyper
+//!   sends no others, for those that the handler's `Trailer` header does not name.
 //! - A `HEAD` request is answered with the headers of its `GET`.
 //! - With [`map_buffer`](EarlyCloseLayer::map_buffer), a function of yours may change each whole body before it leaves.
 //! - Informational responses, 204, 304, upgrades, successful `CONNECT`s, event streams, gRPC,
@@ -167,7 +168,8 @@ impl EarlyCloseLayer {
     /// # Cancel safety
     ///
     /// Its future counts on the request's clock. It is dropped at its next `.await` at the time limit, where the answer
-    /// is a 503, and when the client leaves, unless aborts are ignored.
+    /// is a 503, and when the client leaves, unless aborts are ignored: then it runs to its end, as a
+    /// [`Continuation`](crate::Continuation) where the server has dropped the response.
     ///
     /// ```
     /// use axum::{Router, body::Body, http::Request, routing::get};

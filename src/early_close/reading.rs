@@ -11,7 +11,7 @@ use http_body::Body as _;
 use tokio::time::Sleep;
 
 use super::{Settings, body::Buffer};
-use crate::pool::caught;
+use crate::{lifecycle::Lifecycle, pool::caught};
 
 /// After so many frames the connection's task gets a turn for others.
 const FRAMES_A_TURN: usize = 16;
@@ -36,9 +36,19 @@ impl Reading {
         Self { body, buffer: Buffer::default(), patience: None }
     }
 
-    pub(super) fn poll(&mut self, settings: &Settings, cx: &mut Context<'_>) -> Poll<Measured> {
+    pub(super) fn poll(&mut self, settings: &Settings, lifecycle: &Lifecycle, cx: &mut Context<'_>) -> Poll<Measured> {
         for _ in 0..FRAMES_A_TURN {
-            match Pin::new(&mut self.body).poll_frame(cx) {
+            // Nobody inside watches the body of a HEAD, which otherwise is not read (contract rule 11).
+            let polled = caught::call(|| (Pin::new(&mut self.body).poll_frame(cx), self.body.is_end_stream()));
+            let (polled, ended) = match polled {
+                Ok(polled) => polled,
+                Err(payload) => {
+                    lifecycle.0.panicked("body", &payload);
+                    caught::dispose(payload);
+                    return Poll::Ready(Measured::Failed(axum_core::Error::new("the response's body panicked")));
+                }
+            };
+            match polled {
                 Poll::Ready(None) => return Poll::Ready(Measured::Whole),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Measured::Failed(error)),
                 Poll::Ready(Some(Ok(frame))) => {
@@ -46,11 +56,18 @@ impl Reading {
                     if self.buffer.length() > settings.buffer_limit {
                         return Poll::Ready(Measured::TooMuch);
                     }
-                    if self.body.is_end_stream() {
+                    if ended {
                         return Poll::Ready(Measured::Whole);
                     }
                 }
-                Poll::Pending if settings.patience.is_zero() => return Poll::Ready(Measured::TooMuch),
+                Poll::Pending if settings.patience.is_zero() => {
+                    // It may be tokio that has it wait, since the task has had its turn, and not what is there.
+                    if tokio::task::coop::has_budget_remaining() {
+                        return Poll::Ready(Measured::TooMuch);
+                    }
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
                 Poll::Pending => return self.poll_patience(settings, cx),
             }
         }

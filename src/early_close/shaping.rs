@@ -79,10 +79,10 @@ impl Next {
 impl Shaping {
     pub(super) fn poll(&self, step: &mut Step, cx: &mut Context<'_>) -> Poll<Done> {
         let polled = match step {
-            Step::Read(_, reading, _) => reading.poll(&self.settings, cx).map(Done::Read),
-            Step::Map(mapping, _) => mapping
-                .poll(&self.lifecycle, cx)
-                .map(|mapped| mapped.map_or(Done::Failed, |(parts, bytes)| Done::Mapped(parts, bytes))),
+            Step::Read(_, reading, _) => reading.poll(&self.settings, &self.lifecycle, cx).map(Done::Read),
+            Step::Map(mapping, _) => {
+                mapping.poll(cx).map(|mapped| mapped.map_or(Done::Failed, |(parts, bytes)| Done::Mapped(parts, bytes)))
+            }
         };
         // So that the middleware outside sees our answer and not a dropped future.
         if polled.is_pending() && self.lifecycle.0.verdict().is_some() { Poll::Ready(Done::Failed) } else { polled }
@@ -257,7 +257,7 @@ impl Shaping {
 
     fn leave_measured(&self, mut parts: Parts, buffer: Buffer) -> Response {
         // A declared length would cost the trailers, if they have not been given up for one already.
-        let for_trailers = buffer.has_trailers() && self.asked.needs_chunks_for_trailers();
+        let for_trailers = self.asked.needs_chunks_for_trailers() && buffer.has_named_trailers(&parts.headers);
         if !for_trailers || parts.headers.contains_key(CONTENT_LENGTH) {
             rules::declare(&mut parts, buffer.length() as u64);
         }

@@ -29,9 +29,9 @@ pub(super) struct Delivery {
     complete: bool,
     failed: bool,
     held: Held,
-    /// What is still to come of a declared length: an HTTP/1 server that has it lets go of the body, without asking
+    /// What is still to come of a length that is known: an HTTP/1 server that has it lets go of the body, without asking
     /// for its end.
-    declared: Option<u64>,
+    left: Option<u64>,
     /// HTTP/2: of the last chunk, what was not given out yet.
     rest: Bytes,
 }
@@ -50,11 +50,11 @@ enum Held {
 
 impl Delivery {
     /// Watches `body`; `bodiless` if the server is not to send one (HEAD, 204, 304).
-    pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool, declared: Option<u64>) -> Body {
+    pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool, length: Option<u64>) -> Body {
         let sized = body.size_hint().exact().is_some();
-        let known = sized || declared.is_some();
-        let declared = declared.filter(|_| !shared.http2());
-        let complete = bodiless || body.is_end_stream() || declared == Some(0);
+        let known = length.is_some();
+        let left = length.filter(|_| !shared.http2());
+        let complete = bodiless || body.is_end_stream() || left == Some(0);
         let held = match (shared.http2() && !complete).then(|| shared.connection()).flatten() {
             Some(connection) => {
                 connection.guards();
@@ -77,7 +77,7 @@ impl Delivery {
             complete,
             failed: false,
             held,
-            declared,
+            left,
             rest: Bytes::new(),
         })
     }
@@ -254,10 +254,10 @@ impl Delivery {
                 this.shared.count_body_bytes(data.len());
                 let data = if holds { this.piece(data) } else { data };
                 this.shared.reader_begins();
-                if let Some(left) = &mut this.declared {
+                if let Some(left) = &mut this.left {
                     *left = left.saturating_sub(data.len() as u64);
                 }
-                let last = this.has_ended() || this.declared == Some(0);
+                let last = this.has_ended() || this.left == Some(0);
                 this.complete = last && !holds;
                 if !this.complete {
                     // Whether it is polled again depends on the reader: the limit must not.

@@ -146,8 +146,8 @@ impl Driver {
                     response::strip(&shared, &mut response);
                 }
                 shared.response_leaves();
-                let declared = response::declared(&response);
-                Ok(response.map(|body| Delivery::watch(body, shared, bodiless, declared)))
+                let length = response::length(&response);
+                Ok(response.map(|body| Delivery::watch(body, shared, bodiless, length)))
             }
             Err(error) => {
                 shared.response_failed();

@@ -114,12 +114,11 @@ pub(crate) fn taken_off() -> Body {
     Body::new(TakenOff)
 }
 
-/// The length that the response declares for a body whose own is not known.
-pub(super) fn declared(response: &Response) -> Option<u64> {
-    if http_body::Body::size_hint(response.body()).exact().is_some() {
-        return None;
-    }
-    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+/// The length of the body: its own, which need not tell its end as well, or what the response declares.
+pub(super) fn length(response: &Response) -> Option<u64> {
+    http_body::Body::size_hint(response.body())
+        .exact()
+        .or_else(|| response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok())
 }
 
 /// Takes off what the server must not send with a response that has no body.

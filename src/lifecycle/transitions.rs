@@ -114,7 +114,7 @@ impl Shared {
     }
 
     /// The same for the body's producer, which has no life beyond its response but where aborts are ignored.
-    pub(super) fn producer_survives_drop(&self) -> bool {
+    pub(crate) fn producer_survives_drop(&self) -> bool {
         let word = self.word();
         word.status() == ConnectionStatus::ABORTED && word.ignores_abort()
     }
@@ -318,7 +318,7 @@ impl Shared {
 // === the body's producer ===
 
 impl Shared {
-    pub(super) fn producer_started(&self) {
+    pub(crate) fn producer_started(&self) {
         self.change(None, |word| Some(word.with(word::PRODUCER)));
     }
 
@@ -327,7 +327,7 @@ impl Shared {
     }
 
     /// `event` is there for bodies of unknown length.
-    pub(super) fn producer_ended(&self, event: Option<EventKind>) {
+    pub(crate) fn producer_ended(&self, event: Option<EventKind>) {
         self.change(event, |word| word.has(word::PRODUCER).then(|| word.without(word::PRODUCER)));
         self.progress();
     }

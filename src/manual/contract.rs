@@ -231,14 +231,15 @@
 //! 9.3.2), and so is what a [function on buffered bodies](crate::EarlyCloseLayer::map_buffer) would have made of it.
 //!
 //! **Trailers behind an early close.** On HTTP/2 they follow a body of declared length. On HTTP/1.1 a client that takes
-//! them (`TE: trailers`) gets chunks and no length, unless the handler declared one; any other client, and HTTP/1.0,
-//! gets the length, and the trailers have no way to it.
+//! them (`TE: trailers`) gets chunks and no length, unless the handler declared one, or no `Trailer` header names them,
+//! without which hyper does not send them; any other client, and HTTP/1.0, gets the length, and the trailers have no way to
+//! it.
 //!
 //! **A body that fails while it is held back** is a 500, with nothing of the response that it was to be; past the limit
 //! or the patience it is a broken response. The continuation runs in either case.
 //!
-//! **A declared length is the end,** without a tracked connection too: an HTTP/1 server lets go of a body when it has so
-//! many bytes, without asking for more.
+//! **A known length is the end,** be it the body's own or a declared one, without a tracked connection too: an HTTP/1 server
+//! lets go of a body when it has so many bytes, without asking for more.
 //!
 //! **A response that is written** ([`Output`](crate::Output)) is produced like any other body. Its flush is
 //! complete when the server has had its turn to send, which is not yet a client that reads. What its producer does after

@@ -92,9 +92,10 @@ impl IntoResponse for OutputResponse {
 impl Lifecycle {
     /// A response that `produce` writes step by step.
     ///
-    /// It runs as the body's producer, when the server asks for the body; so a `HEAD` request never runs it, the time
-    /// limit bounds it, and it is dropped at its next `.await` when the client leaves, unless that is ignored: then it runs
-    /// to its end, and what it writes is discarded.
+    /// It runs as the body's producer, when the server asks for the body. The time limit bounds it, and it is dropped at
+    /// its next `.await` when the client leaves, unless that is ignored: then it runs to its end, and what it writes is
+    /// discarded. A `HEAD` request runs it only where an [`EarlyCloseLayer`](crate::EarlyCloseLayer) has to measure what
+    /// its `GET` would get.
     ///
     /// The current span and the [carried](crate::EpilogueBuilder::carry) task-locals go along. When it returns `Ok`, the
     /// response ends. An error breaks the response off and is logged. See the

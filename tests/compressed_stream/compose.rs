@@ -1,6 +1,7 @@
 //! Among the other layers, and beside tower-http's compression.
 
 use axum::{Router, routing::get};
+use tower::ServiceExt;
 use tower_epilogue::{
     CompressedStreamLayer, Continuation, EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, Output, OutputError,
 };
@@ -108,5 +109,50 @@ async fn a_producer_whose_reader_left_runs_on_where_that_is_ignored() {
                 assert_eq!(notes.all(), expected, "{encoding}, ignored: {ignored}");
             }
         }
+    }
+}
+
+/// The flush of what an early close held back is done when that leaves.
+#[tokio::test(start_paused = true)]
+async fn a_flush_passes_an_early_close_that_has_no_patience_left() {
+    for encoding in ENCODINGS {
+        let gate = Gate::closed();
+        let theirs = gate.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            lifecycle.output(async move |mut output: Output| {
+                output.write("first").await?;
+                output.flush().await?;
+                theirs.passed().await;
+                output.write("second").await
+            })
+        };
+        let layer = CompressedStreamLayer::new().flush_on_pause(None);
+        let app = Router::new().route("/", get(handler)).layer(EarlyCloseLayer::new()).layer(layer);
+        let response = app.oneshot(request("/", encoding)).await.unwrap();
+        let mut client = Decoded::of(response);
+        assert_eq!(client.encoding(), encoding);
+        client.expect("first").await;
+        gate.open();
+        assert_eq!(client.rest().await.unwrap(), b"second");
+    }
+}
+
+#[tokio::test]
+async fn of_several_the_innermost_decides() {
+    let none = CompressedStreamLayer::new().gzip(false).br(false).zstd(false);
+    let routes = Router::new()
+        .route("/plain", get(async || streamed(&["some", " text"])).layer(none))
+        .route("/gzip", get(async || streamed(&["some", " text"])).layer(none.gzip(true)))
+        .route("/any", get(async || streamed(&["some", " text"])));
+    let app = routes.layer(IgnoreAbortLayer::off()).layer(CompressedStreamLayer::new());
+    for (path, accepts, encoding) in [
+        ("/plain", "gzip, br, zstd", ""),
+        ("/gzip", "gzip, br, zstd", "gzip"),
+        ("/gzip", "br, zstd", ""),
+        ("/any", "br", "br"),
+    ] {
+        let client = Decoded::of(app.clone().oneshot(request(path, accepts)).await.unwrap());
+        assert_eq!(client.encoding(), encoding, "{path} for {accepts}");
+        assert_eq!(client.rest().await.unwrap(), b"some text", "{path} for {accepts}");
     }
 }

@@ -25,7 +25,8 @@ struct Answer {
     known_length: bool,
 }
 
-async fn answered(answer: Answer, method: Method, accepts: &str) -> Response {
+fn asked_for(answer: &Answer) -> Router {
+    let answer = answer.clone();
     let handler = async move || {
         let body = if answer.known_length { Body::from("some text") } else { streamed(&["some", " text"]) };
         let mut response = Response::new(body);
@@ -35,7 +36,11 @@ async fn answered(answer: Answer, method: Method, accepts: &str) -> Response {
         }
         response
     };
-    let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new());
+    Router::new().route("/", get(handler))
+}
+
+async fn answered(answer: Answer, method: Method, accepts: &str) -> Response {
+    let app = asked_for(&answer).layer(CompressedStreamLayer::new());
     let mut request = request("/", accepts);
     *request.method_mut() = method;
     app.oneshot(request).await.unwrap()
@@ -91,6 +96,7 @@ async fn what_must_not_be_compressed_is_left_alone() {
         ("204", status(StatusCode::NO_CONTENT)),
         ("304", status(StatusCode::NOT_MODIFIED)),
         ("no-transform", head(&[("cache-control", "private, No-Transform")])),
+        ("a digest", head(&[("content-digest", "sha-256=:AAAA:")])),
         ("a picture", head(&[("content-type", "image/png")])),
         ("a film", head(&[("content-type", "Video/MP4")])),
         ("gRPC", head(&[("content-type", "application/grpc+proto")])),
@@ -196,5 +202,40 @@ async fn a_body_that_fails_ends_without_the_end_of_its_compressed_stream() {
         assert!(failed, "{encoding}");
         let response = Response::builder().header("content-encoding", encoding).body(Body::from(bytes)).unwrap();
         assert!(Decoded::of(response).rest().await.is_err(), "{encoding}: a decoder notices");
+    }
+}
+
+/// There is nothing to compress in an empty body, and nothing that tells it from one that was taken off.
+#[tokio::test]
+async fn head_of_an_empty_body_is_that_of_its_get() {
+    let app = Router::new().route("/", get(async || StatusCode::ACCEPTED)).layer(CompressedStreamLayer::new());
+    let mut heads = Vec::new();
+    for method in [Method::GET, Method::HEAD] {
+        let mut request = request("/", "gzip");
+        *request.method_mut() = method;
+        heads.push(app.clone().oneshot(request).await.unwrap().headers().clone());
+    }
+    assert_eq!(heads[0], heads[1]);
+    assert!(!heads[0].contains_key("content-encoding"));
+}
+
+/// A 304 has the validator of the 200 that it stands for (RFC 9110, section 15.4.5): a cache that finds another one must
+/// not use it (RFC 9111, section 4.3.4).
+#[tokio::test]
+async fn a_304_has_the_validator_that_its_client_asked_with() {
+    let headers = &[("etag", "\"v,1\"")];
+    let unmodified = Answer { headers, status: StatusCode::NOT_MODIFIED, known_length: true };
+    for (asked, told, vary) in [
+        ("W/\"v,1\"", "W/\"v,1\"", Some("accept-encoding")),
+        ("\"a\", W/\"v,1\" , \"b\"", "W/\"v,1\"", Some("accept-encoding")),
+        ("\"v,1\"", "\"v,1\"", None),
+        ("W/\"v\"", "\"v,1\"", None),
+    ] {
+        let app = asked_for(&unmodified).layer(CompressedStreamLayer::new());
+        let mut request = request("/", "gzip");
+        request.headers_mut().insert("if-none-match", HeaderValue::from_static(asked));
+        let response = app.oneshot(request).await.unwrap();
+        assert_eq!(response.headers()["etag"], told, "{asked}");
+        assert_eq!(response.headers().get("vary").map(|vary| vary.to_str().unwrap()), vary, "{asked}");
     }
 }

@@ -45,8 +45,18 @@ async fn a_304_has_the_validator_that_its_client_asked_with() {
     fn unmodified() -> Response {
         (StatusCode::NOT_MODIFIED, [(header::ETAG, "\"abc\"")]).into_response()
     }
-    for (asked, told, vary) in [("W/\"abc\"", "W/\"abc\"", Some("accept-encoding")), ("\"abc\"", "\"abc\"", None)] {
-        let got = answer(&[(header::IF_NONE_MATCH, asked)], unmodified).await;
+    /// A comma is no end of a tag (RFC 9110, section 8.8.3).
+    fn unmodified_list() -> Response {
+        (StatusCode::NOT_MODIFIED, [(header::ETAG, "\"a,b\"")]).into_response()
+    }
+    for (response, asked, told, vary) in [
+        (unmodified as fn() -> Response, "W/\"abc\"", "W/\"abc\"", Some("accept-encoding")),
+        (unmodified, "\"abc\"", "\"abc\"", None),
+        (unmodified_list, "W/\"a,b\"", "W/\"a,b\"", Some("accept-encoding")),
+        (unmodified_list, "\"c\", W/\"a,b\"", "W/\"a,b\"", Some("accept-encoding")),
+        (unmodified_list, "W/\"a\", W/\"b\"", "\"a,b\"", None),
+    ] {
+        let got = answer(&[(header::IF_NONE_MATCH, asked)], response).await;
         assert_eq!((got.status, got.text(header::ETAG), got.text(header::VARY)), (304, Some(told), vary));
         assert!(got.body.is_empty());
     }

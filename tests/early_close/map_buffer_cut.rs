@@ -6,9 +6,9 @@ use axum::{Router, routing::get};
 use bytes::Bytes;
 use http::response::Parts;
 use tokio::time::Instant;
-use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, Sent, TimeLimitLayer};
+use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, Sent, ShutdownHookLayer, TimeLimitLayer};
 
-use crate::support::{Gate, MemoryServer, Notes, Server, ends, soon};
+use crate::support::{Gate, MemoryServer, Notes, Server, ends, h2client::Http2, soon};
 
 /// Waits for ever, and notes its begin and its drop.
 fn waits(notes: &Notes) -> EarlyCloseLayer {
@@ -102,4 +102,36 @@ async fn its_busy_time_counts() {
         Router::new().route("/", get(async || "hello")).layer((busy, TimeLimitLayer::busy(Duration::from_millis(20))));
     let server = Server::start(app).await;
     assert_eq!(server.get("/").await.status, 503);
+}
+
+/// On HTTP/2 the response's future goes with its stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn where_aborts_are_ignored_it_runs_to_its_end_on_http_2_too() {
+    // More than once: its threads may tell of the end and of the abort in any order.
+    for _ in 0..30 {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, waits) = (notes.clone(), gate.clone());
+        let layer = EarlyCloseLayer::new().map_buffer(move |parts: Parts, bytes: Bytes| {
+            let (notes, gate) = (theirs.clone(), waits.clone());
+            async move {
+                notes.add("begun");
+                let _note = notes.on_drop("dropped");
+                gate.passed().await;
+                notes.add("ended");
+                Ok::<_, io::Error>((parts, bytes))
+            }
+        });
+        let hooked = notes.clone();
+        let hook = ShutdownHookLayer::new(async move |end| hooked.add(format!("hook: {}", end.status())));
+        let app = Router::new().route("/", get(async || "hello")).layer((layer, hook, IgnoreAbortLayer::new()));
+        let server = Server::start(app).await;
+        let mut client = Http2::connect(server.address).await;
+        let response = client.start("GET", "/").await;
+        notes.seen("begun").await;
+        drop(response);
+        server.journal.seen("aborted").await;
+        gate.open();
+        server.journal.ended(1).await;
+        assert_eq!(notes.all(), ["begun", "ended", "dropped", "hook: ABORTED"]);
+    }
 }

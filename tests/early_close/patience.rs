@@ -95,3 +95,21 @@ async fn the_time_limit_in_a_body_that_is_held_back_is_a_503() {
         assert_eq!(server.journal.lines().last().unwrap(), "ended/2", "{method}");
     }
 }
+
+/// What has used up its task's turn is told to wait by tokio, whatever is there.
+#[tokio::test]
+async fn without_patience_a_used_up_turn_is_no_pause() {
+    let handler = async || {
+        let (sender, receiver) = tokio::sync::mpsc::unbounded_channel();
+        for part in ["all ", "of ", "it"] {
+            sender.send(Ok::<_, std::io::Error>(part)).unwrap();
+        }
+        while tokio::task::coop::has_budget_remaining() {
+            tokio::task::coop::consume_budget().await;
+        }
+        Body::from_stream(tokio_stream::wrappers::UnboundedReceiverStream::new(receiver))
+    };
+    let layer = EarlyCloseLayer::new().patience(Duration::ZERO);
+    let reply = MemoryServer::start(Router::new().route("/", get(handler)).layer(layer)).get("/").await;
+    assert_eq!((reply.header("content-length"), reply.text().as_str()), (Some("9"), "all of it"));
+}

@@ -2,13 +2,13 @@
 
 use axum::{Router, body::Body, response::IntoResponse, routing::get};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderValue, header};
 use http_body::Frame;
 use http_body_util::StreamBody;
 use tower_epilogue::EarlyCloseLayer;
 
-use crate::support::{Server, h2client::Http2};
+use crate::support::{MemoryServer, Server, h2client::Http2};
 
 fn with_trailers() -> impl IntoResponse {
     let trailers: HeaderMap = [(header::ETAG, HeaderValue::from_static("\"end\""))].into_iter().collect();
@@ -77,4 +77,47 @@ async fn where_they_cannot_be_sent_there_is_a_length_instead() {
             assert_eq!((reply.header("content-length"), reply.text().as_str()), (Some("2"), "ab"), "{version} {what}");
         }
     }
+}
+
+/// hyper sends those that a `Trailer` header names, and no others.
+#[tokio::test]
+async fn those_that_no_trailer_header_names_have_a_length_instead_on_http_1_1() {
+    for named in [None, Some("x-other, Etag")] {
+        for (layer, what) in layers().into_iter().filter(|(_, what)| *what != "streamed") {
+            let handler = async move || {
+                let mut response = with_trailers().into_response();
+                response.headers_mut().remove(header::TRAILER);
+                response.headers_mut().extend(named.map(|named| (header::TRAILER, HeaderValue::from_static(named))));
+                response
+            };
+            let server = Server::start(Router::new().route("/", get(handler)).layer(layer)).await;
+            let mut client = server.connect().await;
+            client.send("GET / HTTP/1.1\r\nhost: test\r\nte: trailers\r\n\r\n").await;
+            let reply = client.reply().await;
+            let (length, body) = match named {
+                None => (Some("2"), "ab"),
+                Some(_) => (None, "2\r\nab\r\n0\r\netag: \"end\"\r\n\r\n"),
+            };
+            assert_eq!((reply.header("content-length"), reply.text().as_str()), (length, body), "{what}, {named:?}");
+        }
+    }
+}
+
+/// As a channel does whose sender lives on.
+#[tokio::test(start_paused = true)]
+async fn those_that_came_before_the_patience_was_over_follow_a_body_that_ends_later() {
+    let handler = async || {
+        let frames = stream::iter([
+            Frame::data(Bytes::from_static(b"ab")),
+            Frame::trailers([(header::ETAG, HeaderValue::from_static("\"end\""))].into_iter().collect()),
+        ]);
+        let later = stream::once(tokio::time::sleep(std::time::Duration::from_secs(5))).filter_map(async |()| None);
+        let body = StreamBody::new(frames.chain(later).map(Ok::<_, std::io::Error>));
+        ([(header::TRAILER, "etag")], Body::new(body))
+    };
+    let server = MemoryServer::start(Router::new().route("/", get(handler)).layer(EarlyCloseLayer::new()));
+    let mut client = server.connect();
+    client.send("GET / HTTP/1.1\r\nhost: test\r\nte: trailers\r\n\r\n").await;
+    let reply = client.reply().await;
+    assert!(reply.text().ends_with("0\r\netag: \"end\"\r\n\r\n"), "{reply:?}");
 }

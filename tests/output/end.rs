@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{Router, routing::get};
-use tower_epilogue::{Lifecycle, Output, OutputError, TimeLimitLayer};
+use tower_epilogue::{EarlyCloseLayer, Lifecycle, Output, OutputError, TimeLimitLayer};
 
 use crate::{
     support::{Gate, MemoryServer, Notes, Server, ends, h2client::Http2},
@@ -164,20 +164,23 @@ async fn an_output_that_outlives_its_producer_ends_the_response_itself() {
 }
 
 #[tokio::test]
-async fn head_runs_no_producer() {
-    let notes = Notes::default();
-    let theirs = notes.clone();
-    let app = written(move |_| {
-        theirs.add("produced");
-        std::future::ready(Ok(()))
-    });
-    let server = Server::start(app).await;
-    let mut client = server.connect().await;
-    client.send("HEAD / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
-    let reply = client.reply().await;
-    assert_eq!((reply.status, reply.body.len()), (200, 0));
-    server.journal.ended(1).await;
-    assert!(notes.all().is_empty());
+async fn head_runs_a_producer_only_to_be_measured() {
+    for measured in [false, true] {
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let app = written(move |_| {
+            theirs.add("produced");
+            std::future::ready(Ok(()))
+        });
+        let server = Server::start(if measured { app.layer(EarlyCloseLayer::new()) } else { app }).await;
+        let mut client = server.connect().await;
+        client.send("HEAD / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
+        let reply = client.reply().await;
+        assert_eq!((reply.status, reply.body.len()), (200, 0));
+        server.journal.ended(1).await;
+        let expected: &[&str] = if measured { &["produced"] } else { &[] };
+        assert_eq!(notes.all(), expected);
+    }
 }
 
 #[tokio::test]
