@@ -165,7 +165,7 @@ impl Feed {
 fn tell(listener: &Listener, event: &Event) {
     if let Err(payload) = caught::call(|| listener(event)) {
         tracing::error!(
-            message = super::panic_message(&*payload),
+            panic = super::panic_message(&*payload),
             event = event.kind().name(),
             "the event function panicked"
         );
