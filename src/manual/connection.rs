@@ -85,10 +85,11 @@
 //!
 //! # When the server stops
 //!
-//! [`Epilogue::serve`](crate::Epilogue::serve) ends a drain in steps. *When it begins*, the server looks once more for requests that
-//! have come; then an HTTP/1 connection is closed after the response that is on its way. An HTTP/2 client is sent a GOAWAY with the highest number that a stream can have and
-//! the code NO_ERROR, and, when it has answered the ping that comes with it, another one with the last stream that was
-//! taken up (RFC 9113, section 6.8); the connection is closed when those have ended.
+//! [`Epilogue::serve`](crate::Epilogue::serve) ends a drain in steps. *When it begins*, the server looks once more for
+//! requests that have come; then an HTTP/1 connection is closed after the response that is on its way. An HTTP/2 client is
+//! sent a GOAWAY with the highest number that a stream can have and the code NO_ERROR, and, when it has answered the ping
+//! that comes with it, another one with the last stream that was taken up (RFC 9113, section 6.8); the connection is
+//! closed when the streams have ended.
 //!
 //! *At the deadline* requests that have no response yet are answered with a 503. Of those that have, an HTTP/1 connection is
 //! ended, and an HTTP/2 stream is reset with INTERNAL_ERROR, which is what hyper makes of every body that fails.

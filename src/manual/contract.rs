@@ -261,8 +261,9 @@
 //!
 //! **At a drain's deadline** a handler that has not answered is answered for with a 503, and a response on its way
 //! is broken off. Everything gets twice the hook limit to come to its end; after half of that the server closes the
-//! connections that are left, which then [linger](super::connection#when-the-server-stops), and after all of it it returns. What shows only in this time (a request whose connection has closed and whose task has
-//! not been told yet, or one that had been sent before the stop) is cut and named when it shows.
+//! connections that are left, which then [linger](super::connection#when-the-server-stops), and after all of it it
+//! returns. What shows only in this time (a request whose connection has closed and whose task has not been told yet, or
+//! one that had been sent before the stop) is cut and named when it shows.
 //!
 //! **A cut comes too late** for bytes that the kernel has taken, or that an HTTP/2 server has queued: the client may then
 //! have a whole response although the status says TIMEOUT.
