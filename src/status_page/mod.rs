@@ -14,6 +14,8 @@
 //! # let _ = app;
 //! ```
 //!
+//! It is then at `/status`; axum knows no `/status/`.
+//!
 //! # Who must not see it
 //!
 //! Everybody whom you would not show your access log: clients, above all. The page names routes, tells how busy the
