@@ -69,8 +69,8 @@
 //!
 //! It runs from the arrival of the request to the end of its continuations. Setting the limit in the handler
 //! restarts it: 25 s and then a limit of 20 s make 45 s. Zero lifts it. It counts time on the wall, or
-//! [busy](crate::ClockKind::Busy) time. Work is dropped at its next `.await`; a poll that ran far past the limit
-//! is reported with its route once it returns. Before the head the client is answered with a 503; in the
+//! [busy](crate::ClockKind::Busy) time. Work is dropped at its next `.await`; a poll that ran more than 10 ms past
+//! the limit is reported with its route once it returns. Before the head the client is answered with a 503; in the
 //! body the response is broken off, so that it never looks whole.
 //!
 //! Blocking work cannot be dropped: at the limit its request goes on without it, and its thread is counted

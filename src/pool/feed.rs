@@ -192,7 +192,7 @@ mod tests {
             kind: EventKind::Arrived,
             status: ConnectionStatus::NORMAL,
             at: Duration::ZERO,
-            route: Arc::new(Route { name: "GET /".into(), method: 3, matched: false }),
+            route: Arc::new(Route { name: "GET /".into(), method: 3, matched: false, is_job: false }),
             class: None,
         }
     }
