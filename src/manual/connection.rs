@@ -35,8 +35,9 @@
 //! that leaves in the moment of the flush has aborted or not, whichever its connection sees first.
 //!
 //! Sockets of tokio are watched while a handler or a body waits, also where the server does not read: behind an
-//! unread upload or a pipelined request. One thing hides a FIN: an upload that fills the receive window comes
-//! before it, and nobody learns of the one before somebody reads the other.
+//! unread upload or a pipelined request; on Linux and Android, that is: elsewhere they tell there of a reset alone. One
+//! thing hides a FIN: an upload that fills the receive window comes before it, and nobody learns of the one before
+//! somebody reads the other.
 //!
 //! Of any other IO only what its reads and writes tell is seen. For a TLS stream, a
 //! [`TrackedSocket`](crate::TrackedSocket) below it and [`TrackedIo::over`](crate::TrackedIo::over) above it have the
