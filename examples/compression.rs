@@ -3,9 +3,9 @@
 //! Run with: `cargo run --example compression --features compression`
 //!
 //! ```sh
-//! # gzip with a content-length and `connection: close`, at once, although the work after it takes 2 s:
+//! # Compressed, with a content-length and `connection: close`, at once, although the work after it takes 2 s:
 //! curl -i --compressed 'http://127.0.0.1:3000/within/known?id=1'
-//! # The same for a page whose length nobody knows beforehand, in every encoding:
+//! # The same for a page whose length nobody knows beforehand, in whatever encoding is asked for:
 //! curl -is -H 'accept-encoding: br' -o /dev/null -D - 'http://127.0.0.1:3000/within/streamed?id=2'
 //! # A HEAD request gets the headers of its GET:
 //! curl -I --compressed 'http://127.0.0.1:3000/within/streamed?id=3'

@@ -5,7 +5,8 @@
 //! ```sh
 //! # Twenty orders, each with 1 to 20 s of work behind its answer:
 //! for i in $(seq 20); do curl -d "$i" http://127.0.0.1:3000/order; done
-//! # Then press Ctrl-C (or send a SIGTERM), and once more to cut what is left.
+//! # Then press Ctrl-C (or send a SIGTERM): what is not done 15 s later is cut, and named in the report. Once more, and
+//! # that is done at once.
 //! ```
 #![expect(clippy::print_stdout, reason = "the address and the report are for whoever started the example")]
 

@@ -11,6 +11,7 @@
 //!
 //! The request's span is as long as the request took. The continuation's is a trace of its own, which began when the
 //! response had left, with a link to the request's span.
+#![expect(clippy::print_stdout, reason = "the address and the spans are for whoever started the example")]
 
 use std::time::Duration;
 
@@ -31,7 +32,6 @@ use tracing_subscriber::{filter::LevelFilter, layer::SubscriberExt as _, util::S
 struct Printed;
 
 impl SpanExporter for Printed {
-    #[expect(clippy::print_stdout, reason = "it is what this one is for")]
     async fn export(&self, spans: Vec<SpanData>) -> OTelSdkResult {
         for span in spans {
             let took = span.end_time.duration_since(span.start_time).unwrap_or_default();
@@ -79,7 +79,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .route("/signup", post(signup))
         .layer(EarlyCloseLayer::new())
         .layer(TraceLayer::new_for_http().make_span_with(DefaultMakeSpan::new().level(Level::INFO)));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    let port = std::env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
+    let listener = tokio::net::TcpListener::bind(format!("127.0.0.1:{port}")).await?;
+    println!("listening on http://{}", listener.local_addr()?);
     Epilogue::new().serve(listener, app).with_graceful_shutdown(shutdown_signal()).await?;
     provider.shutdown()?;
     Ok(())

@@ -68,6 +68,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         };
         tokio::spawn(serve(stream, tls.clone(), epilogue.clone(), app.clone(), tracking.clone()));
     }
+    // For what runs after responses. How to wait for the connections themselves is in the example `hyper_util`.
     println!("{}", epilogue.drain().await);
     Ok(())
 }

@@ -37,6 +37,9 @@ pub(crate) struct Route {
     /// The length of the method.
     pub(crate) method: usize,
     pub(crate) matched: bool,
+    /// It is an attempt at a durable job, and no request: a client can send that method, too.
+    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "it is for its labels"))]
+    pub(crate) is_job: bool,
 }
 
 /// One thing that happened to one request.

@@ -38,6 +38,8 @@ const CONTINUATION: &str = "tower_epilogue_continuation_seconds";
 const UNMATCHED: &str = "unmatched";
 /// In the place of a method that is not one of the usual, as OpenTelemetry has it: it can be any token.
 const OTHER: &str = "_OTHER";
+/// That of attempts at durable jobs. A client that sends it sends none of the usual.
+const JOB: &str = "JOB";
 /// In the place of a class, for a continuation without one.
 const NO_CLASS: &str = "none";
 
@@ -176,7 +178,8 @@ fn stop_running(open: &mut Open, event: &Event, dropped: bool) {
 
 fn of_request(event: &Event) -> Labels {
     let route = event.matched_route().map_or(SharedString::const_str(UNMATCHED), |route| route.to_owned().into());
-    vec![Label::from_static_parts("method", method(event.method())), Label::new("route", route)]
+    let method = if event.route.is_job { JOB } else { method(event.method()) };
+    vec![Label::from_static_parts("method", method), Label::new("route", route)]
 }
 
 fn with_class(event: &Event) -> Labels {
@@ -189,6 +192,6 @@ fn with(mut labels: Labels, name: &'static str, value: &'static str) -> Labels {
 }
 
 fn method(method: &str) -> &'static str {
-    const USUAL: [&str; 10] = ["CONNECT", "DELETE", "GET", "HEAD", "JOB", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
+    const USUAL: [&str; 9] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
     USUAL.into_iter().find(|usual| *usual == method).unwrap_or(OTHER)
 }

@@ -67,8 +67,8 @@ impl fmt::Debug for ConnectionStatus {
 
 /// What became of a response.
 ///
-/// Decided once for each request. [`Lifecycle::finish`](crate::Lifecycle::finish) resolves with it, and
-/// [`End::sent`](crate::End::sent) tells it to hooks.
+/// [`Lifecycle::finish`](crate::Lifecycle::finish) resolves with it, and [`End::sent`](crate::End::sent) tells it to hooks.
+/// It is decided once for each request, but for [`GivenUp`](Self::GivenUp), in whose place one of the others may come later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Sent {
@@ -80,7 +80,8 @@ pub enum Sent {
     /// It was broken off from our side: its body failed, the time limit passed while it was on its way, or
     /// the server was stopped.
     BrokenOff,
-    /// The reader was so slow that waiting for it ended; the response may still be on its way.
+    /// The reader was so slow that waiting for it ended. The response may still be on its way: what becomes of it before
+    /// the hooks run is what they are told.
     GivenUp,
 }
 

@@ -35,7 +35,7 @@
 //! By default the time on the wall: sleeping, waiting for others and a slow reader count. With
 //! [`busy`](TimeLimitLayer::busy), only the time in which the request's own code runs, as in PHP on Unix.
 //!
-//! A poll that does not end cannot be dropped; if it ends past the limit, a warning names its route.
+//! A poll that does not end cannot be dropped; if it ends more than 10 ms past the limit, a warning names its route.
 //!
 //! # Differences from `tower_http::timeout`
 //!

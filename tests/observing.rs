@@ -10,6 +10,7 @@ mod support;
 
 mod observing {
     mod events;
+    mod fields;
     #[cfg(feature = "durable-sqlite")]
     mod jobs;
     mod links;

@@ -38,8 +38,8 @@ const FIRST: Duration = Duration::from_millis(1);
 const LAST: Duration = Duration::from_millis(100);
 
 impl Delivered {
-    /// Called after the flush: resolves when all that was written until now was confirmed, or never will be. There is no event for it: the send queue is looked at,
-    /// less and less often, up to ten times a second.
+    /// Called after the flush: resolves when all that was written until now was confirmed, or never will be. There is no
+    /// event for it: the send queue is looked at, less and less often, up to ten times a second.
     pub(crate) async fn acknowledged(&self) -> Acknowledged {
         let Some(source) = &self.source else {
             return Acknowledged::Unknown;

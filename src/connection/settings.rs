@@ -148,9 +148,10 @@ impl Tracking {
         self
     }
 
-    /// After how long without a byte the client's machine is probed, 30 s by default; it counts as gone when
-    /// three probes, a third of that time apart, are not answered (TCP keep-alive, RFC 9293, section 3.8.4). `None`
-    /// leaves the system's setting.
+    /// After how long without a byte the client's machine is probed, 30 s by default, and then again each third of that
+    /// time (TCP keep-alive, RFC 9293, section 3.8.4). It counts as gone when three probes are not answered; on Linux and
+    /// Android, where [`unacknowledged`](Self::unacknowledged) is set as well, when one is not, and no byte has come for
+    /// as long as that says: after 40 s by default. `None` leaves the system's setting.
     #[must_use]
     pub fn keep_alive(mut self, after: impl Into<Option<Duration>>) -> Self {
         self.keep_alive = after.into();

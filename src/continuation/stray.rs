@@ -75,7 +75,7 @@ pub(crate) fn run_alone(mut continuation: Continuation) {
             }
         };
         if let Err(payload) = result {
-            tracing::error!(message = crate::pool::panic_message(&*payload), "a continuation panicked");
+            tracing::error!(panic = crate::pool::panic_message(&*payload), "a continuation panicked");
             caught::dispose(payload);
         }
         // It has no request, and so no failure handler.

@@ -44,9 +44,9 @@ pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
     /// How often it is tried before it is given up, the first time included; 20 by default.
     const MAX_ATTEMPTS: u16 = 20;
 
-    /// How long one attempt may take, from when it has its place; 60 s by default. It is dropped at its next `.await` then, and
-    /// counts as failed. There is no way to have none: work without a limit could not be told from work whose process
-    /// has died. A running attempt cannot move it.
+    /// How long one attempt may take, from when it has its place; 60 s by default. It is dropped at its next `.await`
+    /// then, and counts as failed. There is no way to have none: work without a limit could not be told from work whose
+    /// process has died. A running attempt cannot move it.
     const LIMIT: Duration = Duration::from_secs(60);
 
     /// How many of this kind run at once in one process; 16 by default, and no more than the bounds of its

@@ -95,7 +95,7 @@ impl Runner for JobRunner {
         let Some(known) = self.kinds.get(kind) else { return jittered(default_backoff(attempt)) };
         // The engine asks too, from where a panic would take all other jobs with it (contract rule 11).
         jittered(caught::call(|| (known.backoff)(attempt)).unwrap_or_else(|payload| {
-            tracing::error!(kind, message = panic_message(&*payload), "the back-off of a durable job panicked");
+            tracing::error!(kind, panic = panic_message(&*payload), "the back-off of a durable job panicked");
             caught::dispose(payload);
             default_backoff(attempt)
         }))
@@ -247,7 +247,7 @@ impl JobRunner {
                 error: text.clone(),
             };
             if let Err(payload) = caught::call(|| on_discard(&discarded)) {
-                tracing::error!(message = panic_message(&*payload), "the function for discarded jobs panicked");
+                tracing::error!(panic = panic_message(&*payload), "the function for discarded jobs panicked");
                 caught::dispose(payload);
             }
         }

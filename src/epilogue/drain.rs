@@ -40,17 +40,19 @@ impl Epilogue {
 /// The connections that a drain waits for.
 #[derive(Clone, Copy)]
 pub(super) struct Serving<'a> {
-    /// The tasks that they run in.
-    pub(super) connections: &'a TaskTracker,
+    /// The tasks that they run in, and those of the streams of HTTP/2.
+    pub(super) tasks: &'a TaskTracker,
+    /// How many are open.
+    pub(super) open: &'a (dyn Fn() -> usize + Sync),
     /// What is not (yet) the pool's: the requests on them.
     pub(super) in_flight: &'a (dyn Fn() -> Vec<Arc<dyn pool::Straggler>> + Sync),
     /// Has those closed that are left, which linger; tells how many they are.
     pub(super) close: &'a (dyn Fn() -> usize + Sync),
 }
 
-/// Waits for the connections, and then for the pool, to the pool's deadline; then cuts what is left, and gives the hooks their time.
+/// Waits for the connections, and then for the pool, to the pool's deadline; then cuts what is left, and gives the hooks
+/// their time.
 pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> DrainReport {
-    let connections = serving.map(|serving| serving.connections);
     let in_flight = || serving.map(|serving| (serving.in_flight)()).unwrap_or_default();
     #[cfg(feature = "status-page")]
     let _draining = pool.drains.begin();
@@ -59,8 +61,8 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
     let companions = pool.companions();
     companions.iter().for_each(|companion| companion.stop());
     let ended = || async {
-        if let Some(connections) = connections {
-            connections.wait().await;
+        if let Some(serving) = serving {
+            serving.tasks.wait().await;
         }
         pool.idle().await;
         for companion in &companions {
@@ -70,10 +72,16 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         pool.idle().await;
     };
     let mut report = DrainReport::default();
-    if let Some(why) = cut_short(pool, connections, ended()).await {
+    if let Some(why) = cut_short(pool, serving, ended()).await {
         let mut cut = Cut::default();
         cut.all(pool, in_flight());
-        tracing::warn!(report = %cut.report(), "{why}");
+        if cut.named.is_empty() {
+            let connections = serving.map(|serving| (serving.open)());
+            tracing::warn!(running = pool.running(), connections, "{why}: no request is left to cut");
+        } else {
+            // Level error: promises that were not kept.
+            tracing::error!(report = %cut.report(), "{why}");
+        }
         // Hooks have a limit each. Twice that is enough for all but the most stubborn. In the first half of it connections
         // come to their own end; in the second, those that did not are closed, and linger.
         let (half, began) = (pool.settings.hook_limit, Instant::now());
@@ -109,11 +117,7 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
 
 /// Waits for the end, to the pool's deadline, or until somebody has it cut; says each second how much is left. Gives what
 /// ended the wait before all was over.
-async fn cut_short(
-    pool: &Pool,
-    connections: Option<&TaskTracker>,
-    ended: impl Future<Output = ()>,
-) -> Option<&'static str> {
+async fn cut_short(pool: &Pool, serving: Option<Serving<'_>>, ended: impl Future<Output = ()>) -> Option<&'static str> {
     let (mut ended, mut cut) = (pin!(ended), pin!(pool.cut.notified()));
     cut.as_mut().enable();
     let mut deadline = pin!(async {
@@ -135,7 +139,7 @@ async fn cut_short(
             _ = progress.tick() => tracing::info!(
                 elapsed = began.elapsed().as_secs(),
                 running = pool.running(),
-                connections = connections.map(TaskTracker::len),
+                connections = serving.map(|serving| (serving.open)()),
                 "draining"
             ),
         }

@@ -55,6 +55,10 @@ impl OpenConnections {
         open.len()
     }
 
+    pub(crate) fn len(&self) -> usize {
+        lock(&self.open).len()
+    }
+
     /// The requests in flight on all of them.
     pub(crate) fn in_flight(&self) -> Vec<Arc<dyn pool::Straggler>> {
         lock(&self.open).values().flat_map(Connection::in_flight).collect()
@@ -72,10 +76,6 @@ impl OpenConnections {
 
 #[cfg(feature = "test-util")]
 impl OpenConnections {
-    pub(crate) fn len(&self) -> u64 {
-        lock(&self.open).len() as u64
-    }
-
     /// How many were accepted so far.
     pub(crate) fn accepted(&self) -> u64 {
         self.accepted.load(Ordering::Relaxed)

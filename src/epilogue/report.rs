@@ -49,7 +49,7 @@ impl fmt::Display for DrainReport {
         } else if self.stragglers.is_empty() {
             f.write_str("drained: every request ended by itself")?;
         } else {
-            write!(f, "drained with {} cut at the deadline:", self.stragglers.len())?;
+            write!(f, "drained with {} cut:", self.stragglers.len())?;
             for (place, straggler) in self.stragglers.iter().enumerate() {
                 write!(f, "{} {straggler}", if place > 0 { ";" } else { "" })?;
             }

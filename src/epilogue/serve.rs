@@ -280,7 +280,8 @@ impl Server {
         self.open.ask(Asked::Finish);
         self.connections.close();
         let serving = Serving {
-            connections: &self.connections,
+            tasks: &self.connections,
+            open: &|| self.open.len(),
             in_flight: &|| self.open.in_flight(),
             close: &|| self.open.ask(Asked::Close),
         };

@@ -211,7 +211,7 @@ fn is_exempt<B>(bounds: &Bounds, request: &mut Request<B>) -> bool {
     match answer {
         Ok(exempt) => exempt,
         Err(payload) => {
-            tracing::error!(message = crate::pool::panic_message(&*payload), "`admit_always` panicked");
+            tracing::error!(panic = crate::pool::panic_message(&*payload), "`admit_always` panicked");
             caught::dispose(payload);
             false
         }

@@ -25,7 +25,7 @@ impl Lifecycle {
         let shared = Shared::new(Arrival {
             home: Some(Arc::new(Home { seat: Some(seat), ..Home::new(pool) })),
             connection: None,
-            // No client can send this, since the name of a route is made of a method and a path.
+            // A name and nothing more: a client can send it, too.
             method: Method::from_bytes(b"JOB").unwrap_or_default(),
             uri: format!("/{kind}").parse().unwrap_or_else(|_| Uri::from_static("/")),
             version: Version::HTTP_11,

@@ -75,7 +75,7 @@ impl Shared {
                 work();
             };
             if let Err(payload) = Blocking::start(Box::new(work), runner.clone(), span, route).await {
-                tracing::error!(message = panic_message(&*payload), "a continuation panicked");
+                tracing::error!(panic = panic_message(&*payload), "a continuation panicked");
                 caught::dispose(payload);
             }
             runner.stuck_ended();

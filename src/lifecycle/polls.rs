@@ -37,7 +37,7 @@ impl Shared {
 
     pub(crate) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
         let message = panic_message(&**payload);
-        tracing::error!(route = self.route(), message, "a {what} panicked");
+        tracing::error!(route = self.route(), panic = message, "a {what} panicked");
         self.pool().count_panic();
         let mut core = lock(&self.core);
         core.rare().panic.get_or_insert(message.into());

@@ -26,7 +26,7 @@ impl Shared {
         let name = self.route().into_boxed_str();
         // A method has no space in it (RFC 9110, section 9.1).
         let method = name.find(' ').unwrap_or_default();
-        let route = Route { name, method, matched };
+        let route = Route { name, method, matched, is_job: self.is_job };
         told.route.insert(Arc::new(route)).clone()
     }
 

@@ -99,7 +99,7 @@ impl Straggler for Shared {
     }
 
     fn cut(&self) {
-        self.time_out("the drain's deadline passed: what is left is cut");
+        self.time_out("a drain cuts what is left");
     }
 
     fn describe(&self) -> Description {

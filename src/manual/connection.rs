@@ -35,8 +35,9 @@
 //! that leaves in the moment of the flush has aborted or not, whichever its connection sees first.
 //!
 //! Sockets of tokio are watched while a handler or a body waits, also where the server does not read: behind an
-//! unread upload or a pipelined request. One thing hides a FIN: an upload that fills the receive window comes
-//! before it, and nobody learns of the one before somebody reads the other.
+//! unread upload or a pipelined request; on Linux and Android, that is: elsewhere they tell there of a reset alone. One
+//! thing hides a FIN: an upload that fills the receive window comes before it, and nobody learns of the one before
+//! somebody reads the other.
 //!
 //! Of any other IO only what its reads and writes tell is seen. For a TLS stream, a
 //! [`TrackedSocket`](crate::TrackedSocket) below it and [`TrackedIo::over`](crate::TrackedIo::over) above it have the
@@ -85,10 +86,11 @@
 //!
 //! # When the server stops
 //!
-//! [`Epilogue::serve`](crate::Epilogue::serve) ends a drain in steps. *When it begins*, the server looks once more for requests that
-//! have come; then an HTTP/1 connection is closed after the response that is on its way. An HTTP/2 client is sent a GOAWAY with the highest number that a stream can have and
-//! the code NO_ERROR, and, when it has answered the ping that comes with it, another one with the last stream that was
-//! taken up (RFC 9113, section 6.8); the connection is closed when those have ended.
+//! [`Epilogue::serve`](crate::Epilogue::serve) ends a drain in steps. *When it begins*, the server looks once more for
+//! requests that have come; then an HTTP/1 connection is closed after the response that is on its way. An HTTP/2 client is
+//! sent a GOAWAY with the highest number that a stream can have and the code NO_ERROR, and, when it has answered the ping
+//! that comes with it, another one with the last stream that was taken up (RFC 9113, section 6.8); the connection is
+//! closed when the streams have ended.
 //!
 //! *At the deadline* requests that have no response yet are answered with a 503. Of those that have, an HTTP/1 connection is
 //! ended, and an HTTP/2 stream is reset with INTERNAL_ERROR, which is what hyper makes of every body that fails.

@@ -69,8 +69,8 @@
 //!
 //! It runs from the arrival of the request to the end of its continuations. Setting the limit in the handler
 //! restarts it: 25 s and then a limit of 20 s make 45 s. Zero lifts it. It counts time on the wall, or
-//! [busy](crate::ClockKind::Busy) time. Work is dropped at its next `.await`; a poll that ran far past the limit
-//! is reported with its route once it returns. Before the head the client is answered with a 503; in the
+//! [busy](crate::ClockKind::Busy) time. Work is dropped at its next `.await`; a poll that ran more than 10 ms past
+//! the limit is reported with its route once it returns. Before the head the client is answered with a 503; in the
 //! body the response is broken off, so that it never looks whole.
 //!
 //! Blocking work cannot be dropped: at the limit its request goes on without it, and its thread is counted
@@ -262,8 +262,9 @@
 //!
 //! **At a drain's deadline** a handler that has not answered is answered for with a 503, and a response on its way
 //! is broken off. Everything gets twice the hook limit to come to its end; after half of that the server closes the
-//! connections that are left, which then [linger](super::connection#when-the-server-stops), and after all of it it returns. What shows only in this time (a request whose connection has closed and whose task has
-//! not been told yet, or one that had been sent before the stop) is cut and named when it shows.
+//! connections that are left, which then [linger](super::connection#when-the-server-stops), and after all of it it
+//! returns. What shows only in this time (a request whose connection has closed and whose task has not been told yet, or
+//! one that had been sent before the stop) is cut and named when it shows.
 //!
 //! **A cut comes too late** for bytes that the kernel has taken, or that an HTTP/2 server has queued: the client may then
 //! have a whole response although the status says TIMEOUT.

@@ -54,8 +54,8 @@
 //! An attempt is a life of its own in the [`Epilogue`](crate::Epilogue) that the store was started in, under the route
 //! `JOB /` and its kind: its events come to `on_event`, its hooks have the hook limit, [`running`](crate::Epilogue::running)
 //! counts it, its span says which route promised it. The request that promised it has a continuation for it, in its events
-//! and counts: that wakes the stored job after the flush, and is over at once. Its limit is its kind's and not that of its request, of which it is
-//! no part.
+//! and counts: that wakes the stored job after the flush, and is over at once. The attempt's limit is its kind's and not
+//! that of the request, of which it is no part.
 //!
 //! It has its place among the continuations, in its [class](crate::durable::DurableJob::CLASS) and then in the common
 //! bound, first come, first served ([`max_running`](crate::EpilogueBuilder::max_running),

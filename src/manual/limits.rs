@@ -14,7 +14,7 @@
 //! | [`EarlyCloseLayer::patience`](crate::EarlyCloseLayer::patience) | 1 s | how long a head waits to have its body measured |
 //! | [`Tracking::write_stall`](crate::Tracking::write_stall) | 60 s | a connection whose client takes no byte |
 //! | [`Tracking::keep_alive`](crate::Tracking::keep_alive), [`unacknowledged`](crate::Tracking::unacknowledged) | 30 s each | a connection whose client is silent |
-//! | `EpilogueBuilder::header_read_timeout` (feature `serve`) | 30 s | the wait for a request's head, and so the idling between two requests |
+//! | `EpilogueBuilder::header_read_timeout` (feature `serve`) | 30 s | the wait for a request's head, and so, on HTTP/1, the idling between two requests |
 //! | [`Linger`](crate::Linger) | 64 MiB, 2 s idle, 10 s in all | a closing connection whose client is still sending |
 //!
 //! # The time limit
@@ -90,8 +90,8 @@
 //! It bounds how long a stopping server waits for open requests *and* for continuations, so it should be no
 //! shorter than the limit that these have: a drain that cuts breaks promises, if loudly. At the deadline the
 //! work that is left is dropped, hooks get twice the hook limit, and then the server returns; what is left of connections
-//! is closed after half of that, so that they can [linger](super::connection#when-the-server-stops) for the rest. Whoever runs the process has to allow for all of that: with the defaults 30 + 10 s, after
-//! which the process may be killed.
+//! is closed after half of that, so that they can [linger](super::connection#when-the-server-stops) for the rest. Whoever
+//! runs the process has to allow for all of that: with the defaults 30 + 10 s, after which the process may be killed.
 //!
 //! ```
 //! use std::time::Duration;

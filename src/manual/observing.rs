@@ -5,7 +5,7 @@
 //! [`EpilogueBuilder::on_event`](crate::EpilogueBuilder::on_event) has a function called with every phase change of every
 //! request, from [`Arrived`](crate::EventKind::Arrived) to [`Ended`](crate::EventKind::Ended), in a task of its own. What
 //! follows is made from the same events, or beside them. Without a listener no event is made. Attempts at durable jobs have
-//! events as requests do, under the method `JOB`.
+//! events as requests do, under the method `JOB`; which a client can send as well, if it likes.
 //!
 //! # The matched route
 //!
@@ -63,6 +63,8 @@
 //!
 //! Requests that go well are not logged at all, at any level: that is for a `TraceLayer`, or for a function on events.
 //!
+//! Records name their request in the field `route`, what an error says in `error`, and what a panic said in `panic`.
+//!
 //! # Metrics
 //!
 //! With the feature `metrics`, `EpilogueBuilder::metrics` has the recorder that is installed for the
@@ -83,7 +85,8 @@
 //! | `tower_epilogue_flush_seconds` | histogram | method, route | from the response's hand-over to the server until it was flushed |
 //! | `tower_epilogue_continuation_seconds` | histogram | method, route, class | from a continuation's start to its end |
 //!
-//! No client can make a label of its own: `route` is the matched route or `unmatched`, `method` one of the usual or `_OTHER`.
+//! No client can make a label of its own: `route` is the matched route or `unmatched`, `method` one of the usual or `_OTHER`,
+//! which is also what a client has that sends `JOB`.
 //! Requests that are refused before they are routed are `unmatched`. `class` is `none` for continuations without one. For
 //! durable jobs the method is `JOB` and the route the kind of job, `/charge` for example; a response that carries jobs has one
 //! continuation more, of no class, that starts them. Without the feature `serve` every route is `unmatched`.

@@ -95,8 +95,9 @@
 //!
 //! `TraceLayer` makes a span for each request. A hook takes along the span that is current where it is registered: from
 //! a handler, that is the request's span in either order. A continuation has a span of its own, which [follows
-//! from](super::observing#spans) the one that is current where it is made. A [`ShutdownHookLayer`](crate::ShutdownHookLayer) registers its hook on the way in, so its hook is in the
-//! span only where the layer stands inside of `TraceLayer`.
+//! from](super::observing#spans) the one that is current where it is made. A
+//! [`ShutdownHookLayer`](crate::ShutdownHookLayer) registers its hook on the way in, so its hook is in the span only where
+//! the layer stands inside of `TraceLayer`.
 //!
 //! Outside of our layers, `TraceLayer` sees their 503 and reports a failure. Inside, it is dropped together with
 //! the handler and reports nothing. Its latencies end with the head and with the body, never with the

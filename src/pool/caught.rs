@@ -33,7 +33,7 @@ pub(crate) fn call<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
 pub(crate) fn discard<T>(value: T) {
     if let Err(payload) = call(move || drop(value)) {
         tracing::error!(
-            message = super::panic_message(&*payload),
+            panic = super::panic_message(&*payload),
             "a destructor panicked while a request's work was dropped"
         );
         dispose(payload);

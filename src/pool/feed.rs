@@ -165,7 +165,7 @@ impl Feed {
 fn tell(listener: &Listener, event: &Event) {
     if let Err(payload) = caught::call(|| listener(event)) {
         tracing::error!(
-            message = super::panic_message(&*payload),
+            panic = super::panic_message(&*payload),
             event = event.kind().name(),
             "the event function panicked"
         );
@@ -192,7 +192,7 @@ mod tests {
             kind: EventKind::Arrived,
             status: ConnectionStatus::NORMAL,
             at: Duration::ZERO,
-            route: Arc::new(Route { name: "GET /".into(), method: 3, matched: false }),
+            route: Arc::new(Route { name: "GET /".into(), method: 3, matched: false, is_job: false }),
             class: None,
         }
     }

@@ -336,7 +336,7 @@ mod tests {
     }
 
     fn tell(ledger: &Ledger, request: RequestId, kind: EventKind) {
-        let route = Arc::new(Route { name: "GET /".into(), method: 3, matched: false });
+        let route = Arc::new(Route { name: "GET /".into(), method: 3, matched: false, is_job: false });
         let (status, at) = (ConnectionStatus::NORMAL, Duration::from_millis(5));
         ledger.note(&Event { request, kind, status, at, route, class: None });
     }

@@ -14,6 +14,8 @@
 //! # let _ = app;
 //! ```
 //!
+//! It is then at `/status`; axum knows no `/status/`.
+//!
 //! # Who must not see it
 //!
 //! Everybody whom you would not show your access log: clients, above all. The page names routes, tells how busy the
@@ -79,14 +81,16 @@
 //! last hook has ended. *Flushed*, *aborted* and *timed out* is what became of them; one that is flushed, and then timed
 //! out in its continuation, is both. *Running* is what is not over and does not *wait* for a place; the picture has the
 //! most of both in each second. Attempts at durable jobs are counted and listed as what they are, with their kind; what
-//! runs in each is one of the *continuations*, too, and so is what starts the jobs of a response. Of connections, those are known that this crate tracks. *Worked* is how long the handler and the continuations took: a
-//! stream that is on its way for hours is not slow. *Dropped* are continuations that a limit or a drain ended. The
-//! slowest and the failures are 20 at most, since the page was switched on. In the OpenMetrics form, requests and jobs
-//! are counted when they end, so that a count never goes down.
+//! runs in each is one of the *continuations*, too, and so is what starts the jobs of a response. Of connections, those
+//! are known that this crate tracks. *Worked* is how long the handler and the continuations took: a stream that is on its
+//! way for hours is not slow. *Dropped* are continuations that a limit or a drain ended. The slowest and the failures are
+//! 20 at most, since the page was switched on. In the OpenMetrics form, requests and jobs are counted when they end, so
+//! that a count never goes down.
 //!
 //! The page's own requests are neither counted nor listed. Its updates end when a drain begins, so that they do not hold
 //! it up; on another listener, when the drain is over; and after a minute, when the page asks for more: a server that does
-//! not say when it stops, as `axum::serve`, waits for them no longer than that. Time limits and ignored aborts around it do not concern them.
+//! not say when it stops, as `axum::serve`, waits for them no longer than that. Time limits and ignored aborts around it do
+//! not concern them.
 //! A request for it can be refused as any other: [`admit_always`](EpilogueBuilder::admit_always) prevents that, or a
 //! listener of its own.
 //!

@@ -42,7 +42,7 @@ impl Presence {
         let came = self.came.load(Ordering::Acquire);
         let accepted = open.accepted();
         // Others may have connected to the socket than our clients.
-        accepted >= came && open.len() <= accepted - left
+        accepted >= came && open.len() as u64 <= accepted - left
     }
 }
 

@@ -49,8 +49,8 @@
 //! # Durable jobs
 //!
 //! Their store is started in the server's `Epilogue`, which an app is given by
-//! [`on_socket_with`](TestServerBuilder::on_socket_with). [`settled`](TestServer::settled) waits for the attempts that run, and
-//! does not know of those that are still to: wait until the store counts the job as completed.
+//! [`on_socket_with`](TestServerBuilder::on_socket_with). [`settled`](TestServer::settled) waits for the attempts that
+//! run, and does not know of those that are still to: wait until the store counts the job as completed.
 //!
 //! # A whole test file
 //!

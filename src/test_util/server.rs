@@ -89,8 +89,7 @@ impl fmt::Debug for TestServerBuilder {
 }
 
 impl TestServerBuilder {
-    /// Settings of the epilogue. An `on_event` of your own takes the journal's place; call
-    /// [`Journal::listener`] in it.
+    /// Settings of the epilogue. An `on_event` of your own is told of everything beside the journal, and after it.
     pub fn epilogue(mut self, set: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder) -> Self {
         self.epilogue = set(self.epilogue);
         self

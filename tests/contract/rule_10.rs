@@ -322,6 +322,8 @@ async fn a_continuation_that_the_deadline_cuts_is_named_in_a_log() {
     let lines = logs.with("GET /cut-by-a-drain");
     let named = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
     assert_eq!((named("deadline has passed"), named("continuation was dropped")), (1, 1), "{lines:#?}");
+    // A promise that was not kept is for somebody to look at.
+    assert!(lines.iter().any(|line| line.contains("ERROR") && line.contains("deadline has passed")), "{lines:#?}");
 }
 
 #[tokio::test]

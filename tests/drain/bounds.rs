@@ -10,7 +10,7 @@ use tower_epilogue::{EarlyCloseLayer, Linger, Tracking};
 
 use crate::{
     frames::{DATA, GOAWAY, RawHttp2, frame, request},
-    support::MemoryServer,
+    support::{MemoryServer, logs},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -117,6 +117,7 @@ async fn echo(mut request: Request) {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_only_an_upgraded_stream_keeps_open_is_closed_and_counted() {
+    let logs = logs();
     let app = Router::new().route("/echo", any(echo)).layer(EarlyCloseLayer::new());
     let server = MemoryServer::with(app, |builder| builder.drain_deadline(DEADLINE).hook_limit(HALF));
     let (send, connection) = h2::client::handshake(server.connect().stream).await.unwrap();
@@ -138,4 +139,8 @@ async fn a_connection_that_only_an_upgraded_stream_keeps_open_is_closed_and_coun
     assert_eq!((report.closed_connections(), report.stragglers().len(), report.is_clean()), (1, 0, false));
     assert_eq!(report.to_string(), "drained: every request ended by itself (1 connection was closed)");
     assert!(echoed.data().await.is_none_or(|data| data.is_err()));
+    // Nothing was cut, and yet not everything had ended.
+    let passed = logs.with("the drain's deadline has passed");
+    assert!(passed.iter().any(|line| line.contains("WARN") && line.contains("connections=1")), "{passed:#?}");
+    assert!(!passed.iter().any(|line| line.contains("everything ended by itself")), "{passed:#?}");
 }

@@ -24,9 +24,10 @@ fn endless(notes: &Notes) -> Router {
 
 #[tokio::test]
 async fn a_second_word_cuts_at_once_and_hooks_still_run() {
-    let notes = Notes::default();
-    let mut server = Server::with(endless(&notes), |builder| builder.drain_deadline(None)).await;
-    assert_eq!(server.get("/endless").await.text(), "accepted");
+    let (notes, logs) = (Notes::default(), logs());
+    let app = Router::new().nest("/without-a-deadline", endless(&notes));
+    let mut server = Server::with(app, |builder| builder.drain_deadline(None)).await;
+    assert_eq!(server.get("/without-a-deadline/endless").await.text(), "accepted");
     server.journal.seen("continuation_start").await;
     // Without a drain there is nothing to cut.
     server.epilogue.cut();
@@ -47,6 +48,11 @@ async fn a_second_word_cuts_at_once_and_hooks_still_run() {
     assert_eq!(report.stragglers().len(), 1, "{report}");
     assert_eq!(report.stragglers()[0].class(), Some("endless"));
     assert_eq!(notes.all(), ["hook TIMEOUT"]);
+    // None has passed, and none is said to have.
+    assert!(report.to_string().starts_with("drained with 1 cut: GET /without-a-deadline/endless ("), "{report}");
+    let lines = logs.with("/without-a-deadline");
+    assert!(lines.iter().any(|line| line.contains("a drain cuts what is left")), "{lines:#?}");
+    assert!(!lines.iter().any(|line| line.contains("deadline passed")), "{lines:#?}");
 }
 
 #[tokio::test]

@@ -16,6 +16,9 @@ use crate::support::{Client, Logs, MemoryServer, Server, logs};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// Frames are the process's: where one test reads them without end, they look as if they were polled to the other.
+static FRAMES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 #[async_backtrace::framed]
 async fn waits_for_the_mail_server() {
     tokio::time::sleep(MINUTE).await;
@@ -45,6 +48,7 @@ fn start(app: Router) -> MemoryServer {
 
 #[tokio::test(start_paused = true)]
 async fn each_report_names_where_its_own_request_waits() {
+    let _alone = FRAMES.lock().await;
     let logs = logs();
     let app = Router::new()
         .route("/frames/mail", get(async || (Continuation::new(mails()), "accepted")))
@@ -112,6 +116,7 @@ impl Reader {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn handlers_that_leave_the_futures_around_them_and_those_that_are_dropped_keep_their_frames_in_order() {
+    let _alone = FRAMES.lock().await;
     let reader = Reader::start();
     let begun = Arc::new(Notify::new());
     let theirs = begun.clone();
