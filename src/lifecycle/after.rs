@@ -40,7 +40,7 @@ pub(super) enum Next {
 #[derive(Default)]
 pub(super) struct Rest {
     pub(super) extra: Extra,
-    /// Given back after its end was told.
+    /// Given back after its end was told, or its failure.
     pub(super) places: Option<Places>,
 }
 
@@ -132,7 +132,9 @@ impl Shared {
     }
 
     /// A continuation returned an error.
-    pub(super) async fn failed(self: Arc<Self>, error: BoxError, outcome: Outcome, rest: Box<Rest>) -> Next {
+    pub(super) async fn failed(self: Arc<Self>, error: BoxError, outcome: Outcome, mut rest: Box<Rest>) -> Next {
+        // It runs no more: whoever is told of its failure needs no place, and may take long.
+        drop(rest.places.take());
         let (class, span) = (rest.extra.class, rest.extra.span.clone());
         self.tell_failure(error, class).instrument(span).await;
         Next::Over(outcome, Some(rest))
