@@ -55,8 +55,9 @@ impl Shared {
     }
 
     /// The same for a class, as a layer asks.
-    pub(crate) fn admit_class(&self, class: &str) -> Option<Response> {
-        let gate = self.bounds()?.class(class)?;
+    pub(crate) fn admit_class<B>(&self, class: &str, request: &mut Request<B>) -> Option<Response> {
+        let bounds = self.bounds()?;
+        let gate = bounds.class(class)?;
         if gate.when_full() != WhenFull::Refuse || self.has_spare_ticket(gate) {
             return None;
         }
@@ -65,6 +66,7 @@ impl Shared {
                 self.keep_ticket(ticket);
                 None
             }
+            None if is_exempt(bounds, request) => None,
             None => {
                 gate.refuse(&self.route());
                 self.note_told_class(gate.class);
@@ -206,7 +208,16 @@ fn is_exempt<B>(bounds: &Bounds, request: &mut Request<B>) -> bool {
         std::mem::swap(&mut parts.extensions, request.extensions_mut());
     };
     swap(&mut parts, request);
+    // A nested router has taken its own part off the path.
+    #[cfg(feature = "serve")]
+    let nested = parts.extensions.get::<axum::extract::OriginalUri>().map(|whole| whole.0.clone());
+    #[cfg(feature = "serve")]
+    let nested = nested.map(|whole| std::mem::replace(&mut parts.uri, whole));
     let answer = caught::call(|| exempt(&parts));
+    #[cfg(feature = "serve")]
+    if let Some(nested) = nested {
+        parts.uri = nested;
+    }
     swap(&mut parts, request);
     match answer {
         Ok(exempt) => exempt,
