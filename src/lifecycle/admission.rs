@@ -4,6 +4,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use axum_core::{body::Body, response::Response};
 use http::{HeaderValue, Request, StatusCode, header};
+use tokio::time::Instant;
 
 use super::{shared::Shared, word};
 use crate::{
@@ -164,25 +165,31 @@ impl Shared {
     /// What a response has to wait for, where bounds hold responses back.
     pub(super) fn reserving(&self) -> Option<Reserving> {
         let bounds = self.bounds()?;
-        let mut core = lock(&self.core);
-        let mut kept: Vec<_> = core.rare().tickets.iter().map(|ticket| Arc::as_ptr(&ticket.gate)).collect();
+        let core = lock(&self.core);
+        core.continuations.iter().next()?;
         let mut missing = Vec::new();
-        for continuation in core.continuations.iter() {
-            for gate in gates(bounds, continuation) {
-                let WhenFull::Hold(limit) = gate.when_full() else { continue };
-                match kept.iter().position(|other| *other == Arc::as_ptr(gate)) {
-                    Some(index) => drop(kept.swap_remove(index)),
-                    None => missing.push((gate.clone(), limit)),
-                }
+        // In one order for all responses, so that no two wait for what the other keeps.
+        for gate in bounds.in_order() {
+            let WhenFull::Hold(limit) = gate.when_full() else { continue };
+            let tickets = core.rare.iter().flat_map(|rare| &rare.tickets);
+            let kept = tickets.filter(|ticket| Arc::ptr_eq(&ticket.gate, gate)).count();
+            let passes = |continuation: &&Continuation| gates(bounds, continuation).any(|own| Arc::ptr_eq(own, gate));
+            let needed = core.continuations.iter().filter(passes).count();
+            if needed > kept {
+                missing.push((gate.clone(), needed - kept, limit));
             }
         }
+        drop(core);
         if missing.is_empty() {
             return None;
         }
         Some(Box::pin(async move {
+            let began = Instant::now();
             let mut tickets = Vec::with_capacity(missing.len());
-            for (gate, limit) in missing {
-                tickets.push(gate.reserve_within(limit).await);
+            for (gate, count, limit) in missing {
+                // The time is the response's, for however many places.
+                let limit = limit.saturating_sub(began.elapsed());
+                tickets.extend(gate.reserve_within(count, limit).await);
             }
             tickets
         }))

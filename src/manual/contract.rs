@@ -185,7 +185,8 @@
 //! same holds at a drain's deadline.
 //!
 //! **Several continuations of one request** take their places one after the other. The first has what was
-//! reserved; the others may come to wait beyond the bound.
+//! reserved; the others may come to wait beyond the bound. A response that is held back is held for the places of all of
+//! them, as far as so many can be free at once.
 //!
 //! **A class and the common bound.** A continuation passes the gate of its class first, and takes nothing of the
 //! common one before it has passed. Then it comes before new requests. Blocking ones pass their class, and their
