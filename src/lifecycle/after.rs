@@ -121,7 +121,7 @@ impl Shared {
                 self.run_blocking(thread).instrument(span).await
             }
             Err(entering) => {
-                self.run_blocking_later(work, entering, span);
+                self.run_blocking_later(work, entering, rest.extra.class, span);
                 Outcome::Dropped
             }
         };

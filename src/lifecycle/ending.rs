@@ -109,9 +109,9 @@ impl Drop for Ending {
 }
 
 /// A task's place on its pool's list, which a drain waits for: given back also where a subscriber panics at what it is told.
-struct OnTheList {
-    pool: Arc<Pool>,
-    key: usize,
+pub(super) struct OnTheList {
+    pub(super) pool: Arc<Pool>,
+    pub(super) key: usize,
 }
 
 impl Drop for OnTheList {

@@ -3,6 +3,7 @@
 use std::{
     future::{Future, poll_fn},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -10,12 +11,12 @@ use axum_core::BoxError;
 use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
-use super::{clock::poll_timer, shared::Shared, transitions::Verdict};
+use super::{clock::poll_timer, ending::OnTheList, shared::Shared, transitions::Verdict};
 use crate::{
     continuation::Continuation,
     event::EventKind,
     pool::{
-        Failure,
+        Failure, Pool,
         blocking::Blocking,
         bounds::{Place, enter},
         caught, lock, panic_message,
@@ -63,26 +64,29 @@ impl Shared {
     }
 
     /// The limit passed while it waited for its place: for the contract it has ended, and it runs when its turn comes.
-    pub(super) fn run_blocking_later(&self, work: Box<dyn FnOnce() + Send>, entering: Entering, span: Span) {
+    pub(super) fn run_blocking_later(
+        self: &Arc<Self>,
+        work: Box<dyn FnOnce() + Send>,
+        entering: Entering,
+        class: Option<&'static str>,
+        span: Span,
+    ) {
         let (pool, route) = (self.pool().clone(), self.route());
         tracing::warn!(route, "a blocking continuation reached its limit before its turn: it runs when that comes");
-        pool.stuck_started();
-        let runner = pool.clone();
+        let (late, stuck) = (Late::begin(self, class), Stuck::begin(&pool));
         let later = async move {
             let places = entering.await;
             let work = move || {
-                let _places = places;
+                let (_places, _stuck) = (places, stuck);
+                late.has_its_thread();
                 work();
             };
-            if let Err(payload) = Blocking::start(Box::new(work), runner.clone(), span, route).await {
+            if let Err(payload) = Blocking::start(Box::new(work), pool, span, route).await {
                 tracing::error!(message = panic_message(&*payload), "a continuation panicked");
                 caught::dispose(payload);
             }
-            runner.stuck_ended();
         };
-        if let Err(later) = pool.spawn(later) {
-            pool.stuck_ended();
-            pool.report_lost(&self.route(), "the runtime ended before its turn came");
+        if let Err(later) = Pool::spawn_listed(later) {
             caught::discard(later);
         }
     }
@@ -130,6 +134,59 @@ impl Shared {
             }
             None => tracing::warn!(route = shared.route(), "the failure handler ran past the hook limit: dropped"),
         }
+    }
+}
+
+/// A blocking continuation that waits for its turn past its limit. Its request may have ended, but a drain waits for it, and
+/// names it, until it has its thread (contract rule 1).
+struct Late {
+    shared: Arc<Shared>,
+    class: Option<&'static str>,
+    begun: bool,
+    /// The last to go.
+    _listed: OnTheList,
+}
+
+impl Late {
+    fn begin(shared: &Arc<Shared>, class: Option<&'static str>) -> Self {
+        lock(&shared.core).rare().late.push(class);
+        let (pool, weak) = (shared.pool().clone(), Arc::downgrade(shared));
+        let key = pool.list(weak);
+        Self { shared: shared.clone(), class, begun: false, _listed: OnTheList { pool, key } }
+    }
+
+    fn has_its_thread(mut self) {
+        self.begun = true;
+    }
+}
+
+impl Drop for Late {
+    fn drop(&mut self) {
+        let mut core = lock(&self.shared.core);
+        let late = &mut core.rare().late;
+        if let Some(place) = late.iter().position(|class| *class == self.class) {
+            late.remove(place);
+        }
+        drop(core);
+        if !self.begun {
+            self.shared.pool().report_lost(&self.shared.route(), "the runtime ended before its turn came");
+        }
+    }
+}
+
+/// A thread that is busy past the limit of its work, or work that waits for one.
+struct Stuck(Arc<Pool>);
+
+impl Stuck {
+    fn begin(pool: &Arc<Pool>) -> Self {
+        pool.stuck_started();
+        Self(pool.clone())
+    }
+}
+
+impl Drop for Stuck {
+    fn drop(&mut self) {
+        self.0.stuck_ended();
     }
 }
 
