@@ -6,7 +6,10 @@ use axum_core::{body::Body, response::Response};
 use http::{HeaderValue, Request, StatusCode, header};
 use tokio::time::Instant;
 
-use super::{shared::Shared, word};
+use super::{
+    shared::{Core, Shared},
+    word,
+};
 use crate::{
     continuation::Continuation,
     event::EventKind,
@@ -114,6 +117,7 @@ impl Shared {
             return gates.into_iter().cloned().map(Turn::Beside).collect();
         }
         let mut core = lock(&self.core);
+        core.rare().starting = None;
         let tickets = &mut core.rare().tickets;
         let kept: Vec<_> = gates
             .iter()
@@ -145,9 +149,14 @@ impl Shared {
             gates(bounds, continuation).any(|needed| Arc::ptr_eq(needed, gate))
         };
         let tickets = std::mem::take(&mut core.rare().tickets);
-        let (kept, unused): (Vec<_>, Vec<_>) = tickets
-            .into_iter()
-            .partition(|ticket| core.continuations.iter().any(|continuation| needs(continuation, &ticket.gate)));
+        let starting = core.rare().starting;
+        let starts = |gate: &Arc<Gate>| {
+            let mut needed = starting.into_iter().flat_map(|(class, blocking)| bounds.gates(class, blocking));
+            needed.any(|needed| Arc::ptr_eq(needed, gate))
+        };
+        let (kept, unused): (Vec<_>, Vec<_>) = tickets.into_iter().partition(|ticket| {
+            starts(&ticket.gate) || core.continuations.iter().any(|continuation| needs(continuation, &ticket.gate))
+        });
         core.rare().tickets = kept;
         drop(core);
         // Outside of the lock: this wakes those that wait for them.
@@ -193,6 +202,15 @@ impl Shared {
             }
             tickets
         }))
+    }
+}
+
+impl Core {
+    /// A continuation was taken out, and will take its tickets: until then they are not given back.
+    pub(super) fn note_starting(&mut self, continuation: &Continuation) {
+        if let Some(rare) = self.rare.as_mut().filter(|rare| !rare.tickets.is_empty() && !continuation.is_brief()) {
+            rare.starting = Some((continuation.class_name(), continuation.is_blocking()));
+        }
     }
 }
 

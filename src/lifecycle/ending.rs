@@ -245,6 +245,7 @@ fn next(shared: &Shared) -> Poll<Option<Continuation>> {
     }
     let mut core = lock(&shared.core);
     if let Some(continuation) = core.continuations.pop_front() {
+        core.note_starting(&continuation);
         return Poll::Ready(Some(continuation));
     }
     // Under the lock, so that no continuation can come in between.
