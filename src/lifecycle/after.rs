@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 use super::{
     clock::{LIMIT_PASSED, Start, poll_timer},
     ending::Outcome,
+    late::Turn,
     places::Entering,
     shared::Shared,
     transitions::Verdict,
@@ -112,13 +113,20 @@ impl Shared {
         let span = rest.extra.span.clone();
         let outcome = match places {
             Ok(places) => {
+                let turn = Turn::default();
+                let theirs = turn.clone();
                 // The thread is what the place is for: it has it until it ends.
                 let work = move || {
                     let _places = places;
+                    theirs.comes();
                     work();
                 };
                 let thread = Blocking::start(Box::new(work), self.pool().clone(), span.clone(), self.route());
-                self.run_blocking(thread).instrument(span).await
+                let outcome = self.run_blocking(thread).instrument(span).await;
+                if outcome == Outcome::Dropped {
+                    turn.is_late(&self, rest.extra.class);
+                }
+                outcome
             }
             Err(entering) => {
                 self.run_blocking_later(work, entering, rest.extra.class, span);

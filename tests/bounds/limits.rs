@@ -8,7 +8,8 @@ use std::{
 
 use axum::{Router, routing::get};
 use tower_epilogue::{
-    Bound, Continuation, Event, EventKind, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer,
+    Bound, Continuation, EpilogueBuilder, Event, EventKind, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer,
+    TimeLimitLayer,
 };
 
 use crate::{
@@ -100,13 +101,20 @@ async fn a_blocking_one_whose_limit_passes_while_it_waits_for_its_class_runs_whe
     assert!(server.stop().await.is_clean());
 }
 
+/// What the second of two blocking continuations waits for: its place, or its thread.
+const BEHIND: [fn(EpilogueBuilder) -> EpilogueBuilder; 2] =
+    [|builder| builder.class("slow", Bound::new(1)), |builder| builder.max_blocking(1)];
+
 /// Two of them at their limit, of which one has a thread, and the other waits for it.
-async fn one_behind_another(notes: &Notes, drain_deadline: Option<Duration>) -> (Server, mpsc::Sender<()>) {
+async fn one_behind_another(
+    notes: &Notes,
+    bound: fn(EpilogueBuilder) -> EpilogueBuilder,
+    drain_deadline: Option<Duration>,
+) -> (Server, mpsc::Sender<()>) {
     let (release, released) = mpsc::channel();
     let app = blocking(notes, &Meter::default(), released, true).layer(TimeLimitLayer::new(Duration::from_millis(100)));
     let server = Server::with(app, |builder| {
-        let hooks = Duration::from_millis(50);
-        builder.class("slow", Bound::new(1)).drain_deadline(drain_deadline).hook_limit(hooks)
+        bound(builder).drain_deadline(drain_deadline).hook_limit(Duration::from_millis(50))
     })
     .await;
     for _ in 0..2 {
@@ -120,12 +128,14 @@ async fn one_behind_another(notes: &Notes, drain_deadline: Option<Duration>) -> 
 /// Contract rule 1: what a drain's deadline leaves behind is in its report, also where its request had ended before.
 #[tokio::test]
 async fn a_drain_names_a_blocking_one_that_still_waits_at_its_deadline() {
-    let notes = Notes::default();
-    let (server, release) = one_behind_another(&notes, Some(Duration::from_millis(200))).await;
-    let report = server.stop().await;
-    let named: Vec<_> = report.stragglers().iter().map(|one| (one.route(), one.class(), one.phase())).collect();
-    assert_eq!(named, [("GET /", Some("slow"), "continuing")], "{report}");
-    drop(release);
+    for bound in BEHIND {
+        let notes = Notes::default();
+        let (server, release) = one_behind_another(&notes, bound, Some(Duration::from_millis(200))).await;
+        let report = server.stop().await;
+        let named: Vec<_> = report.stragglers().iter().map(|one| (one.route(), one.class(), one.phase())).collect();
+        assert_eq!(named, [("GET /", Some("slow"), "continuing")], "{report}");
+        drop(release);
+    }
 }
 
 #[tokio::test]
@@ -148,21 +158,24 @@ async fn a_drain_names_a_blocking_one_once_that_it_has_cut_while_it_waited() {
 /// From then on it is what any thread is that is busy past its limit.
 #[tokio::test]
 async fn a_drain_waits_for_a_late_blocking_one_until_it_has_its_thread() {
-    let notes = Notes::default();
-    let (mut server, release) = one_behind_another(&notes, None).await;
-    server.begin_drain();
-    let (epilogue, stopped) = (server.epilogue.clone(), tokio::spawn(server.drained()));
-    release.send(()).unwrap();
-    assert!(soon("it drains", stopped).await.unwrap().is_clean());
-    notes.count(3).await;
-    assert_eq!((notes.all(), epilogue.stuck()), (["starts", "ends", "starts"].map(String::from).to_vec(), 1));
-    release.send(()).unwrap();
-    soon("its thread ends", async {
-        while epilogue.stuck() > 0 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    for bound in BEHIND {
+        let notes = Notes::default();
+        let (mut server, release) = one_behind_another(&notes, bound, None).await;
+        server.begin_drain();
+        let (epilogue, mut stopped) = (server.epilogue.clone(), tokio::spawn(server.drained()));
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut stopped).await.is_err());
+        release.send(()).unwrap();
+        assert!(soon("it drains", stopped).await.unwrap().is_clean());
+        notes.count(3).await;
+        assert_eq!((notes.all(), epilogue.stuck()), (["starts", "ends", "starts"].map(String::from).to_vec(), 1));
+        release.send(()).unwrap();
+        soon("its thread ends", async {
+            while epilogue.stuck() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
 }
 
 /// Contract rule 13.
@@ -170,7 +183,7 @@ async fn a_drain_waits_for_a_late_blocking_one_until_it_has_its_thread() {
 fn a_late_blocking_one_whose_runtime_ends_is_lost_and_counted() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let notes = Notes::default();
-    let (server, release) = runtime.block_on(one_behind_another(&notes, None));
+    let (server, release) = runtime.block_on(one_behind_another(&notes, BEHIND[0], None));
     let epilogue = server.epilogue.clone();
     drop(runtime);
     // The thread of the other is busy all the same.
