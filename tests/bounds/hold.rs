@@ -77,7 +77,7 @@ async fn a_limit_that_passes_meanwhile_is_answered_with_a_503() {
     let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
     let hold = WhenFull::Hold(3600 * SECOND);
     let app = app(&notes, &gate, &meter);
-    let app = axum::Router::new().nest("/limited", app.clone().layer(TimeLimitLayer::new(5 * SECOND))).merge(app);
+    let app = Router::new().nest("/limited", app.clone().layer(TimeLimitLayer::new(5 * SECOND))).merge(app);
     let server = MemoryServer::with(app, |builder| builder.max_running(1).max_waiting(0).when_full(hold));
     let first = server.get("/task/a");
     assert_eq!(first.await.status, 200);
