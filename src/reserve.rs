@@ -90,7 +90,7 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
-        if let Some(refusal) = entered.shared().admit_class(self.class) {
+        if let Some(refusal) = entered.shared().admit_class(self.class, &mut request) {
             return ResponseFuture::new(entered.refuse(refusal));
         }
         ResponseFuture::new(entered.call(|| self.inner.call(request)))

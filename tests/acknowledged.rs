@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use axum::{Router, routing::get};
 use socket2::SockRef;
-use support::{Client, Server, soon};
+use support::{Client, Gate, Server, soon};
 use tokio::net::TcpSocket;
 use tower_epilogue::{Acknowledged, ConnectionStatus, Continuation, EarlyCloseLayer, Lifecycle, LifecycleError};
 
@@ -129,4 +129,30 @@ async fn a_reset_after_the_acknowledgement_is_none() {
         client.reset();
         assert_eq!(soon("what became of it", known.recv()).await, Some(Acknowledged::Yes));
     }
+}
+
+/// The place that was kept for it is its own until it starts, also when its handler has ended.
+#[tokio::test]
+async fn a_continuation_that_waits_for_it_keeps_its_place() {
+    let gate = Gate::closed();
+    let theirs = gate.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        let work = Continuation::new(async {}).after_acknowledged(LONG);
+        lifecycle.finish((work, vec![b'x'; SIZE])).await?;
+        theirs.passed().await;
+        Ok::<_, LifecycleError>(())
+    };
+    let app = Router::new().route("/", get(handler)).route("/other", get(async || "hello"));
+    let server = Server::with(app, |builder| builder.max_running(1).max_waiting(0)).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    server.journal.seen("flushed").await;
+    assert_eq!(server.get("/other").await.status, 503);
+    gate.open();
+    server.journal.seen("handler_end").await;
+    assert_eq!(server.get("/other").await.status, 503);
+    assert_eq!(client.reply_by_length(false).await.body.len(), SIZE);
+    server.journal.ended(3).await;
+    let load = server.epilogue.load().unwrap();
+    assert_eq!((load.running, load.waiting, load.reserved, load.over), (0, 0, 0, 0));
 }

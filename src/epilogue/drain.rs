@@ -53,6 +53,7 @@ pub(super) struct Serving<'a> {
 /// Waits for the connections, and then for the pool, to the pool's deadline; then cuts what is left, and gives the hooks
 /// their time.
 pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> DrainReport {
+    let began = Instant::now();
     let in_flight = || serving.map(|serving| (serving.in_flight)()).unwrap_or_default();
     #[cfg(feature = "status-page")]
     let _draining = pool.drains.begin();
@@ -84,7 +85,7 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         }
         // Hooks have a limit each. Twice that is enough for all but the most stubborn. In the first half of it connections
         // come to their own end; in the second, those that did not are closed, and linger.
-        let (half, began) = (pool.settings.hook_limit, Instant::now());
+        let (half, cut_at) = (pool.settings.hook_limit, Instant::now());
         let mut closed = 0;
         let enough = tokio::time::timeout(half.saturating_mul(2), async {
             let mut ended = pin!(ended());
@@ -93,7 +94,7 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             // on its connection: then it is cut when it shows.
             while tokio::time::timeout(AGAIN, ended.as_mut()).await.is_err() {
                 cut.all(pool, in_flight());
-                if began.elapsed() >= half {
+                if cut_at.elapsed() >= half {
                     closed += close.take().map_or(0, |close| close());
                 }
             }
@@ -110,7 +111,16 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         report.stored = report.stored.max(Some(0)).zip(companion.left().await).map(|(some, more)| some + more);
     }
     if let Some(feed) = pool.feed() {
-        feed.delivered().await;
+        // An event function may be slow, or hang; the server ends all the same.
+        let ends = pool
+            .settings
+            .drain_deadline
+            .map(|deadline| deadline.saturating_add(pool.settings.hook_limit.saturating_mul(2)));
+        match ends.map(|ends| ends.saturating_sub(began.elapsed()).max(SECOND)) {
+            None => feed.delivered().await,
+            Some(left) if tokio::time::timeout(left, feed.delivered()).await.is_ok() => {}
+            Some(_) => tracing::error!("the drain ends before the event function was told of everything: it is slow"),
+        }
     }
     report
 }

@@ -4,8 +4,12 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use axum_core::{body::Body, response::Response};
 use http::{HeaderValue, Request, StatusCode, header};
+use tokio::time::Instant;
 
-use super::{shared::Shared, word};
+use super::{
+    shared::{Core, Shared},
+    word,
+};
 use crate::{
     continuation::Continuation,
     event::EventKind,
@@ -55,8 +59,9 @@ impl Shared {
     }
 
     /// The same for a class, as a layer asks.
-    pub(crate) fn admit_class(&self, class: &str) -> Option<Response> {
-        let gate = self.bounds()?.class(class)?;
+    pub(crate) fn admit_class<B>(&self, class: &str, request: &mut Request<B>) -> Option<Response> {
+        let bounds = self.bounds()?;
+        let gate = bounds.class(class)?;
         if gate.when_full() != WhenFull::Refuse || self.has_spare_ticket(gate) {
             return None;
         }
@@ -65,6 +70,7 @@ impl Shared {
                 self.keep_ticket(ticket);
                 None
             }
+            None if is_exempt(bounds, request) => None,
             None => {
                 gate.refuse(&self.route());
                 self.note_told_class(gate.class);
@@ -111,6 +117,7 @@ impl Shared {
             return gates.into_iter().cloned().map(Turn::Beside).collect();
         }
         let mut core = lock(&self.core);
+        core.rare().starting = None;
         let tickets = &mut core.rare().tickets;
         let kept: Vec<_> = gates
             .iter()
@@ -142,9 +149,14 @@ impl Shared {
             gates(bounds, continuation).any(|needed| Arc::ptr_eq(needed, gate))
         };
         let tickets = std::mem::take(&mut core.rare().tickets);
-        let (kept, unused): (Vec<_>, Vec<_>) = tickets
-            .into_iter()
-            .partition(|ticket| core.continuations.iter().any(|continuation| needs(continuation, &ticket.gate)));
+        let starting = core.rare().starting;
+        let starts = |gate: &Arc<Gate>| {
+            let mut needed = starting.into_iter().flat_map(|(class, blocking)| bounds.gates(class, blocking));
+            needed.any(|needed| Arc::ptr_eq(needed, gate))
+        };
+        let (kept, unused): (Vec<_>, Vec<_>) = tickets.into_iter().partition(|ticket| {
+            starts(&ticket.gate) || core.continuations.iter().any(|continuation| needs(continuation, &ticket.gate))
+        });
         core.rare().tickets = kept;
         drop(core);
         // Outside of the lock: this wakes those that wait for them.
@@ -162,28 +174,43 @@ impl Shared {
     /// What a response has to wait for, where bounds hold responses back.
     pub(super) fn reserving(&self) -> Option<Reserving> {
         let bounds = self.bounds()?;
-        let mut core = lock(&self.core);
-        let mut kept: Vec<_> = core.rare().tickets.iter().map(|ticket| Arc::as_ptr(&ticket.gate)).collect();
+        let core = lock(&self.core);
+        core.continuations.iter().next()?;
         let mut missing = Vec::new();
-        for continuation in core.continuations.iter() {
-            for gate in gates(bounds, continuation) {
-                let WhenFull::Hold(limit) = gate.when_full() else { continue };
-                match kept.iter().position(|other| *other == Arc::as_ptr(gate)) {
-                    Some(index) => drop(kept.swap_remove(index)),
-                    None => missing.push((gate.clone(), limit)),
-                }
+        // In one order for all responses, so that no two wait for what the other keeps.
+        for gate in bounds.in_order() {
+            let WhenFull::Hold(limit) = gate.when_full() else { continue };
+            let tickets = core.rare.iter().flat_map(|rare| &rare.tickets);
+            let kept = tickets.filter(|ticket| Arc::ptr_eq(&ticket.gate, gate)).count();
+            let passes = |continuation: &&Continuation| gates(bounds, continuation).any(|own| Arc::ptr_eq(own, gate));
+            let needed = core.continuations.iter().filter(passes).count();
+            if needed > kept {
+                missing.push((gate.clone(), needed - kept, limit));
             }
         }
+        drop(core);
         if missing.is_empty() {
             return None;
         }
         Some(Box::pin(async move {
+            let began = Instant::now();
             let mut tickets = Vec::with_capacity(missing.len());
-            for (gate, limit) in missing {
-                tickets.push(gate.reserve_within(limit).await);
+            for (gate, count, limit) in missing {
+                // The time is the response's, for however many places.
+                let limit = limit.saturating_sub(began.elapsed());
+                tickets.extend(gate.reserve_within(count, limit).await);
             }
             tickets
         }))
+    }
+}
+
+impl Core {
+    /// A continuation was taken out, and will take its tickets: until then they are not given back.
+    pub(super) fn note_starting(&mut self, continuation: &Continuation) {
+        if let Some(rare) = self.rare.as_mut().filter(|rare| !rare.tickets.is_empty() && !continuation.is_brief()) {
+            rare.starting = Some((continuation.class_name(), continuation.is_blocking()));
+        }
     }
 }
 
@@ -206,7 +233,16 @@ fn is_exempt<B>(bounds: &Bounds, request: &mut Request<B>) -> bool {
         std::mem::swap(&mut parts.extensions, request.extensions_mut());
     };
     swap(&mut parts, request);
+    // A nested router has taken its own part off the path.
+    #[cfg(feature = "serve")]
+    let nested = parts.extensions.get::<axum::extract::OriginalUri>().map(|whole| whole.0.clone());
+    #[cfg(feature = "serve")]
+    let nested = nested.map(|whole| std::mem::replace(&mut parts.uri, whole));
     let answer = caught::call(|| exempt(&parts));
+    #[cfg(feature = "serve")]
+    if let Some(nested) = nested {
+        parts.uri = nested;
+    }
     swap(&mut parts, request);
     match answer {
         Ok(exempt) => exempt,

@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 use super::{
     clock::{LIMIT_PASSED, Start, poll_timer},
     ending::Outcome,
+    late::Turn,
     places::Entering,
     shared::Shared,
     transitions::Verdict,
@@ -40,7 +41,7 @@ pub(super) enum Next {
 #[derive(Default)]
 pub(super) struct Rest {
     pub(super) extra: Extra,
-    /// Given back after its end was told.
+    /// Given back after its end was told, or its failure.
     pub(super) places: Option<Places>,
 }
 
@@ -112,16 +113,23 @@ impl Shared {
         let span = rest.extra.span.clone();
         let outcome = match places {
             Ok(places) => {
+                let turn = Turn::default();
+                let theirs = turn.clone();
                 // The thread is what the place is for: it has it until it ends.
                 let work = move || {
                     let _places = places;
+                    theirs.comes();
                     work();
                 };
                 let thread = Blocking::start(Box::new(work), self.pool().clone(), span.clone(), self.route());
-                self.run_blocking(thread).instrument(span).await
+                let outcome = self.run_blocking(thread).instrument(span).await;
+                if outcome == Outcome::Dropped {
+                    turn.is_late(&self, rest.extra.class);
+                }
+                outcome
             }
             Err(entering) => {
-                self.run_blocking_later(work, entering, span);
+                self.run_blocking_later(work, entering, rest.extra.class, span);
                 Outcome::Dropped
             }
         };
@@ -132,7 +140,9 @@ impl Shared {
     }
 
     /// A continuation returned an error.
-    pub(super) async fn failed(self: Arc<Self>, error: BoxError, outcome: Outcome, rest: Box<Rest>) -> Next {
+    pub(super) async fn failed(self: Arc<Self>, error: BoxError, outcome: Outcome, mut rest: Box<Rest>) -> Next {
+        // It runs no more: whoever is told of its failure needs no place, and may take long.
+        drop(rest.places.take());
         let (class, span) = (rest.extra.class, rest.extra.span.clone());
         self.tell_failure(error, class).instrument(span).await;
         Next::Over(outcome, Some(rest))

@@ -109,9 +109,9 @@ impl Drop for Ending {
 }
 
 /// A task's place on its pool's list, which a drain waits for: given back also where a subscriber panics at what it is told.
-struct OnTheList {
-    pool: Arc<Pool>,
-    key: usize,
+pub(super) struct OnTheList {
+    pub(super) pool: Arc<Pool>,
+    pub(super) key: usize,
 }
 
 impl Drop for OnTheList {
@@ -245,6 +245,7 @@ fn next(shared: &Shared) -> Poll<Option<Continuation>> {
     }
     let mut core = lock(&shared.core);
     if let Some(continuation) = core.continuations.pop_front() {
+        core.note_starting(&continuation);
         return Poll::Ready(Some(continuation));
     }
     // Under the lock, so that no continuation can come in between.

@@ -46,6 +46,7 @@ mod hooking;
 mod hooks;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 mod job;
+mod late;
 #[cfg(all(test, epilogue_model))]
 mod model;
 mod passage;

@@ -8,7 +8,6 @@ use std::{
 
 use axum_core::BoxError;
 use tokio::time::{Instant, Sleep};
-use tracing::Span;
 
 use super::{clock::poll_timer, shared::Shared, transitions::Verdict};
 use crate::{
@@ -16,9 +15,8 @@ use crate::{
     event::EventKind,
     pool::{
         Failure,
-        blocking::Blocking,
         bounds::{Place, enter},
-        caught, lock, panic_message,
+        caught, lock,
     },
 };
 
@@ -60,31 +58,6 @@ impl Shared {
     pub(super) fn put_back(continuation: Continuation) {
         let (kind, span) = continuation.into_work();
         span.in_scope(|| caught::discard(kind));
-    }
-
-    /// The limit passed while it waited for its place: for the contract it has ended, and it runs when its turn comes.
-    pub(super) fn run_blocking_later(&self, work: Box<dyn FnOnce() + Send>, entering: Entering, span: Span) {
-        let (pool, route) = (self.pool().clone(), self.route());
-        tracing::warn!(route, "a blocking continuation reached its limit before its turn: it runs when that comes");
-        pool.stuck_started();
-        let runner = pool.clone();
-        let later = async move {
-            let places = entering.await;
-            let work = move || {
-                let _places = places;
-                work();
-            };
-            if let Err(payload) = Blocking::start(Box::new(work), runner.clone(), span, route).await {
-                tracing::error!(panic = panic_message(&*payload), "a continuation panicked");
-                caught::dispose(payload);
-            }
-            runner.stuck_ended();
-        };
-        if let Err(later) = pool.spawn(later) {
-            pool.stuck_ended();
-            pool.report_lost(&self.route(), "the runtime ended before its turn came");
-            caught::discard(later);
-        }
     }
 
     /// A continuation returned an error.

@@ -104,8 +104,12 @@ pub(super) struct Rare {
     pub(super) failure: Option<Box<str>>,
     /// The places that are kept for its continuations.
     pub(super) tickets: Vec<Ticket>,
+    /// The class of the continuation that is about to take its tickets, and whether it blocks.
+    pub(super) starting: Option<(Option<&'static str>, bool)>,
     /// The class of the continuation that runs or waits for its place.
     pub(super) class: Option<&'static str>,
+    /// The classes of blocking continuations that wait for their turn past their limit.
+    pub(super) late: Vec<Option<&'static str>>,
     /// The socket, for a continuation that waits for the client's acknowledgement.
     #[cfg(feature = "acknowledged")]
     pub(super) delivered: Option<crate::connection::Delivered>,

@@ -105,14 +105,14 @@ impl Straggler for Shared {
     fn describe(&self) -> Description {
         let core = lock(&self.core);
         let queued = || core.continuations.iter().next().and_then(Continuation::class_name);
-        let class = core.rare.as_ref().and_then(|rare| rare.class).or_else(queued);
+        let late = core.rare.as_ref().and_then(|rare| rare.late.first().copied());
+        let class = core.rare.as_ref().and_then(|rare| rare.class).or_else(queued).or(late.flatten());
         drop(core);
-        Description {
-            route: self.route(),
-            class,
-            age: self.elapsed(),
-            phase: self.word().phase().name(),
-            stored: self.is_job,
-        }
+        let phase = match self.word().phase() {
+            // Without what is still to come: of that it is told here.
+            Phase::Ended if late.is_some() => Phase::Continuing,
+            phase => phase,
+        };
+        Description { route: self.route(), class, age: self.elapsed(), phase: phase.name(), stored: self.is_job }
     }
 }

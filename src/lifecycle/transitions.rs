@@ -78,6 +78,9 @@ impl Shared {
             core.continuations.push_back(continuation);
         }
         drop(core);
+        if self.word().has(word::HEAD) {
+            self.release_tickets();
+        }
         self.more_work();
     }
 

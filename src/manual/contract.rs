@@ -178,14 +178,15 @@
 //! passed.
 //!
 //! **A blocking continuation that still waits for its thread** at the limit counts as stuck. It runs when a
-//! thread is free.
+//! thread is free; a drain waits for it until then, and names it at its deadline.
 //!
 //! **A limit that passes while a continuation waits for its place** ends the wait: it is polled once, without a place,
-//! and dropped where it first waits. A blocking one counts as stuck, keeps its turn, and runs when that comes. The
-//! same holds at a drain's deadline.
+//! and dropped where it first waits. A blocking one counts as stuck, keeps its turn, and runs when that comes; a
+//! drain waits for it until it has its thread. The same holds at a drain's deadline.
 //!
 //! **Several continuations of one request** take their places one after the other. The first has what was
-//! reserved; the others may come to wait beyond the bound.
+//! reserved; the others may come to wait beyond the bound. A response that is held back is held for the places of all of
+//! them, as far as so many can be free at once.
 //!
 //! **A class and the common bound.** A continuation passes the gate of its class first, and takes nothing of the
 //! common one before it has passed. Then it comes before new requests. Blocking ones pass their class, and their

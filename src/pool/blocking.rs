@@ -94,7 +94,7 @@ struct Queue {
 }
 
 impl Threads {
-    /// Runs `job`, which does not panic, on a thread of its own, or when one of them is free; first come, first served.
+    /// Runs `job` on a thread of its own, or when one of them is free; first come, first served.
     fn run(&self, job: Job) {
         let Some(most) = self.most else {
             // A dropped task that has not started yet would never start.
@@ -111,7 +111,10 @@ impl Threads {
         blocking::unblock(move || {
             let mut next = Some(job);
             while let Some(job) = next {
-                job();
+                // What is caught in it is the work; a subscriber may panic as well.
+                if let Err(payload) = caught::call(job) {
+                    caught::dispose(payload);
+                }
                 let mut queue = lock(&queue);
                 next = queue.waiting.pop_front();
                 if next.is_none() {

@@ -3,14 +3,16 @@
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::throttle::{Refusals, Throttle};
 
 /// What becomes of new work when as much runs and waits as may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -49,6 +51,11 @@ impl Bound {
     pub const fn max_waiting(mut self, waiting: usize) -> Self {
         self.max_waiting = waiting;
         self
+    }
+
+    /// How many run, wait, or are reserved, at most.
+    fn most_room(&self) -> usize {
+        self.max_running.saturating_add(self.max_waiting).min(Semaphore::MAX_PERMITS)
     }
 
     /// What happens beyond that.
@@ -177,12 +184,12 @@ impl Drop for Waiting<'_> {
 impl Gate {
     pub(crate) fn new(class: Option<&'static str>, bound: Bound) -> Arc<Self> {
         let running = bound.max_running.clamp(1, Semaphore::MAX_PERMITS);
-        let room = running.saturating_add(bound.max_waiting).min(Semaphore::MAX_PERMITS);
+        let bound = Bound { max_running: running, ..bound };
         Arc::new(Self {
             class,
-            bound: Bound { max_running: running, ..bound },
+            bound,
             places: Arc::new(Semaphore::new(running)),
-            room: Arc::new(Semaphore::new(room)),
+            room: Arc::new(Semaphore::new(bound.most_room())),
             tickets: AtomicUsize::new(0),
             running: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
@@ -218,14 +225,19 @@ impl Gate {
         self.room.clone().try_acquire_owned().ok().map(|room| self.ticket(Some(room)))
     }
 
-    /// A place is kept as soon as there is room, and at the latest, room or not, so long from now.
-    pub(crate) async fn reserve_within(self: Arc<Self>, limit: Duration) -> Ticket {
-        let room = tokio::time::timeout(limit, self.room.clone().acquire_owned()).await;
-        match room {
-            Ok(Ok(room)) => self.ticket(Some(room)),
-            // The semaphore is never closed.
-            Ok(Err(_)) | Err(_) => self.overflow(),
-        }
+    /// So many places are kept as soon as there is room for all of them, and at the latest, room or not, so long from now.
+    /// Those that there is never room for at once are not waited for, nor kept: what needs them runs one after the other.
+    pub(crate) async fn reserve_within(self: Arc<Self>, count: usize, limit: Duration) -> Vec<Ticket> {
+        let count = u32::try_from(count.min(self.bound.most_room())).unwrap_or(u32::MAX);
+        // All of them in one turn, so that no two wait for what the other keeps.
+        let room = tokio::time::timeout(limit, self.room.clone().acquire_many_owned(count)).await;
+        // The semaphore is never closed.
+        let mut room = room.ok().and_then(Result::ok);
+        let mut ticket = || match room.as_mut().and_then(|room| room.split(1)) {
+            Some(room) => self.ticket(Some(room)),
+            None => self.reserve().unwrap_or_else(|| self.overflow()),
+        };
+        (0..count).map(|_| ticket()).collect()
     }
 
     /// There may be no room, and what was promised is kept all the same (contract rules 1 and 13).
@@ -303,27 +315,6 @@ impl Gate {
     }
 }
 
-/// Lets a message through once a second, with the number of those since the last.
-#[derive(Default)]
-struct Throttle {
-    /// In milliseconds of the process, plus one; 0 before the first.
-    last: AtomicU64,
-    count: AtomicU64,
-}
-
-impl Throttle {
-    fn hit(&self) -> Option<u64> {
-        static BEGAN: OnceLock<Instant> = OnceLock::new();
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let now = u64::try_from(BEGAN.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX) + 1;
-        let last = self.last.load(Ordering::Relaxed);
-        // Of several at once, the one that changes it speaks.
-        let due = last == 0 || now - last.min(now) >= 1000;
-        let mine = due && self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        mine.then(|| self.count.swap(0, Ordering::Relaxed))
-    }
-}
-
 /// Requests that are never refused.
 pub(crate) type Exempt = Box<dyn Fn(&Parts) -> bool + Send + Sync>;
 
@@ -339,19 +330,6 @@ pub(crate) struct Bounds {
     /// Refused for another reason than the gates'.
     pub(crate) refused: AtomicU64,
     pub(crate) refusals: Refusals,
-}
-
-/// One throttle for what no gate refuses.
-#[derive(Default)]
-pub(crate) struct Refusals(Throttle);
-
-impl Refusals {
-    pub(crate) fn tell(&self, route: &str, why: &'static str) {
-        tracing::debug!(route, why, "a request was refused");
-        if let Some(count) = self.0.hit() {
-            tracing::warn!(route, count, why, "requests are refused");
-        }
-    }
 }
 
 impl Default for Bounds {
@@ -379,6 +357,11 @@ impl Bounds {
     /// from others. Blocking ones have a cap of their own in place of the common one.
     pub(crate) fn gates(&self, class: Option<&str>, blocking: bool) -> impl Iterator<Item = &Arc<Gate>> {
         class.and_then(|name| self.class(name)).into_iter().chain(self.all.as_ref().filter(|_| !blocking))
+    }
+
+    /// All of them, in an order in which a continuation passes those that it does.
+    pub(crate) fn in_order(&self) -> impl Iterator<Item = &Arc<Gate>> {
+        self.classes.iter().chain(&self.all)
     }
 
     pub(crate) fn refused(&self) -> u64 {

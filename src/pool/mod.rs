@@ -40,6 +40,7 @@ mod feed;
 pub(crate) mod frames;
 mod slow;
 pub(crate) mod spans;
+mod throttle;
 
 /// What can be told of, and done to, something that a drain still waits for.
 pub(crate) trait Straggler: Send + Sync {

@@ -171,7 +171,7 @@ impl TestClient {
         self.read_response(true).await
     }
 
-    async fn read_response(&mut self, bodiless: bool) -> TestResponse {
+    pub(super) async fn read_response(&mut self, bodiless: bool) -> TestResponse {
         let patience = self.patience;
         soon(patience, "a response comes", "", async {
             let parser = Parser { bodiless };

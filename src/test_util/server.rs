@@ -89,7 +89,8 @@ impl fmt::Debug for TestServerBuilder {
 }
 
 impl TestServerBuilder {
-    /// Settings of the epilogue. An `on_event` of your own is told of everything beside the journal, and after it.
+    /// Settings of the epilogue, or one that was set up elsewhere, such as the app's own. The journal is told of its events
+    /// beside whatever else listens to them.
     pub fn epilogue(mut self, set: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder) -> Self {
         self.epilogue = set(self.epilogue);
         self
@@ -131,7 +132,7 @@ impl TestServerBuilder {
     ///
     /// If the system has no port to give.
     pub async fn on_socket_with(self, app: impl AsyncFnOnce(&Epilogue) -> Router) -> TestServer {
-        let epilogue = self.epilogue.build();
+        let epilogue = self.epilogue.on_event(self.journal.listener()).build();
         let app = app(&epilogue).await;
         let bound = async {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
@@ -153,7 +154,7 @@ impl TestServerBuilder {
     #[must_use]
     pub fn in_memory(self, app: Router) -> TestServer {
         let (connections, incoming) = mpsc::unbounded_channel();
-        let epilogue = self.epilogue.build();
+        let epilogue = self.epilogue.on_event(self.journal.listener()).build();
         start(epilogue, self.journal, self.patience, Door::Memory(connections), MemoryListener(incoming), app)
     }
 }
@@ -203,8 +204,7 @@ impl TestServer {
 
     /// Begins with the default settings.
     pub fn builder() -> TestServerBuilder {
-        let journal = Journal::new();
-        TestServerBuilder { epilogue: journal.epilogue(), journal, patience: PATIENCE }
+        TestServerBuilder { epilogue: Epilogue::builder(), journal: Journal::new(), patience: PATIENCE }
     }
 
     /// Where it listens; `None` in memory.

@@ -170,6 +170,11 @@ impl Story {
         self.assert_each_continuation_ends();
         self.assert_hooks_come_last();
         self.assert(self.count("flushed") <= 1 && self.count("aborted") <= 1, "a response has one fate");
+        if let (Some(flushed), Some(aborted)) = (self.first("flushed"), self.first("aborted")) {
+            // A continuation may wait for the client's acknowledgement: one that leaves before that has aborted.
+            let waits = cfg!(feature = "acknowledged") && self.last("continuation_start") > Some(aborted);
+            self.assert(aborted < flushed || waits, "rule 3: who leaves after the whole response has not aborted");
+        }
         let told = self.count("aborted") == 1;
         self.assert(told == self.status().is_aborted(), "rule 3: an abort is told of when the bit is set");
     }
@@ -230,5 +235,47 @@ impl fmt::Display for Story {
 impl fmt::Debug for Story {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{panic::catch_unwind, sync::Arc, time::Duration};
+
+    use super::*;
+    use crate::event::Route;
+
+    /// Of what never happens, since the contract is kept: ABORTED from the event of that name on.
+    fn story(kinds: &[EventKind]) -> Story {
+        let request = RequestId::next();
+        let mut story = Story::new(request);
+        let mut status = ConnectionStatus::NORMAL;
+        for kind in kinds {
+            if *kind == EventKind::Aborted {
+                status |= ConnectionStatus::ABORTED;
+            }
+            let route = Arc::new(Route { name: "GET /".into(), method: 3, matched: false });
+            story.push(Event { request, kind: kind.clone(), status, at: Duration::ZERO, route, class: None });
+        }
+        story
+    }
+
+    #[test]
+    fn who_leaves_after_the_whole_response_has_not_aborted() {
+        use EventKind::{
+            Aborted, Arrived, ContinuationEnd, ContinuationStart, Ended, Flushed, HandedOver, HandlerEnd, HandlerStart,
+        };
+
+        let around = |middle: &[EventKind]| {
+            story(&[&[Arrived, HandlerStart, HandlerEnd, HandedOver], middle, &[Ended][..]].concat())
+        };
+        let flushed = Flushed { bytes: 1 };
+        around(std::slice::from_ref(&flushed)).assert_contract();
+        // Ignored, and still flushed.
+        around(&[Aborted, flushed.clone()]).assert_contract();
+        let late = around(&[flushed.clone(), Aborted]);
+        assert!(catch_unwind(|| late.assert_contract()).is_err());
+        let later = around(&[flushed, ContinuationStart, Aborted, ContinuationEnd]);
+        assert!(catch_unwind(|| later.assert_contract()).is_err());
     }
 }

@@ -495,3 +495,38 @@ fn of_a_subscriber_while_a_runtime_ends_it_holds_no_drain_up() {
     assert_eq!((epilogue.running(), epilogue.lost()), (0, 1));
     assert!(runtime().block_on(soon("it drains", epilogue.drain())).is_clean());
 }
+
+/// A subscriber that panics where the first span of a continuation is entered.
+struct PanicsOnce(std::sync::atomic::AtomicBool);
+
+impl<S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>> tracing_subscriber::Layer<S>
+    for PanicsOnce
+{
+    fn on_enter(&self, id: &tracing::Id, context: tracing_subscriber::layer::Context<'_, S>) {
+        let on_thread = std::thread::current().name().is_some_and(|name| name.starts_with("blocking"));
+        let ours = context.span(id).is_some_and(|span| span.name() == "continuation");
+        let first = on_thread && ours && !self.0.swap(true, std::sync::atomic::Ordering::SeqCst);
+        assert!(!first, "the subscriber panics, as this test wants it");
+    }
+}
+
+#[tokio::test]
+async fn of_a_subscriber_on_the_only_thread_of_blocking_continuations_the_others_run() {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        let notes = theirs.clone();
+        (Continuation::blocking(move || notes.add("ran")), "hello")
+    };
+    let subscriber = tracing_subscriber::registry().with(PanicsOnce(false.into()));
+    let _subscriber = tracing::subscriber::set_default(subscriber);
+    let server = Server::with(Router::new().route("/", get(handler)), |builder| builder.max_blocking(1)).await;
+    for _ in 0..3 {
+        assert_eq!(server.get("/").await.status, 200);
+    }
+    server.journal.ended(3).await;
+    assert!(notes.all().len() >= 2, "{:?}", notes.all());
+    assert!(server.stop().await.is_clean());
+}

@@ -1,7 +1,7 @@
 //! Classes, each with a bound of its own.
 
 use axum::{Router, extract::Path, routing::get};
-use tower_epilogue::{Bound, Continuation, ReserveLayer, WhenFull};
+use tower_epilogue::{Bound, Continuation, Lifecycle, LifecycleError, ReserveLayer, WhenFull};
 
 use crate::{
     Meter,
@@ -112,4 +112,26 @@ async fn a_class_that_only_counts_holds_nothing_up() {
     let load = server.epilogue.class_load("mail").unwrap();
     assert_eq!((load.running, load.over), (3, 2));
     gate.open();
+}
+
+#[tokio::test]
+async fn a_place_that_a_finished_handler_does_not_need_is_given_back_while_its_other_continuation_runs() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        let (notes, gate) = (theirs.clone(), opens.clone());
+        lifecycle.finish("finished").await?;
+        let work = async move {
+            notes.add("starts");
+            gate.passed().await;
+        };
+        Ok::<_, LifecycleError>(Continuation::new(work).class("thumb"))
+    };
+    let app = Router::new().route("/", get(handler).layer(ReserveLayer::class("mail")));
+    let server = Server::with(app, |builder| builder.class("mail", Bound::new(1))).await;
+    assert_eq!(server.get("/").await.text(), "finished");
+    notes.seen("starts").await;
+    assert_eq!(server.epilogue.class_load("mail").unwrap().reserved, 0);
+    gate.open();
+    server.journal.ended(1).await;
 }

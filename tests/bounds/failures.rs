@@ -93,3 +93,22 @@ async fn a_handler_that_panics_or_hangs_costs_its_request_only() {
     assert_eq!(notes.all(), vec!["hook: Some(\"the mail server is down\")"; 3]);
     assert!(panics.stop().await.is_clean() && hangs.stop().await.is_clean());
 }
+
+/// What has failed runs no more: its place is another's while its failure is dealt with.
+#[tokio::test(start_paused = true)]
+async fn a_failure_handler_keeps_no_other_continuation_waiting() {
+    let notes = Notes::default();
+    let server = MemoryServer::with(app(&notes), |builder| {
+        builder.max_running(1).on_failure(|_| std::future::pending()).hook_limit(Duration::from_secs(7))
+    });
+    let began = tokio::time::Instant::now();
+    assert_eq!(server.get("/fails").await.status, 200);
+    server.journal.seen("continuation_failed").await;
+    assert_eq!(server.get("/works").await.status, 200);
+    server.ended(1).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    server.ended(2).await;
+    assert!(began.elapsed() >= Duration::from_secs(7), "{:?}", began.elapsed());
+    let load = server.epilogue.load().unwrap();
+    assert_eq!((load.running, load.waiting, load.reserved, load.over), (0, 0, 0, 0));
+}

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use axum::{Router, extract::Path, routing::get};
 use tokio::time::Instant;
-use tower_epilogue::{TimeLimitLayer, WhenFull};
+use tower_epilogue::{Bound, Continuation, TimeLimitLayer, WhenFull};
 
 use crate::{
     Meter, app,
@@ -76,7 +77,7 @@ async fn a_limit_that_passes_meanwhile_is_answered_with_a_503() {
     let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
     let hold = WhenFull::Hold(3600 * SECOND);
     let app = app(&notes, &gate, &meter);
-    let app = axum::Router::new().nest("/limited", app.clone().layer(TimeLimitLayer::new(5 * SECOND))).merge(app);
+    let app = Router::new().nest("/limited", app.clone().layer(TimeLimitLayer::new(5 * SECOND))).merge(app);
     let server = MemoryServer::with(app, |builder| builder.max_running(1).max_waiting(0).when_full(hold));
     let first = server.get("/task/a");
     assert_eq!(first.await.status, 200);
@@ -85,4 +86,94 @@ async fn a_limit_that_passes_meanwhile_is_answered_with_a_503() {
     server.ended(1).await;
     // It was promised: it is started, and dropped where it first waits.
     assert!(notes.has("starts b") && !notes.has("ends b"));
+}
+
+/// `/{classes}` answers with one continuation for each letter, of the class of that name; each waits at its class's gate.
+/// `-` is one of no class.
+fn classes(notes: &Notes, gates: [(&'static str, &Gate); 3]) -> Router {
+    let (notes, gates) = (notes.clone(), gates.map(|(class, gate)| (class, gate.clone())));
+    let handler = async move |Path(classes): Path<String>| {
+        notes.add(format!("handler {classes}"));
+        let mut response = axum::response::Response::new(axum::body::Body::empty());
+        for letter in classes.chars() {
+            let (class, gate) = gates.iter().find(|(class, _)| class.starts_with(letter)).unwrap().clone();
+            let notes = notes.clone();
+            let work = Continuation::new(async move {
+                gate.passed().await;
+                notes.add(format!("ends {class}"));
+            });
+            let work = if class == "-" { work } else { work.class(class) };
+            work.attach(&mut response);
+        }
+        response
+    };
+    Router::new().route("/{classes}", get(handler))
+}
+
+fn open() -> Gate {
+    let gate = Gate::closed();
+    gate.open();
+    gate
+}
+
+/// They run one after the other, and so never wait for each other.
+#[tokio::test(start_paused = true)]
+async fn a_response_does_not_wait_for_the_places_of_its_own_continuations() {
+    let (notes, gate) = (Notes::default(), open());
+    let hold = WhenFull::Hold(3600 * SECOND);
+    let server = MemoryServer::with(classes(&notes, [("a", &gate), ("b", &gate), ("-", &gate)]), |builder| {
+        builder.max_running(1).max_waiting(0).when_full(hold)
+    });
+    let began = Instant::now();
+    assert_eq!(server.get("/---").await.status, 200);
+    server.ended(1).await;
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert_eq!(notes.all().len(), 4);
+    let load = server.epilogue.load().unwrap();
+    assert_eq!((load.running, load.waiting, load.reserved, load.over), (0, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_responses_never_wait_for_the_places_that_the_other_keeps() {
+    let (notes, a, b) = (Notes::default(), Gate::closed(), Gate::closed());
+    let bound = Bound::new(1).max_waiting(0).when_full(WhenFull::Hold(3600 * SECOND));
+    let server = MemoryServer::with(classes(&notes, [("a", &a), ("b", &b), ("-", &a)]), |builder| {
+        builder.class("a", bound).class("b", bound)
+    });
+    for path in ["/a", "/b"] {
+        assert_eq!(server.get(path).await.status, 200);
+    }
+    let (mut first, mut second) = (server.connect(), server.connect());
+    first.send("GET /ab HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    notes.seen("handler ab").await;
+    second.send("GET /ba HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    notes.seen("handler ba").await;
+    let began = Instant::now();
+    b.open();
+    server.ended(1).await;
+    a.open();
+    server.ended(4).await;
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    for class in ["a", "b"] {
+        let load = server.epilogue.class_load(class).unwrap();
+        assert_eq!((load.running, load.waiting, load.reserved, load.over), (0, 0, 0, 0), "{class}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_is_held_no_longer_than_said_for_however_many_places() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let hold = WhenFull::Hold(3 * SECOND);
+    let bound = Bound::new(1).max_waiting(0).when_full(hold);
+    let server = MemoryServer::with(classes(&notes, [("a", &gate), ("b", &gate), ("-", &gate)]), |builder| {
+        builder.class("a", bound).class("b", bound).max_running(2).max_waiting(0).when_full(hold)
+    });
+    for path in ["/a", "/b"] {
+        assert_eq!(server.get(path).await.status, 200);
+    }
+    let began = Instant::now();
+    assert_eq!(server.get("/ab").await.status, 200);
+    assert!(began.elapsed() >= 3 * SECOND && began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
+    gate.open();
+    server.ended(3).await;
 }

@@ -8,7 +8,8 @@ use std::{
 
 use axum::{Router, routing::get};
 use tower_epilogue::{
-    Bound, Continuation, Event, EventKind, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer,
+    Bound, Continuation, EpilogueBuilder, Event, EventKind, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer,
+    TimeLimitLayer,
 };
 
 use crate::{
@@ -98,6 +99,100 @@ async fn a_blocking_one_whose_limit_passes_while_it_waits_for_its_class_runs_whe
     notes.count(4).await;
     assert_eq!((notes.all(), meter.most()), (["starts", "ends"].repeat(2).into_iter().map(String::from).collect(), 1));
     assert!(server.stop().await.is_clean());
+}
+
+/// What the second of two blocking continuations waits for: its place, or its thread.
+const BEHIND: [fn(EpilogueBuilder) -> EpilogueBuilder; 2] =
+    [|builder| builder.class("slow", Bound::new(1)), |builder| builder.max_blocking(1)];
+
+/// Two of them at their limit, of which one has a thread, and the other waits for it.
+async fn one_behind_another(
+    notes: &Notes,
+    bound: fn(EpilogueBuilder) -> EpilogueBuilder,
+    drain_deadline: Option<Duration>,
+) -> (Server, mpsc::Sender<()>) {
+    let (release, released) = mpsc::channel();
+    let app = blocking(notes, &Meter::default(), released, true).layer(TimeLimitLayer::new(Duration::from_millis(100)));
+    let server = Server::with(app, |builder| {
+        bound(builder).drain_deadline(drain_deadline).hook_limit(Duration::from_millis(50))
+    })
+    .await;
+    for _ in 0..2 {
+        assert_eq!(server.get("/").await.status, 200);
+    }
+    server.journal.ended(2).await;
+    assert_eq!(server.epilogue.stuck(), 2);
+    (server, release)
+}
+
+/// Contract rule 1: what a drain's deadline leaves behind is in its report, also where its request had ended before.
+#[tokio::test]
+async fn a_drain_names_a_blocking_one_that_still_waits_at_its_deadline() {
+    for bound in BEHIND {
+        let notes = Notes::default();
+        let (server, release) = one_behind_another(&notes, bound, Some(Duration::from_millis(200))).await;
+        let report = server.stop().await;
+        let named: Vec<_> = report.stragglers().iter().map(|one| (one.route(), one.class(), one.phase())).collect();
+        assert_eq!(named, [("GET /", Some("slow"), "continuing")], "{report}");
+        drop(release);
+    }
+}
+
+#[tokio::test]
+async fn a_drain_names_a_blocking_one_once_that_it_has_cut_while_it_waited() {
+    let (notes, meter) = (Notes::default(), Meter::default());
+    let (release, released) = mpsc::channel();
+    let server = Server::with(blocking(&notes, &meter, released, true), |builder| {
+        let short = Duration::from_millis(100);
+        builder.class("slow", Bound::new(1)).drain_deadline(short).hook_limit(short)
+    })
+    .await;
+    for _ in 0..2 {
+        assert_eq!(server.get("/").await.status, 200);
+    }
+    let report = server.stop().await;
+    assert_eq!(report.stragglers().len(), 2, "{report}");
+    drop(release);
+}
+
+/// From then on it is what any thread is that is busy past its limit.
+#[tokio::test]
+async fn a_drain_waits_for_a_late_blocking_one_until_it_has_its_thread() {
+    for bound in BEHIND {
+        let notes = Notes::default();
+        let (mut server, release) = one_behind_another(&notes, bound, None).await;
+        server.begin_drain();
+        let (epilogue, mut stopped) = (server.epilogue.clone(), tokio::spawn(server.drained()));
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut stopped).await.is_err());
+        release.send(()).unwrap();
+        assert!(soon("it drains", stopped).await.unwrap().is_clean());
+        notes.count(3).await;
+        assert_eq!((notes.all(), epilogue.stuck()), (["starts", "ends", "starts"].map(String::from).to_vec(), 1));
+        release.send(()).unwrap();
+        soon("its thread ends", async {
+            while epilogue.stuck() > 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+/// Contract rule 13.
+#[test]
+fn a_late_blocking_one_whose_runtime_ends_is_lost_and_counted() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let notes = Notes::default();
+    let (server, release) = runtime.block_on(one_behind_another(&notes, BEHIND[0], None));
+    let epilogue = server.epilogue.clone();
+    drop(runtime);
+    // The thread of the other is busy all the same.
+    assert_eq!((epilogue.stuck(), epilogue.lost()), (1, 1));
+    release.send(()).unwrap();
+    while epilogue.stuck() > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(notes.all(), ["starts", "ends"]);
 }
 
 /// Waits until so many outlive their response: no event tells when they are counted.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{Router, body::Body, routing::get};
-use tower_epilogue::{Load, WhenFull};
+use tower_epilogue::{Bound, Continuation, Load, ReserveLayer, WhenFull};
 
 use crate::{
     Meter, app,
@@ -139,6 +139,33 @@ async fn what_is_always_admitted_is_never_refused() {
     assert_eq!(server.get("/task/panics").await.status, 503);
     assert_eq!(server.get("/plain").await.text(), "plain");
     gate.open();
+}
+
+/// Also not for a class. Inside of a nested router it is the whole path that is asked about.
+#[tokio::test]
+async fn what_is_always_admitted_is_not_refused_by_its_route_either() {
+    let gate = Gate::closed();
+    let theirs = gate.clone();
+    let handler = async move || {
+        let gate = theirs.clone();
+        (Continuation::new(async move { gate.passed().await }).class("mail"), "accepted")
+    };
+    let mail = get(handler).layer(ReserveLayer::class("mail"));
+    let app = Router::new().nest("/inside", Router::new().route("/mail", mail.clone()).route("/urgent", mail));
+    let server = Server::with(app, |builder| {
+        let bound = Bound::new(1).max_waiting(0);
+        builder.class("mail", bound).admit_always(|request| request.uri.path() == "/inside/urgent")
+    })
+    .await;
+    assert_eq!(server.get("/inside/mail").await.status, 200);
+    assert_eq!(server.get("/inside/mail").await.status, 503);
+    assert_eq!(server.get("/inside/urgent").await.status, 200);
+    assert_eq!(server.epilogue.refused(), 1);
+    server.journal.seen("continuation_waits").await;
+    let load = server.epilogue.class_load("mail").unwrap();
+    assert_eq!((load.running, load.waiting, load.over), (1, 1, 1));
+    gate.open();
+    server.journal.ended(3).await;
 }
 
 #[tokio::test]

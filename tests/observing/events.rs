@@ -8,7 +8,7 @@ use std::{
 use axum::{Router, routing::get};
 use tower_epilogue::{Bound, Continuation, Event, EventKind, Lifecycle, ReserveLayer, TimeLimitLayer, WhenFull};
 
-use crate::support::MemoryServer;
+use crate::support::{MemoryServer, Server};
 
 type Kept = Arc<Mutex<Vec<Event>>>;
 
@@ -177,4 +177,21 @@ async fn what_panicked_is_told() {
         .collect();
     assert_eq!(panicked, ["handler", "hook"]);
     server.stop().await;
+}
+
+/// What listens may hang; the end of the server does not depend on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_function_that_never_returns_holds_no_drain_up_beyond_its_time() {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = Mutex::new(released);
+    let server = Server::with(Router::new().route("/", get(async || "hello")), |builder| {
+        let short = Duration::from_millis(50);
+        // The runtime is told, so that the threads that are left do the work of this one.
+        let hangs = move |_: &Event| tokio::task::block_in_place(|| released.lock().unwrap().recv().unwrap_or(()));
+        builder.on_event(hangs).drain_deadline(short).hook_limit(short)
+    })
+    .await;
+    assert_eq!(server.get("/").await.text(), "hello");
+    assert!(server.stop().await.is_clean());
+    drop(release);
 }

@@ -9,7 +9,7 @@ use std::{
 use axum::{Router, body::Body, routing::get};
 use futures_util::FutureExt as _;
 use tower_epilogue::{
-    Continuation, IgnoreAbortLayer, Lifecycle,
+    Continuation, EventKind, IgnoreAbortLayer, Lifecycle,
     test_util::{Interrupted, every_await_point},
 };
 
@@ -121,4 +121,19 @@ async fn what_was_promised_runs_wherever_the_client_left() {
     })
     .await;
     assert_eq!(points, 0, "after `finish` an abort drops nothing");
+}
+
+#[tokio::test]
+async fn a_request_of_ones_own_may_be_for_the_head_alone() {
+    let points = every_await_point(async |server| {
+        let handler = async || {
+            tokio::task::yield_now().await;
+            "hello"
+        };
+        let app = Router::new().route("/", get(handler));
+        let story = server.send(app, "HEAD / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+        assert_eq!(story.has(&EventKind::HandlerDropped), server.point() == Some(0), "{story}");
+    })
+    .await;
+    assert_eq!(points, 1);
 }

@@ -6,7 +6,7 @@ use axum::{Router, routing::get};
 use futures_util::FutureExt as _;
 use tokio::sync::watch;
 use tower_epilogue::{
-    Continuation, EarlyCloseLayer, End, Lifecycle, ShutdownHookLayer,
+    Continuation, EarlyCloseLayer, End, Epilogue, Lifecycle, ShutdownHookLayer,
     test_util::{Leave, TestServer},
 };
 
@@ -108,4 +108,22 @@ async fn the_end_of_a_response_is_where_its_framing_says() {
     assert_eq!((response.header("connection"), response.text().as_str()), (Some("close"), "hello"));
     let (rest, error) = client.read_to_end().await;
     assert!(rest.is_empty() && error.is_none(), "{error:?}");
+}
+
+/// As the app's own, which is what is to be tested.
+#[tokio::test]
+async fn an_epilogue_that_was_set_up_elsewhere_writes_into_the_journal_too() {
+    let (told, counted) =
+        (std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0)), std::sync::atomic::Ordering::SeqCst);
+    let theirs = told.clone();
+    let own = Epilogue::builder().on_event(move |_| {
+        theirs.fetch_add(1, counted);
+    });
+    let gate = watch::Sender::new(true);
+    let server = TestServer::builder().epilogue(|_| own).on_socket(app(&gate)).await;
+    server.get("/continuation").await.assert_whole();
+    server.settled().await;
+    let story = server.journal().only();
+    story.assert_continuations(1);
+    assert_eq!(told.load(counted), story.events().len(), "each event once: {story}");
 }
