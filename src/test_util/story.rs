@@ -254,7 +254,7 @@ mod tests {
             if *kind == EventKind::Aborted {
                 status |= ConnectionStatus::ABORTED;
             }
-            let route = Arc::new(Route { name: "GET /".into(), method: 3, matched: false });
+            let route = Arc::new(Route { name: "GET /".into(), method: 3, matched: false, is_job: false });
             story.push(Event { request, kind: kind.clone(), status, at: Duration::ZERO, route, class: None });
         }
         story
