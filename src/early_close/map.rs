@@ -12,7 +12,13 @@ use axum_core::BoxError;
 use bytes::Bytes;
 use http::response::Parts;
 
-use crate::{continuation::Continuation, lifecycle::Lifecycle, pool::caught};
+use tracing::Span;
+
+use crate::{
+    continuation::Continuation,
+    lifecycle::Lifecycle,
+    pool::{Captured, caught},
+};
 
 type Outcome = Result<(Parts, Bytes), BoxError>;
 type Running = Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -58,7 +64,7 @@ impl MapBuffer {
             // It is a part of what produces the body: the request does not end before it.
             lifecycle.0.producer_started();
         }
-        Mapping { running, lifecycle: lifecycle.clone() }
+        Mapping { running, lifecycle: lifecycle.clone(), surroundings: None }
     }
 }
 
@@ -73,16 +79,21 @@ fn panicked(lifecycle: &Lifecycle, payload: caught::Payload) {
 pub(super) struct Mapping {
     running: Option<Running>,
     lifecycle: Lifecycle,
+    /// Taken when it first waits: a destructor must not, which has it run on.
+    surroundings: Option<(Span, Vec<Box<dyn Captured>>)>,
 }
 
 impl Mapping {
     /// `None` if it failed or panicked, which has been told.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Parts, Bytes)>> {
-        let Self { running: Some(running), lifecycle } = self else {
+        let Self { running: Some(running), lifecycle, surroundings } = self else {
             return Poll::Ready(None);
         };
         let mapped = match lifecycle.0.measure(WHAT, || caught::poll(running.as_mut(), cx)) {
-            Ok(Poll::Pending) => return Poll::Pending,
+            Ok(Poll::Pending) => {
+                surroundings.get_or_insert_with(|| (Span::current(), lifecycle.0.captured()));
+                return Poll::Pending;
+            }
             Ok(Poll::Ready(Ok(mapped))) => Some(mapped),
             Ok(Poll::Ready(Err(error))) => {
                 let route = lifecycle.0.route();
@@ -106,12 +117,14 @@ impl Drop for Mapping {
         let Some(running) = self.running.take() else { return };
         if self.lifecycle.0.producer_survives_drop() {
             // The server has dropped the response of a client that left, and that is ignored (contract rule 5).
+            let (span, captured) = self.surroundings.take().unwrap_or_else(|| (Span::none(), Vec::new()));
             let owner = self.lifecycle.clone();
-            self.lifecycle.0.keep(Continuation::new(async move {
+            let work = async move {
                 if let Err(error) = running.await {
                     tracing::warn!(route = owner.0.route(), %error, "the function on buffered bodies failed, for nobody");
                 }
-            }));
+            };
+            self.lifecycle.0.keep_with(span.in_scope(|| Continuation::new(work)), captured);
         } else {
             caught::discard(running);
         }

@@ -41,7 +41,7 @@ pub(super) enum Next {
 #[derive(Default)]
 pub(super) struct Rest {
     pub(super) extra: Extra,
-    /// Given back after its end was told, or its failure.
+    /// Given back after its end was told; after a failure, before anybody is told of that.
     pub(super) places: Option<Places>,
 }
 

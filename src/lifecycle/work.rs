@@ -14,7 +14,7 @@ use super::{
 use crate::{
     continuation::{self, Continuation},
     event::EventKind,
-    pool::{caught, lock, spans},
+    pool::{Captured, caught, lock, spans},
 };
 
 /// First in, first out. Most requests have at most one of a kind, and a million of them may wait: so the first needs no
@@ -95,6 +95,11 @@ impl Shared {
     /// Takes in a continuation. `Err` if the request has ended.
     pub(crate) fn add_continuation(&self, mut continuation: Continuation) -> Result<(), Continuation> {
         continuation.carry(self.captured());
+        self.take_in(continuation)
+    }
+
+    /// The same for one that has with it what goes along: nothing of the user's is called.
+    fn take_in(&self, continuation: Continuation) -> Result<(), Continuation> {
         let mut core = lock(&self.core);
         if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
             return Err(continuation);
@@ -122,6 +127,14 @@ impl Shared {
     /// Takes in a continuation, and runs it on its own if the request has ended.
     pub(crate) fn keep(&self, continuation: Continuation) {
         if let Err(continuation) = self.add_continuation(continuation) {
+            continuation::run_alone(continuation);
+        }
+    }
+
+    /// The same from a destructor, with what was `captured` before it (contract rule 11).
+    pub(crate) fn keep_with(&self, mut continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
+        continuation.carry(captured);
+        if let Err(continuation) = self.take_in(continuation) {
             continuation::run_alone(continuation);
         }
     }

@@ -2,7 +2,12 @@
 
 use std::{io, time::Duration};
 
-use axum::{Router, routing::get};
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{self, Next},
+    routing::get,
+};
 use bytes::Bytes;
 use http::response::Parts;
 use tokio::time::Instant;
@@ -134,4 +139,49 @@ async fn where_aborts_are_ignored_it_runs_to_its_end_on_http_2_too() {
         server.journal.ended(1).await;
         assert_eq!(notes.all(), ["begun", "ended", "dropped", "hook: ABORTED"]);
     }
+}
+
+tokio::task_local! {
+    static TENANT: Cloned;
+}
+
+/// Tells how often it was cloned.
+struct Cloned(Notes);
+
+impl Clone for Cloned {
+    fn clone(&self) -> Self {
+        self.0.add("cloned");
+        Self(self.0.clone())
+    }
+}
+
+/// What goes along is taken while it still runs with its client: a destructor calls nothing of the user's.
+#[tokio::test]
+async fn what_is_carried_goes_along_with_it() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, waits) = (notes.clone(), gate.clone());
+    let layer = EarlyCloseLayer::new().map_buffer(move |parts: Parts, bytes: Bytes| {
+        let (notes, gate) = (theirs.clone(), waits.clone());
+        async move {
+            notes.add("begun");
+            gate.passed().await;
+            notes.add(if TENANT.try_with(|_| ()).is_ok() { "with it" } else { "without it" });
+            Ok::<_, io::Error>((parts, bytes))
+        }
+    });
+    let scope = notes.clone();
+    let tenant = middleware::from_fn(move |request: Request, next: Next| {
+        TENANT.scope(Cloned(scope.clone()), async move { next.run(request).await })
+    });
+    let app = Router::new().route("/", get(async || "hello")).layer((tenant, layer, IgnoreAbortLayer::new()));
+    let server = Server::with(app, |builder| builder.carry(&TENANT)).await;
+    let mut client = Http2::connect(server.address).await;
+    let response = client.start("GET", "/").await;
+    notes.seen("cloned").await;
+    drop(response);
+    server.journal.seen("aborted").await;
+    notes.add("left");
+    gate.open();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["begun", "cloned", "left", "with it"]);
 }
