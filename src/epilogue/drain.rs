@@ -73,6 +73,9 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         pool.idle().await;
     };
     let mut report = DrainReport::default();
+    // Until when its event function is waited for.
+    let twice = pool.settings.hook_limit.saturating_mul(2);
+    let mut ends = pool.settings.drain_deadline.map(|deadline| (began, deadline.saturating_add(twice)));
     if let Some(why) = cut_short(pool, serving, ended()).await {
         let mut cut = Cut::default();
         cut.all(pool, in_flight());
@@ -86,8 +89,9 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         // Hooks have a limit each. Twice that is enough for all but the most stubborn. In the first half of it connections
         // come to their own end; in the second, those that did not are closed, and linger.
         let (half, cut_at) = (pool.settings.hook_limit, Instant::now());
+        ends = Some((cut_at, twice));
         let mut closed = 0;
-        let enough = tokio::time::timeout(half.saturating_mul(2), async {
+        let enough = tokio::time::timeout(twice, async {
             let mut ended = pin!(ended());
             let mut close = serving.map(|serving| serving.close);
             // A request may be between its connection, which has closed, and its own task, or may come as the last
@@ -101,6 +105,8 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         });
         if enough.await.is_err() {
             tracing::error!(running = pool.running(), "the drain ends with work still running");
+            // Those that are left now are ended as they are, whether or not there was time to close them first.
+            closed = closed.max(serving.map_or(0, |serving| (serving.open)()));
         }
         if closed > 0 {
             tracing::warn!(connections = closed, "connections that did not end by themselves are closed");
@@ -112,11 +118,7 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
     }
     if let Some(feed) = pool.feed() {
         // An event function may be slow, or hang; the server ends all the same.
-        let ends = pool
-            .settings
-            .drain_deadline
-            .map(|deadline| deadline.saturating_add(pool.settings.hook_limit.saturating_mul(2)));
-        match ends.map(|ends| ends.saturating_sub(began.elapsed()).max(SECOND)) {
+        match ends.map(|(from, time)| time.saturating_sub(from.elapsed()).max(SECOND)) {
             None => feed.delivered().await,
             Some(left) if tokio::time::timeout(left, feed.delivered()).await.is_ok() => {}
             Some(_) => tracing::error!("the drain ends before the event function was told of everything: it is slow"),

@@ -162,7 +162,7 @@ impl EpilogueBuilder {
     /// It is called in a task of its own, never under a lock, in a destructor or in a flush. Events of one
     /// request come in their order. It should return quickly: what happens meanwhile waits in memory. A panic
     /// in it is logged. Without a listener no event is made. A drain waits until it was told of everything, but no longer
-    /// than for its work: to the deadline and twice the hook limit, and a second at least.
+    /// than for its work: to twice the hook limit after the deadline, or after it was cut, and a second at least.
     /// Given several times, each function is called, in the order in which they were given.
     pub fn on_event<F>(self, listener: F) -> Self
     where

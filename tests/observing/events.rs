@@ -8,7 +8,7 @@ use std::{
 use axum::{Router, routing::get};
 use tower_epilogue::{Bound, Continuation, Event, EventKind, Lifecycle, ReserveLayer, TimeLimitLayer, WhenFull};
 
-use crate::support::{MemoryServer, Server};
+use crate::support::{MemoryServer, Notes, Server};
 
 type Kept = Arc<Mutex<Vec<Event>>>;
 
@@ -179,19 +179,52 @@ async fn what_panicked_is_told() {
     server.stop().await;
 }
 
-/// What listens may hang; the end of the server does not depend on it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_event_function_that_never_returns_holds_no_drain_up_beyond_its_time() {
+/// A server whose event function never returns until the sender is gone, and whose drain has the deadline.
+async fn hung(deadline: Option<Duration>, notes: &Notes) -> (Server, std::sync::mpsc::Sender<()>) {
     let (release, released) = std::sync::mpsc::channel::<()>();
     let released = Mutex::new(released);
-    let server = Server::with(Router::new().route("/", get(async || "hello")), |builder| {
-        let short = Duration::from_millis(50);
+    let notes = notes.clone();
+    let waits = async move || {
+        notes.add("waits");
+        std::future::pending::<()>().await;
+    };
+    let app = Router::new().route("/", get(async || "hello")).route("/waits", get(waits));
+    let server = Server::with(app, |builder| {
         // The runtime is told, so that the threads that are left do the work of this one.
         let hangs = move |_: &Event| tokio::task::block_in_place(|| released.lock().unwrap().recv().unwrap_or(()));
-        builder.on_event(hangs).drain_deadline(short).hook_limit(short)
+        builder.on_event(hangs).drain_deadline(deadline).hook_limit(Duration::from_millis(50))
     })
     .await;
     assert_eq!(server.get("/").await.text(), "hello");
+    (server, release)
+}
+
+/// What listens may hang; the end of the server does not depend on it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_function_that_never_returns_holds_no_drain_up_beyond_its_time() {
+    let (server, release) = hung(Some(Duration::from_millis(50)), &Notes::default()).await;
     assert!(server.stop().await.is_clean());
+    drop(release);
+}
+
+/// Nor does that of one that has all the time, once it is cut.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_function_that_never_returns_holds_no_drain_up_that_is_cut() {
+    let notes = Notes::default();
+    let (mut server, release) = hung(None, &notes).await;
+    let mut client = server.connect().await;
+    client.send_get("/waits").await;
+    notes.seen("waits").await;
+    server.begin_drain();
+    // Until it has begun.
+    let epilogue = server.epilogue.clone();
+    let cuts = tokio::spawn(async move {
+        loop {
+            epilogue.cut();
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(server.drained().await.stragglers().len(), 1);
+    cuts.abort();
     drop(release);
 }
