@@ -146,14 +146,18 @@ async fn it_waits_for_a_reader_within_the_patience() {
     assert!(server.stop().await.is_clean());
 }
 
+/// A few bytes.
+fn small(notes: &Notes) -> Router {
+    let theirs = notes.clone();
+    let handler = async move || (Continuation::new(async move { theirs.add("continuation") }), "the body");
+    Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(notes)))
+}
+
 /// The server does not even ask for the body's first frame.
 #[tokio::test(start_paused = true)]
 async fn it_starts_also_where_an_http2_client_lets_nothing_of_the_body_come() {
     let notes = Notes::default();
-    let theirs = notes.clone();
-    let handler = async move || (Continuation::new(async move { theirs.add("continuation") }), "the body");
-    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
-    let server = MemoryServer::with(app, |builder| builder.patience(10 * SECOND));
+    let server = MemoryServer::with(small(&notes), |builder| builder.patience(10 * SECOND));
     let mut builder = h2::client::Builder::new();
     let (send, connection) =
         builder.initial_window_size(0).handshake::<_, Bytes>(server.connect().stream).await.unwrap();
@@ -171,11 +175,8 @@ async fn it_starts_also_where_an_http2_client_lets_nothing_of_the_body_come() {
 #[tokio::test(start_paused = true)]
 async fn it_starts_also_where_nobody_asks_for_the_body() {
     let notes = Notes::default();
-    let theirs = notes.clone();
-    let handler = async move || (Continuation::new(async move { theirs.add("continuation") }), "the body");
-    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
     let began = tokio::time::Instant::now();
-    let response = app.oneshot(http::Request::get("/").body(Body::empty()).unwrap()).await.unwrap();
+    let response = small(&notes).oneshot(http::Request::get("/").body(Body::empty()).unwrap()).await.unwrap();
     tokio::time::sleep(29 * SECOND).await;
     assert_eq!(notes.all(), Vec::<String>::new());
     notes.seen("hook: NORMAL, GivenUp").await;

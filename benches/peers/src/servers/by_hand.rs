@@ -10,13 +10,11 @@ use std::{
 
 use axum::{
     Extension, Router,
-    body::{Body, Bytes, HttpBody},
     extract::Request,
     response::Response,
     routing::{Route, get, post},
 };
 use futures_util::FutureExt as _;
-use http_body::{Frame, SizeHint};
 use tokio::time::sleep;
 use tokio_util::task::TaskTracker;
 use tower::Service;
@@ -24,7 +22,7 @@ use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 use super::{
     HELLO, PARKED, WORK, axum_peers,
-    least::{Boxed, LIMIT, Work},
+    least::{LIMIT, Watched, Work},
 };
 
 #[derive(Clone)]
@@ -50,40 +48,12 @@ where
         Box::pin(async move {
             let mut response = response.await?;
             let work = Work::take_from(&mut response);
-            Ok(response.map(|body| Body::new(Watched { body, work, tracker })))
+            let start = move |work| {
+                let work = std::panic::AssertUnwindSafe(tokio::time::timeout(LIMIT, work)).catch_unwind();
+                tracker.spawn(work.map(drop));
+            };
+            Ok(response.map(|body| Watched::around(body, work, start)))
         })
-    }
-}
-
-struct Watched {
-    body: Body,
-    work: Option<Boxed>,
-    tracker: TaskTracker,
-}
-
-impl HttpBody for Watched {
-    type Data = Bytes;
-    type Error = axum::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-impl Drop for Watched {
-    fn drop(&mut self) {
-        if let Some(work) = self.work.take() {
-            let work = std::panic::AssertUnwindSafe(tokio::time::timeout(LIMIT, work)).catch_unwind();
-            self.tracker.spawn(work.map(drop));
-        }
     }
 }
 

@@ -71,17 +71,26 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.project().inner.poll(cx).map_ok(|mut response| {
             let work = Work::take_from(&mut response);
-            response.map(|body| Body::new(Watched { body, work }))
+            let start = |work| drop(tokio::spawn(tokio::time::timeout(LIMIT, work)));
+            response.map(|body| Watched::around(body, work, start))
         })
     }
 }
 
-struct Watched {
+/// A body that starts its work when it is dropped.
+pub struct Watched<S: FnMut(Boxed)> {
     body: Body,
     work: Option<Boxed>,
+    start: S,
 }
 
-impl HttpBody for Watched {
+impl<S: FnMut(Boxed) + Send + Unpin + 'static> Watched<S> {
+    pub fn around(body: Body, work: Option<Boxed>, start: S) -> Body {
+        Body::new(Self { body, work, start })
+    }
+}
+
+impl<S: FnMut(Boxed) + Unpin> HttpBody for Watched<S> {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -98,10 +107,10 @@ impl HttpBody for Watched {
     }
 }
 
-impl Drop for Watched {
+impl<S: FnMut(Boxed)> Drop for Watched<S> {
     fn drop(&mut self) {
         if let Some(work) = self.work.take() {
-            tokio::spawn(tokio::time::timeout(LIMIT, work));
+            (self.start)(work);
         }
     }
 }
