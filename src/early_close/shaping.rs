@@ -36,7 +36,6 @@ pub(super) struct Shaping {
 }
 
 /// What a response waits for before its head leaves.
-#[expect(clippy::large_enum_variant, reason = "it is boxed as a whole")]
 pub(super) enum Step {
     /// Its body.
     Read(Parts, Reading, Purpose),

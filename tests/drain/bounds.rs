@@ -117,7 +117,6 @@ async fn echo(mut request: Request) {
 
 /// The report of a drain, and how long it took, of a server whose only connection an upgraded stream keeps open.
 async fn drained_with_an_upgraded_stream(hook_limit: Duration) -> (DrainReport, Duration) {
-    let logs = logs();
     let app = Router::new().route("/echo", any(echo)).layer(EarlyCloseLayer::new());
     let server = MemoryServer::with(app, |builder| builder.drain_deadline(DEADLINE).hook_limit(hook_limit));
     let (send, connection) = h2::client::handshake(server.connect().stream).await.unwrap();
@@ -143,9 +142,14 @@ async fn drained_with_an_upgraded_stream(hook_limit: Duration) -> (DrainReport, 
 async fn a_connection_that_only_an_upgraded_stream_keeps_open_is_closed_and_counted() {
     // Without time for hooks it is ended at once.
     for hook_limit in [HALF, Duration::ZERO] {
+        let logs = logs();
         let (report, took) = drained_with_an_upgraded_stream(hook_limit).await;
         assert!(took >= DEADLINE + hook_limit, "its request has ended, and it is waited for all the same");
         assert_eq!((report.closed_connections(), report.stragglers().len(), report.is_clean()), (1, 0, false));
         assert_eq!(report.to_string(), "drained: every request ended by itself (1 connection was closed)");
+        // Nothing was cut, and yet not everything had ended.
+        let passed = logs.with("the drain's deadline has passed");
+        assert!(passed.iter().any(|line| line.contains("WARN") && line.contains("connections=1")), "{passed:#?}");
+        assert!(!passed.iter().any(|line| line.contains("everything ended by itself")), "{passed:#?}");
     }
 }
