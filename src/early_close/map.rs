@@ -106,7 +106,7 @@ impl Mapping {
                 None
             }
         };
-        caught::discard(self.running.take());
+        caught::discard((self.running.take(), self.surroundings.take()));
         self.lifecycle.0.producer_ended(None);
         Poll::Ready(mapped)
     }
@@ -126,7 +126,7 @@ impl Drop for Mapping {
             };
             self.lifecycle.0.keep_with(span.in_scope(|| Continuation::new(work)), captured);
         } else {
-            caught::discard(running);
+            caught::discard((running, self.surroundings.take()));
         }
         self.lifecycle.0.producer_ended(None);
     }

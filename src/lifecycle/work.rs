@@ -93,12 +93,14 @@ impl<T> Queue<T> {
 
 impl Shared {
     /// Takes in a continuation. `Err` if the request has ended.
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
     pub(crate) fn add_continuation(&self, mut continuation: Continuation) -> Result<(), Continuation> {
         continuation.carry(self.captured());
         self.take_in(continuation)
     }
 
-    /// The same for one that has with it what goes along: nothing of the user's is called.
+    /// Takes in a continuation that has with it what goes along: nothing of the user's is called. `Err` if the request has
+    /// ended.
     fn take_in(&self, continuation: Continuation) -> Result<(), Continuation> {
         let mut core = lock(&self.core);
         if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
@@ -126,9 +128,7 @@ impl Shared {
 
     /// Takes in a continuation, and runs it on its own if the request has ended.
     pub(crate) fn keep(&self, continuation: Continuation) {
-        if let Err(continuation) = self.add_continuation(continuation) {
-            continuation::run_alone(continuation);
-        }
+        self.keep_with(continuation, self.captured());
     }
 
     /// The same from a destructor, with what was `captured` before it (contract rule 11).
