@@ -180,15 +180,22 @@ async fn reload_a_drain_has_a_hard_end() {
 #[tokio::test(start_paused = true)]
 async fn reload_a_stuck_thread_does_not_hold_up_a_stop() {
     let (release, held) = std::sync::mpsc::channel::<()>();
-    let held = Arc::new(std::sync::Mutex::new(Some(held)));
+    let (begins, begun) = std::sync::mpsc::channel::<()>();
+    let work = Arc::new(std::sync::Mutex::new(Some((begins, held))));
     let handler = async move || {
-        let held = held.lock().unwrap().take().unwrap();
-        (Continuation::blocking(move || held.recv().unwrap()), "hello")
+        let (begins, held) = work.lock().unwrap().take().unwrap();
+        let work = move || {
+            begins.send(()).unwrap();
+            held.recv().unwrap();
+        };
+        (Continuation::blocking(work), "hello")
     };
     let server =
         MemoryServer::with(Router::new().route("/stuck", get(handler)), |builder| builder.drain_deadline(10 * SECOND));
     let epilogue = server.epilogue.clone();
     server.get("/stuck").await;
+    // A drain waits for one that has no thread yet; and tokio's clock stands still while such a task runs.
+    tokio::task::spawn_blocking(move || begun.recv().unwrap()).await.unwrap();
     let began = Instant::now();
     let report = server.stop().await;
     assert_eq!(report.stragglers()[0].route(), "GET /stuck");

@@ -209,10 +209,12 @@ async fn blocking_work_has_ended_at_the_limit_for_the_contract_and_its_thread_is
     {
         let notes = Notes::default();
         let (release, released) = std::sync::mpsc::channel::<()>();
-        let work = std::sync::Arc::new(std::sync::Mutex::new(Some((notes.clone(), released))));
+        let (begins, begun) = std::sync::mpsc::channel::<()>();
+        let work = std::sync::Arc::new(std::sync::Mutex::new(Some((notes.clone(), begins, released))));
         let handler = async move || {
-            let (notes, released) = work.lock().unwrap().take().unwrap();
+            let (notes, begins, released) = work.lock().unwrap().take().unwrap();
             let blocking = Continuation::blocking(move || {
+                begins.send(()).unwrap();
                 released.recv().unwrap();
                 notes.add("thread ended");
             });
@@ -226,7 +228,8 @@ async fn blocking_work_has_ended_at_the_limit_for_the_contract_and_its_thread_is
         assert!(server.journal.lines().contains(&"continuation_dropped/2".to_owned()));
         assert_eq!(server.epilogue.stuck(), 1);
         let epilogue = server.epilogue.clone();
-        // For a drain it is over too.
+        // For a drain it is over too, as it has a thread by now.
+        begun.recv().unwrap();
         assert!(server.stop().await.is_clean());
         release.send(()).unwrap();
         notes.seen("thread ended").await;
