@@ -2,18 +2,32 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{ETAG, IF_NONE_MATCH},
+    header::{ETAG, IF_NONE_MATCH, TRAILER},
 };
 
-/// Whether a response says what digest its bytes have, which encoded ones have not (RFC 9530).
+const DIGESTS: [HeaderName; 4] = [
+    HeaderName::from_static("content-digest"),
+    HeaderName::from_static("repr-digest"),
+    HeaderName::from_static("digest"),
+    HeaderName::from_static("content-md5"),
+];
+
+/// Whether a response says what digest its bytes have, which encoded ones have not (RFC 9530), or that its trailers will.
 pub(crate) fn has_digest(headers: &HeaderMap) -> bool {
-    const DIGESTS: [HeaderName; 4] = [
-        HeaderName::from_static("content-digest"),
-        HeaderName::from_static("repr-digest"),
-        HeaderName::from_static("digest"),
-        HeaderName::from_static("content-md5"),
-    ];
-    DIGESTS.iter().any(|digest| headers.contains_key(digest))
+    let announced = |digest: &HeaderName| {
+        let mut names = headers.get_all(TRAILER).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
+        names.any(|name| name.trim_ascii().eq_ignore_ascii_case(digest.as_str().as_bytes()))
+    };
+    DIGESTS.iter().any(|digest| headers.contains_key(digest) || announced(digest))
+}
+
+/// What the trailers of a body that was encoded say of it: digests of the plain bytes, which nothing announced, are left
+/// out.
+pub(crate) fn amend(trailers: &mut HeaderMap) {
+    for digest in DIGESTS {
+        trailers.remove(digest);
+    }
+    weaken(trailers);
 }
 
 /// Encoded bytes are no longer those that a strong validator stands for (RFC 9110, section 8.8.1).

@@ -13,6 +13,7 @@ use http_body::{Body as _, Frame};
 use tokio::time::Sleep;
 
 use super::encoder::Encoder;
+use crate::encoded;
 
 /// How much is compressed before what has come out is given on.
 const ENOUGH_OUT: usize = 8 * 1024;
@@ -112,6 +113,9 @@ impl Compressed {
                     }
                     Err(frame) => {
                         self.trailers = frame.into_trailers().ok();
+                        if let Some(trailers) = &mut self.trailers {
+                            encoded::amend(trailers);
+                        }
                         self.end()?;
                     }
                 },

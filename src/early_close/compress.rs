@@ -20,6 +20,7 @@ use http::{
     response::Parts,
 };
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use tower_http::compression::{
     CompressionBody, CompressionLayer,
     predicate::{DefaultPredicate, Predicate},
@@ -116,7 +117,13 @@ impl Compress {
             return (parts, body.into_inner());
         }
         weaken(&mut parts.headers);
-        (parts, Body::new(body))
+        let amended = body.map_frame(|mut frame| {
+            if let Some(trailers) = frame.trailers_mut() {
+                encoded::amend(trailers);
+            }
+            frame
+        });
+        (parts, Body::new(amended))
     }
 
     /// The head of a HEAD response whose body was taken off before its encoding: what its GET's would be, but for the

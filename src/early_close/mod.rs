@@ -58,9 +58,9 @@
 //!   bytes), what is encoded already, and ranges.
 //!
 //! Differences from `CompressionLayer`: the exact length; `Cache-Control: no-transform` and digests of the content
-//! (RFC 9530) are honoured; ETags are weakened; and bodies of known length within the limit are compressed with gzip
-//! by compressors that are used again, which for small pages takes a fraction of the time. At most 16 are kept, of some
-//! 300 KiB each.
+//! (RFC 9530) are honoured, also where `Trailer` names them, and left out of trailers where nothing does; ETags are
+//! weakened; and bodies of known length within the limit are compressed with gzip by compressors that are used again,
+//! which for small pages takes a fraction of the time. At most 16 are kept, of some 300 KiB each.
 //!
 //! What a stream gives is not flushed through its encoder piece by piece: an event stream passes through uncompressed,
 //! and progress output wants a patience of zero and no compression.

@@ -5,7 +5,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use http::{HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http_body_util::BodyExt as _;
+use tower::ServiceExt as _;
 
 use crate::{
     early_close,
@@ -65,9 +67,10 @@ async fn a_304_has_the_validator_that_its_client_asked_with() {
 #[tokio::test]
 async fn what_is_to_stay_as_it_is_does() {
     type Row = (&'static str, fn() -> Response);
-    let rows: [Row; 8] = [
+    let rows: [Row; 9] = [
         ("no-transform", || ([(header::CACHE_CONTROL, "no-transform, max-age=5")], text(5000)).into_response()),
         ("digest", || ([("content-digest", "sha-256=:AAAA:")], text(5000)).into_response()),
+        ("digest in the trailers", || ([(header::TRAILER, "repr-digest")], text(5000)).into_response()),
         ("encoded", || ([(header::CONTENT_ENCODING, "identity")], text(5000)).into_response()),
         ("range", || {
             let range = [(header::CONTENT_RANGE, "bytes 0-4999/9000")];
@@ -88,6 +91,31 @@ async fn what_is_to_stay_as_it_is_does() {
         assert_eq!(got.length(), Some(plain.len() as u64), "{what}");
         let encoding = (what == "encoded").then_some("identity");
         assert_eq!((got.text(header::CONTENT_ENCODING), got.text(header::VARY)), (encoding, None), "{what}");
+    }
+}
+
+#[tokio::test]
+async fn trailers_say_nothing_of_the_plain_bytes() {
+    let with_trailers = async || {
+        let trailers = [("x-note", "kept"), ("repr-digest", "sha-256=:AAAA:"), ("etag", "\"abc\"")];
+        let trailers = async move {
+            let named = trailers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            Some(Ok(named.into_iter().collect::<HeaderMap>()))
+        };
+        axum::body::Body::new(crate::streamed(&text(5000)).with_trailers(trailers))
+    };
+    for encoding in crate::ENCODINGS {
+        for limit in [1 << 20, 1] {
+            let app = Router::new().route("/", get(with_trailers)).layer(early_close().compress().buffer_limit(limit));
+            let mut request = request(Method::GET, "/", &[(header::ACCEPT_ENCODING, encoding)]);
+            *request.version_mut() = http::Version::HTTP_2;
+            let response = app.oneshot(request.map(|()| axum::body::Body::empty())).await.unwrap();
+            assert_eq!(response.headers()[header::CONTENT_ENCODING], encoding);
+            let trailers = response.into_body().collect().await.unwrap().trailers().cloned().unwrap();
+            let expected = [("x-note", "kept"), ("etag", "W/\"abc\"")];
+            let expected = expected.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+            assert_eq!(trailers, expected.into_iter().collect::<HeaderMap>(), "{encoding} {limit}");
+        }
     }
 }
 
