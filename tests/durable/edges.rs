@@ -62,3 +62,44 @@ async fn an_error_with_a_nul_is_an_error(place: Place) {
         assert_eq!(job.error, "no \u{fffd} here");
     }
 }
+
+/// Hands what a panic was to a task, as exporters do, and is slow then: all else is done meanwhile.
+#[derive(Clone)]
+struct SlowLog(mpsc::UnboundedSender<()>);
+
+impl io::Write for SlowLog {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if String::from_utf8_lossy(line).contains("a continuation panicked") {
+            let _ = self.0.send(());
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_panic_is_a_failed_attempt_however_slow_the_log_is() {
+    let (lines, mut exported) = mpsc::unbounded_channel();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(3)
+        .enable_all()
+        .on_thread_start(move || {
+            let log = SlowLog(lines.clone());
+            let log = tracing_subscriber::fmt().with_writer(move || log.clone()).finish();
+            std::mem::forget(tracing::subscriber::set_default(log));
+        })
+        .build()
+        .unwrap();
+    runtime.spawn(async move { while exported.recv().await.is_some() {} });
+    runtime.block_on(async {
+        let node = Node::start(&Place::sqlite(), |_| Router::new()).await;
+        node.store.enqueue(Durable::new(Task::new("panics", Act::Panic))).await.unwrap();
+        node.until("it is discarded", |counts| counts.discarded == 1).await;
+        let attempts: Vec<_> = node.record.runs().into_iter().map(|run| run.attempt).collect();
+        assert_eq!(attempts, [1, 2, 3]);
+    });
+}
