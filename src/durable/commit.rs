@@ -93,11 +93,13 @@ async fn keep(
 ) -> Response {
     let route = lifecycle.0.route();
     let claim = guard.as_ref().and_then(Guard::claim).cloned();
+    // What a handler returned has its keys. What it gave to `finish` has none, and is not what it returns afterwards.
+    let finished = claim.as_ref().map(|claim| format!("{}:finished", claim.name));
     let (mut by_hand, mut jobs) = (Vec::new(), Vec::new());
     for promise in promises {
         match promise {
             Promise::New(Ok(mut job)) => {
-                fill_key(&mut job, claim.as_ref().map(|claim| (claim.name.as_str(), jobs.len())));
+                fill_key(&mut job, finished.as_deref().map(|finished| (finished, jobs.len())));
                 job.from.clone_from(&route);
                 jobs.push(job);
             }

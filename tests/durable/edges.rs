@@ -26,6 +26,7 @@ use crate::{
 
 on_both!(
     an_error_with_a_nul_is_an_error,
+    what_is_returned_after_finish_is_not_taken_for_what_was_finished,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -61,6 +62,19 @@ async fn an_error_with_a_nul_is_an_error(place: Place) {
     for job in node.store.discarded(2).await.unwrap() {
         assert_eq!(job.error, "no \u{fffd} here");
     }
+}
+
+async fn what_is_returned_after_finish_is_not_taken_for_what_was_finished(place: Place) {
+    let handler = async |lifecycle: Lifecycle| {
+        let _ = lifecycle.finish((Durable::new(Task::new("finished", Act::Wait)), "finished")).await;
+        Durable::new(Task::ok("returned"))
+    };
+    let node = Node::start(&place, |store| Router::new().route("/", post(handler)).layer(store.layer())).await;
+    assert_eq!(node.post("/", &KEY, "").await.text(), "finished");
+    node.record.begun("finished", 1).await;
+    node.record.begun("returned", 1).await;
+    node.record.open();
+    node.completed(2).await;
 }
 
 /// Hands what a panic was to a task, as exporters do, and is slow then: all else is done meanwhile.
