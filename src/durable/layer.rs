@@ -17,13 +17,13 @@ use tower_service::Service;
 
 use super::{
     DurableStore,
-    commit::{Commit, ResponseFuture, stamp},
+    commit::{Commit, ResponseFuture, keep_promises, stamp},
     idempotency::{self, Guard, IdempotencyKey},
     records::Claimed,
     store::Inner,
 };
 use crate::{
-    lifecycle::{SendBody, enter},
+    lifecycle::{Lifecycle, SendBody, enter},
     pool::lock,
 };
 
@@ -162,7 +162,7 @@ where
         let key = key.ok().flatten().map(Cow::into_owned);
         let claimant = key.is_some().then(Claimant::default);
         let kept = (!outer).then(|| self.store.0.clone());
-        let theirs = claimant.clone();
+        let (theirs, its_lifecycle) = (claimant.clone(), lifecycle.clone());
         let call = || match (refusal, key, theirs) {
             (Some(refusal), ..) => Before::Keyed { future: Box::pin(std::future::ready(Ok(refusal))) },
             (None, Some(key), Some(claimant)) => {
@@ -170,7 +170,8 @@ where
                 let later = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, later);
                 let (store, settings) = (self.store.clone(), self.settings.clone());
-                Before::Keyed { future: Box::pin(keyed(inner, request, key, claimant, store, settings)) }
+                let keyed = keyed(inner, request, key, claimant, store, settings, its_lifecycle);
+                Before::Keyed { future: Box::pin(keyed) }
             }
             (None, ..) => Before::Plain { future: self.inner.call(request) },
         };
@@ -186,6 +187,7 @@ async fn keyed<S, ResBody>(
     claimant: Claimant,
     store: DurableStore,
     settings: Settings,
+    lifecycle: Lifecycle,
 ) -> Result<Response, S::Error>
 where
     S: Service<Request<Body>, Response = http::Response<ResBody>>,
@@ -214,12 +216,18 @@ where
     }
     parts.extensions.insert(IdempotencyKey::from(&claim));
     parts.extensions.insert(Keeper(store.0.clone()));
-    let response = inner.call(Request::from_parts(parts, Body::from(body))).await;
-    drop(claimant);
-    response.map(|response| {
-        let mut response = response.map(SendBody::into_body);
-        stamp(response.extensions_mut(), &claim);
-        response
+    let response = inner.call(Request::from_parts(parts, Body::from(body))).await?;
+    let mut response = response.map(SendBody::into_body);
+    stamp(response.extensions_mut(), &claim);
+    if Arc::strong_count(&claimant) > 1 {
+        return Ok(response);
+    }
+    // Its client has left, and with it what would have stored its promise: the handler went on alone. Its answer is kept all
+    // the same, since who asks again has asked once.
+    let guard = lock(&claimant).take();
+    Ok(match keep_promises(&store.0, &lifecycle, response, guard) {
+        Ok(storing) => storing.await,
+        Err(response) => response,
     })
 }
 

@@ -27,6 +27,7 @@ use crate::{
 on_both!(
     an_error_with_a_nul_is_an_error,
     what_is_returned_after_finish_is_not_taken_for_what_was_finished,
+    a_keyed_request_that_ran_on_without_its_client_is_answered_once,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -75,6 +76,39 @@ async fn what_is_returned_after_finish_is_not_taken_for_what_was_finished(place:
     node.record.begun("returned", 1).await;
     node.record.open();
     node.completed(2).await;
+}
+
+/// The server drops the response's future, since the client has cancelled its stream.
+async fn a_keyed_request_that_ran_on_without_its_client_is_answered_once(place: Place) {
+    let calls = Arc::new(AtomicU32::new(0));
+    let (called, record) = (calls.clone(), crate::common::Record::default());
+    let gate = record.gate.clone();
+    let handler = move || async move {
+        called.fetch_add(1, Ordering::SeqCst);
+        let _ = gate.subscribe().wait_for(|open| *open).await;
+        (Durable::new(Task::ok("order")), "ordered")
+    };
+    let app = |store: &DurableStore| {
+        Router::new().route("/", post(handler)).layer(store.layer()).layer(IgnoreAbortLayer::new())
+    };
+    let builder = crate::common::quick(place.store()).state(record.clone()).register::<Task>();
+    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+    let client = Http2::connect(node.address).await;
+    let request = Request::post("http://test/").header(KEY[0].0, KEY[0].1).body(()).unwrap();
+    let (response, _) = client.send.clone().ready().await.unwrap().send_request(request, true).unwrap();
+    soon("the handler runs", async {
+        while calls.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(response);
+    node.journal.seen("aborted").await;
+    node.record.open();
+    node.completed(1).await;
+    let again = node.post("/", &KEY, "").await;
+    assert_eq!((again.text().as_str(), again.header("idempotency-replayed")), ("ordered", Some("true")));
+    assert_eq!((calls.load(Ordering::SeqCst), node.record.runs().len()), (1, 1));
 }
 
 /// Hands what a panic was to a task, as exporters do, and is slow then: all else is done meanwhile.
