@@ -48,6 +48,9 @@ enum Done {
 /// How many requests share a transaction at most.
 const TOGETHER: usize = 256;
 
+/// How often a transaction is tried that another stands in the way of.
+const TRIES: u32 = 5;
+
 pub(super) struct Writer {
     database: Database,
     engine: Arc<dyn Engine>,
@@ -120,7 +123,22 @@ impl Writer {
         }
     }
 
+    /// Again, if the database has undone it in favour of another process's transaction, or of the user's: two that lock the
+    /// same keys in another order each.
     async fn write(&self, ops: &[Op]) -> Result<Vec<Done>, DurableError> {
+        let mut tries = 1;
+        loop {
+            match self.write_once(ops).await {
+                Err(error) if error.is_conflict() && tries < TRIES => {
+                    tries += 1;
+                    tracing::debug!(%error, requests = ops.len(), "a transaction is tried again");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn write_once(&self, ops: &[Op]) -> Result<Vec<Done>, DurableError> {
         if ops.iter().all(|op| matches!(op, Op::Barrier(_))) {
             return Ok(ops.iter().map(|_| Done::Nothing).collect());
         }
