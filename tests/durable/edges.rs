@@ -28,6 +28,7 @@ on_both!(
     an_error_with_a_nul_is_an_error,
     what_is_returned_after_finish_is_not_taken_for_what_was_finished,
     a_keyed_request_that_ran_on_without_its_client_is_answered_once,
+    two_jobs_of_one_response_with_one_key_are_one,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -109,6 +110,20 @@ async fn a_keyed_request_that_ran_on_without_its_client_is_answered_once(place: 
     let again = node.post("/", &KEY, "").await;
     assert_eq!((again.text().as_str(), again.header("idempotency-replayed")), ("ordered", Some("true")));
     assert_eq!((calls.load(Ordering::SeqCst), node.record.runs().len()), (1, 1));
+}
+
+async fn two_jobs_of_one_response_with_one_key_are_one(place: Place) {
+    let handler = async || {
+        let one = |name| Durable::new(Task::ok(name)).with_key("k");
+        (one("first"), one("second"), "promised")
+    };
+    let node = Node::start(&place, |store| Router::new().route("/", post(handler)).layer(store.layer())).await;
+    let reply = node.post("/", &[], "").await;
+    assert_eq!((reply.status, reply.text().as_str()), (200, "promised"));
+    node.record.begun("first", 1).await;
+    node.completed(1).await;
+    let counts = node.store.counts().await.unwrap();
+    assert_eq!((counts.unfinished(), node.record.runs().len()), (0, 1));
 }
 
 /// Hands what a panic was to a task, as exporters do, and is slow then: all else is done meanwhile.
