@@ -29,6 +29,7 @@ on_both!(
     what_is_returned_after_finish_is_not_taken_for_what_was_finished,
     a_keyed_request_that_ran_on_without_its_client_is_answered_once,
     two_jobs_of_one_response_with_one_key_are_one,
+    a_promise_whose_client_leaves_as_it_is_told_starts_at_once,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -124,6 +125,20 @@ async fn two_jobs_of_one_response_with_one_key_are_one(place: Place) {
     node.completed(1).await;
     let counts = node.store.counts().await.unwrap();
     assert_eq!((counts.unfinished(), node.record.runs().len()), (0, 1));
+}
+
+/// The store has told it so, and it has not heard of it yet.
+async fn a_promise_whose_client_leaves_as_it_is_told_starts_at_once(place: Place) {
+    let node = Node::with(&place, |store| store.lease(HOUR), |epilogue| epilogue, |_| Router::new()).await;
+    let handler = async || (Durable::new(Task::ok("left")), "promised");
+    let app = Router::new().route("/", post(handler)).layer(node.store.layer());
+    let mut response = Box::pin(app.oneshot(Request::post("/").body(Body::empty()).unwrap()));
+    assert!(futures_util::poll!(response.as_mut()).is_pending());
+    node.store.settled().await;
+    assert_eq!(node.store.counts().await.unwrap().scheduled, 1, "it is stored");
+    drop(response);
+    node.record.begun("left", 1).await;
+    node.completed(1).await;
 }
 
 /// Hands what a panic was to a task, as exporters do, and is slow then: all else is done meanwhile.
