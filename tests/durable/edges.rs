@@ -30,6 +30,7 @@ on_both!(
     a_keyed_request_that_ran_on_without_its_client_is_answered_once,
     two_jobs_of_one_response_with_one_key_are_one,
     a_promise_whose_client_leaves_as_it_is_told_starts_at_once,
+    a_job_that_somebody_else_has_revived_is_left_alone,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -139,6 +140,32 @@ async fn a_promise_whose_client_leaves_as_it_is_told_starts_at_once(place: Place
     drop(response);
     node.record.begun("left", 1).await;
     node.completed(1).await;
+}
+
+/// Two look at it at once; the other one's attempt is over when ours comes.
+async fn a_job_that_somebody_else_has_revived_is_left_alone(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Task::new("poison", Act::GiveUp))).await.unwrap();
+    node.until("it is discarded", |counts| counts.discarded == 1).await;
+    let id = node.store.discarded(1).await.unwrap()[0].id;
+    let mut locked = Locked::take(&place).await;
+    let store = node.store.clone();
+    let mut revives = Box::pin(async move { store.revive(id).await });
+    // As far as it comes.
+    let waits = tokio::time::timeout(Duration::from_millis(500), revives.as_mut()).await;
+    assert!(waits.is_err(), "{waits:?}");
+    let completed = "UPDATE river_job SET state = 'completed'";
+    match &mut locked {
+        Locked::Sqlite(connection) => drop(sqlx::query(completed).execute(&mut *connection).await.unwrap()),
+        Locked::Postgres(connection) => drop(sqlx::query(completed).execute(&mut *connection).await.unwrap()),
+    }
+    locked.commit().await;
+    revives.await.unwrap();
+    // Whatever it had begun would be begun before this.
+    node.store.enqueue(Durable::new(Task::ok("marker"))).await.unwrap();
+    node.record.begun("marker", 1).await;
+    node.completed(2).await;
+    assert_eq!(node.record.runs_of("poison").len(), 1);
 }
 
 /// Hands what a panic was to a task, as exporters do, and is slow then: all else is done meanwhile.

@@ -252,11 +252,21 @@ impl Engine for River {
 
     fn revive(&self, id: i64) -> Boxed<'_, Result<(), DurableError>> {
         Box::pin(async move {
-            let job = self.client.jobs().get(id).await?;
-            if job.state == JobState::Discarded {
-                self.client.jobs().retry(id).await?;
-                self.wake();
+            // There is such a job.
+            self.client.jobs().get(id).await?;
+            let mut begun = self.database.begin().await?;
+            // River's `retry` would run a completed job once more.
+            if sql::is_discarded(id, begun.tx()).await? {
+                let request = self.client.jobs().retry(id);
+                match begun.tx() {
+                    #[cfg(feature = "durable-sqlite")]
+                    Tx::Sqlite(transaction) => request.tx(transaction).await?,
+                    #[cfg(feature = "durable-postgres")]
+                    Tx::Postgres(transaction) => request.tx(transaction).await?,
+                };
             }
+            begun.commit().await?;
+            self.wake();
             Ok(())
         })
     }
