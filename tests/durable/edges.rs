@@ -31,6 +31,7 @@ on_both!(
     two_jobs_of_one_response_with_one_key_are_one,
     a_promise_whose_client_leaves_as_it_is_told_starts_at_once,
     a_job_that_somebody_else_has_revived_is_left_alone,
+    a_limit_below_a_millisecond_is_a_limit,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -166,6 +167,25 @@ async fn a_job_that_somebody_else_has_revived_is_left_alone(place: Place) {
     node.record.begun("marker", 1).await;
     node.completed(2).await;
     assert_eq!(node.record.runs_of("poison").len(), 1);
+}
+
+#[derive(Serialize, Deserialize)]
+struct Brief;
+
+impl DurableJob for Brief {
+    const KIND: &'static str = "brief";
+    const LIMIT: Duration = Duration::from_micros(500);
+    const MAX_ATTEMPTS: u16 = 1;
+
+    async fn run(self, _: JobContext) -> Result<(), JobError> {
+        std::future::pending().await
+    }
+}
+
+async fn a_limit_below_a_millisecond_is_a_limit(place: Place) {
+    let node = Node::with(&place, |store| store.register::<Brief>(), |epilogue| epilogue, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Brief)).await.unwrap();
+    node.until("it is discarded", |counts| counts.discarded == 1).await;
 }
 
 /// Hands what a panic was to a task, as exporters do, and is slow then: all else is done meanwhile.

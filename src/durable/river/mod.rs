@@ -129,7 +129,8 @@ fn batch(jobs: &[NewJob]) -> Result<InsertBatch, DurableError> {
         let envelope = Envelope {
             key: job.key.clone(),
             payload: job.payload.clone(),
-            limit_ms: u64::try_from(job.limit.as_millis()).unwrap_or(u64::MAX),
+            // Rounded up: none would be no limit.
+            limit_ms: u64::try_from(job.limit.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
             from: job.from.clone(),
         };
         let mut opts = InsertOpts::default().with_queue(job.kind).with_max_attempts(i32::from(job.max_attempts.max(1)));
