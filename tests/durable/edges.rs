@@ -32,6 +32,7 @@ on_both!(
     a_promise_whose_client_leaves_as_it_is_told_starts_at_once,
     a_job_that_somebody_else_has_revived_is_left_alone,
     a_limit_below_a_millisecond_is_a_limit,
+    each_of_two_drains_waits_until_all_is_noted,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -186,6 +187,27 @@ async fn a_limit_below_a_millisecond_is_a_limit(place: Place) {
     let node = Node::with(&place, |store| store.register::<Brief>(), |epilogue| epilogue, |_| Router::new()).await;
     node.store.enqueue(Durable::new(Brief)).await.unwrap();
     node.until("it is discarded", |counts| counts.discarded == 1).await;
+}
+
+/// What it came to cannot be written at first.
+async fn each_of_two_drains_waits_until_all_is_noted(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Task::new("runs", Act::Wait))).await.unwrap();
+    node.record.begun("runs", 1).await;
+    let locked = Locked::take(&place).await;
+    let drains = [node.epilogue.clone(), node.epilogue.clone()].map(|epilogue| async move { epilogue.drain().await });
+    let [first, second] = drains.map(tokio::spawn);
+    node.record.open();
+    node.journal.ended(1).await;
+    let either = tokio::time::timeout(Duration::from_secs(1), async {
+        tokio::select! {
+            report = first => report,
+            report = second => report,
+        }
+    });
+    let either = either.await;
+    assert!(either.is_err(), "{either:?}");
+    locked.release().await;
 }
 
 /// Hands what a panic was to a task, as exporters do, and is slow then: all else is done meanwhile.

@@ -59,7 +59,8 @@ pub(super) struct River {
     times: Times,
     /// Which of two configurations that differ in nothing that matters is in force: see `wake`.
     flip: AtomicBool,
-    running: Mutex<Option<RunHandle>>,
+    /// Locked by whoever waits for its end.
+    running: tokio::sync::Mutex<Option<RunHandle>>,
     stopper: Mutex<Option<riverqueue::Stopper>>,
 }
 
@@ -109,7 +110,7 @@ impl River {
             work,
             times,
             flip: AtomicBool::new(false),
-            running: Mutex::new(None),
+            running: tokio::sync::Mutex::new(None),
             stopper: Mutex::new(None),
         })
     }
@@ -214,7 +215,10 @@ impl Engine for River {
         }
         let handle = self.client.start()?;
         *lock(&self.stopper) = Some(handle.stopper());
-        *lock(&self.running) = Some(handle);
+        // Nobody waits for its end before.
+        if let Ok(mut running) = self.running.try_lock() {
+            *running = Some(handle);
+        }
         Ok(())
     }
 
@@ -226,16 +230,15 @@ impl Engine for River {
 
     fn stopped(&self) -> Boxed<'_, ()> {
         Box::pin(async move {
-            let handle = lock(&self.running).take();
-            let Some(handle) = handle else { return };
-            // Put back if this is dropped half-way: a dropped handle would stop the jobs hard.
-            let mut handle = PutBack { handle: Some(handle), place: &self.running };
-            if let Some(running) = &mut handle.handle {
-                if let Err(error) = running.wait().await {
+            // Of several who wait, each waits to the end. The handle stays if this is dropped half-way: dropped itself, it
+            // would stop the jobs hard.
+            let mut running = self.running.lock().await;
+            if let Some(handle) = &mut *running {
+                if let Err(error) = handle.wait().await {
                     tracing::error!(%error, "the engine of durable jobs ended with an error");
                 }
             }
-            handle.handle = None;
+            *running = None;
         })
     }
 
@@ -270,19 +273,6 @@ impl Engine for River {
             self.wake();
             Ok(())
         })
-    }
-}
-
-struct PutBack<'a> {
-    handle: Option<RunHandle>,
-    place: &'a Mutex<Option<RunHandle>>,
-}
-
-impl Drop for PutBack<'_> {
-    fn drop(&mut self) {
-        if let Some(handle) = self.handle.take() {
-            *lock(self.place) = Some(handle);
-        }
     }
 }
 
