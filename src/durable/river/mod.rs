@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -57,8 +57,8 @@ pub(super) struct River {
     runner: Arc<OnceLock<Arc<dyn Runner>>>,
     work: Vec<Work>,
     times: Times,
-    /// Which of two configurations that differ in nothing that matters is in force: see `wake`.
-    flip: AtomicBool,
+    /// How often it was woken: see `wake`.
+    woken: AtomicU32,
     /// Locked by whoever waits for its end.
     running: tokio::sync::Mutex<Option<RunHandle>>,
     stopper: Mutex<Option<riverqueue::Stopper>>,
@@ -100,7 +100,7 @@ impl River {
         .fetch_cooldown(times.cooldown)
         .maintenance(maintenance);
         for kind in &work {
-            builder = builder.queue(kind.kind, queue(kind, times, false));
+            builder = builder.queue(kind.kind, queue(kind, times, 0));
         }
         let client = builder.build()?;
         Ok(Self {
@@ -109,7 +109,7 @@ impl River {
             runner,
             work,
             times,
-            flip: AtomicBool::new(false),
+            woken: AtomicU32::new(0),
             running: tokio::sync::Mutex::new(None),
             stopper: Mutex::new(None),
         })
@@ -119,8 +119,15 @@ impl River {
 const UNFINISHED: [JobState; 5] =
     [JobState::Available, JobState::Pending, JobState::Retryable, JobState::Running, JobState::Scheduled];
 
-fn queue(work: &Work, times: Times, flip: bool) -> QueueConfig {
-    let poll = times.poll.max(times.cooldown) + Duration::from_micros(u64::from(flip));
+/// One of as many configurations that differ in nothing that matters.
+const CONFIGURATIONS: u32 = 1000;
+
+/// River adds this to the time.
+const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
+
+fn queue(work: &Work, times: Times, woken: u32) -> QueueConfig {
+    let poll = times.poll.min(LONGEST_POLL).max(times.cooldown);
+    let poll = poll.saturating_add(Duration::from_micros(u64::from(woken % CONFIGURATIONS)));
     QueueConfig::new(work.concurrency).with_fetch_poll_interval(poll)
 }
 
@@ -200,11 +207,12 @@ impl Engine for River {
     /// River looks at once when a queue's configuration changes. Its notifications take longer: SQLite's are polled
     /// for each 100 ms.
     fn wake(&self) {
-        // Relaxed: whoever flips last, the configuration has changed.
-        let flip = !self.flip.fetch_xor(true, Ordering::Relaxed);
+        // A count and no mere change to and fro: River compares with what it saw last, and may have slept through some.
+        // Relaxed: whoever comes last, the configuration has changed.
+        let woken = self.woken.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         for kind in &self.work {
             // It fails only for a queue that is not there, and those are.
-            let _ = self.client.local_queues().update(kind.kind, queue(kind, self.times, flip));
+            let _ = self.client.local_queues().update(kind.kind, queue(kind, self.times, woken));
         }
     }
 
@@ -288,6 +296,57 @@ impl From<riverqueue::Error> for DurableError {
                 Self::new(Kind::Invalid("the transaction is of another kind of database than the store".to_owned()))
             }
             error => Self::because(Kind::Other, error),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "durable-sqlite"))]
+mod tests {
+    use super::*;
+    use crate::{
+        Epilogue,
+        durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
+    };
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    /// Says that it ran.
+    #[derive(Serialize, Deserialize)]
+    struct Tells;
+
+    impl DurableJob for Tells {
+        const KIND: &'static str = "tells";
+
+        async fn run(self, cx: JobContext) -> Result<(), JobError> {
+            Ok(cx.state::<tokio::sync::mpsc::UnboundedSender<()>>()?.send(())?)
+        }
+    }
+
+    /// On one thread, so that nobody looks between the two.
+    #[tokio::test]
+    async fn of_two_wakings_at_once_one_wakes() {
+        let file = std::env::temp_dir().join(format!("epilogue-wakes-{}.db", std::process::id()));
+        let (sender, mut ran) = tokio::sync::mpsc::unbounded_channel::<()>();
+        let epilogue = Epilogue::new();
+        let builder = DurableStore::sqlite(&file).poll_interval(Duration::MAX).lease(DAY);
+        let store = builder.state(sender).register::<Tells>().start(&epilogue).await.unwrap();
+        store.enqueue(Durable::new(Tells)).await.unwrap();
+        let patience = Duration::from_secs(20);
+        tokio::time::timeout(patience, ran.recv()).await.expect("the engine runs").unwrap();
+        // The end of an attempt has the engine look, too.
+        while store.counts().await.unwrap().completed == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut begun = store.0.database.begin().await.unwrap();
+        let Tx::Sqlite(transaction) = begun.tx() else { unreachable!("it is one of SQLite") };
+        let _ = Durable::in_transaction(Tells, &store, transaction).await.unwrap();
+        store.0.engine.promote(&[2], begun.tx()).await.unwrap();
+        begun.commit().await.unwrap();
+        store.0.engine.wake();
+        store.0.engine.wake();
+        tokio::time::timeout(patience, ran.recv()).await.expect("it is found").unwrap();
+        for end in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{end}", file.display()));
         }
     }
 }
