@@ -33,6 +33,8 @@ mod layers;
 mod postgres;
 #[path = "durable/promise.rs"]
 mod promise;
+#[path = "durable/strays.rs"]
+mod strays;
 #[path = "durable/stale.rs"]
 mod stale;
 
