@@ -8,12 +8,13 @@ use tower_epilogue::{
 };
 
 use crate::{
-    common::{Node, Place, Task, on_both, post as ask},
+    common::{Act, Node, Place, Task, on_both, post as ask},
     support::{h2client::Http2, soon},
 };
 
 on_both!(
     a_server_of_no_kind_of_ours_loses_no_promise,
+    a_list_of_discarded_jobs_has_ours_alone,
 );
 
 type Calls = std::sync::Arc<watch::Sender<u32>>;
@@ -57,4 +58,19 @@ async fn a_server_of_no_kind_of_ours_loses_no_promise(place: Place) {
     node.record.open();
     node.record.begun("left", 1).await;
     node.completed(2).await;
+}
+
+/// Others may use the engine's tables, too.
+async fn a_list_of_discarded_jobs_has_ours_alone(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    place
+        .execute(
+            "INSERT INTO river_job (kind, queue, args, state, finalized_at, max_attempts) \
+             VALUES ('theirs', 'theirs', '{}', 'discarded', CURRENT_TIMESTAMP, 1)",
+        )
+        .await;
+    node.store.enqueue(Durable::new(Task::new("ours", Act::GiveUp))).await.unwrap();
+    node.until("it is discarded", |counts| counts.discarded == 1).await;
+    let discarded = node.store.discarded(1).await.unwrap();
+    assert_eq!(discarded.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>(), ["task"]);
 }

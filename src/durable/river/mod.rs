@@ -256,7 +256,9 @@ impl Engine for River {
 
     fn discarded(&self, limit: u32) -> Boxed<'_, Result<Vec<DiscardedJob>, DurableError>> {
         Box::pin(async move {
-            let params = JobListParams::default().states([JobState::Discarded]).limit(limit.clamp(1, 10_000));
+            // Not those of others who use its tables, too.
+            let ours = JobListParams::default().kinds([Envelope::KIND]);
+            let params = ours.states([JobState::Discarded]).limit(limit.clamp(1, 10_000));
             let page = self.client.jobs().list(params).await?;
             Ok(page.jobs.iter().filter_map(worker::discarded).collect())
         })
