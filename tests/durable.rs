@@ -19,6 +19,8 @@ mod commits;
 mod common;
 #[path = "durable/drain.rs"]
 mod drain;
+#[path = "durable/edges.rs"]
+mod edges;
 #[path = "durable/faults.rs"]
 mod faults;
 #[path = "durable/key_cases.rs"]
@@ -31,6 +33,8 @@ mod layers;
 mod postgres;
 #[path = "durable/promise.rs"]
 mod promise;
+#[path = "durable/strays.rs"]
+mod strays;
 #[path = "durable/stale.rs"]
 mod stale;
 

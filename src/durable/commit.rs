@@ -35,12 +35,13 @@ pin_project! {
     #[project = CommitProjection]
     pub(super) enum Commit<F> {
         Inner {
+            // First, so that it is dropped first: a handler that goes on without us finds it gone.
+            claimant: Option<Claimant>,
             #[pin]
             inner: F,
             // None if that is for a layer further out.
             store: Option<Arc<Inner>>,
             lifecycle: Lifecycle,
-            claimant: Option<Claimant>,
         },
         Storing { storing: Pin<Box<dyn Future<Output = Response> + Send>> },
     }
@@ -48,7 +49,7 @@ pin_project! {
 
 impl<F> Commit<F> {
     pub(super) fn new(inner: F, store: Option<Arc<Inner>>, lifecycle: Lifecycle, claimant: Option<Claimant>) -> Self {
-        Self::Inner { inner, store, lifecycle, claimant }
+        Self::Inner { claimant, inner, store, lifecycle }
     }
 }
 
@@ -62,20 +63,17 @@ where
         loop {
             let storing = match self.as_mut().project() {
                 CommitProjection::Storing { storing } => return storing.as_mut().poll(cx).map(Ok),
-                CommitProjection::Inner { inner, store, lifecycle, claimant } => {
-                    let mut response = match ready!(inner.poll(cx)) {
+                CommitProjection::Inner { claimant, inner, store, lifecycle } => {
+                    let response = match ready!(inner.poll(cx)) {
                         Ok(response) => response,
                         error => return Poll::Ready(error),
                     };
                     let Some(store) = store else { return Poll::Ready(Ok(response)) };
-                    let promises = Durable::take_from(response.extensions_mut());
                     let guard = claimant.take().and_then(|claimant| lock(&claimant).take());
-                    if promises.is_empty() {
-                        // Nothing was promised: the key, if there was one, is given back.
-                        drop(guard);
-                        return Poll::Ready(Ok(response));
+                    match keep_promises(store, lifecycle, response, guard) {
+                        Ok(storing) => Box::pin(storing),
+                        Err(response) => return Poll::Ready(Ok(response)),
                     }
-                    Box::pin(keep(store.clone(), lifecycle.clone(), response, promises, guard))
                 }
             };
             self.set(Self::Storing { storing });
@@ -83,7 +81,22 @@ where
     }
 }
 
-/// Stores what `response` promises; a response that says so if that fails.
+/// Stores what `response` promises. `Err` if that is nothing: its key, if there was one, is given back.
+pub(super) fn keep_promises(
+    store: &Arc<Inner>,
+    lifecycle: &Lifecycle,
+    mut response: Response,
+    guard: Option<Guard>,
+) -> Result<impl Future<Output = Response> + Send + use<>, Response> {
+    let promises = Durable::take_from(response.extensions_mut());
+    if promises.is_empty() {
+        drop(guard);
+        return Err(response);
+    }
+    Ok(keep(store.clone(), lifecycle.clone(), response, promises, guard))
+}
+
+/// The same; a response that says so if that fails.
 async fn keep(
     store: Arc<Inner>,
     lifecycle: Lifecycle,
@@ -93,11 +106,13 @@ async fn keep(
 ) -> Response {
     let route = lifecycle.0.route();
     let claim = guard.as_ref().and_then(Guard::claim).cloned();
+    // What a handler returned has its keys. What it gave to `finish` has none, and is not what it returns afterwards.
+    let finished = claim.as_ref().map(|claim| format!("{}:finished", claim.name));
     let (mut by_hand, mut jobs) = (Vec::new(), Vec::new());
     for promise in promises {
         match promise {
             Promise::New(Ok(mut job)) => {
-                fill_key(&mut job, claim.as_ref().map(|claim| (claim.name.as_str(), jobs.len())));
+                fill_key(&mut job, finished.as_deref().map(|finished| (finished, jobs.len())));
                 job.from.clone_from(&route);
                 jobs.push(job);
             }

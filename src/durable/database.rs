@@ -186,7 +186,9 @@ fn classify(error: &(dyn sqlx::error::DatabaseError + 'static)) -> Kind {
         "42P01" | "42703" | "42883" | "42704" | "3F000" => Kind::Schema(error.message().to_owned()),
         // Shutting down, starting up, too many connections, read-only after a fail-over.
         _ if code.starts_with("57P") || code.starts_with("53") || code.starts_with("08") => Kind::Unavailable,
-        "25006" | "40001" | "40P01" | "55P03" => Kind::Unavailable,
+        "25006" | "55P03" => Kind::Unavailable,
+        // A serialization failure, a deadlock.
+        "40001" | "40P01" => Kind::Conflict,
         _ => Kind::Other,
     }
 }

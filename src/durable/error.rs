@@ -16,6 +16,8 @@ pub(super) enum Kind {
     Unavailable,
     /// SQLite: somebody else holds the write lock.
     Locked,
+    /// Postgres: two transactions stood in each other's way, and this one was undone.
+    Conflict,
     /// The disk, or the file system's quota, is full.
     Full,
     /// Tables are missing or older than this crate's.
@@ -57,7 +59,12 @@ impl DurableError {
     /// The store did not answer or could not write: what failed may succeed when it is tried again.
     #[must_use]
     pub const fn is_unavailable(&self) -> bool {
-        matches!(self.kind, Kind::Unavailable | Kind::Locked | Kind::Full | Kind::Stopped)
+        matches!(self.kind, Kind::Unavailable | Kind::Locked | Kind::Conflict | Kind::Full | Kind::Stopped)
+    }
+
+    /// Nothing of the transaction was done, for no fault of its own.
+    pub(super) const fn is_conflict(&self) -> bool {
+        matches!(self.kind, Kind::Conflict)
     }
 
     /// Another connection holds SQLite's write lock, for longer than the busy timeout.
@@ -86,6 +93,9 @@ impl fmt::Display for DurableError {
             Kind::Locked => f.write_str(
                 "the store of durable jobs is locked: another connection holds SQLite's write lock for longer than \
                  the busy timeout",
+            )?,
+            Kind::Conflict => f.write_str(
+                "the store of durable jobs undid a transaction, since another stood in its way: it may be tried again",
             )?,
             Kind::Full => f.write_str("the store of durable jobs cannot grow: its disk is full")?,
             Kind::Schema(what) => write!(

@@ -6,7 +6,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::{Arc, Mutex},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use axum_core::{body::Body, response::Response};
@@ -17,13 +17,13 @@ use tower_service::Service;
 
 use super::{
     DurableStore,
-    commit::{Commit, ResponseFuture, stamp},
+    commit::{Commit, ResponseFuture, keep_promises, stamp},
     idempotency::{self, Guard, IdempotencyKey},
     records::Claimed,
     store::Inner,
 };
 use crate::{
-    lifecycle::{SendBody, enter},
+    lifecycle::{Lifecycle, SendBody, enter},
     pool::lock,
 };
 
@@ -128,9 +128,37 @@ impl<S: fmt::Debug> fmt::Debug for DurableService<S> {
 #[derive(Clone)]
 struct Keeper(Arc<Inner>);
 
-/// The claim of a keyed request, shared by what runs the handler and what stores its promise: given back when neither
-/// is left.
+/// The claim of a request, if it has a key, shared by what runs the handler and what stores its promise: given back when
+/// neither is left.
 pub(super) type Claimant = Arc<Mutex<Option<Guard>>>;
+
+/// With what runs a handler, which may be left alone: where its client has left and it goes on all the same, or where it has
+/// given its response to `finish`. What it promises then is its own to store.
+#[doc(hidden)]
+#[allow(unreachable_pub, reason = "it is in a variant of a public enum")]
+pub struct Alone {
+    claimant: Claimant,
+    store: DurableStore,
+    lifecycle: Lifecycle,
+}
+
+impl fmt::Debug for Alone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Alone").finish_non_exhaustive()
+    }
+}
+
+impl Alone {
+    /// What becomes of its response: `Ok` while that is stored.
+    fn keep(self, response: Response) -> Result<impl Future<Output = Response> + Send + use<>, Response> {
+        if Arc::strong_count(&self.claimant) > 1 {
+            // What stands around it is there.
+            return Err(response);
+        }
+        let guard = lock(&self.claimant).take();
+        keep_promises(&self.store.0, &self.lifecycle, response, guard)
+    }
+}
 
 impl<S, ResBody> Service<Request<Body>> for DurableService<S>
 where
@@ -160,19 +188,21 @@ where
             Ok(_) => None,
         };
         let key = key.ok().flatten().map(Cow::into_owned);
-        let claimant = key.is_some().then(Claimant::default);
+        let claimant = (!outer).then(Claimant::default);
         let kept = (!outer).then(|| self.store.0.clone());
-        let theirs = claimant.clone();
-        let call = || match (refusal, key, theirs) {
+        let alone = claimant.clone().map(|claimant| {
+            let (store, lifecycle) = (self.store.clone(), lifecycle.clone());
+            Alone { claimant, store, lifecycle }
+        });
+        let call = || match (refusal, key, alone) {
             (Some(refusal), ..) => Before::Keyed { future: Box::pin(std::future::ready(Ok(refusal))) },
-            (None, Some(key), Some(claimant)) => {
+            (None, Some(key), Some(alone)) => {
                 // The one that is ready is the one that is called.
                 let later = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, later);
-                let (store, settings) = (self.store.clone(), self.settings.clone());
-                Before::Keyed { future: Box::pin(keyed(inner, request, key, claimant, store, settings)) }
+                Before::Keyed { future: Box::pin(keyed(inner, request, key, alone, self.settings.clone())) }
             }
-            (None, ..) => Before::Plain { future: self.inner.call(request) },
+            (None, _, alone) => Before::Plain { future: self.inner.call(request), alone },
         };
         ResponseFuture::new(entered.call_shaped(call, |hold| Commit::new(hold, kept, lifecycle, claimant)))
     }
@@ -183,8 +213,7 @@ async fn keyed<S, ResBody>(
     mut inner: S,
     request: Request<Body>,
     key: String,
-    claimant: Claimant,
-    store: DurableStore,
+    alone: Alone,
     settings: Settings,
 ) -> Result<Response, S::Error>
 where
@@ -199,9 +228,10 @@ where
     let scope = (settings.scope)(&parts);
     let claim = idempotency::claim(&parts, &scope, &key, &body);
     // Before the store is asked: dropped meanwhile, it gives the claim back.
-    let guard = Guard::new(claim.clone(), store.0.clone());
-    match store.0.claim(claim.clone()).await {
-        Ok(Claimed::First) => *lock(&claimant) = Some(guard),
+    let store = alone.store.0.clone();
+    let guard = Guard::new(claim.clone(), store.clone());
+    match store.claim(claim.clone()).await {
+        Ok(Claimed::First) => *lock(&alone.claimant) = Some(guard),
         Ok(claimed) => {
             guard.settle();
             return Ok(match claimed {
@@ -213,22 +243,27 @@ where
         Err(_) => return Ok(idempotency::not_stored()),
     }
     parts.extensions.insert(IdempotencyKey::from(&claim));
-    parts.extensions.insert(Keeper(store.0.clone()));
-    let response = inner.call(Request::from_parts(parts, Body::from(body))).await;
-    drop(claimant);
-    response.map(|response| {
-        let mut response = response.map(SendBody::into_body);
-        stamp(response.extensions_mut(), &claim);
-        response
+    parts.extensions.insert(Keeper(store));
+    let response = inner.call(Request::from_parts(parts, Body::from(body))).await?;
+    let mut response = response.map(SendBody::into_body);
+    stamp(response.extensions_mut(), &claim);
+    // Its answer is kept also where it goes nowhere: who asks again has asked once.
+    Ok(match alone.keep(response) {
+        Ok(storing) => storing.await,
+        Err(response) => response,
     })
 }
 
 pin_project_lite::pin_project! {
-    /// The inner service's future, with what comes before it.
+    /// The inner service's future, with what comes before it, and after it where nobody else is left for that.
     #[project = BeforeProjection]
     pub enum Before<F, E> {
         #[doc(hidden)]
-        Plain { #[pin] future: F },
+        Plain {
+            #[pin]
+            future: F,
+            alone: Option<Alone>,
+        },
         #[doc(hidden)]
         Keyed { future: Pin<Box<dyn Future<Output = Result<Response, E>> + Send>> },
     }
@@ -247,10 +282,19 @@ where
 {
     type Output = Result<Response, E>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            BeforeProjection::Plain { future } => future.poll(cx).map_ok(|response| response.map(SendBody::into_body)),
-            BeforeProjection::Keyed { future } => future.as_mut().poll(cx),
-        }
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let storing = match self.as_mut().project() {
+            BeforeProjection::Keyed { future } => return future.as_mut().poll(cx),
+            BeforeProjection::Plain { future, alone } => {
+                let response = ready!(future.poll(cx))?.map(SendBody::into_body);
+                let Some(alone) = alone.take() else { return Poll::Ready(Ok(response)) };
+                match alone.keep(response) {
+                    Err(response) => return Poll::Ready(Ok(response)),
+                    Ok(storing) => async move { Ok(storing.await) },
+                }
+            }
+        };
+        self.set(Self::Keyed { future: Box::pin(storing) });
+        self.poll(cx)
     }
 }

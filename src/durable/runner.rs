@@ -4,9 +4,12 @@
 use std::{
     collections::HashMap,
     fmt,
+    future::poll_fn,
     hash::{BuildHasher, Hasher},
+    panic::resume_unwind,
     pin::pin,
     sync::{Arc, OnceLock, Weak},
+    task::Poll,
     time::Duration,
 };
 
@@ -158,18 +161,15 @@ impl JobRunner {
         let error = match outcome.await {
             Ok(Ok(())) => return Outcome::Completed,
             Ok(Err(error)) => error,
-            Err(_) => match lifecycle.0.panic() {
-                Some(message) => Failed::from(format!("panicked: {message}")),
-                // What a drain has cut is stored as it was, and counts no attempt.
-                None if inner.is_stopping() && Instant::now() < deadline => {
-                    return Outcome::Returned { after: Duration::ZERO };
-                }
-                None if lifecycle.status().is_timeout() => {
-                    Failed::from(format!("the limit of {:?} passed", attempt.limit))
-                }
-                // The runtime is going away.
-                None => return Outcome::Returned { after: Duration::ZERO },
-            },
+            // What a drain has cut is stored as it was, and counts no attempt.
+            Err(_) if inner.is_stopping() && Instant::now() < deadline => {
+                return Outcome::Returned { after: Duration::ZERO };
+            }
+            Err(_) if lifecycle.status().is_timeout() => {
+                Failed::from(format!("the limit of {:?} passed", attempt.limit))
+            }
+            // The runtime is going away.
+            Err(_) => return Outcome::Returned { after: Duration::ZERO },
         };
         self.failed(&attempt, error, &span)
     }
@@ -286,13 +286,29 @@ fn work(
     Continuation::try_new(async move {
         // Its place was found in this moment.
         context.deadline = Instant::now() + limit;
-        let (outcome, result) = match run(context).await {
-            Ok(()) => (Ok(()), Ok(())),
-            Err(error) => (Err(Failed { text: error.chain(), then: error.then }), Err(error.cause)),
-        };
-        // Nobody waits for it any more if the engine has stopped hard.
-        let _ = ended.send(outcome);
-        result
+        let mut attempt = pin!(async {
+            match run(context).await {
+                Ok(()) => (Ok(()), Ok(())),
+                // What the error says of itself is the user's, too.
+                Err(error) => (Err(Failed { text: error.chain(), then: error.then }), Err(error.cause)),
+            }
+        });
+        let attempted = poll_fn(|cx| match caught::poll(attempt.as_mut(), cx) {
+            Ok(polled) => polled.map(Ok),
+            Err(payload) => Poll::Ready(Err(payload)),
+        });
+        // Nobody waits for the outcome any more if the engine has stopped hard.
+        match attempted.await {
+            Ok((outcome, result)) => {
+                let _ = ended.send(outcome);
+                result
+            }
+            // Said before the unwinding, which drops the sender: who waits would see no panic yet, and count no attempt.
+            Err(payload) => {
+                let _ = ended.send(Err(Failed::from(format!("panicked: {}", panic_message(&*payload)))));
+                resume_unwind(payload)
+            }
+        }
     })
 }
 

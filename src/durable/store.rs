@@ -203,14 +203,14 @@ impl Inner {
         self.writer.send(op).map_err(|_| DurableError::new(Kind::Stopped))
     }
 
-    async fn wait<T>(reply: oneshot::Receiver<Result<T, DurableError>>) -> Result<T, DurableError> {
+    async fn wait<T>(reply: &mut oneshot::Receiver<Result<T, DurableError>>) -> Result<T, DurableError> {
         reply.await.unwrap_or_else(|_| Err(DurableError::new(Kind::Stopped)))
     }
 
     pub(super) async fn claim(&self, claim: Claim) -> Result<Claimed, DurableError> {
-        let (reply, answered) = oneshot::channel();
+        let (reply, mut answered) = oneshot::channel();
         self.send(Op::Claim { claim, reply })?;
-        Self::wait(answered).await
+        Self::wait(&mut answered).await
     }
 
     pub(super) fn release(&self, claim: Claim) {
@@ -229,7 +229,8 @@ impl Inner {
         }
         let (reply, answered) = oneshot::channel();
         self.send(Op::Keep { jobs, answer, reply })?;
-        Self::wait(answered).await
+        let mut told = Told { answered, store: self };
+        Self::wait(&mut told.answered).await
     }
 
     /// Has stored jobs start, but for duplicates: another has promised those, and promotes them.
@@ -249,6 +250,23 @@ impl Inner {
         let (reached, wait) = oneshot::channel();
         if self.send(Op::Barrier(reached)).is_ok() {
             let _ = wait.await;
+        }
+    }
+}
+
+/// One who waits for the writer's reply. Dropped when it was told and has not heard of it, it starts what was stored: what
+/// is told to nobody, the writer starts.
+struct Told<'a> {
+    answered: oneshot::Receiver<Result<Vec<Stored>, DurableError>>,
+    store: &'a Inner,
+}
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        // First, so that nothing comes after the look.
+        self.answered.close();
+        if let Ok(Ok(stored)) = self.answered.try_recv() {
+            self.store.promote(&stored);
         }
     }
 }

@@ -12,8 +12,8 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    database::Database,
-    engine::{Engine, NewJob, Stored},
+    database::{Begun, Database},
+    engine::{Engine, NewJob, Stored, Unique},
     error::{DurableError, Kind},
     records::{self, Answer, Claim, Claimed},
 };
@@ -48,6 +48,9 @@ enum Done {
 /// How many requests share a transaction at most.
 const TOGETHER: usize = 256;
 
+/// How often a transaction is tried that another stands in the way of.
+const TRIES: u32 = 5;
+
 pub(super) struct Writer {
     database: Database,
     engine: Arc<dyn Engine>,
@@ -59,6 +62,24 @@ pub(super) struct Writer {
     held: HashMap<String, Claim>,
     /// Jobs whose requests did not wait for them: nobody else will promote them.
     orphans: Vec<i64>,
+}
+
+/// The engine refuses a key that comes twice in what it is given at once: the second is the first then. Gives also where in
+/// it each job is, and whether it is there for another.
+fn once_each(jobs: &[&NewJob]) -> (Vec<NewJob>, Vec<(usize, bool)>) {
+    let (mut firsts, mut keys, mut places) = (Vec::new(), HashMap::new(), Vec::new());
+    for job in jobs {
+        let next = firsts.len();
+        let first = match job.unique {
+            Unique::No => next,
+            Unique::UntilDone | Unique::WhileKept => *keys.entry((job.kind, job.key.as_str())).or_insert(next),
+        };
+        if first == next {
+            firsts.push(NewJob::clone(job));
+        }
+        places.push((first, first != next));
+    }
+    (firsts, places)
 }
 
 fn now_ms() -> i64 {
@@ -120,7 +141,22 @@ impl Writer {
         }
     }
 
+    /// Again, if the database has undone it in favour of another process's transaction, or of the user's: two that lock the
+    /// same keys in another order each.
     async fn write(&self, ops: &[Op]) -> Result<Vec<Done>, DurableError> {
+        let mut tries = 1;
+        loop {
+            match self.write_once(ops).await {
+                Err(error) if error.is_conflict() && tries < TRIES => {
+                    tries += 1;
+                    tracing::debug!(%error, requests = ops.len(), "a transaction is tried again");
+                }
+                result => return result,
+            }
+        }
+    }
+
+    async fn write_once(&self, ops: &[Op]) -> Result<Vec<Done>, DurableError> {
         if ops.iter().all(|op| matches!(op, Op::Barrier(_))) {
             return Ok(ops.iter().map(|_| Done::Nothing).collect());
         }
@@ -141,15 +177,15 @@ impl Writer {
         }
     }
 
-    async fn write_in(&self, ops: &[Op], begun: &mut super::database::Begun) -> Result<Vec<Done>, DurableError> {
-        let jobs: Vec<NewJob> = ops
-            .iter()
-            .filter_map(|op| if let Op::Keep { jobs, .. } = op { Some(jobs) } else { None })
-            .flatten()
-            .cloned()
-            .collect();
-        let mut stored =
-            if jobs.is_empty() { Vec::new() } else { self.engine.insert(&jobs, begun.tx()).await? }.into_iter();
+    async fn write_in(&self, ops: &[Op], begun: &mut Begun) -> Result<Vec<Done>, DurableError> {
+        let jobs = ops.iter().filter_map(|op| if let Op::Keep { jobs, .. } = op { Some(jobs) } else { None });
+        let (firsts, places) = once_each(&jobs.flatten().collect::<Vec<_>>());
+        let inserted = if firsts.is_empty() { Vec::new() } else { self.engine.insert(&firsts, begun.tx()).await? };
+        let place = |(first, again)| {
+            let Stored { id, duplicate } = *inserted.get(first)?;
+            Some(Stored { id, duplicate: duplicate || again })
+        };
+        let mut stored = places.into_iter().filter_map(place);
         let mut done = Vec::with_capacity(ops.len());
         let mut promoted = Vec::new();
         for op in ops {

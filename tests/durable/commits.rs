@@ -58,10 +58,18 @@ impl Locked {
         }
     }
 
+    pub async fn commit(self) {
+        self.end("COMMIT").await;
+    }
+
     pub async fn release(self) {
+        self.end("ROLLBACK").await;
+    }
+
+    async fn end(self, how: &'static str) {
         match self {
-            Self::Sqlite(mut connection) => drop(sqlx::query("ROLLBACK").execute(&mut connection).await.unwrap()),
-            Self::Postgres(mut connection) => drop(sqlx::query("ROLLBACK").execute(&mut connection).await.unwrap()),
+            Self::Sqlite(mut connection) => drop(sqlx::query(how).execute(&mut connection).await.unwrap()),
+            Self::Postgres(mut connection) => drop(sqlx::query(how).execute(&mut connection).await.unwrap()),
         }
     }
 }

@@ -8,7 +8,7 @@
 use std::{
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -57,9 +57,10 @@ pub(super) struct River {
     runner: Arc<OnceLock<Arc<dyn Runner>>>,
     work: Vec<Work>,
     times: Times,
-    /// Which of two configurations that differ in nothing that matters is in force: see `wake`.
-    flip: AtomicBool,
-    running: Mutex<Option<RunHandle>>,
+    /// How often it was woken: see `wake`.
+    woken: AtomicU32,
+    /// Locked by whoever waits for its end.
+    running: tokio::sync::Mutex<Option<RunHandle>>,
     stopper: Mutex<Option<riverqueue::Stopper>>,
 }
 
@@ -99,7 +100,7 @@ impl River {
         .fetch_cooldown(times.cooldown)
         .maintenance(maintenance);
         for kind in &work {
-            builder = builder.queue(kind.kind, queue(kind, times, false));
+            builder = builder.queue(kind.kind, queue(kind, times, 0));
         }
         let client = builder.build()?;
         Ok(Self {
@@ -108,8 +109,8 @@ impl River {
             runner,
             work,
             times,
-            flip: AtomicBool::new(false),
-            running: Mutex::new(None),
+            woken: AtomicU32::new(0),
+            running: tokio::sync::Mutex::new(None),
             stopper: Mutex::new(None),
         })
     }
@@ -118,8 +119,15 @@ impl River {
 const UNFINISHED: [JobState; 5] =
     [JobState::Available, JobState::Pending, JobState::Retryable, JobState::Running, JobState::Scheduled];
 
-fn queue(work: &Work, times: Times, flip: bool) -> QueueConfig {
-    let poll = times.poll.max(times.cooldown) + Duration::from_micros(u64::from(flip));
+/// One of as many configurations that differ in nothing that matters.
+const CONFIGURATIONS: u32 = 1000;
+
+/// River adds this to the time.
+const LONGEST_POLL: Duration = Duration::from_secs(24 * 3600);
+
+fn queue(work: &Work, times: Times, woken: u32) -> QueueConfig {
+    let poll = times.poll.min(LONGEST_POLL).max(times.cooldown);
+    let poll = poll.saturating_add(Duration::from_micros(u64::from(woken % CONFIGURATIONS)));
     QueueConfig::new(work.concurrency).with_fetch_poll_interval(poll)
 }
 
@@ -129,7 +137,8 @@ fn batch(jobs: &[NewJob]) -> Result<InsertBatch, DurableError> {
         let envelope = Envelope {
             key: job.key.clone(),
             payload: job.payload.clone(),
-            limit_ms: u64::try_from(job.limit.as_millis()).unwrap_or(u64::MAX),
+            // Rounded up: none would be no limit.
+            limit_ms: u64::try_from(job.limit.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
             from: job.from.clone(),
         };
         let mut opts = InsertOpts::default().with_queue(job.kind).with_max_attempts(i32::from(job.max_attempts.max(1)));
@@ -198,11 +207,12 @@ impl Engine for River {
     /// River looks at once when a queue's configuration changes. Its notifications take longer: SQLite's are polled
     /// for each 100 ms.
     fn wake(&self) {
-        // Relaxed: whoever flips last, the configuration has changed.
-        let flip = !self.flip.fetch_xor(true, Ordering::Relaxed);
+        // A count and no mere change to and fro: River compares with what it saw last, and may have slept through some.
+        // Relaxed: whoever comes last, the configuration has changed.
+        let woken = self.woken.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
         for kind in &self.work {
             // It fails only for a queue that is not there, and those are.
-            let _ = self.client.local_queues().update(kind.kind, queue(kind, self.times, flip));
+            let _ = self.client.local_queues().update(kind.kind, queue(kind, self.times, woken));
         }
     }
 
@@ -213,7 +223,10 @@ impl Engine for River {
         }
         let handle = self.client.start()?;
         *lock(&self.stopper) = Some(handle.stopper());
-        *lock(&self.running) = Some(handle);
+        // Nobody waits for its end before.
+        if let Ok(mut running) = self.running.try_lock() {
+            *running = Some(handle);
+        }
         Ok(())
     }
 
@@ -225,16 +238,15 @@ impl Engine for River {
 
     fn stopped(&self) -> Boxed<'_, ()> {
         Box::pin(async move {
-            let handle = lock(&self.running).take();
-            let Some(handle) = handle else { return };
-            // Put back if this is dropped half-way: a dropped handle would stop the jobs hard.
-            let mut handle = PutBack { handle: Some(handle), place: &self.running };
-            if let Some(running) = &mut handle.handle {
-                if let Err(error) = running.wait().await {
+            // Of several who wait, each waits to the end. The handle stays if this is dropped half-way: dropped itself, it
+            // would stop the jobs hard.
+            let mut running = self.running.lock().await;
+            if let Some(handle) = &mut *running {
+                if let Err(error) = handle.wait().await {
                     tracing::error!(%error, "the engine of durable jobs ended with an error");
                 }
             }
-            handle.handle = None;
+            *running = None;
         })
     }
 
@@ -244,7 +256,9 @@ impl Engine for River {
 
     fn discarded(&self, limit: u32) -> Boxed<'_, Result<Vec<DiscardedJob>, DurableError>> {
         Box::pin(async move {
-            let params = JobListParams::default().states([JobState::Discarded]).limit(limit.clamp(1, 10_000));
+            // Not those of others who use its tables, too.
+            let ours = JobListParams::default().kinds([Envelope::KIND]);
+            let params = ours.states([JobState::Discarded]).limit(limit.clamp(1, 10_000));
             let page = self.client.jobs().list(params).await?;
             Ok(page.jobs.iter().filter_map(worker::discarded).collect())
         })
@@ -252,26 +266,23 @@ impl Engine for River {
 
     fn revive(&self, id: i64) -> Boxed<'_, Result<(), DurableError>> {
         Box::pin(async move {
-            let job = self.client.jobs().get(id).await?;
-            if job.state == JobState::Discarded {
-                self.client.jobs().retry(id).await?;
-                self.wake();
+            // There is such a job.
+            self.client.jobs().get(id).await?;
+            let mut begun = self.database.begin().await?;
+            // River's `retry` would run a completed job once more.
+            if sql::is_discarded(id, begun.tx()).await? {
+                let request = self.client.jobs().retry(id);
+                match begun.tx() {
+                    #[cfg(feature = "durable-sqlite")]
+                    Tx::Sqlite(transaction) => request.tx(transaction).await?,
+                    #[cfg(feature = "durable-postgres")]
+                    Tx::Postgres(transaction) => request.tx(transaction).await?,
+                };
             }
+            begun.commit().await?;
+            self.wake();
             Ok(())
         })
-    }
-}
-
-struct PutBack<'a> {
-    handle: Option<RunHandle>,
-    place: &'a Mutex<Option<RunHandle>>,
-}
-
-impl Drop for PutBack<'_> {
-    fn drop(&mut self) {
-        if let Some(handle) = self.handle.take() {
-            *lock(self.place) = Some(handle);
-        }
     }
 }
 
@@ -287,6 +298,57 @@ impl From<riverqueue::Error> for DurableError {
                 Self::new(Kind::Invalid("the transaction is of another kind of database than the store".to_owned()))
             }
             error => Self::because(Kind::Other, error),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "durable-sqlite"))]
+mod tests {
+    use super::*;
+    use crate::{
+        Epilogue,
+        durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
+    };
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    /// Says that it ran.
+    #[derive(Serialize, Deserialize)]
+    struct Tells;
+
+    impl DurableJob for Tells {
+        const KIND: &'static str = "tells";
+
+        async fn run(self, cx: JobContext) -> Result<(), JobError> {
+            Ok(cx.state::<tokio::sync::mpsc::UnboundedSender<()>>()?.send(())?)
+        }
+    }
+
+    /// On one thread, so that nobody looks between the two.
+    #[tokio::test]
+    async fn of_two_wakings_at_once_one_wakes() {
+        let file = std::env::temp_dir().join(format!("epilogue-wakes-{}.db", std::process::id()));
+        let (sender, mut ran) = tokio::sync::mpsc::unbounded_channel::<()>();
+        let epilogue = Epilogue::new();
+        let builder = DurableStore::sqlite(&file).poll_interval(Duration::MAX).lease(DAY);
+        let store = builder.state(sender).register::<Tells>().start(&epilogue).await.unwrap();
+        store.enqueue(Durable::new(Tells)).await.unwrap();
+        let patience = Duration::from_secs(20);
+        tokio::time::timeout(patience, ran.recv()).await.expect("the engine runs").unwrap();
+        // The end of an attempt has the engine look, too.
+        while store.counts().await.unwrap().completed == 0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let mut begun = store.0.database.begin().await.unwrap();
+        let Tx::Sqlite(transaction) = begun.tx() else { unreachable!("it is one of SQLite") };
+        let _ = Durable::in_transaction(Tells, &store, transaction).await.unwrap();
+        store.0.engine.promote(&[2], begun.tx()).await.unwrap();
+        begun.commit().await.unwrap();
+        store.0.engine.wake();
+        store.0.engine.wake();
+        tokio::time::timeout(patience, ran.recv()).await.expect("it is found").unwrap();
+        for end in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{end}", file.display()));
         }
     }
 }

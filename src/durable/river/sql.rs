@@ -3,7 +3,7 @@
 use riverqueue::sqlx;
 
 use crate::durable::{
-    database::{Database, Tx},
+    database::{Database, Tx, in_tx},
     engine::JobCounts,
     error::{DurableError, Kind},
 };
@@ -79,6 +79,12 @@ pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableEr
         }
     }
     Ok(())
+}
+
+/// Whether it is, for as long as the transaction lasts.
+pub(super) async fn is_discarded(id: i64, mut tx: Tx<'_, '_>) -> Result<bool, DurableError> {
+    let look = "UPDATE river_job SET state = state WHERE id = $1 AND state = 'discarded'";
+    Ok(in_tx!(&mut tx, look, [id], execute)? > 0)
 }
 
 /// Its age counts from now.

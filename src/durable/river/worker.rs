@@ -34,6 +34,12 @@ impl Attempts {
     }
 }
 
+/// Postgres's `jsonb` has no NUL. River notes many outcomes in one statement, and tries that again until it succeeds: with one
+/// in it, none of them would ever be noted, and all of these jobs would run again.
+fn storable(error: String) -> String {
+    if error.contains('\0') { error.replace('\0', "\u{fffd}") } else { error }
+}
+
 /// An attempt that failed, on its way through River to the retry policy.
 #[derive(Debug)]
 struct Failed {
@@ -78,10 +84,10 @@ impl Worker<Envelope> for Attempts {
         };
         match runner.run(attempt).await {
             Outcome::Completed => Ok(WorkOutcome::Complete),
-            Outcome::Failed { error, after } => Err(Failed { error, after }.into()),
+            Outcome::Failed { error, after } => Err(Failed { error: storable(error), after }.into()),
             Outcome::GivenUp { error } => {
                 // Without it the job is discarded all the same; only its reason is in the log alone.
-                let _ = context.metadata_set(REASON, error);
+                let _ = context.metadata_set(REASON, storable(error));
                 Ok(WorkOutcome::Discard)
             }
             Outcome::Returned { after } => Ok(WorkOutcome::Snooze(after)),
