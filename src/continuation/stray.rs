@@ -2,8 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 
+use tracing::Span;
+
 use super::{Continuation, Kind};
-use crate::pool::{Pool, caught, lock};
+use crate::pool::{Pool, caught, lock, spans};
 
 thread_local! {
     /// A handler is being polled on this thread.
@@ -16,18 +18,19 @@ thread_local! {
 /// replaced them, belong to that request (contract rule 1).
 pub(crate) struct Polling {
     outer: bool,
+    /// Those of a poll that this one is in: of the same request, or of another, whose handler asks an app of its own.
+    before: Vec<Continuation>,
 }
 
 impl Polling {
     pub(crate) fn begin() -> Self {
-        Self { outer: POLLING.replace(true) }
+        // An empty `Vec` costs no allocation.
+        Self { outer: POLLING.replace(true), before: STRAY.take() }
     }
 
     /// What went astray meanwhile.
-    pub(crate) fn end(self) -> Vec<Continuation> {
-        drop(self);
-        // An empty `Vec` costs no allocation.
-        STRAY.take()
+    pub(crate) fn end(mut self) -> Vec<Continuation> {
+        STRAY.replace(std::mem::take(&mut self.before))
     }
 }
 
@@ -84,6 +87,7 @@ pub(crate) fn run_alone(mut continuation: Continuation) {
                 caught::dispose(payload);
             }
         }
+        spans::ended(&Span::current(), "ended");
     };
     if let Err(work) = pool.spawn(work.instrument(span)) {
         pool.report_lost("unknown", "its response was dropped where no runtime is there to run it");
