@@ -250,6 +250,31 @@ async fn without_a_subscriber_work_runs_in_no_span() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_rest_of_a_producer_that_finished_is_its_own_continuation() {
+    let handler = async |lifecycle: Lifecycle| {
+        lifecycle.output(async |mut output: Output| {
+            info!("writes");
+            output.write("hello").await?;
+            output.finish().await?;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            info!("goes on");
+            Ok::<_, OutputError>(())
+        })
+    };
+    let seen = run(app(handler)).await;
+    let places = [
+        "in request: writes",
+        NEW,
+        "continuation follows request",
+        "close request",
+        "in continuation: goes on",
+        "continuation: outcome=\"ended\"",
+        "close continuation",
+    ];
+    assert!(places.map(|line| seen.place(line)).is_sorted(), "{:#?}", seen.lines());
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_that_runs_on_its_own_tells_its_outcome_too() {
     let (seen, _guard) = Recorder::install();
     for work in
