@@ -141,7 +141,7 @@ impl Feed {
                         Message::Event(event) => {
                             // Called outside of the lock (contract rule 11).
                             let listeners = lock(&listeners).clone();
-                            listeners.iter().for_each(|listener| tell(listener, &event));
+                            listeners.iter().for_each(|listener| tell(&event, || listener(&event)));
                         }
                         Message::Barrier(reached) => {
                             let _ = reached.send(());
@@ -162,15 +162,17 @@ impl Feed {
     }
 }
 
-fn tell(listener: &Listener, event: &Event) {
-    if let Err(payload) = caught::call(|| listener(event)) {
+fn tell(event: &Event, call: impl FnOnce()) {
+    let Err(payload) = caught::call(call) else { return };
+    // A subscriber may panic as well, which is not to cost the events that are left.
+    let told = caught::call(|| {
         tracing::error!(
             panic = super::panic_message(&*payload),
             event = event.kind().name(),
             "the event function panicked"
         );
-        caught::dispose(payload);
-    }
+    });
+    [Err(payload), told].into_iter().filter_map(Result::err).for_each(caught::dispose);
 }
 
 #[cfg(test)]
