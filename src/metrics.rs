@@ -116,6 +116,18 @@ impl Metrics {
         }
     }
 
+    /// A request went down with its runtime: its end is never told, and its gauges come back all the same.
+    pub(crate) fn lost(&self, request: RequestId) {
+        let Some(mut open) = self.take(request) else { return };
+        unharmed(|| {
+            stop_waiting(&mut open);
+            gauge!(ACTIVE).decrement(1.0);
+            if let Some(running) = open.running.take() {
+                gauge!(RUNNING, running.labels).decrement(1.0);
+            }
+        });
+    }
+
     fn take(&self, request: RequestId) -> Option<Open> {
         let mut all = lock(&self.open);
         let open = all.remove(&request);

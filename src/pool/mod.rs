@@ -22,7 +22,7 @@ pub use self::failure::Failure;
 pub(crate) use self::{
     carry::{Captured, Carry, CarryKey},
     failure::FailureHandler,
-    feed::{Feed, Listener, Told},
+    feed::{Feed, Listener, LostListener, Told},
     slow::SlowWatch,
 };
 #[cfg(epilogue_model)]
@@ -200,6 +200,12 @@ impl Pool {
     /// Has one more listener told of every event from now on.
     pub(crate) fn listen(&self, listener: Listener) {
         self.feed.get_or_init(Feed::new).add(listener);
+    }
+
+    /// Has one of ours told of each request that will never tell of its end.
+    #[cfg(any(feature = "metrics", feature = "status-page"))]
+    pub(crate) fn listen_for_lost(&self, listener: LostListener) {
+        self.feed.get_or_init(Feed::new).add_for_lost(listener);
     }
 
     /// `None` where nobody listens: then no event is made.

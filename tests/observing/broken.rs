@@ -42,6 +42,57 @@ fn app() -> Router {
     Router::new().route("/mail", get(mail)).route("/soon", get(soon)).route("/pending", get(std::future::pending::<()>))
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap()
+}
+
+#[test]
+fn what_goes_down_with_its_runtime_leaves_the_gauges() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let first = runtime();
+    let epilogue: Epilogue = first.block_on(async {
+        let server = MemoryServer::with(app(), |builder| builder.metrics().status_page().class("mail", Bound::new(1)));
+        for _ in 0..2 {
+            assert_eq!(server.get("/mail").await.status, 200);
+        }
+        let mut client = server.connect();
+        client.send("GET /pending HTTP/1.1\r\nhost: test\r\n\r\n").await;
+        server.journal.seen("continuation_waits").await;
+        server
+            .journal
+            .until("all are handled", |events| {
+                events.iter().filter(|event| event.kind().name() == "handler_start").count() == 3
+            })
+            .await;
+        server.epilogue.events_delivered().await;
+        let up = [("active_requests", 3.0), ("running_continuations", 1.0), ("waiting_continuations", 1.0)];
+        assert_eq!(changes(&snapshotter), named(&up));
+        server.epilogue.clone()
+    });
+    drop(first);
+    assert_eq!(epilogue.lost(), 2);
+    // Told in the next runtime that there is.
+    let page = runtime().block_on(async {
+        let request = Request::get("/json").body(Body::empty()).unwrap();
+        let page = epilogue.status_page::<()>().oneshot(request).await.unwrap();
+        to_bytes(page.into_body(), usize::MAX).await.unwrap()
+    });
+    let page: serde_json::Value = serde_json::from_slice(&page).unwrap();
+    let requests = &page["requests"];
+    assert_eq!((&requests["in_flight"], &requests["ended"]), (&0.into(), &1.into()), "{page:#}");
+    assert_eq!((&page["now"]["running"], &page["live"]), (&0.into(), &serde_json::json!([])), "{page:#}");
+    let down = [
+        ("active_requests", -3.0),
+        // The handler's: of the others, whose work was lost, no end is told.
+        ("requests_total", 1.0),
+        ("running_continuations", -1.0),
+        ("waiting_continuations", -1.0),
+    ];
+    assert_eq!(changes(&snapshotter), named(&down));
+}
+
 /// Panics where it is asked for.
 struct Fragile {
     inner: DebuggingRecorder,
