@@ -67,6 +67,8 @@ struct Open {
     /// Under the labels that it went up with: the route may be matched meanwhile.
     waiting: Option<Labels>,
     running: Option<Running>,
+    /// A continuation was started; of an attempt at a job: it is one.
+    begun: bool,
 }
 
 struct Running {
@@ -103,7 +105,7 @@ impl Metrics {
         let mut open = match (self.take(event.request()), event.kind()) {
             (None, EventKind::Arrived) => {
                 unharmed(|| gauge!(ACTIVE).increment(1.0));
-                Open { handed_over: None, waiting: None, running: None }
+                Open { handed_over: None, waiting: None, running: None, begun: false }
             }
             // It arrived before anybody listened.
             (None, _) => return,
@@ -171,6 +173,7 @@ fn record(event: &Event, open: &mut Open) {
             open.waiting = Some(labels);
         }
         EventKind::ContinuationStart => {
+            open.begun = true;
             stop_waiting(open);
             let labels = with_class(event);
             gauge!(RUNNING, labels.clone()).increment(1.0);
@@ -186,6 +189,10 @@ fn record(event: &Event, open: &mut Open) {
         EventKind::Ended => {
             stop_waiting(open);
             gauge!(ACTIVE).decrement(1.0);
+            if event.route.is_job && !open.begun {
+                // It was put back into its store.
+                return;
+            }
             counter!(REQUESTS, of_request(event)).increment(1);
             if event.status().is_timeout() {
                 counter!(TIMED_OUT, of_request(event)).increment(1);

@@ -14,6 +14,7 @@ use super::{
     entry::{At, DROPPED, FAILED, Live, PANICKED, TIMED_OUT, names, shortened},
     history::{History, Point},
     lists::{Failures, Past, Slowest},
+    sheet::{Page, Row, Totals},
 };
 use crate::{
     event::{Event, EventKind, RequestId},
@@ -36,25 +37,6 @@ pub(super) struct Ledger {
     pub(super) viewers: Arc<Semaphore>,
 }
 
-/// What only ever grows. Requests that were refused are in `refused` alone, the page's own nowhere.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    /// Requests that were accepted and have ended.
-    pub(super) ended: u64,
-    pub(super) refused: u64,
-    pub(super) flushed: u64,
-    pub(super) aborted: u64,
-    pub(super) timed_out: u64,
-    /// Continuations that were started.
-    pub(super) continuations: u64,
-    /// Those that were dropped before their end.
-    pub(super) dropped: u64,
-    /// Those that returned an error.
-    pub(super) failed: u64,
-    /// Attempts at durable jobs that have ended.
-    pub(super) jobs: u64,
-}
-
 #[derive(Default)]
 struct State {
     live: BTreeMap<RequestId, Live>,
@@ -64,32 +46,11 @@ struct State {
     requests: u64,
     jobs: u64,
     /// Those of both of which nothing but their arrival was told. That of the page's own comes to light before more is
-    /// told of them, or in the same moment: so they are not in the picture.
+    /// told of them, or in the same moment, unless a middleware has it wait: so they are not in the picture.
     unconfirmed: u64,
     history: History,
     slowest: Slowest,
     failures: Failures,
-}
-
-/// One row of what is not over.
-pub(super) struct Row {
-    pub(super) straggler: Weak<dyn Straggler>,
-    pub(super) at: At,
-    pub(super) status: ConnectionStatus,
-}
-
-/// What the ledger holds at one moment.
-pub(super) struct Page {
-    pub(super) uptime: Duration,
-    pub(super) totals: Totals,
-    pub(super) places: [u64; 5],
-    pub(super) requests: u64,
-    pub(super) jobs: u64,
-    pub(super) points: Vec<Point>,
-    /// The oldest first.
-    pub(super) rows: Vec<Row>,
-    pub(super) slowest: Vec<Past>,
-    pub(super) failures: Vec<Past>,
 }
 
 impl Ledger {
@@ -166,7 +127,7 @@ impl Census for Ledger {
             confirmed: false,
             handles: !stored,
             handles_since: Duration::ZERO,
-            answered: stored,
+            answered: false,
             began: None,
             work: Duration::ZERO,
             faults: 0,
@@ -238,7 +199,7 @@ impl State {
             EventKind::ContinuationWaits => entry.go(places, At::Waiting),
             EventKind::ContinuationStart => {
                 totals.continuations += 1;
-                entry.began = Some(at);
+                (entry.began, entry.answered) = (Some(at), true);
                 entry.go(places, At::Continuing);
             }
             EventKind::ContinuationEnd => entry.continuation_ended(at),
@@ -275,6 +236,11 @@ impl State {
         }
         entry.leave(&mut self.places);
         self.unconfirmed -= u64::from(!entry.confirmed);
+        if entry.stored && !entry.answered {
+            // Its job went back into the store: that was no attempt.
+            self.jobs -= 1;
+            return self.note_history(uptime);
+        }
         let added = event.status().difference(entry.status);
         self.totals.aborted += u64::from(added.is_aborted());
         self.totals.timed_out += u64::from(added.is_timeout());

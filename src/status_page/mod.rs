@@ -131,6 +131,7 @@ mod lists;
 mod negotiate;
 mod openmetrics;
 mod picture;
+mod sheet;
 mod snapshot;
 mod updates;
 

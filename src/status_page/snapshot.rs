@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::{
     entry::{At, shortened},
-    ledger::{Ledger, Row},
+    ledger::Ledger,
     lists::Past,
+    sheet::Row,
 };
 use crate::pool::{
     Description, Pool,

@@ -11,7 +11,7 @@ use axum::{
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tower::ServiceExt as _;
-use tower_epilogue::{Bound, Continuation, Epilogue};
+use tower_epilogue::{Bound, Continuation, Epilogue, EpilogueBuilder};
 
 use crate::support::MemoryServer;
 
@@ -134,7 +134,7 @@ async fn told(describes: bool, histogram: Option<&'static str>) -> Vec<(String, 
     let snapshotter = inner.snapshotter();
     let recorder = Arc::new(Fragile { inner, describes, histogram });
     let _recorder = metrics::set_default_local_recorder(&recorder);
-    let server = MemoryServer::with(app(), |builder| builder.metrics());
+    let server = MemoryServer::with(app(), EpilogueBuilder::metrics);
     for _ in 0..3 {
         server.get("/soon").await;
     }

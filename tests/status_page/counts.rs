@@ -269,3 +269,29 @@ async fn every_class_is_shown_whatever_its_name() {
     }
     server.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_middleware_holds_back_is_not_on_its_way() {
+    let held = Gate::closed();
+    let gate = held.clone();
+    let holds = move |request: Request, next: Next| {
+        let gate = gate.clone();
+        async move {
+            let response = next.run(request).await;
+            gate.passed().await;
+            response
+        }
+    };
+    let app = Router::new().route("/", get(async || "hello")).layer(TimeLimitLayer::off()).layer(from_fn(holds));
+    let server = serve(app, |builder| builder).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    server.journal.seen("handler_end").await;
+    let page = json(&server, "/status/json").await;
+    assert_eq!(page["live"][0]["phase"], "handling", "{page:#}");
+    assert_eq!((&page["now"]["handling"], &page["now"]["sending"]), (&1.into(), &0.into()), "{page:#}");
+    held.open();
+    assert_eq!(client.reply_by_length(false).await.text(), "hello");
+    json_when(&server, "it has ended", |page| page["requests"]["ended"] == 1).await;
+    server.stop().await;
+}
