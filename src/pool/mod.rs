@@ -22,7 +22,7 @@ pub use self::failure::Failure;
 pub(crate) use self::{
     carry::{Captured, Carry, CarryKey},
     failure::FailureHandler,
-    feed::{Feed, Listener, LostListener, Told},
+    feed::{Feed, Listener, Told},
     slow::SlowWatch,
 };
 #[cfg(epilogue_model)]
@@ -204,7 +204,7 @@ impl Pool {
 
     /// Has one of ours told of each request that will never tell of its end.
     #[cfg(any(feature = "metrics", feature = "status-page"))]
-    pub(crate) fn listen_for_lost(&self, listener: LostListener) {
+    pub(crate) fn listen_for_lost(&self, listener: feed::LostListener) {
         self.feed.get_or_init(Feed::new).add_for_lost(listener);
     }
 
