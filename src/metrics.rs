@@ -8,7 +8,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, Once},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -18,7 +21,7 @@ use metrics::{
 
 use crate::{
     event::{Event, EventKind, RequestId},
-    pool::lock,
+    pool::{caught, lock, panic_message},
 };
 
 const REQUESTS: &str = "tower_epilogue_requests_total";
@@ -64,6 +67,8 @@ struct Open {
     /// Under the labels that it went up with: the route may be matched meanwhile.
     waiting: Option<Labels>,
     running: Option<Running>,
+    /// A continuation was started; of an attempt at a job: it is one.
+    begun: bool,
 }
 
 struct Running {
@@ -78,37 +83,74 @@ type Labels = Vec<Label>;
 /// Listens to the events of one pool.
 pub(crate) struct Metrics {
     /// At the first event, since a recorder may be installed after an `Epilogue` was built.
-    described: Once,
+    described: AtomicBool,
     /// Of the requests that have not ended.
     open: Mutex<HashMap<RequestId, Open>>,
 }
 
+/// So many requests' room is not worth giving back.
+const FEW: usize = 256;
+
 impl Metrics {
     pub(crate) fn new() -> Self {
-        Self { described: Once::new(), open: Mutex::default() }
+        Self { described: AtomicBool::new(false), open: Mutex::default() }
     }
 
     pub(crate) fn listen(&self, event: &Event) {
-        self.described.call_once(describe);
+        // Relaxed: events are told by one task. Once, also if that panics: it is for people alone.
+        if !self.described.swap(true, Ordering::Relaxed) {
+            unharmed(describe);
+        }
         // No one else locks it, and recorders do not call back: but what they do is theirs, so it is not held for them.
-        let open = lock(&self.open).remove(&event.request());
-        let open = match (open, event.kind()) {
+        let mut open = match (self.take(event.request()), event.kind()) {
             (None, EventKind::Arrived) => {
-                gauge!(ACTIVE).increment(1.0);
-                Open { handed_over: None, waiting: None, running: None }
+                unharmed(|| gauge!(ACTIVE).increment(1.0));
+                Open { handed_over: None, waiting: None, running: None, begun: false }
             }
             // It arrived before anybody listened.
             (None, _) => return,
             (Some(open), _) => open,
         };
-        if let Some(open) = record(event, open) {
+        // What is known of it is not lost with a panic, or its gauges would never come back.
+        unharmed(|| record(event, &mut open));
+        if *event.kind() != EventKind::Ended {
             lock(&self.open).insert(event.request(), open);
         }
     }
+
+    /// A request went down with its runtime: its end is never told, and its gauges come back all the same.
+    pub(crate) fn lost(&self, request: RequestId) {
+        let Some(mut open) = self.take(request) else { return };
+        unharmed(|| {
+            stop_waiting(&mut open);
+            gauge!(ACTIVE).decrement(1.0);
+            if let Some(running) = open.running.take() {
+                gauge!(RUNNING, running.labels).decrement(1.0);
+            }
+        });
+    }
+
+    fn take(&self, request: RequestId) -> Option<Open> {
+        let mut all = lock(&self.open);
+        let open = all.remove(&request);
+        // A crowd is not to keep its room when it is gone.
+        if all.capacity() > FEW.max(4 * all.len()) {
+            let room = 2 * all.len();
+            all.shrink_to(room);
+        }
+        open
+    }
 }
 
-/// What is to be known after it; `None` at the end.
-fn record(event: &Event, mut open: Open) -> Option<Open> {
+/// A recorder's panic costs what is left of the event that it is told of, and nothing later (contract rule 11).
+fn unharmed(tell: impl FnOnce()) {
+    if let Err(payload) = caught::call(tell) {
+        tracing::error!(panic = panic_message(&*payload), "the recorder of metrics panicked");
+        caught::dispose(payload);
+    }
+}
+
+fn record(event: &Event, open: &mut Open) {
     match event.kind() {
         EventKind::Refused => counter!(REFUSED, with_class(event)).increment(1),
         EventKind::Aborted => counter!(ABORTED, of_request(event)).increment(1),
@@ -131,7 +173,8 @@ fn record(event: &Event, mut open: Open) -> Option<Open> {
             open.waiting = Some(labels);
         }
         EventKind::ContinuationStart => {
-            stop_waiting(&mut open);
+            open.begun = true;
+            stop_waiting(open);
             let labels = with_class(event);
             gauge!(RUNNING, labels.clone()).increment(1.0);
             open.running = Some(Running { since: event.at(), labels, failed: false, panicked: false });
@@ -141,20 +184,22 @@ fn record(event: &Event, mut open: Open) -> Option<Open> {
                 running.failed = true;
             }
         }
-        EventKind::ContinuationEnd => stop_running(&mut open, event, false),
-        EventKind::ContinuationDropped => stop_running(&mut open, event, true),
+        EventKind::ContinuationEnd => stop_running(open, event, false),
+        EventKind::ContinuationDropped => stop_running(open, event, true),
         EventKind::Ended => {
-            stop_waiting(&mut open);
+            stop_waiting(open);
             gauge!(ACTIVE).decrement(1.0);
+            if event.route.is_job && !open.begun {
+                // It was put back into its store.
+                return;
+            }
             counter!(REQUESTS, of_request(event)).increment(1);
             if event.status().is_timeout() {
                 counter!(TIMED_OUT, of_request(event)).increment(1);
             }
-            return None;
         }
         _ => {}
     }
-    Some(open)
 }
 
 fn stop_waiting(open: &mut Open) {
@@ -166,14 +211,14 @@ fn stop_waiting(open: &mut Open) {
 fn stop_running(open: &mut Open, event: &Event, dropped: bool) {
     let Some(Running { since, labels, failed, panicked }) = open.running.take() else { return };
     gauge!(RUNNING, labels.clone()).decrement(1.0);
-    histogram!(CONTINUATION, labels.clone()).record(event.at().saturating_sub(since).as_secs_f64());
     let outcome = match (dropped, panicked, failed) {
         (true, ..) => "dropped",
         (_, true, _) => "panicked",
         (.., true) => "failed",
         _ => "ended",
     };
-    counter!(CONTINUATIONS, with(labels, "outcome", outcome)).increment(1);
+    counter!(CONTINUATIONS, with(labels.clone(), "outcome", outcome)).increment(1);
+    histogram!(CONTINUATION, labels).record(event.at().saturating_sub(since).as_secs_f64());
 }
 
 fn of_request(event: &Event) -> Labels {
@@ -194,4 +239,27 @@ fn with(mut labels: Labels, name: &'static str, value: &'static str) -> Labels {
 fn method(method: &str) -> &'static str {
     const USUAL: [&str; 9] = ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"];
     USUAL.into_iter().find(|usual| *usual == method).unwrap_or(OTHER)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{event::Route, status::ConnectionStatus};
+
+    #[test]
+    fn what_is_known_of_a_crowd_is_forgotten_with_it() {
+        let metrics = Metrics::new();
+        let route = Arc::new(Route { name: "GET /".into(), method: 3, matched: false, is_job: false });
+        let tell = |request: u64, kind| {
+            let (status, at) = (ConnectionStatus::NORMAL, Duration::ZERO);
+            metrics.listen(&Event { request: RequestId(request), kind, status, at, route: route.clone(), class: None });
+        };
+        (0..100_000).for_each(|request| tell(request, EventKind::Arrived));
+        assert_eq!(lock(&metrics.open).len(), 100_000);
+        (0..100_000).for_each(|request| tell(request, EventKind::Ended));
+        let open = lock(&metrics.open);
+        assert!(open.is_empty() && open.capacity() <= 1000, "{}", open.capacity());
+    }
 }

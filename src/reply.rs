@@ -98,7 +98,14 @@ impl<R: IntoResponse> IntoResponse for Accepted<R> {
     fn into_response(self) -> Response {
         match HeaderValue::try_from(self.location) {
             Ok(location) => (StatusCode::ACCEPTED, [(LOCATION, location)], self.reply).into_response(),
-            Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+            Err(error) => {
+                let mut response = (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response();
+                // What was to come along with the reply was returned all the same (contract rule 1).
+                for work in Continuation::take_from(self.reply.into_response().extensions_mut()) {
+                    work.attach(&mut response);
+                }
+                response
+            }
         }
     }
 }

@@ -9,6 +9,7 @@
 mod support;
 
 mod observing {
+    mod broken;
     mod events;
     mod fields;
     #[cfg(feature = "durable-sqlite")]

@@ -2,8 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 
+use tracing::Span;
+
 use super::{Continuation, Kind};
-use crate::pool::{Pool, caught, lock};
+use crate::pool::{Pool, caught, lock, spans};
 
 thread_local! {
     /// A handler is being polled on this thread.
@@ -16,18 +18,19 @@ thread_local! {
 /// replaced them, belong to that request (contract rule 1).
 pub(crate) struct Polling {
     outer: bool,
+    /// Those of a poll that this one is in: of the same request, or of another, whose handler asks an app of its own.
+    before: Vec<Continuation>,
 }
 
 impl Polling {
     pub(crate) fn begin() -> Self {
-        Self { outer: POLLING.replace(true) }
+        // An empty `Vec` costs no allocation.
+        Self { outer: POLLING.replace(true), before: STRAY.take() }
     }
 
     /// What went astray meanwhile.
-    pub(crate) fn end(self) -> Vec<Continuation> {
-        drop(self);
-        // An empty `Vec` costs no allocation.
-        STRAY.take()
+    pub(crate) fn end(mut self) -> Vec<Continuation> {
+        STRAY.replace(std::mem::take(&mut self.before))
     }
 }
 
@@ -47,6 +50,24 @@ pub(super) fn keep(stray: Vec<Continuation>) {
     }
 }
 
+/// A continuation that has not come to its end, and may go down with its runtime: then it is lost, which is told (contract rule
+/// 13).
+struct Unended(bool);
+
+impl Unended {
+    fn is_over(&mut self) {
+        self.0 = false;
+    }
+}
+
+impl Drop for Unended {
+    fn drop(&mut self) {
+        if self.0 {
+            Pool::global().report_lost("unknown", "it ran on its own, and no runtime is there to run it to its end");
+        }
+    }
+}
+
 /// Runs a continuation that has no request (any more): without limit and hooks, but tracked and logged.
 pub(crate) fn run_alone(mut continuation: Continuation) {
     use tracing::Instrument as _;
@@ -61,6 +82,7 @@ pub(crate) fn run_alone(mut continuation: Continuation) {
     let pool = Pool::global().clone();
     let runner = pool.clone();
     let in_span = span.clone();
+    let mut unended = Unended(true);
     let work = async move {
         let result = match kind {
             Kind::Async(mut work) => {
@@ -71,9 +93,13 @@ pub(crate) fn run_alone(mut continuation: Continuation) {
                 .await
             }
             Kind::Blocking(work) | Kind::Brief(work) => {
-                crate::pool::blocking::Blocking::start(work, runner, in_span, "unknown".to_owned()).await
+                let thread = crate::pool::blocking::Blocking::start(work, runner, in_span, "unknown".to_owned());
+                // It needs its runtime no more.
+                unended.is_over();
+                thread.await
             }
         };
+        unended.is_over();
         if let Err(payload) = result {
             tracing::error!(panic = crate::pool::panic_message(&*payload), "a continuation panicked");
             caught::dispose(payload);
@@ -84,9 +110,36 @@ pub(crate) fn run_alone(mut continuation: Continuation) {
                 caught::dispose(payload);
             }
         }
+        spans::ended(&Span::current(), "ended");
     };
-    if let Err(work) = pool.spawn(work.instrument(span)) {
-        pool.report_lost("unknown", "its response was dropped where no runtime is there to run it");
-        caught::discard(work);
+    caught::discard(pool.spawn(work.instrument(span)).err());
+}
+
+#[cfg(test)]
+mod tests {
+    use axum_core::response::IntoResponse as _;
+
+    use super::*;
+
+    #[test]
+    fn what_its_runtime_takes_along_is_lost_and_not_in_silence() {
+        // One whose response goes down with the runtime, and one that runs by then.
+        for drops in [false, true] {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let lost = Pool::global().lost();
+            runtime.block_on(async {
+                tokio::spawn(async move {
+                    let response = (Continuation::new(std::future::pending()), "hello").into_response();
+                    let _kept = (!drops).then_some(response);
+                    std::future::pending::<()>().await;
+                });
+                for _ in 0..5 {
+                    tokio::task::yield_now().await;
+                }
+            });
+            assert_eq!(Pool::global().lost(), lost);
+            drop(runtime);
+            assert_eq!(Pool::global().lost(), lost + 1, "drops: {drops}");
+        }
     }
 }

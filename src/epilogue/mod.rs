@@ -198,8 +198,10 @@ impl EpilogueBuilder {
         self.settle_bounds();
         #[cfg(feature = "metrics")]
         if self.metrics {
-            let metrics = crate::metrics::Metrics::new();
-            self.pool.listen(Arc::new(move |event| metrics.listen(event)));
+            let metrics = Arc::new(crate::metrics::Metrics::new());
+            let listening = metrics.clone();
+            self.pool.listen(Arc::new(move |event| listening.listen(event)));
+            self.pool.listen_for_lost(Arc::new(move |request| metrics.lost(request)));
         }
         Epilogue {
             pool: Arc::new(self.pool),

@@ -29,7 +29,8 @@
 //! So the request's span closes when its response has left and the continuation's begins; of several continuations in one
 //! response, those behind the first have theirs from the same moment, and wait in it for their turn. OpenTelemetry shows two
 //! traces and a link from the second to the first: see the example `opentelemetry`. The rest of a handler after its
-//! [`finish`](crate::Lifecycle::finish) is such a continuation too; a handler that goes on because aborts are ignored is
+//! [`finish`](crate::Lifecycle::finish) is such a continuation too, and so is that of a producer after
+//! [`Output::finish`](crate::Output::finish); a handler that goes on because aborts are ignored is
 //! still the request's.
 //!
 //! | field | |
@@ -93,7 +94,9 @@
 //!
 //! All of it is made from events, in the task that delivers them: so requests do not pay for the recorder, and figures are
 //! behind by as long as the events are. For as long as a request has not ended, some of it is kept to reckon with, about
-//! 200 bytes.
+//! 200 bytes. One that went down with its runtime leaves the gauges, and is counted by
+//! [`Epilogue::lost`](crate::Epilogue::lost) alone. A recorder's panic is logged, and costs what is left of the event that it
+//! was told of.
 //!
 //! Prometheus needs buckets to sum histograms over several servers: set them, as the exporter has summaries by default.
 //!

@@ -54,6 +54,9 @@
 //! unfinished break the response off, as the time limit does: never is it short and looks whole. After `finish` nothing
 //! can be written; what the producer still has to do runs as a [`Continuation`](crate::Continuation).
 //!
+//! Where you declare its length (`Content-Length`), that is its end as well: an HTTP/1 server lets go of it with its last byte,
+//! and a producer that waits for anything between that byte and its `finish` is dropped there.
+//!
 //! # Differences from a body of a channel
 //!
 //! `Body::from_stream` around a channel's receiver needs a spawned task, which no limit, no drain and no hook knows of,

@@ -234,7 +234,9 @@ impl Pipe {
     pub(super) fn reader_dropped(&self) {
         let unread = self.change(|state| {
             if state.reader == Reader::Open {
-                state.reader = Reader::Gone;
+                // An HTTP/1 server does not ask for the end of a body whose length was declared.
+                let has_all = state.writer == Writer::Finished && state.given == state.written;
+                state.reader = if has_all { Reader::Ended } else { Reader::Gone };
             }
             (std::mem::take(&mut state.buffer), state.writer_waker.take())
         });

@@ -14,7 +14,7 @@ use axum_core::{
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, header};
 use http_body::Frame;
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 
 use super::{
     Output,
@@ -51,9 +51,8 @@ impl OutputResponse {
     {
         let (output, mut response) = Output::channel();
         let captured = lifecycle.0.captured();
-        let work = carried(captured, async move { produce(output).await.map_err(Into::into) });
-        let work: Work = Box::pin(work.instrument(Span::current()));
-        response.body.producer = Some(Producer { work, lifecycle });
+        let work: Work = Box::pin(carried(captured, async move { produce(output).await.map_err(Into::into) }));
+        response.body.producer = Some(Producer { work, span: Span::current(), lifecycle });
         response
     }
 
@@ -97,7 +96,8 @@ impl Lifecycle {
     /// discarded. A `HEAD` request runs it only where an [`EarlyCloseLayer`](crate::EarlyCloseLayer) has to measure what
     /// its `GET` would get.
     ///
-    /// The current span and the [carried](crate::EpilogueBuilder::carry) task-locals go along. When it returns `Ok`, the
+    /// The current span and the [carried](crate::EpilogueBuilder::carry) task-locals go along; what comes after
+    /// [`finish`](Output::finish) has a [span of its own](crate::manual::observing#spans). When it returns `Ok`, the
     /// response ends. An error breaks the response off and is logged. See the
     /// [module docs](crate::output) for an example.
     pub fn output<F, Fut, E>(&self, produce: F) -> OutputResponse
@@ -114,6 +114,8 @@ type Work = Pin<Box<dyn Future<Output = Result<(), BoxError>> + Send>>;
 
 struct Producer {
     work: Work,
+    /// That of the handler; what comes after the response has another.
+    span: Span,
     lifecycle: Lifecycle,
 }
 
@@ -135,15 +137,20 @@ impl OutputBody {
         let Some(producer) = self.producer.as_mut() else {
             return Ok(());
         };
-        let Poll::Ready(result) = producer.work.as_mut().poll(cx) else {
+        let span = producer.span.enter();
+        let polled = producer.work.as_mut().poll(cx);
+        drop(span);
+        let Poll::Ready(result) = polled else {
             if self.pipe.is_finished() {
                 // The response does not wait for what comes after its end (contract rule 7).
                 self.go_on_alone();
             }
             return Ok(());
         };
-        let route = producer.lifecycle.0.route();
-        self.producer = None;
+        let Some(Producer { work, span, lifecycle }) = self.producer.take() else { return Ok(()) };
+        let _span = span.enter();
+        drop(work);
+        let route = lifecycle.0.route();
         match result {
             Ok(()) => self.pipe.producer_returned(),
             // The response is whole.
@@ -160,13 +167,17 @@ impl OutputBody {
 
     /// Has the rest of the producer run as a continuation.
     fn go_on_alone(&mut self) {
-        let Some(Producer { work, lifecycle }) = self.producer.take() else { return };
+        let Some(Producer { work, span, lifecycle }) = self.producer.take() else { return };
         let owner = lifecycle.clone();
-        lifecycle.0.keep(Continuation::new(async move {
+        let rest = async move {
             if let Err(error) = work.await {
                 tracing::warn!(route = owner.0.route(), %error, "the producer of a response failed after its end");
             }
-        }));
+        };
+        let rest = span.in_scope(|| Continuation::new(rest));
+        // Its own follows from this one, which closes with the response.
+        drop(span);
+        lifecycle.0.keep(rest);
     }
 }
 
@@ -215,5 +226,9 @@ impl http_body::Body for OutputBody {
 impl Drop for OutputBody {
     fn drop(&mut self) {
         self.pipe.reader_dropped();
+        if let Some(Producer { work, span, .. }) = self.producer.take() {
+            let _span = span.enter();
+            drop(work);
+        }
     }
 }

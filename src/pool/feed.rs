@@ -3,7 +3,10 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use tokio::{
@@ -13,13 +16,24 @@ use tokio::{
 };
 
 use super::{caught, lock};
-use crate::event::{Event, RequestId, Route};
+use crate::event::{Event, EventKind, RequestId, Route};
 
 /// A function of the user's, or one of ours.
 pub(crate) type Listener = Arc<dyn Fn(&Event) + Send + Sync>;
 
+/// One of ours, told of each request that will never tell of its end, since its runtime ended before.
+pub(crate) type LostListener = Arc<dyn Fn(RequestId) + Send + Sync>;
+
+/// Those that are told of what happens.
+#[derive(Clone, Default)]
+struct Listeners {
+    events: Vec<Listener>,
+    lost: Vec<LostListener>,
+}
+
 enum Message {
     Event(Event),
+    Lost(RequestId),
     /// Answered when everything before it has been delivered.
     Barrier(oneshot::Sender<()>),
 }
@@ -38,7 +52,14 @@ pub(crate) struct Feed {
     sender: mpsc::UnboundedSender<Message>,
     delivery: Mutex<Delivery>,
     /// Each for a share of the requests that have not ended: nobody pays for it where nobody listens.
-    told: [Mutex<HashMap<RequestId, Told>>; 16],
+    told: [Share; 16],
+}
+
+#[derive(Default)]
+struct Share {
+    told: Mutex<HashMap<RequestId, Told>>,
+    /// The request whose end was told last. Written and read under that lock, for which no order is needed.
+    ended: AtomicU64,
 }
 
 /// What the events of a request carry besides what happened; kept from one to the next.
@@ -50,26 +71,32 @@ pub(crate) struct Told {
 }
 
 /// Some requests' share of that.
-pub(crate) struct ToldOf<'a>(MutexGuard<'a, HashMap<RequestId, Told>>);
+pub(crate) struct ToldOf<'a> {
+    told: MutexGuard<'a, HashMap<RequestId, Told>>,
+    feed: &'a Feed,
+}
 
 impl ToldOf<'_> {
     pub(crate) fn of(&mut self, request: RequestId) -> &mut Told {
-        self.0.entry(request).or_default()
+        self.told.entry(request).or_default()
     }
 
-    /// It has ended.
+    /// It has ended, which was told right before; or it is gone, and its end never is.
     pub(crate) fn forget(&mut self, request: RequestId) {
-        self.0.remove(&request);
+        self.told.remove(&request);
         // A crowd is not to keep its room when it is gone.
-        if self.0.capacity() > FEW.max(4 * self.0.len()) {
-            let room = 2 * self.0.len();
-            self.0.shrink_to(room);
+        if self.told.capacity() > FEW.max(4 * self.told.len()) {
+            let room = 2 * self.told.len();
+            self.told.shrink_to(room);
+        }
+        if self.feed.share(request).ended.load(Ordering::Relaxed) != request.0 {
+            let _ = self.feed.sender.send(Message::Lost(request));
         }
     }
 
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
-        self.0.len()
+        self.told.len()
     }
 }
 
@@ -77,7 +104,7 @@ impl ToldOf<'_> {
 const FEW: usize = 256;
 
 struct Delivery {
-    listeners: Arc<Mutex<Arc<[Listener]>>>,
+    listeners: Arc<Mutex<Arc<Listeners>>>,
     receiver: Arc<tokio::sync::Mutex<mpsc::UnboundedReceiver<Message>>>,
     task: Option<JoinHandle<()>>,
 }
@@ -95,7 +122,7 @@ impl Feed {
             sender,
             told: Default::default(),
             delivery: Mutex::new(Delivery {
-                listeners: Arc::new(Mutex::new(Arc::new([]))),
+                listeners: Arc::default(),
                 receiver: Arc::new(tokio::sync::Mutex::new(receiver)),
                 task: None,
             }),
@@ -104,19 +131,34 @@ impl Feed {
 
     /// Adds a listener. They are called in the order in which they were added; a panic of one is not seen by the others.
     pub(crate) fn add(&self, listener: Listener) {
+        self.change(|listeners| listeners.events.push(listener));
+    }
+
+    /// Adds one that is told of lost requests.
+    #[cfg(any(feature = "metrics", feature = "status-page"))]
+    pub(crate) fn add_for_lost(&self, listener: LostListener) {
+        self.change(|listeners| listeners.lost.push(listener));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Listeners)) {
         let listeners = lock(&self.delivery).listeners.clone();
-        let mut listeners = lock(&listeners);
-        *listeners = listeners.iter().cloned().chain([listener]).collect();
+        change(Arc::make_mut(&mut lock(&listeners)));
+    }
+
+    fn share(&self, request: RequestId) -> &Share {
+        &self.told[request.0 as usize % self.told.len()]
     }
 
     /// What was told of requests, this one among them; held, it keeps its transitions in the order of their events.
     pub(crate) fn told(&self, request: RequestId) -> ToldOf<'_> {
-        let share = request.0 as usize % self.told.len();
-        ToldOf(lock(&self.told[share]))
+        ToldOf { told: lock(&self.share(request).told), feed: self }
     }
 
     /// Queues an event.
     pub(crate) fn push(&self, event: Event) {
+        if event.kind == EventKind::Ended {
+            self.share(event.request).ended.store(event.request.0, Ordering::Relaxed);
+        }
         // The receiver lives as long as we do.
         let _ = self.sender.send(Message::Event(event));
     }
@@ -138,10 +180,15 @@ impl Feed {
             while receiver.recv_many(&mut batch, BATCH).await > 0 {
                 for message in batch.drain(..) {
                     match message {
+                        // Called outside of the lock (contract rule 11).
                         Message::Event(event) => {
-                            // Called outside of the lock (contract rule 11).
                             let listeners = lock(&listeners).clone();
-                            listeners.iter().for_each(|listener| tell(listener, &event));
+                            listeners.events.iter().for_each(|listener| tell(&event, || listener(&event)));
+                        }
+                        Message::Lost(request) => {
+                            let listeners = lock(&listeners).clone();
+                            let told = listeners.lost.iter().map(|listener| caught::call(|| listener(request)));
+                            told.filter_map(Result::err).for_each(caught::dispose);
                         }
                         Message::Barrier(reached) => {
                             let _ = reached.send(());
@@ -162,15 +209,17 @@ impl Feed {
     }
 }
 
-fn tell(listener: &Listener, event: &Event) {
-    if let Err(payload) = caught::call(|| listener(event)) {
+fn tell(event: &Event, call: impl FnOnce()) {
+    let Err(payload) = caught::call(call) else { return };
+    // A subscriber may panic as well, which is not to cost the events that are left.
+    let told = caught::call(|| {
         tracing::error!(
             panic = super::panic_message(&*payload),
             event = event.kind().name(),
             "the event function panicked"
         );
-        caught::dispose(payload);
-    }
+    });
+    [Err(payload), told].into_iter().filter_map(Result::err).for_each(caught::dispose);
 }
 
 #[cfg(test)]
@@ -181,10 +230,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::{
-        event::{EventKind, RequestId, Route},
-        status::ConnectionStatus,
-    };
+    use crate::{event::Route, status::ConnectionStatus};
 
     fn event() -> Event {
         Event {
@@ -219,12 +265,12 @@ mod tests {
         for request in crowd.clone().map(RequestId) {
             feed.told(request).of(request).class = Some("mail");
         }
-        assert!(lock(&feed.told[0]).capacity() > FEW);
+        assert!(lock(&feed.told[0].told).capacity() > FEW);
         for request in crowd.map(RequestId) {
             feed.told(request).forget(request);
         }
         for share in &feed.told {
-            let share = lock(share);
+            let share = lock(&share.told);
             assert!(share.is_empty() && share.capacity() <= 2 * FEW, "{}", share.capacity());
         }
     }

@@ -202,6 +202,12 @@ impl Pool {
         self.feed.get_or_init(Feed::new).add(listener);
     }
 
+    /// Has one of ours told of each request that will never tell of its end.
+    #[cfg(any(feature = "metrics", feature = "status-page"))]
+    pub(crate) fn listen_for_lost(&self, listener: feed::LostListener) {
+        self.feed.get_or_init(Feed::new).add_for_lost(listener);
+    }
+
     /// `None` where nobody listens: then no event is made.
     #[inline]
     pub(crate) fn feed(&self) -> Option<&Feed> {

@@ -21,7 +21,6 @@ pub(super) enum At {
 pub(super) struct Live {
     pub(super) straggler: Weak<dyn Straggler>,
     pub(super) stored: bool,
-    pub(super) arrived: Duration,
     /// `None` if it is not counted: it was refused, or is the page's own.
     pub(super) at: Option<At>,
     pub(super) status: ConnectionStatus,
@@ -30,7 +29,9 @@ pub(super) struct Live {
     pub(super) confirmed: bool,
     /// Its handler has not ended.
     pub(super) handles: bool,
-    /// Its response was handed to the server.
+    /// When it was called: once more, if a middleware does that.
+    pub(super) handles_since: Duration,
+    /// Its response was handed to the server, or will not be; an attempt at a job has begun.
     pub(super) answered: bool,
     /// When the continuation that runs was started.
     pub(super) began: Option<Duration>,
@@ -73,11 +74,21 @@ impl Live {
         }
     }
 
+    /// The first one counts from the arrival.
+    pub(super) fn handler_started(&mut self, places: &mut [u64; 5], at: Duration) {
+        if !self.handles && !self.answered {
+            (self.handles, self.handles_since) = (true, at);
+            self.go(places, At::Handling);
+        }
+    }
+
+    /// Its response is on its way only when it is handed over: a middleware may hold it back.
     pub(super) fn handler_ended(&mut self, places: &mut [u64; 5], at: Duration) {
         if std::mem::take(&mut self.handles) {
-            self.work += at;
+            self.work += at.saturating_sub(self.handles_since);
         }
-        if self.at == Some(At::Handling) {
+        // Whose client has left may never be handed over.
+        if self.at == Some(At::Handling) && self.status.is_aborted() {
             self.go(places, At::Sending);
         }
     }

@@ -10,9 +10,11 @@ use std::{
 use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
+    connections::Connections,
     entry::{At, DROPPED, FAILED, Live, PANICKED, TIMED_OUT, names, shortened},
     history::{History, Point},
     lists::{Failures, Past, Slowest},
+    sheet::{Page, Row, Totals},
 };
 use crate::{
     event::{Event, EventKind, RequestId},
@@ -26,36 +28,13 @@ use crate::{
 
 /// How many pages are kept up to date at once.
 const VIEWERS: usize = 16;
-/// How long the news of an end may take.
-const LOST: Duration = Duration::from_secs(60);
-/// How many are looked at for it.
-const OLDEST: usize = 1000;
 
 /// Everything that the page shows, but what it asks of the pool itself.
 pub(super) struct Ledger {
     pub(super) began: Instant,
     state: Mutex<State>,
-    connections: Mutex<Vec<Weak<dyn Open>>>,
+    pub(super) connections: Connections,
     pub(super) viewers: Arc<Semaphore>,
-}
-
-/// What only ever grows. Requests that were refused are in `refused` alone, the page's own nowhere.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Totals {
-    /// Requests that were accepted and have ended.
-    pub(super) ended: u64,
-    pub(super) refused: u64,
-    pub(super) flushed: u64,
-    pub(super) aborted: u64,
-    pub(super) timed_out: u64,
-    /// Continuations that were started.
-    pub(super) continuations: u64,
-    /// Those that were dropped before their end.
-    pub(super) dropped: u64,
-    /// Those that returned an error.
-    pub(super) failed: u64,
-    /// Attempts at durable jobs that have ended.
-    pub(super) jobs: u64,
 }
 
 #[derive(Default)]
@@ -67,32 +46,11 @@ struct State {
     requests: u64,
     jobs: u64,
     /// Those of both of which nothing but their arrival was told. That of the page's own comes to light before more is
-    /// told of them, or in the same moment: so they are not in the picture.
+    /// told of them, or in the same moment, unless a middleware has it wait: so they are not in the picture.
     unconfirmed: u64,
     history: History,
     slowest: Slowest,
     failures: Failures,
-}
-
-/// One row of what is not over.
-pub(super) struct Row {
-    pub(super) straggler: Weak<dyn Straggler>,
-    pub(super) at: At,
-    pub(super) status: ConnectionStatus,
-}
-
-/// What the ledger holds at one moment.
-pub(super) struct Page {
-    pub(super) uptime: Duration,
-    pub(super) totals: Totals,
-    pub(super) places: [u64; 5],
-    pub(super) requests: u64,
-    pub(super) jobs: u64,
-    pub(super) points: Vec<Point>,
-    /// The oldest first.
-    pub(super) rows: Vec<Row>,
-    pub(super) slowest: Vec<Past>,
-    pub(super) failures: Vec<Past>,
 }
 
 impl Ledger {
@@ -100,7 +58,7 @@ impl Ledger {
         Self {
             began: Instant::now(),
             state: Mutex::default(),
-            connections: Mutex::default(),
+            connections: Connections::default(),
             viewers: Arc::new(Semaphore::new(VIEWERS)),
         }
     }
@@ -118,8 +76,16 @@ impl Ledger {
             live.leave(&mut state.places);
             state.requests -= 1;
             state.unconfirmed -= u64::from(!live.confirmed);
+            // Where something in front of the page has waited, it was in the picture so long.
+            state.note_history(self.uptime());
         }
         true
+    }
+
+    /// What went down with its runtime never tells of its end.
+    pub(super) fn lost(&self, request: RequestId) {
+        let uptime = self.uptime();
+        lock(&self.state).lost(request, uptime);
     }
 
     pub(super) fn note(&self, event: &Event) {
@@ -131,7 +97,6 @@ impl Ledger {
     pub(super) fn page(&self, most_rows: usize) -> Page {
         let uptime = self.uptime();
         let mut state = lock(&self.state);
-        state.forget_lost(uptime);
         let points = state.history.points(uptime);
         let counted = state.live.values().filter_map(|live| {
             let at = live.at?;
@@ -149,32 +114,20 @@ impl Ledger {
             failures: state.failures.iter().cloned().collect(),
         }
     }
-
-    /// How many connections are open.
-    pub(super) fn connections(&self) -> usize {
-        let mut connections = lock(&self.connections);
-        connections.retain(is_open);
-        connections.len()
-    }
-}
-
-fn is_open(connection: &Weak<dyn Open>) -> bool {
-    connection.upgrade().is_some_and(|connection| connection.is_open())
 }
 
 impl Census for Ledger {
     fn arrived(&self, request: RequestId, stored: bool, straggler: Weak<dyn Straggler>) {
-        let arrived = self.uptime();
         let live = Live {
             straggler,
             stored,
-            arrived,
             at: Some(At::Handling),
             status: ConnectionStatus::NORMAL,
             class: None,
             confirmed: false,
             handles: !stored,
-            answered: stored,
+            handles_since: Duration::ZERO,
+            answered: false,
             began: None,
             work: Duration::ZERO,
             faults: 0,
@@ -187,14 +140,7 @@ impl Census for Ledger {
     }
 
     fn connected(&self, connection: Weak<dyn Open>) {
-        let mut connections = lock(&self.connections);
-        // Those that are closed go when room would have to be made: it stays within twice of what is open.
-        if connections.len() == connections.capacity() {
-            connections.retain(is_open);
-            let open = connections.len();
-            connections.reserve(open.max(16));
-        }
-        connections.push(connection);
+        self.connections.add(connection);
     }
 
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
@@ -234,6 +180,7 @@ impl State {
                 self.requests -= 1;
                 entry.leave(places);
             }
+            EventKind::HandlerStart => entry.handler_started(places, at),
             EventKind::HandedOver => {
                 entry.answered = true;
                 entry.go(places, At::Sending);
@@ -242,12 +189,17 @@ impl State {
                 totals.flushed += 1;
                 entry.sent(places);
             }
-            EventKind::Aborted | EventKind::FinishResolved => entry.sent(places),
+            EventKind::Aborted => entry.sent(places),
+            EventKind::FinishResolved => {
+                // Where its client had left, its response goes nowhere.
+                entry.answered = true;
+                entry.sent(places);
+            }
             EventKind::HandlerEnd | EventKind::HandlerDropped => entry.handler_ended(places, at),
             EventKind::ContinuationWaits => entry.go(places, At::Waiting),
             EventKind::ContinuationStart => {
                 totals.continuations += 1;
-                entry.began = Some(at);
+                (entry.began, entry.answered) = (Some(at), true);
                 entry.go(places, At::Continuing);
             }
             EventKind::ContinuationEnd => entry.continuation_ended(at),
@@ -267,17 +219,13 @@ impl State {
         self.note_history(uptime);
     }
 
-    /// What went down with its runtime never told of its end. It is older than what is not over.
-    fn forget_lost(&mut self, uptime: Duration) {
-        let oldest = self.live.iter().take(OLDEST);
-        let lost = oldest.filter(|(_, live)| live.straggler.strong_count() == 0 && live.arrived + LOST < uptime);
-        for id in lost.map(|(id, _)| *id).collect::<Vec<_>>() {
-            let Some(mut live) = self.live.remove(&id) else { continue };
-            if live.at.is_some() {
-                live.leave(&mut self.places);
-                self.unconfirmed -= u64::from(!live.confirmed);
-                *if live.stored { &mut self.jobs } else { &mut self.requests } -= 1;
-            }
+    fn lost(&mut self, request: RequestId, uptime: Duration) {
+        let Some(mut live) = self.live.remove(&request) else { return };
+        if live.at.is_some() {
+            live.leave(&mut self.places);
+            self.unconfirmed -= u64::from(!live.confirmed);
+            *if live.stored { &mut self.jobs } else { &mut self.requests } -= 1;
+            self.note_history(uptime);
         }
     }
 
@@ -288,6 +236,11 @@ impl State {
         }
         entry.leave(&mut self.places);
         self.unconfirmed -= u64::from(!entry.confirmed);
+        if entry.stored && !entry.answered {
+            // Its job went back into the store: that was no attempt.
+            self.jobs -= 1;
+            return self.note_history(uptime);
+        }
         let added = event.status().difference(entry.status);
         self.totals.aborted += u64::from(added.is_aborted());
         self.totals.timed_out += u64::from(added.is_timeout());
@@ -336,8 +289,12 @@ mod tests {
     }
 
     fn tell(ledger: &Ledger, request: RequestId, kind: EventKind) {
+        tell_at(ledger, request, kind, 5);
+    }
+
+    fn tell_at(ledger: &Ledger, request: RequestId, kind: EventKind, milliseconds: u64) {
         let route = Arc::new(Route { name: "GET /".into(), method: 3, matched: false, is_job: false });
-        let (status, at) = (ConnectionStatus::NORMAL, Duration::from_millis(5));
+        let (status, at) = (ConnectionStatus::NORMAL, Duration::from_millis(milliseconds));
         ledger.note(&Event { request, kind, status, at, route, class: None });
     }
 
@@ -379,15 +336,31 @@ mod tests {
         assert_eq!(lock(&ledger.state).unconfirmed, 0);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn what_went_down_with_its_runtime_is_forgotten() {
+    #[test]
+    fn a_handler_that_runs_again_has_worked_as_long_as_both() {
         let ledger = Ledger::new();
-        arrives(&ledger);
-        tokio::time::sleep(LOST).await;
-        assert_eq!(ledger.page(10).requests, 1);
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let request = arrives(&ledger);
+        let (start, end) = (EventKind::HandlerStart, EventKind::HandlerEnd);
+        for (kind, at) in [(start.clone(), 10), (end.clone(), 20), (start, 100), (end, 130), (EventKind::Ended, 200)] {
+            tell_at(&ledger, request, kind, at);
+        }
+        assert_eq!(ledger.page(1).slowest[0].work, Duration::from_millis(50));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_no_longer_counted_leaves_the_picture() {
+        let ledger = Ledger::new();
+        // It is known for the page's own only after a middleware in front of the page had waited for something.
+        let (own, lost) = (arrives(&ledger), arrives(&ledger));
+        tell(&ledger, own, EventKind::HandlerStart);
+        assert!(ledger.disregard(own));
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(ledger.page(10).points.last().unwrap().running, 0);
+        tell(&ledger, lost, EventKind::HandlerStart);
+        ledger.lost(lost);
+        tokio::time::sleep(Duration::from_secs(5)).await;
         let page = ledger.page(10);
         assert_eq!((page.requests, page.places, page.totals.ended), (0, [0; 5], 0));
-        assert_eq!(lock(&ledger.state).unconfirmed, 0);
+        assert_eq!((lock(&ledger.state).unconfirmed, page.points.last().unwrap().running), (0, 0));
     }
 }

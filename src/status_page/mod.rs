@@ -87,7 +87,8 @@
 //! 20 at most, since the page was switched on. In the OpenMetrics form, requests and jobs are counted when they end, so
 //! that a count never goes down.
 //!
-//! The page's own requests are neither counted nor listed. Its updates end when a drain begins, so that they do not hold
+//! The page's own requests are neither counted nor listed; but where a middleware in front of it waits for something, they are
+//! in the picture meanwhile, and a place that a bound keeps for one is *reserved*, as for any. Its updates end when a drain begins, so that they do not hold
 //! it up; on another listener, when the drain is over; and after a minute, when the page asks for more: a server that does
 //! not say when it stops, as `axum::serve`, waits for them no longer than that. Time limits and ignored aborts around it do
 //! not concern them.
@@ -121,6 +122,7 @@ use crate::{
     pool::Pool,
 };
 
+mod connections;
 mod entry;
 mod history;
 mod html;
@@ -129,6 +131,7 @@ mod lists;
 mod negotiate;
 mod openmetrics;
 mod picture;
+mod sheet;
 mod snapshot;
 mod updates;
 
@@ -141,6 +144,8 @@ impl EpilogueBuilder {
     pub fn status_page(mut self) -> Self {
         let ledger = Arc::new(Ledger::new());
         self.pool.census = Some(ledger.clone());
+        let listening = ledger.clone();
+        self.pool.listen_for_lost(Arc::new(move |request| listening.lost(request)));
         self.on_event(move |event| ledger.note(event))
     }
 }

@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use super::{
     entry::{At, shortened},
-    ledger::{Ledger, Row},
+    ledger::Ledger,
     lists::Past,
+    sheet::Row,
 };
 use crate::pool::{
     Description, Pool,
@@ -17,9 +18,6 @@ use crate::pool::{
 /// How many rows of what is not over are shown, and how many in full.
 const FEW: usize = 20;
 const MANY: usize = 1000;
-
-/// How many classes are shown.
-const MOST_CLASSES: usize = 64;
 
 #[derive(Debug, Serialize)]
 pub(super) struct Snapshot {
@@ -132,7 +130,7 @@ impl Snapshot {
         Self {
             uptime_seconds: seconds(page.uptime),
             draining: pool.drains.subscribe().borrow().under_way > 0,
-            connections_open: ledger.connections(),
+            connections_open: ledger.connections.open(),
             requests: Requests {
                 accepted: page.totals.ended + page.requests,
                 refused: page.totals.refused,
@@ -203,7 +201,7 @@ fn past_row(past: &Past, uptime: Duration) -> PastRow {
 /// That of all first.
 fn bounds(pool: &Pool) -> Vec<BoundLoad> {
     let gates = pool.bounds.iter().flat_map(|bounds| bounds.all.iter().chain(&bounds.classes));
-    gates.take(MOST_CLASSES).map(|gate| bound_load(gate)).collect()
+    gates.map(|gate| bound_load(gate)).collect()
 }
 
 fn bound_load(gate: &Gate) -> BoundLoad {

@@ -206,3 +206,23 @@ async fn one_that_panics_on_its_own_harms_nobody() {
     drop((continuation(&notes, "another"), "hello").into_response());
     notes.seen("another").await;
 }
+
+#[tokio::test]
+async fn one_that_went_astray_before_an_app_inside_was_asked_is_not_that_apps() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        drop((continuation(&theirs, "of the outer request"), "thrown away").into_response());
+        // An app of its own, with a request of its own, in the same poll.
+        let inner = Router::new().route("/", get(async || "inside")).layer(IgnoreAbortLayer::new());
+        inner.oneshot(Request::new(Body::empty())).await.unwrap()
+    };
+    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+    let server = Server::start(app).await;
+    assert_eq!(server.get("/").await.text(), "inside");
+    server.journal.ended(1).await;
+    let lines = server.journal.lines();
+    assert!(lines.contains(&"continuation_start/0".to_owned()), "{lines:?}");
+    assert!(server.stop().await.is_clean());
+    assert_eq!(notes.all(), ["of the outer request", "hook: NORMAL, Flushed"]);
+}

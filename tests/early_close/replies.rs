@@ -92,3 +92,17 @@ async fn work_that_is_added_later_runs_later() {
 fn an_accepted_says_where() {
     assert_eq!(Accepted::at("/jobs/7").with("queued").location(), "/jobs/7");
 }
+
+/// Contract rule 1: whatever becomes of the reply.
+#[tokio::test]
+async fn the_work_of_a_reply_runs_also_where_its_location_cannot_be_sent() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, waits_for) = (notes.clone(), gate.clone());
+    let reply = async move || Accepted::at("/jo\nbs").with("queued".then(waits(theirs, waits_for)));
+    let server = Server::start(Router::new().route("/", get(reply))).await;
+    assert_eq!(server.get("/").await.status, 500);
+    gate.open();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["work"]);
+    assert!(server.journal.lines().contains(&"continuation_end/0".to_owned()), "{:?}", server.journal.lines());
+}

@@ -228,3 +228,35 @@ async fn an_event_function_that_never_returns_holds_no_drain_up_that_is_cut() {
     cuts.abort();
     drop(release);
 }
+
+/// Panics at each record of a panicked event function.
+struct Fragile;
+
+impl tracing::Subscriber for Fragile {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.is_event() && *metadata.level() == tracing::Level::ERROR
+    }
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        panic!("as this test wants it");
+    }
+    fn enter(&self, _: &tracing::span::Id) {}
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_event_is_lost_where_the_subscriber_panics_at_the_record_of_a_panic() {
+    let _subscriber = tracing::subscriber::set_default(Fragile);
+    let events = Kept::default();
+    let server = MemoryServer::with(Router::new().route("/", get(async || "hello")), |builder| {
+        builder.on_event(|_: &Event| panic!("as this test wants it")).on_event(keep(&events))
+    });
+    server.get("/").await;
+    server.ended(1).await;
+    assert_eq!(told(&server, &events).await.len(), 6);
+    server.stop().await;
+}

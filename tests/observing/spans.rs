@@ -6,11 +6,11 @@ use axum::{
     Router,
     extract::Request,
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::get,
 };
 use tokio::sync::Notify;
-use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
+use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, Output, OutputError, TimeLimitLayer};
 use tracing::{Instrument as _, Span, info, info_span};
 
 use super::recorder::Recorder;
@@ -247,4 +247,44 @@ async fn without_a_subscriber_work_runs_in_no_span() {
     server.ended(1).await;
     assert_eq!(server.epilogue.panicked(), 0);
     server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_rest_of_a_producer_that_finished_is_its_own_continuation() {
+    let handler = async |lifecycle: Lifecycle| {
+        lifecycle.output(async |mut output: Output| {
+            info!("writes");
+            output.write("hello").await?;
+            output.finish().await?;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            info!("goes on");
+            Ok::<_, OutputError>(())
+        })
+    };
+    let seen = run(app(handler)).await;
+    let places = [
+        "in request: writes",
+        NEW,
+        "continuation follows request",
+        "close request",
+        "in continuation: goes on",
+        "continuation: outcome=\"ended\"",
+        "close continuation",
+    ];
+    assert!(places.map(|line| seen.place(line)).is_sorted(), "{:#?}", seen.lines());
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_runs_on_its_own_tells_its_outcome_too() {
+    let (seen, _guard) = Recorder::install();
+    for work in
+        [Continuation::new(async { info!("work") }), Continuation::new(async { panic!("as this test wants it") })]
+    {
+        drop((work, "hello").into_response());
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let lines = seen.lines();
+    let count = |line: &str| lines.iter().filter(|other| *other == line).count();
+    assert_eq!(count("continuation: outcome=\"ended\""), 2, "{lines:#?}");
+    assert_eq!(count("close continuation"), 2, "{lines:#?}");
 }

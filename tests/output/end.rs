@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::{Router, routing::get};
+use axum::{Router, http::header::CONTENT_LENGTH, routing::get};
 use tower_epilogue::{EarlyCloseLayer, Lifecycle, Output, OutputError, TimeLimitLayer};
 
 use crate::{
@@ -194,4 +194,39 @@ async fn a_response_that_is_thrown_away_is_closed_to_its_writer() {
     assert!(error.to_string().contains("nobody takes this output"), "{error}");
     assert!(output.flush().await.unwrap_err().is_closed());
     assert!(output.finish().await.unwrap_err().is_closed());
+}
+
+/// An HTTP/1 server lets go of a body of declared length when it has so many bytes, without asking for its end.
+#[tokio::test]
+async fn finish_succeeds_also_where_a_declared_length_was_the_end() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let produced = async move |lifecycle: Lifecycle| {
+        let produce = async move |mut output: Output| {
+            output.write("whole").await?;
+            theirs.add(format!("{:?}", output.finish().await));
+            Ok::<_, OutputError>(())
+        };
+        ([(CONTENT_LENGTH, "5")], lifecycle.output(produce))
+    };
+    let theirs = notes.clone();
+    let elsewhere = async move |lifecycle: Lifecycle| {
+        let (mut output, response) = Output::channel();
+        let work = async move {
+            output.write("whole").await.unwrap();
+            theirs.add(format!("{:?}", output.finish().await));
+        };
+        let _ = tokio::join!(lifecycle.finish(([(CONTENT_LENGTH, "5")], response)), work);
+    };
+    let app = Router::new().route("/produced", get(produced)).route("/elsewhere", get(elsewhere));
+    let server = Server::start(app).await;
+    for path in ["/produced", "/elsewhere"] {
+        let reply = server.get(path).await;
+        assert_eq!((reply.header("content-length"), reply.text().as_str()), (Some("5"), "whole"), "{path}");
+        let reply = Http2::connect(server.address).await.get(path).await.unwrap();
+        assert_eq!(reply.body, b"whole", "{path}");
+    }
+    server.journal.ended(4).await;
+    assert_eq!(notes.all(), ["Ok(())"; 4]);
+    assert!(server.stop().await.is_clean());
 }

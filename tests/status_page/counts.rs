@@ -2,13 +2,20 @@
 
 use std::{io, time::Duration};
 
-use axum::{Router, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::{Next, from_fn},
+    response::Response,
+    routing::get,
+};
 use serde_json::Value;
-use tower_epilogue::{Bound, Continuation, EarlyCloseLayer, Lifecycle, ReserveLayer, TimeLimitLayer};
+use tower_epilogue::{Bound, Continuation, EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, ReserveLayer, TimeLimitLayer};
 
 use crate::{
     page::{json, json_when, samples, serve, shown},
-    support::{Gate, Server},
+    support::{Gate, Server, h2client::Http2},
 };
 
 /// What the clients of [`crowd`] did.
@@ -179,6 +186,112 @@ async fn a_handler_that_finished_is_told_apart_from_one_that_has_not() {
     assert_eq!((&page["now"]["handling"], &page["now"]["sending"]), (&0.into(), &0.into()), "{page:#}");
     assert_eq!((&page["live"][0]["phase"], &page["live"][0]["route"]), (&"continuing".into(), &"GET /".into()));
     held.open();
+    json_when(&server, "it has ended", |page| page["requests"]["ended"] == 1).await;
+    server.stop().await;
+}
+
+/// Calls what is inside twice, and gives the second answer.
+async fn retrying(request: Request, next: Next) -> Response {
+    let mut again = Request::new(Body::empty());
+    *again.uri_mut() = request.uri().clone();
+    *again.extensions_mut() = request.extensions().clone();
+    drop(next.clone().run(request).await);
+    next.run(again).await
+}
+
+fn starts_of_first(server: &Server) -> usize {
+    let first = server.journal.requests()[0];
+    server.journal.lines_of(first).iter().filter(|line| line.starts_with("handler_start")).count()
+}
+
+#[tokio::test]
+async fn a_handler_that_runs_once_more_is_handled_once_more() {
+    let (held, calls) = (Gate::closed(), std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0)));
+    let gate = held.clone();
+    let handler = async move || {
+        if calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst) > 0 {
+            gate.passed().await;
+        }
+    };
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::off()).layer(from_fn(retrying));
+    let server = serve(app, |builder| builder).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    let page = json_when(&server, "the second attempt waits", |page| {
+        page["live"][0]["phase"] == "handling" && starts_of_first(&server) == 2
+    })
+    .await;
+    assert_eq!((&page["now"]["handling"], &page["now"]["sending"]), (&1.into(), &0.into()), "{page:#}");
+    held.open();
+    assert_eq!(client.reply_by_length(false).await.status, 200);
+    json_when(&server, "it has ended", |page| page["requests"]["ended"] == 1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_handler_that_finished_for_nobody_is_told_apart_as_well() {
+    let held = Gate::closed();
+    let gate = held.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        lifecycle.aborted().await;
+        lifecycle.finish("gone").await.unwrap();
+        gate.passed().await;
+    };
+    let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new());
+    let server = serve(app, |builder| builder).await;
+    let mut client = Http2::connect(server.address).await;
+    let response = client.start("GET", "/").await;
+    json_when(&server, "it is handled", |page| page["now"]["handling"] == 1).await;
+    drop(response);
+    server.journal.seen("finish_resolved").await;
+    let page = json(&server, "/status/json").await;
+    assert_eq!(page["live"][0]["phase"], "continuing", "{page:#}");
+    assert_eq!((&page["now"]["handling"], &page["now"]["continuing"]), (&0.into(), &1.into()), "{page:#}");
+    held.open();
+    json_when(&server, "it has ended", |page| page["requests"]["ended"] == 1).await;
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn every_class_is_shown_whatever_its_name() {
+    let names: Vec<&'static str> =
+        (0..100).map(|number| &*Box::leak(format!("a \"class\" \\{number}\n").into_boxed_str())).collect();
+    let server =
+        serve(Router::new(), |builder| names.iter().fold(builder, |builder, name| builder.class(name, Bound::new(1))))
+            .await;
+    let page = json(&server, "/status/json").await;
+    assert_eq!(page["bounds"].as_array().unwrap().len(), names.len());
+    let metrics = samples(&server.get("/status/metrics").await);
+    for number in 0..100 {
+        let name = format!(r#"a \"class\" \\{number}\n"#);
+        let sample = format!("epilogue_pool_bound_max_running{{bound=\"class\",class=\"{name}\"}}");
+        assert_eq!(metrics.get(&sample), Some(&1.0), "{sample}: {metrics:#?}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_middleware_holds_back_is_not_on_its_way() {
+    let held = Gate::closed();
+    let gate = held.clone();
+    let holds = move |request: Request, next: Next| {
+        let gate = gate.clone();
+        async move {
+            let response = next.run(request).await;
+            gate.passed().await;
+            response
+        }
+    };
+    let app = Router::new().route("/", get(async || "hello")).layer(TimeLimitLayer::off()).layer(from_fn(holds));
+    let server = serve(app, |builder| builder).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    server.journal.seen("handler_end").await;
+    let page = json(&server, "/status/json").await;
+    assert_eq!(page["live"][0]["phase"], "handling", "{page:#}");
+    assert_eq!((&page["now"]["handling"], &page["now"]["sending"]), (&1.into(), &0.into()), "{page:#}");
+    held.open();
+    assert_eq!(client.reply_by_length(false).await.text(), "hello");
     json_when(&server, "it has ended", |page| page["requests"]["ended"] == 1).await;
     server.stop().await;
 }

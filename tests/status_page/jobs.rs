@@ -95,3 +95,66 @@ async fn a_job_that_runs_is_listed_with_its_kind() {
     soon("the drain", serving).await.unwrap().unwrap();
     drop(folder);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attempt_that_was_put_back_without_having_run_is_no_attempt() {
+    use axum::{
+        body::{Body, to_bytes},
+        http::Request,
+        routing::get,
+    };
+    use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+    use tower::ServiceExt as _;
+    use tower_epilogue::Continuation;
+
+    let folder = Folder(std::env::temp_dir().join(format!("epilogue-page-back-{}", std::process::id())));
+    std::fs::create_dir_all(&folder.0).unwrap();
+    let held = Gate::closed();
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    // That of this process: no other test of this suite switches metrics on.
+    recorder.install().unwrap();
+    let epilogue = Epilogue::builder().max_running(1).status_page().metrics().build();
+    let store = DurableStore::sqlite(folder.0.join("jobs.db")).register::<Charge>().state(held.clone());
+    let store = store.start(&epilogue).await.unwrap();
+    let page = async || -> serde_json::Value {
+        let request = Request::get("/json").body(Body::empty()).unwrap();
+        let page = epilogue.status_page::<()>().oneshot(request).await.unwrap();
+        serde_json::from_slice(&to_bytes(page.into_body(), usize::MAX).await.unwrap()).unwrap()
+    };
+    let gate = held.clone();
+    let takes_the_place = async move || (Continuation::new(async move { gate.passed().await }), "accepted");
+    let app: Router = Router::new().route("/", get(takes_the_place));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let serving = epilogue.serve(listener, app).with_graceful_shutdown(async {
+        let _ = stopped.await;
+    });
+    let serving = tokio::spawn(serving.into_future());
+    assert_eq!(ask(address, "GET /").await, "accepted");
+    store.enqueue(Durable::new(Charge { order: "1".to_owned() })).await.unwrap();
+    soon("the job waits", async {
+        while page().await["now"]["waiting"] != 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(stop);
+    soon("it is put back", async {
+        while page().await["jobs"]["in_flight"] != 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    held.open();
+    assert!(soon("the drain", serving).await.unwrap().unwrap().is_clean());
+    let page = page().await;
+    assert_eq!((&page["jobs"]["ended"], &page["requests"]["ended"]), (&0.into(), &1.into()), "{page:#}");
+    let ended = snapshotter.snapshot().into_vec().into_iter().filter_map(|(key, _, _, value)| match value {
+        DebugValue::Counter(count) if key.key().name().ends_with("requests_total") => Some(count),
+        _ => None,
+    });
+    assert_eq!(ended.sum::<u64>(), 1);
+    drop(folder);
+}
