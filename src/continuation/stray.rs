@@ -122,6 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "what a test spawns is its own")]
     fn what_its_runtime_takes_along_is_lost_and_not_in_silence() {
         // One whose response goes down with the runtime, and one that runs by then.
         for drops in [false, true] {

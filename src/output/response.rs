@@ -98,8 +98,8 @@ impl Lifecycle {
     ///
     /// The current span and the [carried](crate::EpilogueBuilder::carry) task-locals go along; what comes after
     /// [`finish`](Output::finish) has a [span of its own](crate::manual::observing#spans). When it returns `Ok`, the
-    /// response ends. An error breaks the response off and is logged. See the
-    /// [module docs](crate::output) for an example.
+    /// response ends. An error breaks the response off and is logged; one after [`finish`](Output::finish) is that of a
+    /// [continuation](Continuation::try_new). See the [module docs](crate::output) for an example.
     pub fn output<F, Fut, E>(&self, produce: F) -> OutputResponse
     where
         F: FnOnce(Output) -> Fut + Send + 'static,
@@ -150,14 +150,14 @@ impl OutputBody {
         let Some(Producer { work, span, lifecycle }) = self.producer.take() else { return Ok(()) };
         let _span = span.enter();
         drop(work);
-        let route = lifecycle.0.route();
         match result {
             Ok(()) => self.pipe.producer_returned(),
-            // The response is whole.
+            // The response is whole: the error is that of what came after it.
             Err(error) if self.pipe.is_finished() => {
-                tracing::warn!(route, %error, "the producer of a response failed after its end");
+                lifecycle.0.keep(Continuation::try_new(std::future::ready(Err::<(), _>(error))));
             }
             Err(error) => {
+                let route = lifecycle.0.route();
                 tracing::warn!(route, %error, "the producer of a response failed: the response is broken off");
                 return Err(error);
             }
@@ -168,13 +168,7 @@ impl OutputBody {
     /// Has the rest of the producer run as a continuation.
     fn go_on_alone(&mut self) {
         let Some(Producer { work, span, lifecycle }) = self.producer.take() else { return };
-        let owner = lifecycle.clone();
-        let rest = async move {
-            if let Err(error) = work.await {
-                tracing::warn!(route = owner.0.route(), %error, "the producer of a response failed after its end");
-            }
-        };
-        let rest = span.in_scope(|| Continuation::new(rest));
+        let rest = span.in_scope(|| Continuation::try_new(work));
         // Its own follows from this one, which closes with the response.
         drop(span);
         lifecycle.0.keep(rest);

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::{runtime::Handle, task::JoinHandle};
 
-use super::{Straggler, lock};
+use super::{Straggler, caught, lock};
 
 /// How often the watch looks, at most and at least.
 const OFTEN: Duration = Duration::from_millis(10);
@@ -64,8 +64,13 @@ async fn look(requests: Weak<Mutex<Vec<Weak<dyn Straggler>>>>, after: Duration) 
             }
             None => false,
         });
+        for request in &slow {
+            // A subscriber may panic, which is not to cost the others their report.
+            if let Err(payload) = caught::call(|| request.tell_slow()) {
+                caught::dispose(payload);
+            }
+        }
         // Not under the lock: each may be the last that keeps its request, and what of the user's is in it.
-        drop(seen);
-        slow.iter().for_each(|request| request.tell_slow());
+        caught::discard((slow, seen));
     }
 }

@@ -1,7 +1,10 @@
 //! What each event carries, and who is told of it.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -229,12 +232,15 @@ async fn an_event_function_that_never_returns_holds_no_drain_up_that_is_cut() {
     drop(release);
 }
 
-/// Panics at each record of a panicked event function.
-struct Fragile;
+/// A subscriber that panics at records of that level, so often.
+pub(super) struct Fragile {
+    pub(super) level: tracing::Level,
+    pub(super) times: AtomicUsize,
+}
 
 impl tracing::Subscriber for Fragile {
     fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() == tracing::Level::ERROR
+        metadata.is_event() && *metadata.level() == self.level
     }
     fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
         tracing::span::Id::from_u64(1)
@@ -242,7 +248,8 @@ impl tracing::Subscriber for Fragile {
     fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
     fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
     fn event(&self, _: &tracing::Event<'_>) {
-        panic!("as this test wants it");
+        let left = self.times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        assert!(left.is_err(), "as this test wants it");
     }
     fn enter(&self, _: &tracing::span::Id) {}
     fn exit(&self, _: &tracing::span::Id) {}
@@ -250,7 +257,8 @@ impl tracing::Subscriber for Fragile {
 
 #[tokio::test(start_paused = true)]
 async fn no_event_is_lost_where_the_subscriber_panics_at_the_record_of_a_panic() {
-    let _subscriber = tracing::subscriber::set_default(Fragile);
+    let fragile = Fragile { level: tracing::Level::ERROR, times: AtomicUsize::new(usize::MAX) };
+    let _subscriber = tracing::subscriber::set_default(fragile);
     let events = Kept::default();
     let server = MemoryServer::with(Router::new().route("/", get(async || "hello")), |builder| {
         builder.on_event(|_: &Event| panic!("as this test wants it")).on_event(keep(&events))

@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -12,6 +12,7 @@ use axum::{Router, routing::get};
 use tokio::sync::Notify;
 use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
+use super::events::Fragile;
 use crate::support::{Client, Logs, MemoryServer, Server, logs};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -162,4 +163,17 @@ async fn framed_for_a_while() {
 #[async_backtrace::framed]
 async fn framed_once() {
     tokio::task::yield_now().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_subscriber_that_panics_at_one_report_has_the_next() {
+    let fragile = Fragile { level: tracing::Level::WARN, times: AtomicUsize::new(1) };
+    let _subscriber = tracing::subscriber::set_default(fragile);
+    let server = start(Router::new().route("/", get(async || tokio::time::sleep(MINUTE).await)));
+    // Named in one and the same moment.
+    tokio::join!(server.get("/"), server.get("/"));
+    server.ended(2).await;
+    let told = server.journal.events().iter().filter(|event| event.kind().name() == "slow").count();
+    assert_eq!(told, 1);
+    server.stop().await;
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::{Router, http::header::CONTENT_LENGTH, routing::get};
+use futures_util::FutureExt as _;
 use tower_epilogue::{EarlyCloseLayer, Lifecycle, Output, OutputError, TimeLimitLayer};
 
 use crate::{
@@ -229,4 +230,40 @@ async fn finish_succeeds_also_where_a_declared_length_was_the_end() {
     server.journal.ended(4).await;
     assert_eq!(notes.all(), ["Ok(())"; 4]);
     assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn an_error_after_finish_is_that_of_a_continuation() {
+    let opened = Gate::closed();
+    for gate in [None, Some(opened.clone())] {
+        let failures = Notes::default();
+        let theirs = failures.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            let waits = gate.clone();
+            lifecycle.output(async move |mut output: Output| {
+                output.write("whole").await?;
+                // The first poll is enough to end the response.
+                assert!(waits.is_some() || output.finish().now_or_never().is_none());
+                if let Some(gate) = waits {
+                    output.finish().await?;
+                    gate.passed().await;
+                }
+                Err::<(), Box<dyn std::error::Error + Send + Sync>>("the mail server is gone".into())
+            })
+        };
+        let server = Server::with(Router::new().route("/", get(handler)), |builder| {
+            builder.on_failure(move |failure| {
+                theirs.add(format!("{}: {}", failure.route, failure.error));
+                std::future::ready(())
+            })
+        })
+        .await;
+        assert_eq!(server.get("/").await.dechunked().unwrap(), b"whole");
+        opened.open();
+        server.journal.ended(1).await;
+        assert_eq!(failures.all(), ["GET /: the mail server is gone"]);
+        let lines = server.journal.lines();
+        let expected = ["continuation_start/0", "continuation_failed/0", "continuation_end/0", "ended/0"];
+        assert_eq!(lines[lines.len() - 4..], expected);
+    }
 }

@@ -13,7 +13,7 @@ use tower_epilogue::{Continuation, Epilogue, EpilogueBuilder, IgnoreAbortLayer, 
 
 use crate::{
     page::{json_when, serve, shown},
-    support::{Client, Gate, Server, soon},
+    support::{Client, Gate, Server, h2client::Http2, soon},
 };
 
 const ASK: &str = "GET /status?events HTTP/1.1\r\nhost: test\r\n\r\n";
@@ -145,4 +145,26 @@ async fn on_another_listener_they_show_the_drain_and_end_with_it() {
     let end = watching.read_until("\r\n0\r\n\r\n").await;
     assert!(!end.rsplit("retry:").next().unwrap().contains("draining"), "{end}");
     serving.abort();
+}
+
+#[tokio::test]
+async fn over_http2_they_end_when_it_drains_as_well() {
+    let held = Gate::closed();
+    let mut server = serve(app(&held), |builder| builder).await;
+    let mut client = Http2::connect(server.address).await;
+    let response = client.start("GET", "/status?events").await;
+    let mut body = soon("the head", response).await.unwrap().into_body();
+    let mut all = String::new();
+    while !all.contains("The last failures") {
+        all += &String::from_utf8_lossy(&soon("an update", body.data()).await.unwrap().unwrap());
+    }
+    server.get("/").await;
+    server.begin_drain();
+    let mut last = String::new();
+    while let Some(data) = soon("the end", body.data()).await {
+        last += &String::from_utf8_lossy(&data.unwrap());
+    }
+    assert!(last.rsplit("retry:").next().unwrap().contains("draining"), "{last}");
+    held.open();
+    assert!(server.drained().await.is_clean());
 }
