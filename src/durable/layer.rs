@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use super::{
     DurableStore,
-    commit::{Commit, ResponseFuture, keep_promises, stamp},
+    commit::{Commit, Promised, ResponseFuture, keep_promises, stamp},
     idempotency::{self, Guard, IdempotencyKey},
     records::Claimed,
     store::Inner,
@@ -149,11 +149,11 @@ impl fmt::Debug for Alone {
 }
 
 impl Alone {
-    /// What becomes of its response: `Ok` while that is stored.
-    fn keep(self, response: Response) -> Result<impl Future<Output = Response> + Send + use<>, Response> {
+    /// What becomes of its response.
+    fn keep(self, response: Response) -> Promised {
         if Arc::strong_count(&self.claimant) > 1 {
             // What stands around it is there.
-            return Err(response);
+            return Promised::Nothing(response);
         }
         let guard = lock(&self.claimant).take();
         keep_promises(&self.store.0, &self.lifecycle, response, guard)
@@ -249,8 +249,8 @@ where
     stamp(response.extensions_mut(), &claim);
     // Its answer is kept also where it goes nowhere: who asks again has asked once.
     Ok(match alone.keep(response) {
-        Ok(storing) => storing.await,
-        Err(response) => response,
+        Promised::Storing(storing) => storing.await,
+        Promised::Nothing(response) => response,
     })
 }
 
@@ -289,8 +289,8 @@ where
                 let response = ready!(future.poll(cx))?.map(SendBody::into_body);
                 let Some(alone) = alone.take() else { return Poll::Ready(Ok(response)) };
                 match alone.keep(response) {
-                    Err(response) => return Poll::Ready(Ok(response)),
-                    Ok(storing) => async move { Ok(storing.await) },
+                    Promised::Nothing(response) => return Poll::Ready(Ok(response)),
+                    Promised::Storing(storing) => async move { Ok(storing.await) },
                 }
             }
         };

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 use tower_epilogue::{
     IgnoreAbortLayer, Lifecycle,
-    durable::{Durable, DurableJob, DurableStore, JobContext, JobError, sqlx},
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError, sqlx},
 };
 
 use crate::{
@@ -59,7 +59,7 @@ impl DurableJob for Nul {
 
 /// Nor do those suffer whose outcome is noted together with it.
 async fn an_error_with_a_nul_is_an_error(place: Place) {
-    let node = Node::with(&place, |store| store.register::<Nul>(), |epilogue| epilogue, |_| Router::new()).await;
+    let node = Node::with(&place, DurableBuilder::register::<Nul>, |epilogue| epilogue, |_| Router::new()).await;
     for gives_up in [false, true] {
         node.store.enqueue(Durable::new(Nul { gives_up })).await.unwrap();
     }
@@ -184,7 +184,7 @@ impl DurableJob for Brief {
 }
 
 async fn a_limit_below_a_millisecond_is_a_limit(place: Place) {
-    let node = Node::with(&place, |store| store.register::<Brief>(), |epilogue| epilogue, |_| Router::new()).await;
+    let node = Node::with(&place, DurableBuilder::register::<Brief>, |epilogue| epilogue, |_| Router::new()).await;
     node.store.enqueue(Durable::new(Brief)).await.unwrap();
     node.until("it is discarded", |counts| counts.discarded == 1).await;
 }
@@ -265,8 +265,7 @@ async fn a_deadlock_is_tried_again() {
     drop(by_hand("a").store_in(&node.store, &mut transaction).await.unwrap());
     let address = node.address;
     let asked = tokio::spawn(async move { ask(address, "/", &[], "").await });
-    let waits =
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     place.until(waits, 1).await;
     // Who has waited first finds it out.
     drop(by_hand("b").store_in(&node.store, &mut transaction).await.unwrap());

@@ -2,20 +2,14 @@
 
 use axum::{Router, http::Request, routing::post};
 use tokio::{net::TcpListener, sync::watch};
-use tower_epilogue::{
-    IgnoreAbortLayer, Lifecycle,
-    durable::Durable,
-};
+use tower_epilogue::{IgnoreAbortLayer, Lifecycle, durable::Durable};
 
 use crate::{
     common::{Act, Node, Place, Task, on_both, post as ask},
     support::{h2client::Http2, soon},
 };
 
-on_both!(
-    a_server_of_no_kind_of_ours_loses_no_promise,
-    a_list_of_discarded_jobs_has_ours_alone,
-);
+on_both!(a_server_of_no_kind_of_ours_loses_no_promise, a_list_of_discarded_jobs_has_ours_alone,);
 
 type Calls = std::sync::Arc<watch::Sender<u32>>;
 
