@@ -48,8 +48,8 @@ use crate::{
 /// another boundary each time (`multipart/form-data`) is another body each time.
 ///
 /// An answer without a durable job (a refusal, a failure) is not kept: the client may correct its request and use the
-/// key again. Bodies over 64 KiB, or of unknown length, are not kept either, and are missing from the answer when it is
-/// given again, as trailers are.
+/// key again. Bodies over 64 KiB, of unknown length, or that broke off are not kept either, and are missing from the answer
+/// when it is given again, as trailers are.
 ///
 /// Of several layers of one store around a route, the outermost that reads the key answers for all.
 #[derive(Clone)]

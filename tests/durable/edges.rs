@@ -29,6 +29,7 @@ on_both!(
     what_is_returned_after_finish_is_not_taken_for_what_was_finished,
     a_keyed_request_that_ran_on_without_its_client_is_answered_once,
     two_jobs_of_one_response_with_one_key_are_one,
+    a_key_whose_job_was_given_up_is_free,
     a_promise_whose_client_leaves_as_it_is_told_starts_at_once,
     a_job_that_somebody_else_has_revived_is_left_alone,
     a_limit_below_a_millisecond_is_a_limit,
@@ -128,6 +129,16 @@ async fn two_jobs_of_one_response_with_one_key_are_one(place: Place) {
     node.completed(1).await;
     let counts = node.store.counts().await.unwrap();
     assert_eq!((counts.unfinished(), node.record.runs().len()), (0, 1));
+}
+
+async fn a_key_whose_job_was_given_up_is_free(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    for (number, act) in [Act::GiveUp, Act::Succeed].into_iter().enumerate() {
+        let job = Task::new(format!("{number}"), act);
+        node.store.enqueue(Durable::new(job).with_key("k")).await.unwrap();
+        node.until("it is over", |counts| counts.discarded == 1 && counts.unfinished() == 0).await;
+    }
+    assert_eq!(node.record.runs().len(), 2);
 }
 
 /// The store has told it so, and it has not heard of it yet.
