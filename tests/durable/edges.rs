@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 use tower_epilogue::{
-    IgnoreAbortLayer, Lifecycle,
+    Continuation, IgnoreAbortLayer, Lifecycle,
     durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError, sqlx},
 };
 
@@ -283,4 +283,36 @@ async fn a_deadlock_is_tried_again() {
     transaction.commit().await.unwrap();
     let reply = asked.await.unwrap();
     assert_eq!((reply.status, reply.text().as_str()), (200, "promised"));
+}
+
+/// Suspended with all its threads, as the one here, while its attempt waits for a place; when it goes on, there is one.
+#[tokio::test]
+async fn an_attempt_that_another_took_meanwhile_is_not_begun() {
+    let place = Place::sqlite();
+    let gate = tokio::sync::watch::Sender::new(false);
+    let waits = gate.clone();
+    let grace = Duration::from_secs(2);
+    let node = Node::with(
+        &place,
+        |store| store.rescue_after(grace),
+        |epilogue| epilogue.max_running(1),
+        |store| {
+            let hold = move || async move {
+                Continuation::new(async move {
+                    let _ = waits.subscribe().wait_for(|open| *open).await;
+                })
+            };
+            Router::new().route("/hold", post(hold)).layer(store.layer())
+        },
+    )
+    .await;
+    assert_eq!(node.post("/hold", &[], "").await.status, 200);
+    node.journal.seen("continuation_start").await;
+    node.store.enqueue(Durable::new(Task::ok("waits"))).await.unwrap();
+    node.journal.seen("continuation_waits").await;
+    place.execute("UPDATE river_job SET attempt = 2 WHERE state = 'running'").await;
+    gate.send_replace(true);
+    std::thread::sleep(grace);
+    place.until("SELECT count(*) FROM river_job WHERE state = 'running'", 0).await;
+    assert!(node.record.runs().is_empty(), "{:?}", node.record.runs());
 }
