@@ -33,9 +33,9 @@ mod layers;
 mod postgres;
 #[path = "durable/promise.rs"]
 mod promise;
-#[path = "durable/strays.rs"]
-mod strays;
 #[path = "durable/stale.rs"]
 mod stale;
+#[path = "durable/strays.rs"]
+mod strays;
 
 mod support;

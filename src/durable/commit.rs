@@ -15,6 +15,7 @@ use pin_project_lite::pin_project;
 
 use super::{
     Durable, DurableError,
+    engine::Boxed,
     idempotency::{self, Guard},
     layer::Claimant,
     part::Promise,
@@ -43,7 +44,7 @@ pin_project! {
             store: Option<Arc<Inner>>,
             lifecycle: Lifecycle,
         },
-        Storing { storing: Pin<Box<dyn Future<Output = Response> + Send>> },
+        Storing { storing: Boxed<'static, Response> },
     }
 }
 
@@ -71,8 +72,8 @@ where
                     let Some(store) = store else { return Poll::Ready(Ok(response)) };
                     let guard = claimant.take().and_then(|claimant| lock(&claimant).take());
                     match keep_promises(store, lifecycle, response, guard) {
-                        Ok(storing) => Box::pin(storing),
-                        Err(response) => return Poll::Ready(Ok(response)),
+                        Promised::Storing(storing) => storing,
+                        Promised::Nothing(response) => return Poll::Ready(Ok(response)),
                     }
                 }
             };
@@ -81,19 +82,26 @@ where
     }
 }
 
-/// Stores what `response` promises. `Err` if that is nothing: its key, if there was one, is given back.
+/// What a response promises.
+pub(super) enum Promised {
+    /// Or nothing that is ours to store.
+    Nothing(Response),
+    Storing(Boxed<'static, Response>),
+}
+
+/// Stores what `response` promises. If that is nothing, its key, if there was one, is given back.
 pub(super) fn keep_promises(
     store: &Arc<Inner>,
     lifecycle: &Lifecycle,
     mut response: Response,
     guard: Option<Guard>,
-) -> Result<impl Future<Output = Response> + Send + use<>, Response> {
+) -> Promised {
     let promises = Durable::take_from(response.extensions_mut());
     if promises.is_empty() {
         drop(guard);
-        return Err(response);
+        return Promised::Nothing(response);
     }
-    Ok(keep(store.clone(), lifecycle.clone(), response, promises, guard))
+    Promised::Storing(Box::pin(keep(store.clone(), lifecycle.clone(), response, promises, guard)))
 }
 
 /// The same; a response that says so if that fails.

@@ -17,7 +17,7 @@ use tower_service::Service;
 
 use super::{
     DurableStore,
-    commit::{Commit, ResponseFuture, keep_promises, stamp},
+    commit::{Commit, Promised, ResponseFuture, keep_promises, stamp},
     idempotency::{self, Guard, IdempotencyKey},
     records::Claimed,
     store::Inner,
@@ -48,8 +48,8 @@ use crate::{
 /// another boundary each time (`multipart/form-data`) is another body each time.
 ///
 /// An answer without a durable job (a refusal, a failure) is not kept: the client may correct its request and use the
-/// key again. Bodies over 64 KiB, or of unknown length, are not kept either, and are missing from the answer when it is
-/// given again, as trailers are.
+/// key again. Bodies over 64 KiB, of unknown length, or that broke off are not kept either, and are missing from the answer
+/// when it is given again, as trailers are.
 ///
 /// Of several layers of one store around a route, the outermost that reads the key answers for all.
 #[derive(Clone)]
@@ -149,11 +149,11 @@ impl fmt::Debug for Alone {
 }
 
 impl Alone {
-    /// What becomes of its response: `Ok` while that is stored.
-    fn keep(self, response: Response) -> Result<impl Future<Output = Response> + Send + use<>, Response> {
+    /// What becomes of its response.
+    fn keep(self, response: Response) -> Promised {
         if Arc::strong_count(&self.claimant) > 1 {
             // What stands around it is there.
-            return Err(response);
+            return Promised::Nothing(response);
         }
         let guard = lock(&self.claimant).take();
         keep_promises(&self.store.0, &self.lifecycle, response, guard)
@@ -249,8 +249,8 @@ where
     stamp(response.extensions_mut(), &claim);
     // Its answer is kept also where it goes nowhere: who asks again has asked once.
     Ok(match alone.keep(response) {
-        Ok(storing) => storing.await,
-        Err(response) => response,
+        Promised::Storing(storing) => storing.await,
+        Promised::Nothing(response) => response,
     })
 }
 
@@ -289,8 +289,8 @@ where
                 let response = ready!(future.poll(cx))?.map(SendBody::into_body);
                 let Some(alone) = alone.take() else { return Poll::Ready(Ok(response)) };
                 match alone.keep(response) {
-                    Err(response) => return Poll::Ready(Ok(response)),
-                    Ok(storing) => async move { Ok(storing.await) },
+                    Promised::Nothing(response) => return Poll::Ready(Ok(response)),
+                    Promised::Storing(storing) => async move { Ok(storing.await) },
                 }
             }
         };

@@ -67,7 +67,8 @@ impl Durable {
     /// request's, if that has an `Idempotency-Key`, or else a random one; retries keep it.
     ///
     /// While a job of the same kind and key is stored (completed ones are for a day), no second one is: the response
-    /// is released as if it had been, since its promise is kept by the first.
+    /// is released as if it had been, since its promise is kept by the first. One that was given up does not count. An
+    /// empty key is none.
     pub fn with_key(mut self, key: impl Into<String>) -> Self {
         if let Some(Promise::New(Ok(job))) = &mut self.promise {
             job.key = key.into();

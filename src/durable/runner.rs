@@ -4,11 +4,11 @@
 use std::{
     collections::HashMap,
     fmt,
-    future::poll_fn,
+    future::{Future, poll_fn},
     hash::{BuildHasher, Hasher},
     panic::resume_unwind,
     pin::pin,
-    sync::{Arc, OnceLock, Weak},
+    sync::{Arc, Mutex, OnceLock, Weak},
     task::Poll,
     time::Duration,
 };
@@ -25,7 +25,7 @@ use super::{
 use crate::{
     continuation::Continuation,
     lifecycle::{Lifecycle, Seat},
-    pool::{Pool, caught, panic_message},
+    pool::{Pool, caught, lock, panic_message},
 };
 
 type Run = Box<dyn FnOnce(JobContext) -> Boxed<'static, Result<(), JobError>> + Send>;
@@ -146,7 +146,9 @@ impl JobRunner {
             store: DurableStore(inner.clone()),
         };
         let (ended, outcome) = oneshot::channel();
-        let work = span.in_scope(|| work(run, context, attempt.limit, ended));
+        let claim = Arc::new(Held { at: Mutex::new(Instant::now()), id: attempt.id, attempt: attempt.attempt });
+        let still_ours = still_ours(claim.clone(), inner.clone(), self.grace);
+        let work = span.in_scope(|| work(run, context, attempt.limit, still_ours, ended));
         let work = match kind.class {
             Some(class) => work.class(class),
             None => work,
@@ -154,13 +156,14 @@ impl JobRunner {
         if lifecycle.0.add_continuation(work).is_err() {
             return Outcome::Returned { after: RETURNED };
         }
-        if let Err(after) = self.seated(&seat, &lifecycle, &inner, &attempt).await {
+        if let Err(after) = self.seated(&seat, &lifecycle, &inner, &attempt, &claim).await {
             return Outcome::Returned { after };
         }
         let deadline = Instant::now() + attempt.limit;
         let error = match outcome.await {
-            Ok(Ok(())) => return Outcome::Completed,
-            Ok(Err(error)) => error,
+            Ok(Ended::Completed) => return Outcome::Completed,
+            Ok(Ended::Failed(error)) => error,
+            Ok(Ended::Unsure) => return Outcome::Returned { after: self.meanwhile(&attempt) },
             // What a drain has cut is stored as it was, and counts no attempt.
             Err(_) if inner.is_stopping() && Instant::now() < deadline => {
                 return Outcome::Returned { after: Duration::ZERO };
@@ -182,32 +185,24 @@ impl JobRunner {
         lifecycle: &Lifecycle,
         store: &Inner,
         attempt: &Attempt,
+        claim: &Held,
     ) -> Result<(), Duration> {
         // If the engine stops hard, nobody is left to say so.
         let _gives_up = GivesUp(lifecycle);
         let began = Instant::now();
-        let (mut taken, mut held, mut lost) = (pin!(seat.taken()), began, false);
+        let (mut taken, mut lost) = (pin!(seat.taken()), false);
         loop {
             let after = tokio::select! {
                 biased;
                 taken = &mut taken => return if taken { Ok(()) } else { Err(Duration::ZERO) },
                 () = store.stopping.cancelled() => Duration::ZERO,
                 () = tokio::time::sleep(self.grace / 4) => {
-                    let asked = Instant::now();
-                    let hold = store.engine.hold(attempt.id, attempt.attempt);
-                    // A database that hangs must not have it begin when it may be another's already.
-                    match tokio::time::timeout(self.grace / 4, hold).await {
-                        Ok(Ok(true)) => held = asked,
-                        // It is another's by now.
-                        Ok(Ok(false)) => lost = true,
-                        Ok(Err(error)) => tracing::warn!(%error, job = attempt.id, "a durable job that waits was not held"),
-                        Err(_) => tracing::warn!(job = attempt.id, "a durable job that waits was not held in time"),
-                    }
-                    if !lost && began.elapsed() < longest_wait(self.grace) && held.elapsed() < self.grace / 2 {
+                    // It is another's by now.
+                    lost |= claim.hold(store, self.grace).await == Some(false);
+                    if !lost && began.elapsed() < longest_wait(self.grace) && claim.age() < self.grace / 2 {
                         continue;
                     }
-                    // The engine puts a job back whoever runs it: then not to be run a second time while it may still run.
-                    if lost { attempt.limit.saturating_add(self.grace) } else { NO_PLACE }
+                    if lost { self.meanwhile(attempt) } else { NO_PLACE }
                 }
             };
             if lifecycle.0.give_up_seat() {
@@ -222,6 +217,11 @@ impl JobRunner {
             // It was taken in this moment.
             return Ok(());
         }
+    }
+
+    /// The engine puts a job back whoever runs it: then not to be run a second time while it may still run.
+    fn meanwhile(&self, attempt: &Attempt) -> Duration {
+        attempt.limit.saturating_add(self.grace)
     }
 
     fn failed(&self, attempt: &Attempt, error: Failed, span: &tracing::Span) -> Outcome {
@@ -255,6 +255,42 @@ impl JobRunner {
     }
 }
 
+/// When an attempt was known last to be this process's.
+struct Held {
+    at: Mutex<Instant>,
+    id: i64,
+    attempt: u16,
+}
+
+impl Held {
+    fn age(&self) -> Duration {
+        lock(&self.at).elapsed()
+    }
+
+    /// Says that it is not lost, and whether it is still ours, if the store can tell.
+    async fn hold(&self, store: &Inner, grace: Duration) -> Option<bool> {
+        let (job, asked) = (self.id, Instant::now());
+        // A database that hangs must not have it begin when it may be another's already.
+        match tokio::time::timeout(grace / 4, store.engine.hold(job, self.attempt)).await {
+            Ok(Ok(ours)) => {
+                if ours {
+                    *lock(&self.at) = asked;
+                }
+                return Some(ours);
+            }
+            Ok(Err(error)) => tracing::warn!(%error, job, "a durable job that waits was not held"),
+            Err(_) => tracing::warn!(job, "a durable job that waits was not held in time"),
+        }
+        None
+    }
+}
+
+/// Whether an attempt may begin that has its place: a process that was suspended asks first, since another may have taken it
+/// meanwhile.
+async fn still_ours(held: Arc<Held>, store: Arc<Inner>, grace: Duration) -> bool {
+    held.age() < grace / 2 || held.hold(&store, grace).await == Some(true)
+}
+
 /// Gives an attempt's place up with whoever waits for it.
 struct GivesUp<'a>(&'a Lifecycle);
 
@@ -276,21 +312,34 @@ impl From<String> for Failed {
     }
 }
 
+/// What became of an attempt that had its place.
+enum Ended {
+    Completed,
+    Failed(Failed),
+    /// It was not begun: it may be another's.
+    Unsure,
+}
+
 /// One attempt, as a continuation that can fail.
 fn work(
     run: Run,
     mut context: JobContext,
     limit: Duration,
-    ended: oneshot::Sender<Result<(), Failed>>,
+    still_ours: impl Future<Output = bool> + Send + 'static,
+    ended: oneshot::Sender<Ended>,
 ) -> Continuation {
     Continuation::try_new(async move {
+        if !still_ours.await {
+            let _ = ended.send(Ended::Unsure);
+            return Ok(());
+        }
         // Its place was found in this moment.
         context.deadline = Instant::now() + limit;
         let mut attempt = pin!(async {
             match run(context).await {
-                Ok(()) => (Ok(()), Ok(())),
+                Ok(()) => (Ended::Completed, Ok(())),
                 // What the error says of itself is the user's, too.
-                Err(error) => (Err(Failed { text: error.chain(), then: error.then }), Err(error.cause)),
+                Err(error) => (Ended::Failed(Failed { text: error.chain(), then: error.then }), Err(error.cause)),
             }
         });
         let attempted = poll_fn(|cx| match caught::poll(attempt.as_mut(), cx) {
@@ -305,7 +354,7 @@ fn work(
             }
             // Said before the unwinding, which drops the sender: who waits would see no panic yet, and count no attempt.
             Err(payload) => {
-                let _ = ended.send(Err(Failed::from(format!("panicked: {}", panic_message(&*payload)))));
+                let _ = ended.send(Ended::Failed(format!("panicked: {}", panic_message(&*payload)).into()));
                 resume_unwind(payload)
             }
         }

@@ -92,6 +92,10 @@ impl DurableStore {
 
     /// Begins a transaction on a Postgres store, for [`Durable::in_transaction`].
     ///
+    /// Once it has stored a job that has a [key](Durable::with_key), whoever promises another of that kind and key waits
+    /// until it ends, and all else that this process stores waits with it. Keep it short, and wait for nothing in it that
+    /// is to be stored.
+    ///
     /// # Errors
     ///
     /// If the store does not answer, or is one of SQLite.

@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 use tower_epilogue::{
-    IgnoreAbortLayer, Lifecycle,
-    durable::{Durable, DurableJob, DurableStore, JobContext, JobError, sqlx},
+    Continuation, IgnoreAbortLayer, Lifecycle,
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError, sqlx},
 };
 
 use crate::{
@@ -29,6 +29,7 @@ on_both!(
     what_is_returned_after_finish_is_not_taken_for_what_was_finished,
     a_keyed_request_that_ran_on_without_its_client_is_answered_once,
     two_jobs_of_one_response_with_one_key_are_one,
+    a_key_whose_job_was_given_up_is_free,
     a_promise_whose_client_leaves_as_it_is_told_starts_at_once,
     a_job_that_somebody_else_has_revived_is_left_alone,
     a_limit_below_a_millisecond_is_a_limit,
@@ -59,7 +60,7 @@ impl DurableJob for Nul {
 
 /// Nor do those suffer whose outcome is noted together with it.
 async fn an_error_with_a_nul_is_an_error(place: Place) {
-    let node = Node::with(&place, |store| store.register::<Nul>(), |epilogue| epilogue, |_| Router::new()).await;
+    let node = Node::with(&place, DurableBuilder::register::<Nul>, |epilogue| epilogue, |_| Router::new()).await;
     for gives_up in [false, true] {
         node.store.enqueue(Durable::new(Nul { gives_up })).await.unwrap();
     }
@@ -130,6 +131,16 @@ async fn two_jobs_of_one_response_with_one_key_are_one(place: Place) {
     assert_eq!((counts.unfinished(), node.record.runs().len()), (0, 1));
 }
 
+async fn a_key_whose_job_was_given_up_is_free(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    for (number, act) in [Act::GiveUp, Act::Succeed].into_iter().enumerate() {
+        let job = Task::new(format!("{number}"), act);
+        node.store.enqueue(Durable::new(job).with_key("k")).await.unwrap();
+        node.until("it is over", |counts| counts.discarded == 1 && counts.unfinished() == 0).await;
+    }
+    assert_eq!(node.record.runs().len(), 2);
+}
+
 /// The store has told it so, and it has not heard of it yet.
 async fn a_promise_whose_client_leaves_as_it_is_told_starts_at_once(place: Place) {
     let node = Node::with(&place, |store| store.lease(HOUR), |epilogue| epilogue, |_| Router::new()).await;
@@ -184,7 +195,7 @@ impl DurableJob for Brief {
 }
 
 async fn a_limit_below_a_millisecond_is_a_limit(place: Place) {
-    let node = Node::with(&place, |store| store.register::<Brief>(), |epilogue| epilogue, |_| Router::new()).await;
+    let node = Node::with(&place, DurableBuilder::register::<Brief>, |epilogue| epilogue, |_| Router::new()).await;
     node.store.enqueue(Durable::new(Brief)).await.unwrap();
     node.until("it is discarded", |counts| counts.discarded == 1).await;
 }
@@ -265,12 +276,43 @@ async fn a_deadlock_is_tried_again() {
     drop(by_hand("a").store_in(&node.store, &mut transaction).await.unwrap());
     let address = node.address;
     let asked = tokio::spawn(async move { ask(address, "/", &[], "").await });
-    let waits =
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     place.until(waits, 1).await;
     // Who has waited first finds it out.
     drop(by_hand("b").store_in(&node.store, &mut transaction).await.unwrap());
     transaction.commit().await.unwrap();
     let reply = asked.await.unwrap();
     assert_eq!((reply.status, reply.text().as_str()), (200, "promised"));
+}
+
+/// Suspended with all its threads, as the one here, while its attempt waits for a place; when it goes on, there is one.
+#[tokio::test]
+async fn an_attempt_that_another_took_meanwhile_is_not_begun() {
+    let place = Place::sqlite();
+    let gate = tokio::sync::watch::Sender::new(false);
+    let waits = gate.clone();
+    let grace = Duration::from_secs(2);
+    let node = Node::with(
+        &place,
+        |store| store.rescue_after(grace),
+        |epilogue| epilogue.max_running(1),
+        |store| {
+            let hold = move || async move {
+                Continuation::new(async move {
+                    let _ = waits.subscribe().wait_for(|open| *open).await;
+                })
+            };
+            Router::new().route("/hold", post(hold)).layer(store.layer())
+        },
+    )
+    .await;
+    assert_eq!(node.post("/hold", &[], "").await.status, 200);
+    node.journal.seen("continuation_start").await;
+    node.store.enqueue(Durable::new(Task::ok("waits"))).await.unwrap();
+    node.journal.seen("continuation_waits").await;
+    place.execute("UPDATE river_job SET attempt = 2 WHERE state = 'running'").await;
+    gate.send_replace(true);
+    std::thread::sleep(grace);
+    place.until("SELECT count(*) FROM river_job WHERE state = 'running'", 0).await;
+    assert!(node.record.runs().is_empty(), "{:?}", node.record.runs());
 }

@@ -2,19 +2,17 @@
 
 use axum::{Router, http::Request, routing::post};
 use tokio::{net::TcpListener, sync::watch};
-use tower_epilogue::{
-    IgnoreAbortLayer, Lifecycle,
-    durable::Durable,
-};
+use tower_epilogue::{IgnoreAbortLayer, Lifecycle, durable::Durable};
 
 use crate::{
-    common::{Act, Node, Place, Task, on_both, post as ask},
+    common::{Act, Node, Place, Task, on_both, post as ask, quick},
     support::{h2client::Http2, soon},
 };
 
 on_both!(
     a_server_of_no_kind_of_ours_loses_no_promise,
-    a_list_of_discarded_jobs_has_ours_alone,
+    a_stray_stays_with_the_store_of_its_layer,
+    a_list_of_discarded_jobs_has_ours_alone
 );
 
 type Calls = std::sync::Arc<watch::Sender<u32>>;
@@ -58,6 +56,26 @@ async fn a_server_of_no_kind_of_ours_loses_no_promise(place: Place) {
     node.record.open();
     node.record.begun("left", 1).await;
     node.completed(2).await;
+}
+
+/// Both run its kind.
+async fn a_stray_stays_with_the_store_of_its_layer(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    let other = Place::sqlite();
+    let second = quick(other.store()).state(node.record.clone()).register::<Task>();
+    let second = second.start(&node.epilogue).await.unwrap();
+    let late = async |lifecycle: Lifecycle| {
+        let _ = lifecycle.finish("early").await;
+        Durable::new(Task::ok("late"))
+    };
+    let app = Router::new().route("/", post(late)).layer(second.layer());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(node.epilogue.serve(listener, app).into_future());
+    assert_eq!(ask(address, "/", &[], "").await.text(), "early");
+    node.record.begun("late", 1).await;
+    other.until("SELECT count(*) FROM river_job", 1).await;
+    assert_eq!(place.number("SELECT count(*) FROM river_job").await, 0);
 }
 
 /// Others may use the engine's tables, too.

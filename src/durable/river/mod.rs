@@ -340,7 +340,11 @@ mod tests {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let mut begun = store.0.database.begin().await.unwrap();
-        let Tx::Sqlite(transaction) = begun.tx() else { unreachable!("it is one of SQLite") };
+        let transaction = match begun.tx() {
+            Tx::Sqlite(transaction) => transaction,
+            #[cfg(feature = "durable-postgres")]
+            Tx::Postgres(_) => unreachable!("it is one of SQLite"),
+        };
         let _ = Durable::in_transaction(Tells, &store, transaction).await.unwrap();
         store.0.engine.promote(&[2], begun.tx()).await.unwrap();
         begun.commit().await.unwrap();
