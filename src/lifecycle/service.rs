@@ -63,6 +63,7 @@ pub(crate) fn begin<B>(home: &Arc<Home>, connection: &Connection, request: &mut 
 where
     B: http_body::Body,
 {
+    home.is_here();
     let arrival = arrival(Some(home.clone()), Some(connection.clone()), request);
     Entered::first(arrival, request, true)
 }

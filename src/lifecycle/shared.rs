@@ -2,17 +2,13 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, OnceLock, Weak, atomic::Ordering},
     time::Duration,
 };
 
 use axum_core::response::Response;
 use http::{Method, Uri, Version};
-use tokio::{
-    runtime::{EnterGuard, Handle},
-    sync::Notify,
-    time::Instant,
-};
+use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
     clock::Clock,
@@ -35,8 +31,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) pool: Arc<Pool>,
-    /// Where they are served: a thread of the user's own, which is in no runtime, may have something of theirs begin.
-    pub(super) runtime: Option<Handle>,
+    /// Where they are served, once one has come: a thread of the user's own, which is in no runtime or in one of its own,
+    /// may have something of theirs begin.
+    pub(super) runtime: OnceLock<Handle>,
     /// Of an attempt at a durable job, which no client asked for.
     pub(crate) seat: Option<Arc<super::seat::Seat>>,
 }
@@ -194,9 +191,9 @@ impl Shared {
         self.home.as_deref()
     }
 
-    /// Enters the runtime that its connection is served in, for a thread that is in none.
-    pub(super) fn served_in(&self) -> Option<EnterGuard<'_>> {
-        self.home()?.runtime.as_ref().map(Handle::enter)
+    /// The runtime that it is served in, if that is known.
+    pub(super) fn runtime(&self) -> Option<&Handle> {
+        self.home()?.runtime.get()
     }
 
     pub(crate) fn id(&self) -> RequestId {
