@@ -23,7 +23,7 @@ pub use self::{
 };
 pub(crate) use self::{
     exchange::Exchange,
-    state::{Party, WhyDropped},
+    state::{Party, Uploading, WhyDropped},
 };
 
 #[cfg(feature = "acknowledged")]

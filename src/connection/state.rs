@@ -12,7 +12,10 @@ use super::{
     watch::{Source, Watch},
 };
 #[cfg(feature = "serve")]
-use crate::{pool::Straggler, sync::AtomicU8};
+use crate::{
+    pool::Straggler,
+    sync::{AtomicU8, AtomicUsize},
+};
 use crate::{
     pool::{lock, runtime_lives},
     sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex},
@@ -67,6 +70,23 @@ pub(crate) enum Asked {
     End = 3,
 }
 
+/// The body of a request that may still be read, perhaps behind its response. Made by [`Connection::upload`].
+pub(crate) struct Uploading(
+    #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "nobody counts"))] Connection,
+);
+
+#[cfg(feature = "serve")]
+impl Drop for Uploading {
+    fn drop(&mut self) {
+        let connection = &self.0;
+        connection.0.uploads.fetch_sub(1, Ordering::AcqRel);
+        if connection.requests().is_some() {
+            // From now on its client is idle.
+            connection.wake();
+        }
+    }
+}
+
 /// What a completed flush did.
 pub(super) enum Found {
     Flushed(Arc<dyn Party>),
@@ -94,6 +114,9 @@ pub(crate) struct State {
     /// The requests that have arrived on it.
     #[cfg(feature = "serve")]
     requests: AtomicU64,
+    /// Those of them whose body is still to come, and may be read.
+    #[cfg(feature = "serve")]
+    uploads: AtomicUsize,
     /// They are HTTP/2's.
     http2: AtomicBool,
     /// What the server asks of it.
@@ -341,10 +364,18 @@ impl Connection {
         false
     }
 
-    /// How many requests have arrived, if none is in flight.
+    /// How many requests have arrived, if none is in flight, nor the body of one.
     #[cfg(feature = "serve")]
     pub(crate) fn requests(&self) -> Option<u64> {
-        lock(&self.0.parties).is_empty().then(|| self.0.requests.load(Ordering::Acquire))
+        let none = lock(&self.0.parties).is_empty() && self.0.uploads.load(Ordering::Acquire) == 0;
+        none.then(|| self.0.requests.load(Ordering::Acquire))
+    }
+
+    /// The body of a request is on its way, as long as the value lives.
+    pub(crate) fn upload(&self) -> Uploading {
+        #[cfg(feature = "serve")]
+        self.0.uploads.fetch_add(1, Ordering::AcqRel);
+        Uploading(self.clone())
     }
 
     /// Whether a request has shown that it is HTTP/2.

@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 
 use super::Epilogue;
 use crate::{
-    connection::{Connection, TrackedIo},
+    connection::{Connection, TrackedIo, Uploading},
     lifecycle::{Home, Lifecycle, ResponseFuture, SendBody, begin},
     pool::Pool,
 };
@@ -98,7 +98,10 @@ where
         }
         let request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
-            false => Body::new(Upload { body, lifecycle: entered.lifecycle() }),
+            false => {
+                let coming = Some(self.connection.upload());
+                Body::new(Upload { body, lifecycle: entered.lifecycle(), coming })
+            }
         });
         ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }
@@ -108,6 +111,8 @@ where
 struct Upload<B> {
     body: B,
     lifecycle: Lifecycle,
+    /// `None` once that is so.
+    coming: Option<Uploading>,
 }
 
 impl<B> http_body::Body for Upload<B>
@@ -121,10 +126,16 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        if self.coming.is_none() {
+            // hyper tells of the end behind the last byte, but not if its response has left before: then it waits for the
+            // next request.
+            return Poll::Ready(None);
+        }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(frame) = &polled {
             if frame.is_none() || self.body.is_end_stream() {
                 self.lifecycle.0.uploaded();
+                self.coming = None;
             }
         }
         polled
