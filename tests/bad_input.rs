@@ -20,6 +20,8 @@ mod lengths;
 mod limits;
 #[path = "bad_input/panics.rs"]
 mod panics;
+#[path = "bad_input/panics_in_bodies.rs"]
+mod panics_in_bodies;
 #[path = "bad_input/panics_in_drop.rs"]
 mod panics_in_drop;
 #[path = "bad_input/retries.rs"]

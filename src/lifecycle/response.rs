@@ -162,12 +162,21 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
 
 /// A body that nobody reads. If its client left and that is ignored, it is still produced to its end (contract rule 5).
 fn produce_unread(shared: &Arc<Shared>, body: Body) {
-    let bodiless = shared.is_head() || http_body::Body::is_end_stream(&body);
-    if bodiless || !shared.producer_survives_drop() {
+    if shared.is_head() || !shared.producer_survives_drop() {
         caught::discard(body);
         return;
     }
-    let streamed = http_body::Body::size_hint(&body).exact().is_none();
+    // What it says of its length is the user's code, and this may be a destructor, or a task that nobody watches.
+    let asked = || (http_body::Body::is_end_stream(&body), http_body::Body::size_hint(&body).exact().is_none());
+    let (bodiless, streamed) = caught::call(asked).unwrap_or_else(|payload| {
+        shared.panicked("body", &payload);
+        caught::dispose(payload);
+        (true, false)
+    });
+    if bodiless {
+        caught::discard(body);
+        return;
+    }
     shared.producer_started();
     producer::drain(shared, body, streamed);
 }
