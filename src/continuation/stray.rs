@@ -16,18 +16,19 @@ thread_local! {
 /// replaced them, belong to that request (contract rule 1).
 pub(crate) struct Polling {
     outer: bool,
+    /// What had gone astray before, in the poll of another request's handler that sends this one.
+    before: Vec<Continuation>,
 }
 
 impl Polling {
     pub(crate) fn begin() -> Self {
-        Self { outer: POLLING.replace(true) }
+        // An empty `Vec` costs no allocation.
+        Self { outer: POLLING.replace(true), before: STRAY.take() }
     }
 
     /// What went astray meanwhile.
-    pub(crate) fn end(self) -> Vec<Continuation> {
-        drop(self);
-        // An empty `Vec` costs no allocation.
-        STRAY.take()
+    pub(crate) fn end(mut self) -> Vec<Continuation> {
+        STRAY.replace(std::mem::take(&mut self.before))
     }
 }
 

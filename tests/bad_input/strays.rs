@@ -9,12 +9,13 @@ use axum::{
     routing::get,
 };
 use http::StatusCode;
+use http_body_util::BodyExt;
 use tower::ServiceExt;
 use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
 
 use crate::{
     common::{settled, told},
-    support::{Notes, Server, logs},
+    support::{Gate, Notes, Server, logs},
 };
 
 fn continuation(notes: &Notes, note: &'static str) -> Continuation {
@@ -205,4 +206,37 @@ async fn one_that_panics_on_its_own_harms_nobody() {
     let notes = Notes::default();
     drop((continuation(&notes, "another"), "hello").into_response());
     notes.seen("another").await;
+}
+
+/// It was thrown away before the handler sent a request of its own into another app, and in the same poll.
+#[tokio::test]
+async fn one_that_its_handler_threw_away_is_not_that_of_a_request_inside_of_it() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let hook = |note: &'static str| {
+        let notes = notes.clone();
+        ShutdownHookLayer::new(move |_| {
+            notes.add(note);
+            std::future::ready(())
+        })
+    };
+    let inner: Router = Router::new().route("/", get(async || "inner")).layer(hook("inner hook"));
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move || {
+        let (notes, gate) = (theirs.clone(), opens.clone());
+        let work = Continuation::new(async move {
+            gate.passed().await;
+            notes.add("continuation");
+        });
+        drop((work, "thrown away").into_response());
+        let response = inner.oneshot(Request::new(Body::empty())).await.unwrap();
+        response.into_body().collect().await.unwrap();
+        "outer"
+    };
+    let app: Router = Router::new().route("/", get(handler)).layer(hook("outer hook"));
+    let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
+    response.into_body().collect().await.unwrap();
+    notes.seen("inner hook").await;
+    gate.open();
+    notes.count(3).await;
+    assert_eq!(notes.all(), ["inner hook", "continuation", "outer hook"]);
 }
