@@ -9,6 +9,8 @@
 
 #[path = "bad_input/bodies.rs"]
 mod bodies;
+#[path = "bad_input/called_first.rs"]
+mod called_first;
 #[allow(dead_code, reason = "another suite's, which uses all of it")]
 #[path = "contract/common.rs"]
 mod common;

@@ -63,7 +63,7 @@ where
         let first = !self.started;
         if first {
             self.started = true;
-            self.shared.started_one();
+            self.shared.started_one(self.depth);
             self.shared.handler_started();
         }
         let shared = &self.shared;
@@ -185,7 +185,8 @@ where
 
 impl<F> Held<F> {
     fn is_innermost(&self) -> bool {
-        self.shared.is_innermost(self.depth)
+        // What is inside of it may have been called, and not begun.
+        self.shared.is_innermost(self.depth) || self.shared.has_begun_last(self.depth)
     }
 
     fn go_on_alone(&mut self) {

@@ -76,6 +76,8 @@ pub(crate) struct Shared {
     waits: AtomicU32,
     /// How many of our services this request has entered.
     depth: AtomicU32,
+    /// The innermost of them that was ever polled.
+    begun: AtomicU32,
     /// How many futures of our services run that could be the innermost.
     running: AtomicU32,
     /// Its task's place on the pool's list.
@@ -160,6 +162,7 @@ impl Shared {
             waits: AtomicU32::new(0),
             // The first of our services is the one that makes this.
             depth: AtomicU32::new(1),
+            begun: AtomicU32::new(0),
             running: AtomicU32::new(0),
             listed: AtomicU32::new(0),
             ending_waker: AtomicWaker::new(),
@@ -248,7 +251,8 @@ impl Shared {
         let _ = self.depth.compare_exchange(depth, depth - 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    pub(super) fn started_one(&self) {
+    pub(super) fn started_one(&self, depth: u32) {
+        self.begun.fetch_max(depth, Ordering::AcqRel);
         self.running.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -258,6 +262,11 @@ impl Shared {
         if self.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.word().has(word::HANDLER) {
             self.handler_ended(how);
         }
+    }
+
+    /// A handler has begun, and nothing inside of this service has, although it may have been called.
+    pub(super) fn has_begun_last(&self, depth: u32) -> bool {
+        self.begun.load(Ordering::Acquire) == depth && self.word().has(word::HANDLER)
     }
 
     pub(crate) fn is_innermost(&self, depth: u32) -> bool {
