@@ -77,12 +77,12 @@ impl Driver {
         shared.wake(Waits::Handler);
         match caught::poll(inner.as_mut(), cx) {
             Ok(Poll::Pending) => {
-                inner.set(Inner::Gone);
+                inner.leave();
                 Poll::Ready(Ok(response::answer(verdict)))
             }
             Ok(ready) => ready,
             Err(payload) => {
-                inner.set(Inner::Gone);
+                inner.leave();
                 self.panicked(payload)
             }
         }

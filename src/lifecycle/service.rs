@@ -250,6 +250,13 @@ pin_project! {
     }
 }
 
+impl<F> Inner<F> {
+    /// Drops what waits, which may be the user's.
+    pub(super) fn leave(mut self: Pin<&mut Self>) {
+        caught::discarding(|| self.set(Inner::Gone));
+    }
+}
+
 impl<F, E> Future for Inner<F>
 where
     F: Future<Output = Result<Response, E>>,
@@ -282,7 +289,7 @@ where
             Ok(Poll::Pending) => driver.poll(this.inner.as_mut(), cx),
             Ok(ready) => ready,
             Err(payload) => {
-                this.inner.set(Inner::Gone);
+                this.inner.leave();
                 driver.panicked(payload)
             }
         };
