@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 
 use super::Epilogue;
 use crate::{
-    connection::{Connection, TrackedIo, Uploading},
+    connection::{Coming, Connection, TrackedIo},
     lifecycle::{Home, Lifecycle, ResponseFuture, SendBody, begin},
     pool::Pool,
 };
@@ -50,13 +50,28 @@ fn ready_made<S>(app: S) -> S {
 }
 
 /// An app on one connection.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Service<S, A = ()> {
     inner: S,
     home: Arc<Home>,
     connection: Connection,
     #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "for `ConnectInfo`, which is axum's"))]
     address: Option<A>,
+    /// A request has come, and waits until the app is ready for it.
+    waiting: Option<Coming>,
+}
+
+/// By hand, since a clone has no request that waits.
+impl<S: Clone, A: Clone> Clone for Service<S, A> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            home: self.home.clone(),
+            connection: self.connection.clone(),
+            address: self.address.clone(),
+            waiting: None,
+        }
+    }
 }
 
 impl<S, A> Service<S, A> {
@@ -65,7 +80,7 @@ impl<S, A> Service<S, A> {
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self { inner, home: Arc::new(Home::new(pool)), connection, address }
+        Self { inner, home: Arc::new(Home::new(pool)), connection, address, waiting: None }
     }
 }
 
@@ -83,11 +98,16 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
+        let polled = self.inner.poll_ready(cx);
+        if polled.is_pending() && self.waiting.is_none() {
+            self.waiting = Some(self.connection.coming());
+        }
+        polled
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = begin(&self.home, &self.connection, &mut request);
+        self.waiting = None;
         #[cfg(feature = "serve")]
         if let Some(address) = &self.address {
             use axum::extract::ConnectInfo;
@@ -99,7 +119,7 @@ where
         let request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
             false => {
-                let coming = Some(self.connection.upload());
+                let coming = Some(self.connection.coming());
                 Body::new(Upload { body, lifecycle: entered.lifecycle(), coming })
             }
         });
@@ -112,7 +132,7 @@ struct Upload<B> {
     body: B,
     lifecycle: Lifecycle,
     /// `None` once that is so.
-    coming: Option<Uploading>,
+    coming: Option<Coming>,
 }
 
 impl<B> http_body::Body for Upload<B>
