@@ -99,7 +99,9 @@ where
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         let polled = self.inner.poll_ready(cx);
-        if polled.is_pending() && self.waiting.is_none() {
+        if polled.is_ready() {
+            self.waiting = None;
+        } else if self.waiting.is_none() {
             self.waiting = Some(self.connection.coming());
         }
         polled
@@ -107,7 +109,6 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = begin(&self.home, &self.connection, &mut request);
-        self.waiting = None;
         #[cfg(feature = "serve")]
         if let Some(address) = &self.address {
             use axum::extract::ConnectInfo;

@@ -49,6 +49,7 @@ enum Held {
 }
 
 /// What a response says of its body before it leaves.
+#[derive(Clone, Copy)]
 pub(super) struct Measure {
     /// There is none, or the server is not to send it (HEAD, 204, 304).
     bodiless: bool,

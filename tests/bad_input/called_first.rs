@@ -200,7 +200,6 @@ async fn a_queue_in_front_of_the_app_is_no_idling() {
     second.send_get("/").await;
     // By then the limit is over for the second as well: its timer is as old.
     assert!(idles.reply().await.head.is_empty());
-    tokio::time::sleep(2 * idle).await;
     gate.open();
     assert_eq!(first.response(false).await.text(), "served");
     assert_eq!(second.response(false).await.text(), "served");
