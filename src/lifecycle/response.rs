@@ -82,9 +82,10 @@ pub(super) fn watched(shared: &Arc<Shared>, response: Response) -> Response {
     response.map(|body| Producer::watch(body, shared, bodiless))
 }
 
-/// Whether the server is not to send this response's body (RFC 9110, section 6.4.1).
+/// Whether the server is not to send this response's body (RFC 9110, sections 6.4.1 and 9.3.6).
 pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
     shared.is_head()
+        || (shared.verb.is_connect() && status.is_success())
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED
