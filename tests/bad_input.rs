@@ -9,6 +9,8 @@
 
 #[path = "bad_input/bodies.rs"]
 mod bodies;
+#[path = "bad_input/called_first.rs"]
+mod called_first;
 #[allow(dead_code, reason = "another suite's, which uses all of it")]
 #[path = "contract/common.rs"]
 mod common;
@@ -20,6 +22,8 @@ mod lengths;
 mod limits;
 #[path = "bad_input/panics.rs"]
 mod panics;
+#[path = "bad_input/panics_in_bodies.rs"]
+mod panics_in_bodies;
 #[path = "bad_input/panics_in_drop.rs"]
 mod panics_in_drop;
 #[path = "bad_input/retries.rs"]

@@ -38,5 +38,7 @@ mod shapes;
 mod slow;
 #[path = "connection/slow_http2.rs"]
 mod slow_http2;
+#[path = "connection/upload_behind.rs"]
+mod upload_behind;
 
 mod support;

@@ -23,7 +23,7 @@ pub use self::{
 };
 pub(crate) use self::{
     exchange::Exchange,
-    state::{Party, WhyDropped},
+    state::{Coming, Party, WhyDropped},
 };
 
 #[cfg(feature = "acknowledged")]

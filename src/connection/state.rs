@@ -12,7 +12,10 @@ use super::{
     watch::{Source, Watch},
 };
 #[cfg(feature = "serve")]
-use crate::{pool::Straggler, sync::AtomicU8};
+use crate::{
+    pool::Straggler,
+    sync::{AtomicU8, AtomicUsize},
+};
 use crate::{
     pool::{lock, runtime_lives},
     sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex},
@@ -67,6 +70,22 @@ pub(crate) enum Asked {
     End = 3,
 }
 
+/// A request that the app is not ready for, or the body of one that may still be read, perhaps behind its response. Made by [`Connection::coming`].
+#[derive(Debug)]
+pub(crate) struct Coming(#[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "nobody counts"))] Connection);
+
+#[cfg(feature = "serve")]
+impl Drop for Coming {
+    fn drop(&mut self) {
+        let connection = &self.0;
+        connection.0.coming.fetch_sub(1, Ordering::AcqRel);
+        if connection.requests().is_some() {
+            // From now on its client is idle.
+            connection.wake();
+        }
+    }
+}
+
 /// What a completed flush did.
 pub(super) enum Found {
     Flushed(Arc<dyn Party>),
@@ -94,6 +113,9 @@ pub(crate) struct State {
     /// The requests that have arrived on it.
     #[cfg(feature = "serve")]
     requests: AtomicU64,
+    /// Those of them whose body is still to come, and may be read; and those that the app is not ready for.
+    #[cfg(feature = "serve")]
+    coming: AtomicUsize,
     /// They are HTTP/2's.
     http2: AtomicBool,
     /// What the server asks of it.
@@ -341,10 +363,18 @@ impl Connection {
         false
     }
 
-    /// How many requests have arrived, if none is in flight.
+    /// How many requests have arrived, if none is in flight, waits for the app, or has a body that is still to come.
     #[cfg(feature = "serve")]
     pub(crate) fn requests(&self) -> Option<u64> {
-        lock(&self.0.parties).is_empty().then(|| self.0.requests.load(Ordering::Acquire))
+        let none = lock(&self.0.parties).is_empty() && self.0.coming.load(Ordering::Acquire) == 0;
+        none.then(|| self.0.requests.load(Ordering::Acquire))
+    }
+
+    /// A request, or its body, is on its way to the app, as long as the value lives.
+    pub(crate) fn coming(&self) -> Coming {
+        #[cfg(feature = "serve")]
+        self.0.coming.fetch_add(1, Ordering::AcqRel);
+        Coming(self.clone())
     }
 
     /// Whether a request has shown that it is HTTP/2.

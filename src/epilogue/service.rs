@@ -13,7 +13,7 @@ use http_body::{Frame, SizeHint};
 
 use super::Epilogue;
 use crate::{
-    connection::{Connection, TrackedIo},
+    connection::{Coming, Connection, TrackedIo},
     lifecycle::{Home, Lifecycle, ResponseFuture, SendBody, begin},
     pool::Pool,
 };
@@ -50,13 +50,28 @@ fn ready_made<S>(app: S) -> S {
 }
 
 /// An app on one connection.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Service<S, A = ()> {
     inner: S,
     home: Arc<Home>,
     connection: Connection,
     #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "for `ConnectInfo`, which is axum's"))]
     address: Option<A>,
+    /// A request has come, and waits until the app is ready for it.
+    waiting: Option<Coming>,
+}
+
+/// By hand, since a clone has no request that waits.
+impl<S: Clone, A: Clone> Clone for Service<S, A> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            home: self.home.clone(),
+            connection: self.connection.clone(),
+            address: self.address.clone(),
+            waiting: None,
+        }
+    }
 }
 
 impl<S, A> Service<S, A> {
@@ -65,7 +80,7 @@ impl<S, A> Service<S, A> {
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self { inner, home: Arc::new(Home::new(pool)), connection, address }
+        Self { inner, home: Arc::new(Home::new(pool)), connection, address, waiting: None }
     }
 }
 
@@ -83,7 +98,13 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        self.inner.poll_ready(cx)
+        let polled = self.inner.poll_ready(cx);
+        if polled.is_ready() {
+            self.waiting = None;
+        } else if self.waiting.is_none() {
+            self.waiting = Some(self.connection.coming());
+        }
+        polled
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
@@ -98,7 +119,10 @@ where
         }
         let request = request.map(|body| match body.is_end_stream() {
             true => Body::empty(),
-            false => Body::new(Upload { body, lifecycle: entered.lifecycle() }),
+            false => {
+                let coming = Some(self.connection.coming());
+                Body::new(Upload { body, lifecycle: entered.lifecycle(), coming })
+            }
         });
         ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }
@@ -108,6 +132,8 @@ where
 struct Upload<B> {
     body: B,
     lifecycle: Lifecycle,
+    /// `None` once that is so.
+    coming: Option<Coming>,
 }
 
 impl<B> http_body::Body for Upload<B>
@@ -121,10 +147,16 @@ where
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        if self.coming.is_none() {
+            // hyper tells of the end behind the last byte, but not if its response has left before: then it waits for the
+            // next request.
+            return Poll::Ready(None);
+        }
         let polled = Pin::new(&mut self.body).poll_frame(cx);
         if let Poll::Ready(frame) = &polled {
             if frame.is_none() || self.body.is_end_stream() {
                 self.lifecycle.0.uploaded();
+                self.coming = None;
             }
         }
         polled

@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, Sleep};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, Sleep},
+};
 
 use crate::pool::lock;
 
@@ -214,8 +217,9 @@ impl Clock {
     /// Has `waker` woken when the wall limit passes; true if it has passed.
     ///
     /// The timer is made at the first call, so that a request which never waits pays nothing for its limit.
-    /// `waker` is asked for when a timer has to be started or moved, not at each call.
-    pub(super) fn arm(&self, waker: impl FnOnce() -> Waker) -> bool {
+    /// `waker` is asked for when a timer has to be started or moved, not at each call. It is a timer of `runtime`, if that is
+    /// known: the one that the caller is in may end before, or have none.
+    pub(super) fn arm(&self, runtime: Option<&Handle>, waker: impl FnOnce() -> Waker) -> bool {
         let deadline = self.deadline.load(Ordering::Acquire);
         if deadline == NEVER {
             // Relaxed: the one who asks is the task that waits here.
@@ -240,6 +244,7 @@ impl Clock {
                 // SeqCst, here and in `stop`: of this and the end of the request, one comes first, and the other then sees
                 // to it that nothing stays.
                 self.made.swap(true, Ordering::SeqCst);
+                let _entered = runtime.map(Handle::enter);
                 timer.insert(Box::pin(tokio::time::sleep_until(at)))
             }
         };
@@ -300,7 +305,7 @@ mod tests {
         for limit in [Duration::ZERO, Duration::MAX] {
             clock.set(limit, Start::Now, None);
             assert_eq!(clock.left(), None, "{limit:?}");
-            assert!(!clock.arm(|| Waker::noop().clone()));
+            assert!(!clock.arm(None, || Waker::noop().clone()));
         }
         clock.set(Duration::from_secs(1), Start::Now, Some(ClockKind::Busy));
         assert_eq!(clock.left(), Some(Duration::from_secs(1)));
@@ -319,7 +324,7 @@ mod tests {
         for after in [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(30)] {
             let (clock, woken) = (Clock::new(Instant::now()), std::sync::Arc::new(Woken));
             clock.set(Duration::from_secs(30), Start::Now, None);
-            assert!(!clock.arm(|| woken.clone().into()));
+            assert!(!clock.arm(None, || woken.clone().into()));
             assert_eq!(std::sync::Arc::strong_count(&woken), 2);
             // Lifted, moved, or left as it is.
             clock.set(after, Start::Now, None);
@@ -335,7 +340,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(60)).await;
         let ((), measured) = clock.measure(false, || ());
         assert!(!measured.exhausted);
-        assert!(!clock.arm(|| Waker::noop().clone()));
+        assert!(!clock.arm(None, || Waker::noop().clone()));
         assert_eq!(clock.left(), Some(Duration::from_secs(1)));
     }
 
@@ -350,7 +355,7 @@ mod tests {
         std::thread::scope(|threads| {
             let polls = threads.spawn(|| {
                 let _runtime = runtime.enter();
-                assert!(!clock.arm(|| Waker::noop().clone()));
+                assert!(!clock.arm(None, || Waker::noop().clone()));
             });
             // It has looked at the limit, and waits for the lock.
             while !clock.armed.load(Ordering::Acquire) {

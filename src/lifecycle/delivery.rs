@@ -6,12 +6,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum_core::body::Body;
+use axum_core::{body::Body, response::Response};
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::{passage::Waits, producer, shared::Shared};
+use super::{passage::Waits, producer, response, shared::Shared};
 use crate::pool::caught;
 
 /// A body that counts what leaves, and whose drop tells the request what became of it.
@@ -48,13 +48,37 @@ enum Held {
     Gone,
 }
 
+/// What a response says of its body before it leaves.
+#[derive(Clone, Copy)]
+pub(super) struct Measure {
+    /// There is none, or the server is not to send it (HEAD, 204, 304).
+    bodiless: bool,
+    /// Its length is known.
+    sized: bool,
+    /// The same, or what is declared.
+    length: Option<u64>,
+}
+
+impl Measure {
+    /// Asks the body, and takes off what is not to be sent.
+    pub(super) fn take(shared: &Shared, response: &mut Response) -> Self {
+        let stripped = response::is_bodiless(shared, response.status());
+        if stripped {
+            response::strip(shared, response);
+        }
+        let body = response.body();
+        let (bodiless, sized) = (stripped || body.is_end_stream(), body.size_hint().exact().is_some());
+        Self { bodiless, sized, length: response::length(response) }
+    }
+}
+
 impl Delivery {
-    /// Watches `body`; `bodiless` if the server is not to send one (HEAD, 204, 304).
-    pub(super) fn watch(body: Body, shared: Arc<Shared>, bodiless: bool, length: Option<u64>) -> Body {
-        let sized = body.size_hint().exact().is_some();
+    /// Watches `body`.
+    pub(super) fn watch(body: Body, shared: Arc<Shared>, measure: Measure) -> Body {
+        let Measure { bodiless, sized, length } = measure;
         let known = length.is_some();
         let left = length.filter(|_| !shared.http2());
-        let complete = bodiless || body.is_end_stream() || left == Some(0);
+        let complete = bodiless || left == Some(0);
         let held = match (shared.http2() && !complete).then(|| shared.connection()).flatten() {
             Some(connection) => {
                 connection.guards();
@@ -92,13 +116,11 @@ impl Delivery {
         let Some(body) = self.body.as_mut() else {
             return Poll::Ready(None);
         };
-        if !self.bare {
-            return Pin::new(body).poll_frame(cx);
-        }
         let poll = || caught::call(|| Pin::new(body).poll_frame(cx));
-        // One of known length is whole in memory, nearly always, and costs no look at the clock.
-        let polled =
-            if self.sized && !self.shared.clock.is_busy() { poll() } else { self.shared.measure("body", poll) };
+        // One of known length is whole in memory, nearly always, and costs no look at the clock. Around one that is watched
+        // itself there may be that of a middleware.
+        let is_measured = self.bare && (!self.sized || self.shared.clock.is_busy());
+        let polled = if is_measured { self.shared.measure("body", poll) } else { poll() };
         match polled {
             Ok(polled) => polled,
             Err(payload) => {

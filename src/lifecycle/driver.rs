@@ -14,7 +14,12 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 
 use super::{
-    admission::Reserving, delivery::Delivery, passage::Waits, response, service::Inner, shared::Shared,
+    admission::Reserving,
+    delivery::{Delivery, Measure},
+    passage::Waits,
+    response,
+    service::Inner,
+    shared::Shared,
     transitions::Verdict,
 };
 use crate::pool::caught;
@@ -72,12 +77,12 @@ impl Driver {
         shared.wake(Waits::Handler);
         match caught::poll(inner.as_mut(), cx) {
             Ok(Poll::Pending) => {
-                inner.set(Inner::Gone);
+                inner.leave();
                 Poll::Ready(Ok(response::answer(verdict)))
             }
             Ok(ready) => ready,
             Err(payload) => {
-                inner.set(Inner::Gone);
+                inner.leave();
                 self.panicked(payload)
             }
         }
@@ -85,8 +90,12 @@ impl Driver {
 
     /// Under our own server a panic is a 500; elsewhere it goes on as if we were not there.
     pub(super) fn panicked<E>(&self, payload: caught::Payload) -> Poll<Result<Response, E>> {
+        Poll::Ready(Ok(self.answer_panic("middleware", payload)))
+    }
+
+    fn answer_panic(&self, what: &'static str, payload: caught::Payload) -> Response {
         if let Some(shared) = self.shared.as_ref().filter(|shared| shared.panic().is_none()) {
-            shared.panicked("middleware", &payload);
+            shared.panicked(what, &payload);
         }
         if !self.catches_panics {
             // Said before the unwinding drops us: that drop is not the client's.
@@ -96,7 +105,7 @@ impl Driver {
             resume_unwind(payload);
         }
         caught::dispose(payload);
-        Poll::Ready(Ok((StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()))
+        (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()
     }
 
     /// Keeps the response back, if the bounds ask for that.
@@ -135,22 +144,25 @@ impl Driver {
     }
 
     pub(super) fn hand_over<E>(&mut self, result: Result<Response, E>) -> Result<Response, E> {
-        let Some(shared) = self.shared.take() else { return result };
+        let Some(shared) = &self.shared else { return result };
         match result {
             Ok(mut response) => {
-                response::collect(&shared, &mut response);
+                response::collect(shared, &mut response);
                 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-                super::job::refuse_unkept(&shared, &mut response);
-                let bodiless = response::is_bodiless(&shared, response.status());
-                if bodiless {
-                    response::strip(&shared, &mut response);
-                }
+                super::job::refuse_unkept(shared, &mut response);
+                // What its body says of itself is the code of whoever made it.
+                let measure = caught::call(|| Measure::take(shared, &mut response)).unwrap_or_else(|payload| {
+                    let answer = self.answer_panic("body", payload);
+                    caught::discard(std::mem::replace(&mut response, answer));
+                    Measure::take(shared, &mut response)
+                });
+                let Some(shared) = self.shared.take() else { return Ok(response) };
                 shared.response_leaves();
-                let length = response::length(&response);
-                Ok(response.map(|body| Delivery::watch(body, shared, bodiless, length)))
+                Ok(response.map(|body| Delivery::watch(body, shared, measure)))
             }
             Err(error) => {
                 shared.response_failed();
+                self.shared = None;
                 Err(error)
             }
         }

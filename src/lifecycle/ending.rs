@@ -29,10 +29,12 @@ pub(super) fn start(shared: Arc<Shared>) {
     let pool = shared.pool().clone();
     let weak: std::sync::Weak<dyn Straggler> = Arc::downgrade(&shared) as _;
     shared.set_listed(pool.list(weak));
-    if let Err(work) = Pool::spawn_listed(Ending { shared: Some(shared), step: Step::NONE }) {
-        let shared = work.shared.clone();
-        let _served = shared.as_ref().map(|shared| shared.served_in());
-        caught::discard(Pool::spawn_listed(work).err());
+    // Where it is served, and not where somebody has it begin: a runtime of the user's own may end before the request.
+    let runtime = shared.runtime().cloned();
+    let work = Ending { shared: Some(shared), step: Step::NONE };
+    match runtime {
+        Some(runtime) => drop(runtime.spawn(work)),
+        None => caught::discard(Pool::spawn_listed(work).err()),
     }
 }
 

@@ -63,7 +63,7 @@ where
         let first = !self.started;
         if first {
             self.started = true;
-            self.shared.started_one();
+            self.shared.started_one(self.depth);
             self.shared.handler_started();
         }
         let shared = &self.shared;
@@ -143,10 +143,6 @@ where
         // of its length is the user's code.
         let response = caught::call(|| watched(&self.shared, response));
         self.shared.handler_returned(continuations);
-        // One that another task gave to `finish` in this very moment: there is nobody left to take it.
-        if let Some(late) = self.shared.take_finished() {
-            finish_nowhere(&self.shared, *late);
-        }
         response.unwrap_or_else(|payload| {
             self.shared.panicked("body", &payload);
             self.shared.ended_one(HandlerEnd::Ended);
@@ -189,7 +185,8 @@ where
 
 impl<F> Held<F> {
     fn is_innermost(&self) -> bool {
-        self.shared.is_innermost(self.depth)
+        // What is inside of it may have been called, and not begun.
+        self.shared.is_innermost(self.depth) || self.shared.has_begun_last(self.depth)
     }
 
     fn go_on_alone(&mut self) {
@@ -269,6 +266,7 @@ where
     let owner = shared.clone();
     let mut framed = Framed::new(shared.clone(), HANDLER, future);
     let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
+    let may_finish = !shared.is_finished();
     let work = async move {
         let _detached = detached;
         let outcome = poll_fn(|cx| {
@@ -278,6 +276,10 @@ where
                 Ok(Poll::Ready(result)) => return Poll::Ready(Ok(Some(result))),
                 Err(payload) => return Poll::Ready(Err(payload)),
                 Ok(Poll::Pending) => {}
+            }
+            // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
+            if let Some(response) = may_finish.then(|| owner.take_finished()).flatten() {
+                finish_nowhere(&owner, *response);
             }
             owner.arm();
             if owner.verdict().is_some() { Poll::Ready(Ok(None)) } else { Poll::Pending }

@@ -22,8 +22,10 @@ impl Lifecycle {
     /// An attempt at a job: it has its place, is waited for and cut by drains, and told of, as requests are. Its limit
     /// counts from when it has its place.
     pub(crate) fn of_job(pool: Arc<Pool>, kind: &str, seat: Arc<Seat>) -> Self {
+        let home = Home { seat: Some(seat), ..Home::new(pool) };
+        home.is_here();
         let shared = Shared::new(Arrival {
-            home: Some(Arc::new(Home { seat: Some(seat), ..Home::new(pool) })),
+            home: Some(Arc::new(home)),
             connection: None,
             // A name and nothing more: a client can send it, too.
             method: Method::from_bytes(b"JOB").unwrap_or_default(),

@@ -226,6 +226,10 @@ impl Verb {
         self == Self::of(&Method::HEAD)
     }
 
+    pub(super) fn is_connect(self) -> bool {
+        self == Self::of(&Method::CONNECT)
+    }
+
     fn name(self) -> Option<&'static str> {
         NAMES.get(usize::from(self.0)).copied()
     }

@@ -106,14 +106,10 @@ impl Shared {
 
     /// The same as `arm`, where the user calls, which may be in a thread of their own.
     pub(super) fn arm_anywhere(&self) {
-        let _served = match Handle::try_current() {
-            Ok(_) => None,
-            Err(_) => match self.served_in() {
-                Some(entered) => Some(entered),
-                // Whoever polls it next sets the timer.
-                None => return self.wake_all(),
-            },
-        };
+        if self.runtime().is_none() && Handle::try_current().is_err() {
+            // Whoever polls it next sets the timer.
+            return self.wake_all();
+        }
         self.arm();
     }
 
@@ -123,7 +119,7 @@ impl Shared {
         if self.word().has(word::ENDED) {
             return;
         }
-        if self.clock.arm(|| self.arc().map_or_else(|| Waker::noop().clone(), Waker::from)) {
+        if self.clock.arm(self.runtime(), || self.arc().map_or_else(|| Waker::noop().clone(), Waker::from)) {
             self.time_out(LIMIT_PASSED);
         }
         if self.word().has(word::ENDED) {

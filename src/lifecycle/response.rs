@@ -82,9 +82,10 @@ pub(super) fn watched(shared: &Arc<Shared>, response: Response) -> Response {
     response.map(|body| Producer::watch(body, shared, bodiless))
 }
 
-/// Whether the server is not to send this response's body (RFC 9110, section 6.4.1).
+/// Whether the server is not to send this response's body (RFC 9110, sections 6.4.1 and 9.3.6).
 pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
     shared.is_head()
+        || (shared.verb.is_connect() && status.is_success())
         || status.is_informational()
         || status == StatusCode::NO_CONTENT
         || status == StatusCode::NOT_MODIFIED
@@ -162,12 +163,21 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
 
 /// A body that nobody reads. If its client left and that is ignored, it is still produced to its end (contract rule 5).
 fn produce_unread(shared: &Arc<Shared>, body: Body) {
-    let bodiless = shared.is_head() || http_body::Body::is_end_stream(&body);
-    if bodiless || !shared.producer_survives_drop() {
+    if shared.is_head() || !shared.producer_survives_drop() {
         caught::discard(body);
         return;
     }
-    let streamed = http_body::Body::size_hint(&body).exact().is_none();
+    // What it says of its length is the user's code, and this may be a destructor, or a task that nobody watches.
+    let asked = || (http_body::Body::is_end_stream(&body), http_body::Body::size_hint(&body).exact().is_none());
+    let (bodiless, streamed) = caught::call(asked).unwrap_or_else(|payload| {
+        shared.panicked("body", &payload);
+        caught::dispose(payload);
+        (true, false)
+    });
+    if bodiless {
+        caught::discard(body);
+        return;
+    }
     shared.producer_started();
     producer::drain(shared, body, streamed);
 }

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU8, Ordering},
     },
     time::Duration,
@@ -105,6 +105,16 @@ impl Shared {
 impl Home {
     /// Of what clients ask for.
     pub(crate) fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, runtime: Handle::try_current().ok(), seat: None }
+        Self { pool, runtime: OnceLock::new(), seat: None }
+    }
+
+    /// Its requests are served in the runtime that the caller is in.
+    pub(super) fn is_here(&self) {
+        if self.runtime.get().is_none() {
+            if let Ok(runtime) = Handle::try_current() {
+                // Two streams of a connection may come at once.
+                let _ = self.runtime.set(runtime);
+            }
+        }
     }
 }

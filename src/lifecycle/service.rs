@@ -63,6 +63,7 @@ pub(crate) fn begin<B>(home: &Arc<Home>, connection: &Connection, request: &mut 
 where
     B: http_body::Body,
 {
+    home.is_here();
     let arrival = arrival(Some(home.clone()), Some(connection.clone()), request);
     Entered::first(arrival, request, true)
 }
@@ -249,6 +250,13 @@ pin_project! {
     }
 }
 
+impl<F> Inner<F> {
+    /// Drops what waits, which may be the user's.
+    pub(super) fn leave(mut self: Pin<&mut Self>) {
+        caught::discarding(|| self.set(Inner::Gone));
+    }
+}
+
 impl<F, E> Future for Inner<F>
 where
     F: Future<Output = Result<Response, E>>,
@@ -281,7 +289,7 @@ where
             Ok(Poll::Pending) => driver.poll(this.inner.as_mut(), cx),
             Ok(ready) => ready,
             Err(payload) => {
-                this.inner.set(Inner::Gone);
+                this.inner.leave();
                 driver.panicked(payload)
             }
         };

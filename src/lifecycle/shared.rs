@@ -2,17 +2,13 @@
 
 use std::{
     fmt,
-    sync::{Arc, Weak, atomic::Ordering},
+    sync::{Arc, OnceLock, Weak, atomic::Ordering},
     time::Duration,
 };
 
 use axum_core::response::Response;
 use http::{Method, Uri, Version};
-use tokio::{
-    runtime::{EnterGuard, Handle},
-    sync::Notify,
-    time::Instant,
-};
+use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
     clock::Clock,
@@ -35,8 +31,9 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Home {
     pub(crate) pool: Arc<Pool>,
-    /// Where they are served: a thread of the user's own, which is in no runtime, may have something of theirs begin.
-    pub(super) runtime: Option<Handle>,
+    /// Where they are served, once one has come: a thread of the user's own, which is in no runtime or in one of its own,
+    /// may have something of theirs begin.
+    pub(super) runtime: OnceLock<Handle>,
     /// Of an attempt at a durable job, which no client asked for.
     pub(crate) seat: Option<Arc<super::seat::Seat>>,
 }
@@ -79,6 +76,8 @@ pub(crate) struct Shared {
     waits: AtomicU32,
     /// How many of our services this request has entered.
     depth: AtomicU32,
+    /// The innermost of them that was ever polled.
+    begun: AtomicU32,
     /// How many futures of our services run that could be the innermost.
     running: AtomicU32,
     /// Its task's place on the pool's list.
@@ -163,6 +162,7 @@ impl Shared {
             waits: AtomicU32::new(0),
             // The first of our services is the one that makes this.
             depth: AtomicU32::new(1),
+            begun: AtomicU32::new(0),
             running: AtomicU32::new(0),
             listed: AtomicU32::new(0),
             ending_waker: AtomicWaker::new(),
@@ -194,9 +194,9 @@ impl Shared {
         self.home.as_deref()
     }
 
-    /// Enters the runtime that its connection is served in, for a thread that is in none.
-    pub(super) fn served_in(&self) -> Option<EnterGuard<'_>> {
-        self.home()?.runtime.as_ref().map(Handle::enter)
+    /// The runtime that it is served in, if that is known.
+    pub(super) fn runtime(&self) -> Option<&Handle> {
+        self.home()?.runtime.get()
     }
 
     pub(crate) fn id(&self) -> RequestId {
@@ -251,7 +251,8 @@ impl Shared {
         let _ = self.depth.compare_exchange(depth, depth - 1, Ordering::AcqRel, Ordering::Acquire);
     }
 
-    pub(super) fn started_one(&self) {
+    pub(super) fn started_one(&self, depth: u32) {
+        self.begun.fetch_max(depth, Ordering::AcqRel);
         self.running.fetch_add(1, Ordering::AcqRel);
     }
 
@@ -261,6 +262,11 @@ impl Shared {
         if self.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.word().has(word::HANDLER) {
             self.handler_ended(how);
         }
+    }
+
+    /// A handler has begun, and nothing inside of this service has, although it may have been called.
+    pub(super) fn has_begun_last(&self, depth: u32) -> bool {
+        self.begun.load(Ordering::Acquire) == depth && self.word().has(word::HANDLER)
     }
 
     pub(crate) fn is_innermost(&self, depth: u32) -> bool {

@@ -108,9 +108,12 @@ impl Straggler for Shared {
         let late = core.rare.as_ref().and_then(|rare| rare.late.first().copied());
         let class = core.rare.as_ref().and_then(|rare| rare.class).or_else(queued).or(late.flatten());
         drop(core);
-        let phase = match self.word().phase() {
+        let word = self.word();
+        let phase = match word.phase() {
             // Without what is still to come: of that it is told here.
             Phase::Ended if late.is_some() => Phase::Continuing,
+            // Its response was given up on, and is still on its way.
+            Phase::Ended if word.sent().is_none() => Phase::Sending,
             phase => phase,
         };
         Description { route: self.route(), class, age: self.elapsed(), phase: phase.name(), stored: self.is_job }

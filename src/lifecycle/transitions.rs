@@ -7,7 +7,7 @@ use std::task::Context;
 
 use http::Version;
 
-use super::{passage::Waits, shared::Shared, word};
+use super::{passage::Waits, response::finish_nowhere, shared::Shared, word};
 use crate::{
     connection::WhyDropped,
     continuation::Continuation,
@@ -51,6 +51,7 @@ impl Shared {
             HandlerEnd::Dropped => EventKind::HandlerDropped,
         };
         self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
+        self.takes_no_more();
         if self.word().has(word::HEAD) {
             self.release_tickets();
         }
@@ -78,10 +79,21 @@ impl Shared {
             core.continuations.push_back(continuation);
         }
         drop(core);
+        self.takes_no_more();
         if self.word().has(word::HEAD) {
             self.release_tickets();
         }
         self.more_work();
+    }
+
+    /// The handler has ended. One that another task, or a destructor, gave to `finish` in this very moment has nobody left
+    /// who would take it.
+    fn takes_no_more(&self) {
+        if let Some(late) = self.take_finished() {
+            if let Some(me) = self.arc() {
+                finish_nowhere(&me, *late);
+            }
+        }
     }
 
     /// What goes along with work that leaves the request's task.

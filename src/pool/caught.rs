@@ -31,7 +31,12 @@ pub(crate) fn call<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
 /// Drops a value of the user's, whose destructor may panic while a connection's task is polled, which would
 /// take the other requests of that connection with it.
 pub(crate) fn discard<T>(value: T) {
-    if let Err(payload) = call(move || drop(value)) {
+    discarding(move || drop(value));
+}
+
+/// The same for one that is dropped in its place.
+pub(crate) fn discarding(drops: impl FnOnce()) {
+    if let Err(payload) = call(drops) {
         tracing::error!(
             panic = super::panic_message(&*payload),
             "a destructor panicked while a request's work was dropped"

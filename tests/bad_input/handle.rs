@@ -6,12 +6,21 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, extract::Request, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::{Next, from_fn},
+    response::IntoResponse,
+    routing::get,
+};
 use futures_util::future::join;
 use http::StatusCode;
 use http_body_util::BodyExt;
 use tower::ServiceExt;
-use tower_epilogue::{Continuation, End, IgnoreAbortLayer, Lifecycle, LifecycleError, Phase, Sent, ShutdownHookLayer};
+use tower_epilogue::{
+    Continuation, End, IgnoreAbortLayer, Lifecycle, LifecycleError, Phase, Sent, ShutdownHookLayer, TimeLimitLayer,
+};
 
 use crate::{
     common::{held_back, settled, told},
@@ -291,4 +300,144 @@ async fn a_thread_of_ones_own_may_set_the_limit_without_a_server_of_ours() {
     let response = soon("the limit passes", app.oneshot(Request::new(Body::empty()))).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     thread.join().unwrap();
+}
+
+/// A runtime of the user's own, in a thread of theirs, which is over when they have done what they wanted with the handle.
+async fn in_another_runtime(lifecycle: Lifecycle, with_time: bool, what: impl FnOnce(&Lifecycle) + Send + 'static) {
+    let thread = std::thread::spawn(move || {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = if with_time { runtime.enable_all() } else { &mut runtime };
+        runtime.build().unwrap().block_on(async { what(&lifecycle) });
+    });
+    thread.join().unwrap();
+}
+
+#[tokio::test]
+async fn another_runtime_may_use_the_handle_and_end() {
+    for with_time in [false, true] {
+        for limits in [false, true] {
+            let (notes, gate) = (Notes::default(), Gate::closed());
+            let (sender, handles) = mpsc::channel();
+            let (theirs, opens) = (notes.clone(), gate.clone());
+            let handler = async move |lifecycle: Lifecycle| {
+                sender.send(lifecycle).unwrap();
+                held_back(&theirs, &opens, "first", "second")
+            };
+            let server = Server::start(Router::new().route("/", get(handler))).await;
+            let mut client = server.connect().await;
+            client.send_get("/").await;
+            client.read_until("first").await;
+            let (lifecycle, hooks) = (handles.recv().unwrap(), notes.clone());
+            let hook = async move |end: End| hooks.add(format!("hook: {}", end.status()));
+            in_another_runtime(lifecycle.clone(), with_time, |lifecycle| lifecycle.on_shutdown(hook).unwrap()).await;
+            if limits {
+                let limit = Duration::from_millis(30);
+                in_another_runtime(lifecycle, with_time, move |lifecycle| lifecycle.set_time_limit(limit)).await;
+            } else {
+                gate.open();
+            }
+            server.journal.ended(1).await;
+            let expected = if limits { "hook: TIMEOUT" } else { "hook: NORMAL" };
+            assert!(notes.has(expected), "with time: {with_time}, limits: {limits}: {:?}", notes.all());
+            assert_eq!(server.epilogue.lost(), 0);
+        }
+    }
+}
+
+/// Its client has left, which is ignored, and then a middleware has dropped it and takes its time to answer: the handler goes
+/// on, and what it gives to `finish` cannot be that answer.
+#[tokio::test]
+async fn a_finish_of_a_handler_that_its_middleware_has_left_goes_nowhere_and_its_continuation_runs() {
+    let (notes, gives_up, answers, finishes) = (Notes::default(), Gate::closed(), Gate::closed(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), finishes.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        lifecycle.aborted().await;
+        theirs.add("aborted");
+        opens.passed().await;
+        theirs.add("finishes");
+        // It keeps the request that keeps it.
+        let (kept, notes) = (lifecycle.clone(), theirs.clone());
+        let work = Continuation::new(async move { notes.add(format!("continuation: {}", kept.status())) });
+        let sent = lifecycle.finish((work, "finished")).await;
+        theirs.add(format!("finished: {:?}", sent.unwrap()));
+    };
+    let (leaves, passes, instead) = (notes.clone(), gives_up.clone(), answers.clone());
+    let impatient = move |request: Request, next: Next| {
+        let (notes, gives_up, answers) = (leaves.clone(), passes.clone(), instead.clone());
+        async move {
+            tokio::select! {
+                response = next.run(request) => return response,
+                () = gives_up.passed() => {}
+            }
+            notes.add("given up");
+            answers.passed().await;
+            "instead".into_response()
+        }
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .layer(IgnoreAbortLayer::new())
+        .layer(from_fn(impatient))
+        .layer(ShutdownHookLayer::new(told(&notes)));
+    let server = Server::start(app).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    client.half_close().await;
+    notes.seen("aborted").await;
+    gives_up.open();
+    notes.seen("given up").await;
+    finishes.open();
+    notes.seen("finishes").await;
+    answers.open();
+    assert_eq!(client.reply().await.text(), "instead");
+    server.journal.ended(1).await;
+    let mut all = notes.all();
+    all[4..6].sort_unstable();
+    let expected = ["continuation: ABORTED", "finished: Flushed", "hook: ABORTED, Flushed"];
+    assert_eq!(all, [&["aborted", "given up", "finishes"][..], &expected].concat());
+    assert!(server.stop().await.is_clean());
+}
+
+/// Gives to `finish` what comes too late for the handler, whose future is being dropped.
+struct FinishesInDrop(Lifecycle, Notes);
+
+impl Drop for FinishesInDrop {
+    fn drop(&mut self) {
+        // It keeps the request that keeps it.
+        let (kept, notes) = (self.0.clone(), self.1.clone());
+        let work = Continuation::new(async move { notes.add(format!("continuation: {}", kept.status())) });
+        let begun = futures_util::FutureExt::now_or_never(self.0.finish((work, "late")));
+        self.1.add(format!("finish: {}", begun.is_some()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_finish_in_the_moment_in_which_the_handler_is_dropped_goes_nowhere_and_its_continuation_runs() {
+    for aborts in [false, true] {
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            let _late = FinishesInDrop(lifecycle, theirs.clone());
+            std::future::pending::<()>().await;
+        };
+        let layers = (ShutdownHookLayer::new(told(&notes)), TimeLimitLayer::new(Duration::from_secs(1)));
+        let app: Router = Router::new().route("/", get(handler)).layer(layers);
+        let response = app.oneshot(Request::new(Body::empty()));
+        if aborts {
+            let mut response = Box::pin(response);
+            assert!(futures_util::poll!(&mut response).is_pending());
+            drop(response);
+        } else {
+            let response = response.await.unwrap();
+            assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+            response.into_body().collect().await.unwrap();
+        }
+        settled().await;
+        // With an abort it is known at once what became of it.
+        let ended = match aborts {
+            true => ["continuation: ABORTED", "hook: ABORTED, Aborted"],
+            false => ["continuation: TIMEOUT", "hook: TIMEOUT, Flushed"],
+        };
+        assert_eq!(notes.all(), [&[&*format!("finish: {aborts}")][..], &ended].concat(), "aborts: {aborts}");
+    }
 }

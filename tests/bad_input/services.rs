@@ -1,6 +1,7 @@
 //! Services that fail, that call the inner one twice or not at all, and futures that nobody polls.
 
 use std::{
+    convert::Infallible,
     fmt,
     future::{Future, pending},
     pin::Pin,
@@ -23,7 +24,7 @@ use tower_epilogue::{
 
 use crate::{
     common::{SECOND, settled, told},
-    support::{Journal, Notes, Server, h2client::Http2},
+    support::{Journal, Notes, Server, h2client::Http2, soon},
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -289,4 +290,32 @@ async fn an_epilogue_may_be_dropped_before_its_requests() {
     notes.count(1).await;
     assert_eq!(notes.all(), ["hook: NORMAL, Flushed"]);
     server.abort();
+}
+
+/// Of a successful CONNECT it is never sent (RFC 9110, section 9.3.6). axum takes it off by itself.
+#[tokio::test]
+async fn a_body_of_a_tunnel_is_not_sent_and_is_no_abort() {
+    for body in ["established", ""] {
+        let (notes, journal) = (Notes::default(), Journal::default());
+        let app = service_fn(async move |_: Request| Ok::<_, Infallible>(body.into_response()));
+        let app = ShutdownHookLayer::new(told(&notes)).layer(app);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(journal.epilogue().build().serve(listener, app).into_future());
+
+        let (send, connection) =
+            h2::client::handshake(tokio::net::TcpStream::connect(address).await.unwrap()).await.unwrap();
+        tokio::spawn(connection);
+        let mut send = send.ready().await.unwrap();
+        // An ordinary request, so that the server's settings have come (RFC 8441, section 3).
+        let first = send.send_request(http::Request::get("http://test/").body(()).unwrap(), true).unwrap().0;
+        assert_eq!(soon("the first response", first).await.unwrap().status(), 200);
+        assert!(send.is_extended_connect_protocol_enabled());
+        let mut request = http::Request::connect("http://test/").body(()).unwrap();
+        request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+        let (tunnel, _upload) = send.ready().await.unwrap().send_request(request, false).unwrap();
+        assert_eq!(soon("the tunnel", tunnel).await.unwrap().status(), 200);
+        journal.ended(2).await;
+        assert_eq!(notes.all(), ["hook: NORMAL, Flushed", "hook: NORMAL, Flushed"], "{body:?}");
+    }
 }

@@ -136,3 +136,19 @@ async fn the_end_of_an_http2_connection_is_no_abort_of_its_streams() {
         assert!(aborted.is_none(), "{aborted:?}");
     }
 }
+
+/// Its continuation and its hooks are over, but its response is still on its way to a reader who was given up on.
+#[tokio::test]
+async fn a_response_that_outlasts_its_request_is_named_as_one_on_its_way() {
+    let handler = async || (Continuation::new(async {}), vec![b'x'; 20_000_000]);
+    let app = Router::new().route("/outlasts", get(handler));
+    let brief = Duration::from_millis(50);
+    let server = Server::with(app, |builder| builder.patience(brief).drain_deadline(brief).hook_limit(2 * brief)).await;
+    let mut client = server.connect().await;
+    client.send_get("/outlasts").await;
+    server.journal.ended(1).await;
+    let report = server.stop().await;
+    assert_eq!(report.stragglers().len(), 1, "{report}");
+    assert_eq!(report.stragglers()[0].phase(), "sending", "{report}");
+    assert_eq!(report.closed_connections(), 1, "{report}");
+}

@@ -1,0 +1,170 @@
+//! Bodies that panic where they are asked about themselves, and bodies around ours that panic where they are polled: each
+//! costs its own request only.
+
+use std::{
+    convert::Infallible,
+    future::ready,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    middleware::map_response,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http_body_util::BodyExt;
+use tower::{Layer, ServiceBuilder, ServiceExt};
+use tower_epilogue::{Continuation, End, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
+
+use crate::{
+    common::{Leave, told},
+    support::{Gate, Journal, Notes, Server, h2client::Http2, soon, streamed},
+};
+
+/// Panics when it is asked for its length, or whether it has ended.
+struct Unmeasurable {
+    asked_for_its_end: bool,
+}
+
+impl http_body::Body for Unmeasurable {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        assert!(!self.asked_for_its_end, "the body panics, as this test wants it");
+        false
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        panic!("the body panics, as this test wants it");
+    }
+}
+
+#[tokio::test]
+async fn of_a_handler_that_goes_on_without_its_client_continuation_and_hooks_run() {
+    for asked_for_its_end in [false, true] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        // Not one of axum's handlers, whose router asks by itself.
+        let service = tower::service_fn(move |request: Request| {
+            let (notes, gate) = (theirs.clone(), opens.clone());
+            async move {
+                let lifecycle = request.extensions().get::<Lifecycle>().unwrap().clone();
+                notes.add("begins");
+                lifecycle.aborted().await;
+                notes.add("aborted");
+                gate.passed().await;
+                let work = Continuation::new(async move { notes.add("continuation") });
+                Ok::<_, Infallible>((work, Body::new(Unmeasurable { asked_for_its_end })).into_response())
+            }
+        });
+        let service = (ShutdownHookLayer::new(told(&notes)), IgnoreAbortLayer::new()).layer(service);
+        let server = Server::start(Router::new().route_service("/", service)).await;
+        let client = crate::common::Asked::get(&server, Leave::ResetStream).await;
+        notes.seen("begins").await;
+        let left = client.leave(Leave::ResetStream).await;
+        notes.seen("aborted").await;
+        gate.open();
+        server.journal.ended(1).await;
+        assert_eq!(notes.all(), ["begins", "aborted", "continuation", "hook: ABORTED, Aborted"]);
+        drop(left);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn of_an_outer_service_it_is_a_500_and_continuation_and_hooks_run() {
+    for asked_for_its_end in [false, true] {
+        let (notes, journal) = (Notes::default(), Journal::default());
+        let theirs = notes.clone();
+        let service = tower::service_fn(move |_: Request| {
+            let notes = theirs.clone();
+            let work = Continuation::new(async move { notes.add("continuation") });
+            ready(Ok::<_, Infallible>((work, "whole").into_response()))
+        });
+        // Outside of our layers, and no router around it.
+        let service = ServiceBuilder::new()
+            .map_response(move |response: Response| response.map(|_| Body::new(Unmeasurable { asked_for_its_end })))
+            .layer(ShutdownHookLayer::new(told(&notes)))
+            .service(service);
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(journal.epilogue().build().serve(listener, service).into_future());
+        // Its connection lives on, and so it is not that which ends the request.
+        let mut client = Http2::connect(address).await;
+        assert_eq!(client.get("/").await.unwrap().status, 500);
+        journal.ended(1).await;
+        assert_eq!(notes.all(), ["continuation", "hook: NORMAL, Flushed"]);
+        server.abort();
+    }
+}
+
+/// A body around another one, which is not asked any more once this has panicked.
+struct Around {
+    inner: Body,
+    frames: usize,
+}
+
+impl http_body::Body for Around {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        assert!(self.frames > 0, "the body panics, as this test wants it");
+        self.frames -= 1;
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+}
+
+fn around_a_stream(notes: &Notes) -> Router {
+    let notes = notes.clone();
+    let hook = move |end: End| {
+        notes.add(format!("{}, {:?}, {:?}", end.status(), end.sent(), end.panic()));
+        ready(())
+    };
+    Router::new()
+        .route("/", get(async || streamed(&["hel", "lo"])))
+        .layer(ShutdownHookLayer::new(hook))
+        .layer(map_response(async |response: Response| response.map(|inner| Body::new(Around { inner, frames: 1 }))))
+}
+
+const PANICKED: &str = "NORMAL, BrokenOff, Some(\"the body panics, as this test wants it\")";
+
+#[tokio::test]
+async fn around_one_of_ours_it_is_broken_off_and_not_the_clients_abort() {
+    let notes = Notes::default();
+    let server = Server::start(around_a_stream(&notes)).await;
+    let reply = server.get("/").await;
+    assert!(reply.dechunked().is_none(), "{reply:?}");
+    let mut client = Http2::connect(server.address).await;
+    assert!(client.get("/").await.unwrap_err().is_reset());
+    server.journal.ended(2).await;
+    assert_eq!(notes.all(), [PANICKED, PANICKED]);
+    assert_eq!(server.epilogue.panicked(), 2);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn around_one_of_ours_it_is_an_error_without_a_server_of_ours() {
+    let notes = Notes::default();
+    let app = around_a_stream(&notes).layer(IgnoreAbortLayer::off());
+    let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
+    let error = soon("the body fails", response.into_body().collect()).await.unwrap_err();
+    assert!(error.to_string().contains("panicked"), "{error}");
+    notes.count(1).await;
+    assert_eq!(notes.all(), [PANICKED]);
+}
