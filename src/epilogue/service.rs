@@ -55,7 +55,6 @@ pub struct Service<S, A = ()> {
     inner: S,
     home: Arc<Home>,
     connection: Connection,
-    #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "for `ConnectInfo`, which is axum's"))]
     address: Option<A>,
     /// A request has come, and waits until the app is ready for it.
     waiting: Option<Coming>,
