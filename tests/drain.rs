@@ -22,5 +22,7 @@ mod lost;
 mod observed;
 #[path = "drain/process.rs"]
 mod process;
+#[path = "drain/spawned.rs"]
+mod spawned;
 
 mod support;

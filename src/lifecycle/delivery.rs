@@ -320,6 +320,10 @@ impl Drop for Delivery {
             }
         } else {
             caught::discard(body);
+            if self.shared.has_producer() && self.shared.producer_survives_drop() {
+                // In another task, where a middleware has put it: a drain waits for it.
+                self.shared.ensure_ending();
+            }
         }
     }
 }

@@ -18,6 +18,8 @@ pub(super) enum Waits {
     Response,
     /// The innermost response future, then the task that its handler goes on in.
     Handler,
+    /// The innermost body, which a middleware may have put into a task of its own.
+    Producer,
 }
 
 /// The passage of a request through its handler, and of its response to the client.
@@ -37,6 +39,7 @@ pub(super) struct Passage {
     route: Option<MatchedPath>,
     response: Option<Waker>,
     handler: Option<Waker>,
+    producer: Option<Waker>,
 }
 
 /// A [`Passage`], or what is left of it.
@@ -88,6 +91,7 @@ impl Passage {
         match who {
             Waits::Response => &mut self.response,
             Waits::Handler => &mut self.handler,
+            Waits::Producer => &mut self.producer,
         }
     }
 }

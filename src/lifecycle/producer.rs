@@ -80,7 +80,13 @@ impl http_body::Body for Producer {
         let polled = this.shared.measure("body", || caught::call(|| Pin::new(&mut *body).poll_frame(cx)));
         match polled {
             Ok(Poll::Pending) => {
+                // Registered before the second look, so that what changes after it wakes us: nobody else polls it where it
+                // is in a task of its own.
+                this.shared.register(Waits::Producer, cx);
                 this.shared.arm();
+                if this.shared.verdict().is_some() {
+                    cx.waker().wake_by_ref();
+                }
                 Poll::Pending
             }
             Ok(Poll::Ready(Some(Ok(frame)))) => {

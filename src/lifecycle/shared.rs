@@ -317,6 +317,7 @@ impl Shared {
     pub(super) fn wake_all(&self) {
         self.wake(Waits::Response);
         self.wake(Waits::Handler);
+        self.wake(Waits::Producer);
         self.ending_waker.wake();
         self.wake_awaiting();
     }

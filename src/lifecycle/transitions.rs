@@ -195,9 +195,16 @@ impl Shared {
     /// Only now the request may end: until its outermost future is gone, its handler may still begin, although its
     /// connection is closed.
     fn no_response(&self) {
-        self.change(None, |word| Some(word.with(word::HEAD)));
+        let changed = self.change(None, |word| Some(word.with(word::HEAD)));
         self.release_tickets();
-        self.progress();
+        // A middleware may have put its handler into another task, where it goes on or has yet to be dropped: a drain waits
+        // for that, and for what comes after it.
+        let goes_on = |word: word::Word| word.has(word::HANDLER) && (word.has(word::WORK) || self.survives_drop());
+        if changed.is_some_and(|change| goes_on(change.new)) {
+            self.ensure_ending();
+        } else {
+            self.progress();
+        }
     }
 
     fn why_dropped(&self) -> WhyDropped {
