@@ -15,7 +15,6 @@ use pin_project_lite::pin_project;
 
 use super::{
     Durable, DurableError,
-    engine::Boxed,
     idempotency::{self, Guard},
     layer::Claimant,
     part::Promise,
@@ -24,7 +23,7 @@ use super::{
 };
 use crate::{
     continuation::Continuation,
-    lifecycle::{Drive, Hold, Lifecycle, response_future},
+    lifecycle::{Drive, Hold, Lifecycle, Promised, Storing, response_future},
     pool::lock,
 };
 
@@ -37,20 +36,26 @@ pin_project! {
     pub(super) enum Commit<F> {
         Inner {
             // First, so that it is dropped first: a handler that goes on without us finds it gone.
-            claimant: Option<Claimant>,
+            waiting: Option<(Arc<()>, Claimant)>,
             #[pin]
             inner: F,
             // None if that is for a layer further out.
             store: Option<Arc<Inner>>,
             lifecycle: Lifecycle,
         },
-        Storing { storing: Boxed<'static, Response> },
+        Storing { storing: Storing },
     }
 }
 
 impl<F> Commit<F> {
-    pub(super) fn new(inner: F, store: Option<Arc<Inner>>, lifecycle: Lifecycle, claimant: Option<Claimant>) -> Self {
-        Self::Inner { claimant, inner, store, lifecycle }
+    /// As long as it waits for the response, so much of `waiting` lives.
+    pub(super) fn new(
+        inner: F,
+        store: Option<Arc<Inner>>,
+        lifecycle: Lifecycle,
+        waiting: Option<(Arc<()>, Claimant)>,
+    ) -> Self {
+        Self::Inner { waiting, inner, store, lifecycle }
     }
 }
 
@@ -64,13 +69,13 @@ where
         loop {
             let storing = match self.as_mut().project() {
                 CommitProjection::Storing { storing } => return storing.as_mut().poll(cx).map(Ok),
-                CommitProjection::Inner { claimant, inner, store, lifecycle } => {
-                    let response = match ready!(inner.poll(cx)) {
-                        Ok(response) => response,
-                        error => return Poll::Ready(error),
+                CommitProjection::Inner { waiting, inner, store, lifecycle } => {
+                    let result = ready!(inner.poll(cx));
+                    let guard = waiting.take().and_then(|(_, claimant)| lock(&claimant).take());
+                    let (response, store) = match (result, store) {
+                        (Ok(response), Some(store)) => (response, store),
+                        (result, _) => return Poll::Ready(result),
                     };
-                    let Some(store) = store else { return Poll::Ready(Ok(response)) };
-                    let guard = claimant.take().and_then(|claimant| lock(&claimant).take());
                     match keep_promises(store, lifecycle, response, guard) {
                         Promised::Storing(storing) => storing,
                         Promised::Nothing(response) => return Poll::Ready(Ok(response)),
@@ -80,13 +85,6 @@ where
             self.set(Self::Storing { storing });
         }
     }
-}
-
-/// What a response promises.
-pub(super) enum Promised {
-    /// Or nothing that is ours to store.
-    Nothing(Response),
-    Storing(Boxed<'static, Response>),
 }
 
 /// Stores what `response` promises. If that is nothing, its key, if there was one, is given back.

@@ -5,8 +5,8 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex},
-    task::{Context, Poll, ready},
+    sync::{Arc, Mutex, Weak},
+    task::{Context, Poll},
 };
 
 use axum_core::{body::Body, response::Response};
@@ -17,13 +17,13 @@ use tower_service::Service;
 
 use super::{
     DurableStore,
-    commit::{Commit, Promised, ResponseFuture, keep_promises, stamp},
+    commit::{Commit, ResponseFuture, keep_promises, stamp},
     idempotency::{self, Guard, IdempotencyKey},
     records::Claimed,
     store::Inner,
 };
 use crate::{
-    lifecycle::{Lifecycle, SendBody, enter},
+    lifecycle::{Keeper, Lifecycle, Promised, SendBody, enter},
     pool::lock,
 };
 
@@ -126,37 +126,35 @@ impl<S: fmt::Debug> fmt::Debug for DurableService<S> {
 
 /// The store in which a request's key was claimed by a layer around this one.
 #[derive(Clone)]
-struct Keeper(Arc<Inner>);
+struct ClaimedIn(Arc<Inner>);
 
-/// The claim of a request, if it has a key, shared by what runs the handler and what stores its promise: given back when
-/// neither is left.
+/// The claim of a request, if it has a key.
 pub(super) type Claimant = Arc<Mutex<Option<Guard>>>;
 
-/// With what runs a handler, which may be left alone: where its client has left and it goes on all the same, or where it has
-/// given its response to `finish`. What it promises then is its own to store.
-#[doc(hidden)]
-#[allow(unreachable_pub, reason = "it is in a variant of a public enum")]
-pub struct Alone {
+/// What is left of this layer for a request: its handler may go on where its client has left, or where it has given its
+/// response to `finish`.
+struct Left {
     claimant: Claimant,
-    store: DurableStore,
-    lifecycle: Lifecycle,
+    store: Arc<Inner>,
+    /// What waits for the response.
+    waits: Weak<()>,
 }
 
-impl fmt::Debug for Alone {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Alone").finish_non_exhaustive()
+impl Keeper for Left {
+    fn is_gone(&self) -> bool {
+        self.waits.strong_count() == 0
     }
-}
 
-impl Alone {
-    /// What becomes of its response.
-    fn keep(self, response: Response) -> Promised {
-        if Arc::strong_count(&self.claimant) > 1 {
-            // What stands around it is there.
+    fn keep(&self, lifecycle: Lifecycle, mut response: Response, returned: bool) -> Promised {
+        if !self.is_gone() {
             return Promised::Nothing(response);
         }
+        // Its answer is kept also where it goes nowhere: who asks again has asked once.
         let guard = lock(&self.claimant).take();
-        keep_promises(&self.store.0, &self.lifecycle, response, guard)
+        if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned) {
+            stamp(response.extensions_mut(), claim);
+        }
+        keep_promises(&self.store, &lifecycle, response, guard)
     }
 }
 
@@ -179,7 +177,7 @@ where
         let entered = enter(&mut request);
         let lifecycle = entered.lifecycle();
         // One further out has the claim, and will store what is promised under it.
-        let outer = request.extensions().get::<Keeper>().is_some_and(|keeper| Arc::ptr_eq(&keeper.0, &self.store.0));
+        let outer = request.extensions().get::<ClaimedIn>().is_some_and(|store| Arc::ptr_eq(&store.0, &self.store.0));
         let applies = !outer && idempotency::applies_to(request.method());
         let key = if applies { idempotency::read(request.headers()) } else { Ok(None) };
         let refusal = match &key {
@@ -188,23 +186,26 @@ where
             Ok(_) => None,
         };
         let key = key.ok().flatten().map(Cow::into_owned);
-        let claimant = (!outer).then(Claimant::default);
+        // What waits for the response, and its claim.
+        let waiting = (!outer).then(|| (Arc::new(()), Claimant::default()));
         let kept = (!outer).then(|| self.store.0.clone());
-        let alone = claimant.clone().map(|claimant| {
-            let (store, lifecycle) = (self.store.clone(), lifecycle.clone());
-            Alone { claimant, store, lifecycle }
+        let claimant = waiting.as_ref().map(|(waits, claimant)| {
+            let (claimant, store, waits) = (claimant.clone(), self.store.0.clone(), Arc::downgrade(waits));
+            lifecycle.0.add_keeper(Arc::new(Left { claimant: claimant.clone(), store, waits }));
+            claimant
         });
-        let call = || match (refusal, key, alone) {
+        let call = || match (refusal, key, claimant) {
             (Some(refusal), ..) => Before::Keyed { future: Box::pin(std::future::ready(Ok(refusal))) },
-            (None, Some(key), Some(alone)) => {
+            (None, Some(key), Some(claimant)) => {
                 // The one that is ready is the one that is called.
                 let later = self.inner.clone();
                 let inner = std::mem::replace(&mut self.inner, later);
-                Before::Keyed { future: Box::pin(keyed(inner, request, key, alone, self.settings.clone())) }
+                let (store, settings) = (self.store.0.clone(), self.settings.clone());
+                Before::Keyed { future: Box::pin(keyed(inner, request, key, claimant, store, settings)) }
             }
-            (None, _, alone) => Before::Plain { future: self.inner.call(request), alone },
+            (None, ..) => Before::Plain { future: self.inner.call(request) },
         };
-        ResponseFuture::new(entered.call_shaped(call, |hold| Commit::new(hold, kept, lifecycle, claimant)))
+        ResponseFuture::new(entered.call_shaped(call, |hold| Commit::new(hold, kept, lifecycle, waiting)))
     }
 }
 
@@ -213,7 +214,8 @@ async fn keyed<S, ResBody>(
     mut inner: S,
     request: Request<Body>,
     key: String,
-    alone: Alone,
+    claimant: Claimant,
+    store: Arc<Inner>,
     settings: Settings,
 ) -> Result<Response, S::Error>
 where
@@ -228,10 +230,9 @@ where
     let scope = (settings.scope)(&parts);
     let claim = idempotency::claim(&parts, &scope, &key, &body);
     // Before the store is asked: dropped meanwhile, it gives the claim back.
-    let store = alone.store.0.clone();
     let guard = Guard::new(claim.clone(), store.clone());
     match store.claim(claim.clone()).await {
-        Ok(Claimed::First) => *lock(&alone.claimant) = Some(guard),
+        Ok(Claimed::First) => *lock(&claimant) = Some(guard),
         Ok(claimed) => {
             guard.settle();
             return Ok(match claimed {
@@ -243,27 +244,19 @@ where
         Err(_) => return Ok(idempotency::not_stored()),
     }
     parts.extensions.insert(IdempotencyKey::from(&claim));
-    parts.extensions.insert(Keeper(store));
+    parts.extensions.insert(ClaimedIn(store));
     let response = inner.call(Request::from_parts(parts, Body::from(body))).await?;
     let mut response = response.map(SendBody::into_body);
     stamp(response.extensions_mut(), &claim);
-    // Its answer is kept also where it goes nowhere: who asks again has asked once.
-    Ok(match alone.keep(response) {
-        Promised::Storing(storing) => storing.await,
-        Promised::Nothing(response) => response,
-    })
+    Ok(response)
 }
 
 pin_project_lite::pin_project! {
-    /// The inner service's future, with what comes before it, and after it where nobody else is left for that.
+    /// The inner service's future, with what comes before it.
     #[project = BeforeProjection]
     pub enum Before<F, E> {
         #[doc(hidden)]
-        Plain {
-            #[pin]
-            future: F,
-            alone: Option<Alone>,
-        },
+        Plain { #[pin] future: F },
         #[doc(hidden)]
         Keyed { future: Pin<Box<dyn Future<Output = Result<Response, E>> + Send>> },
     }
@@ -282,19 +275,10 @@ where
 {
     type Output = Result<Response, E>;
 
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let storing = match self.as_mut().project() {
-            BeforeProjection::Keyed { future } => return future.as_mut().poll(cx),
-            BeforeProjection::Plain { future, alone } => {
-                let response = ready!(future.poll(cx))?.map(SendBody::into_body);
-                let Some(alone) = alone.take() else { return Poll::Ready(Ok(response)) };
-                match alone.keep(response) {
-                    Promised::Nothing(response) => return Poll::Ready(Ok(response)),
-                    Promised::Storing(storing) => async move { Ok(storing.await) },
-                }
-            }
-        };
-        self.set(Self::Keyed { future: Box::pin(storing) });
-        self.poll(cx)
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project() {
+            BeforeProjection::Plain { future } => future.poll(cx).map_ok(|response| response.map(SendBody::into_body)),
+            BeforeProjection::Keyed { future } => future.as_mut().poll(cx),
+        }
     }
 }

@@ -13,8 +13,8 @@ use axum_core::response::Response;
 use super::{
     LifecycleError,
     error::Kind,
+    nowhere,
     passage::Waits,
-    response,
     shared::Shared,
     word::{self, Word},
 };
@@ -110,7 +110,7 @@ impl Shared {
             Some(change) if change.new.has(word::HEAD) => {
                 drop(core);
                 if let Some(me) = self.arc() {
-                    response::finish_nowhere(&me, *response);
+                    nowhere::finish_nowhere(&me, *response);
                 }
                 return Ok(());
             }

@@ -13,8 +13,9 @@ use tracing::{Instrument as _, Span};
 
 use super::{
     frames::Framed,
+    nowhere::{finish_nowhere, returned_alone},
     passage::Waits,
-    response::{SendBody, answer, collect, finish_nowhere, go_nowhere, watched},
+    response::{SendBody, answer, collect, watched},
     shared::Shared,
     transitions::HandlerEnd,
     word,
@@ -257,6 +258,14 @@ fn poll_handler<F: Future>(
     polled
 }
 
+/// How a handler ended that went on alone.
+enum Alone {
+    Returned(Response),
+    Failed,
+    Dropped,
+    Panicked(caught::Payload),
+}
+
 /// Lets a handler go on in a tracked task.
 fn detach<F, B, E>(future: Pin<Box<F>>, shared: &Arc<Shared>, context: Surroundings)
 where
@@ -269,12 +278,15 @@ where
     let may_finish = !shared.is_finished();
     let work = async move {
         let _detached = detached;
-        let outcome = poll_fn(|cx| {
+        let ended = poll_fn(|cx| {
             owner.register(Waits::Handler, cx);
             let Some(future) = framed.work.as_mut() else { return Poll::Pending };
             match poll_handler(&owner, false, future.as_mut(), cx) {
-                Ok(Poll::Ready(result)) => return Poll::Ready(Ok(Some(result))),
-                Err(payload) => return Poll::Ready(Err(payload)),
+                Ok(Poll::Ready(Ok(response))) => {
+                    return Poll::Ready(Alone::Returned(response.map(SendBody::into_body)));
+                }
+                Ok(Poll::Ready(Err(_))) => return Poll::Ready(Alone::Failed),
+                Err(payload) => return Poll::Ready(Alone::Panicked(payload)),
                 Ok(Poll::Pending) => {}
             }
             // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
@@ -282,26 +294,15 @@ where
                 finish_nowhere(&owner, *response);
             }
             owner.arm();
-            if owner.verdict().is_some() { Poll::Ready(Ok(None)) } else { Poll::Pending }
+            if owner.verdict().is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
         })
         .await;
         drop(framed);
-        match outcome {
-            Ok(Some(Ok(response))) => {
-                let mut response = response.map(SendBody::into_body);
-                let continuations = Continuation::take_from(response.extensions_mut());
-                let companions = owner.pool().companions();
-                for (companion, whatever) in
-                    companions.iter().map(|one| (one, false)).chain(companions.first().map(|one| (one, true)))
-                {
-                    companion.keep_stray(response.extensions_mut(), whatever);
-                }
-                go_nowhere(&owner, response);
-                owner.handler_returned(continuations);
-            }
-            Ok(Some(Err(_))) => owner.handler_ended(HandlerEnd::Ended),
-            Ok(None) => owner.handler_ended(HandlerEnd::Dropped),
-            Err(payload) => {
+        match ended {
+            Alone::Returned(response) => returned_alone(&owner, response).await,
+            Alone::Failed => owner.handler_ended(HandlerEnd::Ended),
+            Alone::Dropped => owner.handler_ended(HandlerEnd::Dropped),
+            Alone::Panicked(payload) => {
                 owner.panicked(HANDLER, &payload);
                 caught::dispose(payload);
                 owner.handler_ended(HandlerEnd::Ended);

@@ -13,8 +13,6 @@ use axum_core::{
 };
 use http::{Extensions, request::Parts};
 
-#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-pub(crate) use self::seat::Seat;
 pub use self::{
     clock::ClockKind,
     error::{LifecycleError, MissingLifecycle},
@@ -29,6 +27,12 @@ pub(crate) use self::{
     response::{answer, taken_off},
     service::{Drive, Hold, begin, enter, response_future},
     shared::{Home, Shared},
+};
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub(crate) use self::{
+    keeper::Keeper,
+    nowhere::{Promised, Storing},
+    seat::Seat,
 };
 use crate::{event::RequestId, status::ConnectionStatus};
 
@@ -46,9 +50,12 @@ mod hooking;
 mod hooks;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 mod job;
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+mod keeper;
 mod late;
 #[cfg(all(test, epilogue_model))]
 mod model;
+mod nowhere;
 mod passage;
 mod places;
 mod polls;

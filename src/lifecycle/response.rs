@@ -15,11 +15,7 @@ use http::{
 };
 use http_body_util::BodyExt as _;
 
-use super::{
-    producer::{self, Producer},
-    shared::Shared,
-    transitions::Verdict,
-};
+use super::{producer::Producer, shared::Shared, transitions::Verdict};
 use crate::{continuation::Continuation, pool::caught};
 
 /// A response body that our services take: every [`http_body::Body`] that can move to another task.
@@ -144,40 +140,4 @@ pub(super) fn strip(shared: &Shared, response: &mut Response) {
         }
     }
     caught::discard(body);
-}
-
-/// A response that comes too late to be sent. After `finish` it is dropped (contract rule 7).
-pub(super) fn go_nowhere(shared: &Arc<Shared>, response: Response) {
-    if shared.is_finished() {
-        caught::discard(response);
-    } else {
-        produce_unread(shared, response.into_body());
-    }
-}
-
-/// A response that was given to `finish`, and that nobody takes. What came with it runs.
-pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
-    collect(shared, &mut response);
-    produce_unread(shared, response.into_body());
-}
-
-/// A body that nobody reads. If its client left and that is ignored, it is still produced to its end (contract rule 5).
-fn produce_unread(shared: &Arc<Shared>, body: Body) {
-    if shared.is_head() || !shared.producer_survives_drop() {
-        caught::discard(body);
-        return;
-    }
-    // What it says of its length is the user's code, and this may be a destructor, or a task that nobody watches.
-    let asked = || (http_body::Body::is_end_stream(&body), http_body::Body::size_hint(&body).exact().is_none());
-    let (bodiless, streamed) = caught::call(asked).unwrap_or_else(|payload| {
-        shared.panicked("body", &payload);
-        caught::dispose(payload);
-        (true, false)
-    });
-    if bodiless {
-        caught::discard(body);
-        return;
-    }
-    shared.producer_started();
-    producer::drain(shared, body, streamed);
 }

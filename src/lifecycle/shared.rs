@@ -112,6 +112,9 @@ pub(super) struct Rare {
     /// The socket, for a continuation that waits for the client's acknowledgement.
     #[cfg(feature = "acknowledged")]
     pub(super) delivered: Option<crate::connection::Delivered>,
+    /// Who stores what a response promises that goes nowhere, the innermost last.
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+    pub(super) keepers: Vec<Arc<dyn super::Keeper>>,
     /// When the limit was last set on the busy clock, which for a thread begins then.
     pub(super) restarted: Option<Instant>,
     /// For those who await the abort or the fate of the response.

@@ -7,7 +7,7 @@ use std::task::Context;
 
 use http::Version;
 
-use super::{passage::Waits, response::finish_nowhere, shared::Shared, word};
+use super::{nowhere::finish_nowhere, passage::Waits, shared::Shared, word};
 use crate::{
     connection::WhyDropped,
     continuation::Continuation,
@@ -52,6 +52,10 @@ impl Shared {
         };
         self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
         self.takes_no_more();
+        #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+        if how == HandlerEnd::Dropped {
+            self.release_keepers(false);
+        }
         if self.word().has(word::HEAD) {
             self.release_tickets();
         }

@@ -173,6 +173,8 @@ impl Shared {
     /// Nothing is left that could run it, and it may keep the request that keeps it, as the timer does.
     pub(super) fn discard_work(&self) {
         self.clock.stop();
+        #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+        self.release_keepers(true);
         let mut core = lock(&self.core);
         let (mut continuations, mut hooks) = (std::mem::take(&mut core.continuations), std::mem::take(&mut core.hooks));
         let finished = core.rare.as_mut().and_then(|rare| rare.finished.take());
@@ -225,6 +227,8 @@ impl Shared {
     /// The request has ended: what it held is given back.
     pub(super) fn ended(&self) {
         self.clock.stop();
+        #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+        self.release_keepers(true);
         // A response that was given up on may still be on its way, and needs its connection to let its end go.
         if self.word().sent().is_some() {
             self.leave_connection();

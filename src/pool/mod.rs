@@ -77,6 +77,7 @@ pub(crate) trait Companion: Send + Sync {
     /// How much is left for later, or for others; `None` if that cannot be told.
     fn left(&self) -> Pin<Box<dyn Future<Output = Option<u64>> + Send + '_>>;
     /// Takes what a response promised that goes nowhere, as far as it runs such work itself; or else whatever it is.
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
     fn keep_stray(&self, extensions: &mut http::Extensions, whatever: bool);
 }
 

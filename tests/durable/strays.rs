@@ -2,15 +2,20 @@
 
 use axum::{Router, http::Request, routing::post};
 use tokio::{net::TcpListener, sync::watch};
-use tower_epilogue::{IgnoreAbortLayer, Lifecycle, durable::Durable};
+use tower_epilogue::{
+    IgnoreAbortLayer, Lifecycle, TimeLimitLayer,
+    durable::{Durable, DurableStore},
+};
 
 use crate::{
-    common::{Act, Node, Place, Task, on_both, post as ask, quick},
+    common::{Act, Node, Place, Record, Task, on_both, post as ask, quick},
     support::{h2client::Http2, soon},
 };
 
 on_both!(
     a_server_of_no_kind_of_ours_loses_no_promise,
+    what_is_finished_after_the_client_left_is_stored,
+    a_layer_inside_changes_nothing_of_a_key,
     a_stray_stays_with_the_store_of_its_layer,
     a_list_of_discarded_jobs_has_ours_alone
 );
@@ -21,6 +26,20 @@ type Calls = std::sync::Arc<watch::Sender<u32>>;
 async fn waits(calls: Calls, gate: std::sync::Arc<watch::Sender<bool>>) {
     calls.send_modify(|calls| *calls += 1);
     let _ = gate.subscribe().wait_for(|open| *open).await;
+}
+
+/// Asks, and cancels its stream as soon as the handler runs.
+async fn asks_and_leaves(address: std::net::SocketAddr, path: &str, calls: &Calls) {
+    let before = *calls.borrow();
+    let client = Http2::connect(address).await;
+    let request = Request::post(format!("http://test{path}")).header("idempotency-key", "k").body(()).unwrap();
+    let (response, _) = client.send.clone().ready().await.unwrap().send_request(request, true).unwrap();
+    soon("the handler runs", calls.subscribe().wait_for(|calls| *calls > before)).await.unwrap();
+    drop(response);
+    // An answer to this says that the server has heard of it.
+    let mut ping = client.send.clone().ready().await.unwrap();
+    let request = Request::get("http://test/nowhere").body(()).unwrap();
+    assert_eq!(soon("an answer", ping.send_request(request, true).unwrap().0).await.unwrap().status(), 404);
 }
 
 async fn a_server_of_no_kind_of_ours_loses_no_promise(place: Place) {
@@ -56,6 +75,46 @@ async fn a_server_of_no_kind_of_ours_loses_no_promise(place: Place) {
     node.record.open();
     node.record.begun("left", 1).await;
     node.completed(2).await;
+}
+
+async fn what_is_finished_after_the_client_left_is_stored(place: Place) {
+    let calls = Calls::default();
+    let record = Record::default();
+    let (called, gate) = (calls.clone(), record.gate.clone());
+    let handler = move |lifecycle: Lifecycle| async move {
+        waits(called, gate).await;
+        let _ = lifecycle.finish((Durable::new(Task::ok("finished")), "late")).await;
+    };
+    let app = |store: &DurableStore| {
+        Router::new().route("/", post(handler)).layer(store.layer()).layer(IgnoreAbortLayer::new())
+    };
+    let builder = quick(place.store()).state(record.clone()).register::<Task>();
+    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+    asks_and_leaves(node.address, "/", &calls).await;
+    node.record.open();
+    node.record.begun("finished", 1).await;
+}
+
+async fn a_layer_inside_changes_nothing_of_a_key(place: Place) {
+    let calls = Calls::default();
+    let record = Record::default();
+    let (called, gate) = (calls.clone(), record.gate.clone());
+    let handler = move || async move {
+        waits(called, gate).await;
+        (Durable::new(Task::ok("order")), "ordered")
+    };
+    let app = |store: &DurableStore| {
+        let inside = Router::new().route("/", post(handler)).layer(TimeLimitLayer::default());
+        inside.layer(store.layer()).layer(IgnoreAbortLayer::new())
+    };
+    let builder = quick(place.store()).state(record.clone()).register::<Task>();
+    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+    asks_and_leaves(node.address, "/", &calls).await;
+    node.record.open();
+    node.completed(1).await;
+    assert_eq!(node.post("/", &[("Idempotency-Key", "k")], "").await.text(), "ordered");
+    node.store.settled().await;
+    assert_eq!(*calls.borrow(), 1);
 }
 
 /// Both run its kind.

@@ -1,0 +1,141 @@
+//! Responses that go nowhere: what came with them runs, what they promise is stored, and their bodies are produced where
+//! aborts are ignored.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+};
+
+use axum_core::{body::Body, response::Response};
+use tokio::runtime::Handle;
+
+use super::{passage::Waits, producer, response::collect, shared::Shared};
+use crate::{continuation::Continuation, pool::caught};
+
+/// What a response promises.
+pub(crate) enum Promised {
+    /// Or nothing that is anybody's to store.
+    Nothing(Response),
+    /// It is held back until it is stored; or one that says so, if that fails.
+    #[cfg_attr(
+        not(any(feature = "durable-sqlite", feature = "durable-postgres")),
+        expect(dead_code, reason = "there is nothing to store")
+    )]
+    Storing(Storing),
+}
+
+pub(crate) type Storing = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+/// That of a handler that went on alone.
+pub(super) async fn returned_alone(owner: &Arc<Shared>, mut response: Response) {
+    let continuations = Continuation::take_from(response.extensions_mut());
+    let response = match owner.store_promises(response, true) {
+        Promised::Storing(storing) => stored(owner, storing, true).await,
+        Promised::Nothing(response) => Some(response),
+    };
+    if let Some(response) = response {
+        go_nowhere(owner, response);
+    }
+    owner.handler_returned(continuations);
+}
+
+/// A response that comes too late to be sent. After `finish` it is dropped (contract rule 7).
+fn go_nowhere(shared: &Arc<Shared>, response: Response) {
+    if shared.is_finished() {
+        caught::discard(response);
+    } else {
+        produce_unread(shared, response.into_body());
+    }
+}
+
+/// A response that was given to `finish`, and that nobody takes.
+pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
+    collect(shared, &mut response);
+    let storing = match shared.store_promises(response, false) {
+        Promised::Storing(storing) => storing,
+        Promised::Nothing(response) => {
+            produce_unread(shared, response.into_body());
+            return;
+        }
+    };
+    // So that the request does not end before its jobs are to start.
+    shared.producer_started();
+    let owner = shared.clone();
+    let work = async move {
+        let response = stored(&owner, storing, false).await;
+        if !response.is_some_and(|response| produce_unread(&owner, response.into_body())) {
+            owner.producer_ended(None);
+        }
+    };
+    let _served = shared.runtime().map(Handle::enter);
+    if let Err(work) = shared.pool().spawn(work) {
+        shared.pool().report_lost(&shared.route(), "the runtime ended before what it promised was stored");
+        caught::discard(work);
+        shared.producer_ended(None);
+    }
+    shared.ensure_ending();
+}
+
+/// Waits until it is stored; if the request's `limited`, no longer than to its limit. `None` where there is no response
+/// left.
+async fn stored(owner: &Arc<Shared>, mut storing: Storing, limited: bool) -> Option<Response> {
+    let stored = poll_fn(|cx| {
+        if limited {
+            owner.register(Waits::Handler, cx);
+        }
+        // Its body is the user's, and is read to be kept.
+        match caught::poll(storing.as_mut(), cx) {
+            Ok(Poll::Ready(response)) => return Poll::Ready(Some(response)),
+            Err(payload) => {
+                owner.panicked("body", &payload);
+                caught::dispose(payload);
+                return Poll::Ready(None);
+            }
+            Ok(Poll::Pending) => {}
+        }
+        if limited {
+            owner.arm();
+            if owner.verdict().is_some() {
+                tracing::error!(route = owner.route(), "the limit passed before a durable job was known to be stored");
+                return Poll::Ready(None);
+            }
+        }
+        Poll::Pending
+    })
+    .await;
+    caught::discard(storing);
+    stored
+}
+
+/// A body that nobody reads. If its client left and that is ignored, it is still produced to its end (contract rule 5):
+/// true if so.
+fn produce_unread(shared: &Arc<Shared>, body: Body) -> bool {
+    if shared.is_head() || !shared.producer_survives_drop() {
+        caught::discard(body);
+        return false;
+    }
+    // What it says of its length is the user's code, and this may be a destructor, or a task that nobody watches.
+    let asked = || (http_body::Body::is_end_stream(&body), http_body::Body::size_hint(&body).exact().is_none());
+    let (bodiless, streamed) = caught::call(asked).unwrap_or_else(|payload| {
+        shared.panicked("body", &payload);
+        caught::dispose(payload);
+        (true, false)
+    });
+    if bodiless {
+        caught::discard(body);
+        return false;
+    }
+    shared.producer_started();
+    producer::drain(shared, body, streamed);
+    true
+}
+
+#[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
+impl Shared {
+    #[expect(clippy::unused_self, reason = "with durable jobs there is something to store")]
+    fn store_promises(self: &Arc<Self>, response: Response, _: bool) -> Promised {
+        Promised::Nothing(response)
+    }
+}
