@@ -244,7 +244,6 @@ impl DurableBuilder {
             migrate(&*engine, &database).await?;
         }
         check(&*engine, &database).await?;
-        let kinds = self.kinds.keys().copied().collect();
         let runner = Arc::new(JobRunner {
             pool: Arc::downgrade(&epilogue.pool),
             store: OnceLock::new(),
@@ -260,7 +259,6 @@ impl DurableBuilder {
             writer,
             lease: self.lease,
             stopping: CancellationToken::new(),
-            kinds,
         });
         let _ = runner.store.set(Arc::downgrade(&inner));
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]

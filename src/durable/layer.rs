@@ -146,11 +146,9 @@ impl Keeper for Left {
     }
 
     fn keep(&self, lifecycle: Lifecycle, mut response: Response, returned: bool) -> Promised {
-        if !self.is_gone() {
-            return Promised::Nothing(response);
-        }
-        // Its answer is kept also where it goes nowhere: who asks again has asked once.
-        let guard = lock(&self.claimant).take();
+        // Its answer is kept also where it goes nowhere: who asks again has asked once. But what still waits for a response
+        // will get one, and its claim is for that.
+        let guard = self.is_gone().then(|| lock(&self.claimant).take()).flatten();
         if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned) {
             stamp(response.extensions_mut(), claim);
         }

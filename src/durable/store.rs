@@ -1,8 +1,7 @@
 //! [`DurableStore`]: the handle to a store that works.
 
-use std::{collections::HashSet, fmt, pin::Pin, sync::Arc, time::Duration};
+use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
-use http::Extensions;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -30,8 +29,6 @@ pub(super) struct Inner {
     pub(super) writer: mpsc::UnboundedSender<Op>,
     pub(super) lease: Duration,
     pub(super) stopping: CancellationToken,
-    /// What this process runs of it.
-    pub(super) kinds: HashSet<&'static str>,
 }
 
 impl fmt::Debug for DurableStore {
@@ -293,28 +290,5 @@ impl Companion for Inner {
             let counts = tokio::time::timeout(Duration::from_secs(2), self.engine.counts()).await;
             counts.ok()?.ok().map(|counts| counts.unfinished())
         })
-    }
-
-    fn keep_stray(&self, extensions: &mut Extensions, whatever: bool) {
-        let mut jobs = Vec::new();
-        for promise in Durable::take_from(extensions) {
-            match promise {
-                Promise::New(Ok(job)) if !whatever && !self.kinds.contains(job.kind) => {
-                    Durable::put_back(Promise::New(Ok(job)), extensions, |_| ());
-                }
-                Promise::New(Ok(mut job)) => {
-                    fill_key(&mut job, None);
-                    job.wait = self.lease;
-                    jobs.push(job);
-                }
-                Promise::New(Err(error)) => tracing::error!(%error, "a durable job is lost: its client had left"),
-                Promise::Stored(stored) => promote_each(stored),
-            }
-        }
-        if !jobs.is_empty() {
-            // Nobody waits for the reply: then the writer starts them.
-            let (reply, _) = oneshot::channel();
-            let _ = self.send(Op::Keep { jobs, answer: None, reply });
-        }
     }
 }

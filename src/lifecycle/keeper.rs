@@ -11,7 +11,7 @@ use crate::pool::lock;
 pub(crate) trait Keeper: Send + Sync {
     /// Whether it is: what a handler promises then does not come by it.
     fn is_gone(&self) -> bool;
-    /// Stores what the response promises, which was `returned`, or else given to `finish`; unless it will come by.
+    /// Stores what the response promises, which goes nowhere. It was `returned`, or else given to `finish`.
     fn keep(&self, lifecycle: Lifecycle, response: Response, returned: bool) -> Promised;
 }
 
@@ -20,7 +20,7 @@ impl Shared {
         lock(&self.core).rare().keepers.push(keeper);
     }
 
-    /// The innermost first, as for a response on its way out; then any store of the pool.
+    /// The innermost first, as for a response on its way out.
     pub(super) fn store_promises(self: &Arc<Self>, mut response: Response, returned: bool) -> Promised {
         let keepers = lock(&self.core).rare.as_ref().map(|rare| rare.keepers.clone()).unwrap_or_default();
         for keeper in keepers.iter().rev() {
@@ -29,24 +29,17 @@ impl Shared {
                 storing => return storing,
             }
         }
-        let companions = self.pool().companions();
-        let others = companions.iter().map(|one| (one, false)).chain(companions.first().map(|one| (one, true)));
-        for (companion, whatever) in others {
-            companion.keep_stray(response.extensions_mut(), whatever);
-        }
         Promised::Nothing(response)
     }
 
     /// Nothing more comes for those that are gone, or for `all`.
     pub(super) fn release_keepers(&self, all: bool) {
-        let released = {
-            let mut core = lock(&self.core);
-            let Some(rare) = &mut core.rare else { return };
-            let (released, kept) = std::mem::take(&mut rare.keepers).into_iter().partition(|one| all || one.is_gone());
-            rare.keepers = kept;
-            let released: Vec<_> = released;
-            released
-        };
+        let mut core = lock(&self.core);
+        let Some(rare) = &mut core.rare else { return };
+        let (released, kept): (Vec<_>, _) =
+            std::mem::take(&mut rare.keepers).into_iter().partition(|keeper| all || keeper.is_gone());
+        rare.keepers = kept;
+        drop(core);
         drop(released);
     }
 }

@@ -76,9 +76,6 @@ pub(crate) trait Companion: Send + Sync {
     fn stopped(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
     /// How much is left for later, or for others; `None` if that cannot be told.
     fn left(&self) -> Pin<Box<dyn Future<Output = Option<u64>> + Send + '_>>;
-    /// Takes what a response promised that goes nowhere, as far as it runs such work itself; or else whatever it is.
-    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-    fn keep_stray(&self, extensions: &mut http::Extensions, whatever: bool);
 }
 
 /// The settings that everything of one pool shares.

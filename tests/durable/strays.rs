@@ -127,7 +127,7 @@ async fn a_stray_stays_with_the_store_of_its_layer(place: Place) {
         let _ = lifecycle.finish("early").await;
         Durable::new(Task::ok("late"))
     };
-    let app = Router::new().route("/", post(late)).layer(second.layer());
+    let app = Router::new().route("/", post(late)).layer(second.layer()).layer(node.store.layer());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(node.epilogue.serve(listener, app).into_future());
