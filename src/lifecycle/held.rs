@@ -298,6 +298,10 @@ where
         })
         .await;
         drop(framed);
+        if !may_finish {
+            let outcome = if matches!(ended, Alone::Dropped) { "dropped" } else { "ended" };
+            spans::ended(&Span::current(), outcome);
+        }
         match ended {
             Alone::Returned(response) => returned_alone(&owner, response).await,
             Alone::Failed => owner.handler_ended(HandlerEnd::Ended),

@@ -205,8 +205,17 @@ async fn the_rest_of_a_handler_that_finished_is_its_own_continuation() {
         "continuation follows request",
         "close request",
         "in continuation: goes on",
+        "continuation: outcome=\"ended\"",
         "close continuation",
     ];
+    assert!(places.map(|line| seen.place(line)).is_sorted(), "{:#?}", seen.lines());
+
+    let never = async |lifecycle: Lifecycle| {
+        lifecycle.finish("hello").await.unwrap();
+        std::future::pending::<()>().await;
+    };
+    let seen = run(app(never).layer(TimeLimitLayer::new(Duration::from_secs(5)))).await;
+    let places = ["continuation: outcome=\"dropped\"", "close continuation"];
     assert!(places.map(|line| seen.place(line)).is_sorted(), "{:#?}", seen.lines());
 }
 
