@@ -29,6 +29,8 @@ mod key_cases;
 mod keys;
 #[path = "durable/layers.rs"]
 mod layers;
+#[path = "durable/nowhere.rs"]
+mod nowhere;
 #[path = "durable/postgres.rs"]
 mod postgres;
 #[path = "durable/promise.rs"]

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Weak},
     task::{Context, Poll, ready},
 };
 
@@ -36,7 +36,7 @@ pin_project! {
     pub(super) enum Commit<F> {
         Inner {
             // First, so that it is dropped first: a handler that goes on without us finds it gone.
-            waiting: Option<(Arc<()>, Claimant)>,
+            waiting: Option<Waiting>,
             #[pin]
             inner: F,
             // None if that is for a layer further out.
@@ -47,14 +47,34 @@ pin_project! {
     }
 }
 
+/// Somebody waits for a request's response. Dropped, nobody does any more: then what comes later goes nowhere, and where
+/// nothing comes, the claim is given back.
+pub(super) struct Waiting {
+    there: Option<Arc<()>>,
+    pub(super) claimant: Claimant,
+    lifecycle: Lifecycle,
+}
+
+impl Waiting {
+    pub(super) fn new(lifecycle: Lifecycle) -> Self {
+        Self { there: Some(Arc::new(())), claimant: Claimant::default(), lifecycle }
+    }
+
+    /// As long as somebody does.
+    pub(super) fn is_there(&self) -> Weak<()> {
+        self.there.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.there = None;
+        self.lifecycle.0.keeper_left();
+    }
+}
+
 impl<F> Commit<F> {
-    /// As long as it waits for the response, so much of `waiting` lives.
-    pub(super) fn new(
-        inner: F,
-        store: Option<Arc<Inner>>,
-        lifecycle: Lifecycle,
-        waiting: Option<(Arc<()>, Claimant)>,
-    ) -> Self {
+    pub(super) fn new(inner: F, store: Option<Arc<Inner>>, lifecycle: Lifecycle, waiting: Option<Waiting>) -> Self {
         Self::Inner { waiting, inner, store, lifecycle }
     }
 }
@@ -71,7 +91,7 @@ where
                 CommitProjection::Storing { storing } => return storing.as_mut().poll(cx).map(Ok),
                 CommitProjection::Inner { waiting, inner, store, lifecycle } => {
                     let result = ready!(inner.poll(cx));
-                    let guard = waiting.take().and_then(|(_, claimant)| lock(&claimant).take());
+                    let guard = waiting.take().and_then(|waiting| lock(&waiting.claimant).take());
                     let (response, store) = match (result, store) {
                         (Ok(response), Some(store)) => (response, store),
                         (result, _) => return Poll::Ready(result),

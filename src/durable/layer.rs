@@ -16,8 +16,8 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{
-    DurableStore,
-    commit::{Commit, ResponseFuture, keep_promises, stamp},
+    Durable, DurableStore,
+    commit::{Commit, ResponseFuture, Waiting, keep_promises, stamp},
     idempotency::{self, Guard, IdempotencyKey},
     records::Claimed,
     store::Inner,
@@ -146,13 +146,28 @@ impl Keeper for Left {
     }
 
     fn keep(&self, lifecycle: Lifecycle, mut response: Response, returned: bool) -> Promised {
-        // Its answer is kept also where it goes nowhere: who asks again has asked once. But what still waits for a response
-        // will get one, and its claim is for that.
-        let guard = self.is_gone().then(|| lock(&self.claimant).take()).flatten();
+        if !returned && !Durable::is_in(response.extensions()) {
+            // The handler runs on, and so does its claim.
+            return Promised::Nothing(response);
+        }
+        // What still waits for a response will get one, and its claim is for that.
+        let has_left = self.is_gone() || lifecycle.0.has_answered();
+        let guard = has_left.then(|| lock(&self.claimant).take()).flatten();
         if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned) {
             stamp(response.extensions_mut(), claim);
         }
-        keep_promises(&self.store, &lifecycle, response, guard)
+        // What is returned after `finish` is no answer to anybody; what else goes nowhere is kept: who asks again has asked
+        // once.
+        let is_answer = !returned || !lifecycle.0.is_finished();
+        let (answers, late) = if is_answer { (guard, None) } else { (None, guard) };
+        match keep_promises(&self.store, &lifecycle, response, answers) {
+            Promised::Storing(storing) if late.is_some() => Promised::Storing(Box::pin(async move {
+                let response = storing.await;
+                drop(late);
+                response
+            })),
+            promised => promised,
+        }
     }
 }
 
@@ -185,11 +200,11 @@ where
         };
         let key = key.ok().flatten().map(Cow::into_owned);
         // What waits for the response, and its claim.
-        let waiting = (!outer).then(|| (Arc::new(()), Claimant::default()));
+        let waiting = (!outer).then(|| Waiting::new(lifecycle.clone()));
         let kept = (!outer).then(|| self.store.0.clone());
-        let claimant = waiting.as_ref().map(|(waits, claimant)| {
-            let (claimant, store, waits) = (claimant.clone(), self.store.0.clone(), Arc::downgrade(waits));
-            lifecycle.0.add_keeper(Arc::new(Left { claimant: claimant.clone(), store, waits }));
+        let claimant = waiting.as_ref().map(|waiting| {
+            let (claimant, store) = (waiting.claimant.clone(), self.store.0.clone());
+            lifecycle.0.add_keeper(Arc::new(Left { claimant: claimant.clone(), store, waits: waiting.is_there() }));
             claimant
         });
         let call = || match (refusal, key, claimant) {

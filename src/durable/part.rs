@@ -143,6 +143,11 @@ impl Durable {
         self.promise.take()
     }
 
+    /// Whether a response carries any.
+    pub(super) fn is_in(extensions: &Extensions) -> bool {
+        extensions.get::<Slot>().is_some_and(|slot| !lock(&slot.0.0).is_empty())
+    }
+
     /// Takes all that a response carries.
     pub(super) fn take_from(extensions: &mut Extensions) -> Vec<Promise> {
         match extensions.remove::<Slot>() {

@@ -13,7 +13,7 @@ use tracing::{Instrument as _, Span};
 
 use super::{
     frames::Framed,
-    nowhere::{finish_nowhere, returned_alone},
+    nowhere::{finish_nowhere, returned_alone, returned_late},
     passage::Waits,
     response::{SendBody, answer, collect, watched},
     shared::Shared,
@@ -135,7 +135,7 @@ where
         // It may have called `finish` without ever waiting for it: then that is its answer.
         let response = match self.shared.take_finished() {
             Some(finished) => {
-                caught::discard(response);
+                returned_late(&self.shared, response);
                 *finished
             }
             None => response,
@@ -197,6 +197,12 @@ impl<F> Held<F> {
         }
     }
 
+    fn nobody_took_it(&self) {
+        if let Some(response) = self.shared.take_finished() {
+            finish_nowhere(&self.shared, *response);
+        }
+    }
+
     fn discard(&mut self) {
         let over = (self.future.take(), self.context.take());
         self.shared.framed(HANDLER, || caught::discard(over));
@@ -214,17 +220,19 @@ impl<F> Drop for Held<F> {
             self.shared.leave_service(self.depth);
             return;
         }
-        // A finished response that nobody took.
-        let finished = self.shared.take_finished();
-        if let Some(response) = finished {
-            finish_nowhere(&self.shared, *response);
-        }
-        if self.is_innermost() && self.shared.survives_drop() {
-            return self.go_on_alone();
-        }
         let innermost = self.is_innermost();
-        // If ours is inside of it, that decides for itself.
+        // A finished response that nobody took. One of ours that is inside decides for itself, and what stands between goes
+        // before it does.
+        if innermost {
+            self.nobody_took_it();
+            if self.shared.survives_drop() {
+                return self.go_on_alone();
+            }
+        }
         self.discard();
+        if !innermost {
+            self.nobody_took_it();
+        }
         if innermost {
             self.shared.handler_ended(HandlerEnd::Dropped);
         }
@@ -276,6 +284,7 @@ where
     let mut framed = Framed::new(shared.clone(), HANDLER, future);
     let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
     let may_finish = !shared.is_finished();
+    let keepers = shared.keepers();
     let work = async move {
         let _detached = detached;
         let ended = poll_fn(|cx| {
@@ -303,7 +312,7 @@ where
             spans::ended(&Span::current(), outcome);
         }
         match ended {
-            Alone::Returned(response) => returned_alone(&owner, response).await,
+            Alone::Returned(response) => returned_alone(&owner, response, keepers).await,
             Alone::Failed => owner.handler_ended(HandlerEnd::Ended),
             Alone::Dropped => owner.handler_ended(HandlerEnd::Dropped),
             Alone::Panicked(payload) => {

@@ -28,11 +28,11 @@ pub(crate) enum Promised {
 
 pub(crate) type Storing = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-/// That of a handler that went on alone.
-pub(super) async fn returned_alone(owner: &Arc<Shared>, mut response: Response) {
+/// That of a handler that went on alone, for whom `keepers` were there when it began to.
+pub(super) async fn returned_alone(owner: &Arc<Shared>, mut response: Response, keepers: Keepers) {
     let continuations = Continuation::take_from(response.extensions_mut());
-    let response = match owner.store_promises(response, true) {
-        Promised::Storing(storing) => stored(owner, storing, true).await,
+    let response = match owner.store_promises(response, Some(keepers)) {
+        Promised::Storing(storing) => stored(owner, storing, Waits::Handler).await,
         Promised::Nothing(response) => Some(response),
     };
     if let Some(response) = response {
@@ -53,7 +53,7 @@ fn go_nowhere(shared: &Arc<Shared>, response: Response) {
 /// A response that was given to `finish`, and that nobody takes.
 pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
     collect(shared, &mut response);
-    let storing = match shared.store_promises(response, false) {
+    let storing = match shared.store_promises(response, None) {
         Promised::Storing(storing) => storing,
         Promised::Nothing(response) => {
             produce_unread(shared, response.into_body());
@@ -64,7 +64,7 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
     shared.producer_started();
     let owner = shared.clone();
     let work = async move {
-        let response = stored(&owner, storing, false).await;
+        let response = stored(&owner, storing, Waits::Producer).await;
         if !response.is_some_and(|response| produce_unread(&owner, response.into_body())) {
             owner.producer_ended(None);
         }
@@ -78,13 +78,26 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
     shared.ensure_ending();
 }
 
-/// Waits until it is stored; if the request's `limited`, no longer than to its limit. `None` where there is no response
-/// left.
-async fn stored(owner: &Arc<Shared>, mut storing: Storing, limited: bool) -> Option<Response> {
-    let stored = poll_fn(|cx| {
-        if limited {
-            owner.register(Waits::Handler, cx);
+/// What a handler returned whose answer was another, given to `finish`.
+pub(super) fn returned_late(shared: &Arc<Shared>, response: Response) {
+    match shared.store_promises(response, Some(shared.keepers())) {
+        Promised::Nothing(response) => caught::discard(response),
+        Promised::Storing(storing) => {
+            // Nothing of the request waits for it: jobs that are stored behind its end start at once.
+            let work = async move { caught::discard(storing.await) };
+            if let Err(work) = shared.pool().spawn(work) {
+                shared.pool().report_lost(&shared.route(), "the runtime ended before what it promised was stored");
+                caught::discard(work);
+            }
         }
+    }
+}
+
+/// Waits until it is stored, no longer than to the request's limit, of which the task is told by `waits`. `None` where there
+/// is no response left.
+async fn stored(owner: &Arc<Shared>, mut storing: Storing, waits: Waits) -> Option<Response> {
+    let stored = poll_fn(|cx| {
+        owner.register(waits, cx);
         // Its body is the user's, and is read to be kept.
         match caught::poll(storing.as_mut(), cx) {
             Ok(Poll::Ready(response)) => return Poll::Ready(Some(response)),
@@ -95,12 +108,11 @@ async fn stored(owner: &Arc<Shared>, mut storing: Storing, limited: bool) -> Opt
             }
             Ok(Poll::Pending) => {}
         }
-        if limited {
-            owner.arm();
-            if owner.verdict().is_some() {
-                tracing::error!(route = owner.route(), "the limit passed before a durable job was known to be stored");
-                return Poll::Ready(None);
-            }
+        owner.arm();
+        // Not where only its client has left: it is promised.
+        if owner.word().status().is_timeout() {
+            tracing::error!(route = owner.route(), "the limit passed before a durable job was known to be stored");
+            return Poll::Ready(None);
         }
         Poll::Pending
     })
@@ -132,10 +144,21 @@ fn produce_unread(shared: &Arc<Shared>, body: Body) -> bool {
     true
 }
 
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub(super) use super::keeper::Keepers;
+
+#[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
+pub(super) struct Keepers;
+
 #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
 impl Shared {
+    #[expect(clippy::unused_self, reason = "with durable jobs there are some")]
+    pub(super) fn keepers(&self) -> Keepers {
+        Keepers
+    }
+
     #[expect(clippy::unused_self, reason = "with durable jobs there is something to store")]
-    fn store_promises(self: &Arc<Self>, response: Response, _: bool) -> Promised {
+    fn store_promises(self: &Arc<Self>, response: Response, _: Option<Keepers>) -> Promised {
         Promised::Nothing(response)
     }
 }

@@ -53,9 +53,7 @@ impl Shared {
         self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
         self.takes_no_more();
         #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-        if how == HandlerEnd::Dropped {
-            self.release_keepers(false);
-        }
+        self.release_keepers(false);
         if self.word().has(word::HEAD) {
             self.release_tickets();
         }

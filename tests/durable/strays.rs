@@ -20,26 +20,35 @@ on_both!(
     a_list_of_discarded_jobs_has_ours_alone
 );
 
-type Calls = std::sync::Arc<watch::Sender<u32>>;
+pub type Calls = std::sync::Arc<watch::Sender<u32>>;
 
 /// Counts, and waits until it is let go.
-async fn waits(calls: Calls, gate: std::sync::Arc<watch::Sender<bool>>) {
+pub async fn waits(calls: Calls, gate: std::sync::Arc<watch::Sender<bool>>) {
     calls.send_modify(|calls| *calls += 1);
     let _ = gate.subscribe().wait_for(|open| *open).await;
 }
 
-/// Asks, and cancels its stream as soon as the handler runs.
-async fn asks_and_leaves(address: std::net::SocketAddr, path: &str, calls: &Calls) {
-    let before = *calls.borrow();
-    let client = Http2::connect(address).await;
+/// A request with a key over HTTP/2.
+pub async fn starts(client: &Http2, path: &str) -> h2::client::ResponseFuture {
     let request = Request::post(format!("http://test{path}")).header("idempotency-key", "k").body(()).unwrap();
-    let (response, _) = client.send.clone().ready().await.unwrap().send_request(request, true).unwrap();
-    soon("the handler runs", calls.subscribe().wait_for(|calls| *calls > before)).await.unwrap();
-    drop(response);
-    // An answer to this says that the server has heard of it.
+    client.send.clone().ready().await.unwrap().send_request(request, true).unwrap().0
+}
+
+/// The server has heard of all that came before.
+pub async fn is_heard(client: &Http2) {
     let mut ping = client.send.clone().ready().await.unwrap();
     let request = Request::get("http://test/nowhere").body(()).unwrap();
     assert_eq!(soon("an answer", ping.send_request(request, true).unwrap().0).await.unwrap().status(), 404);
+}
+
+/// Asks, and cancels its stream as soon as the handler runs.
+pub async fn asks_and_leaves(address: std::net::SocketAddr, path: &str, calls: &Calls) {
+    let before = *calls.borrow();
+    let client = Http2::connect(address).await;
+    let response = starts(&client, path).await;
+    soon("the handler runs", calls.subscribe().wait_for(|calls| *calls > before)).await.unwrap();
+    drop(response);
+    is_heard(&client).await;
 }
 
 async fn a_server_of_no_kind_of_ours_loses_no_promise(place: Place) {
