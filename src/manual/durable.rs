@@ -35,7 +35,7 @@
 //! | The client left while its job was being stored. | It is stored, and starts at once. | Nothing. |
 //! | A middleware *inside* of the `DurableLayer` puts another response in the place of the handler's, or no `DurableLayer` stands there and no service of this crate does either. | Nothing is stored, and the log says so. | The layer goes inside of what replaces responses. |
 //! | The store fails between the commit and the flush. | The job starts when its lease ends. | Nothing. |
-//! | The client left while its handler ran on ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)). | What the handler promises is stored all the same, though its answer goes nowhere. | Nothing. |
+//! | The client left while its handler ran on ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)). | What the handler promises is stored all the same, though its answer goes nowhere; under an `Idempotency-Key` that is kept, for who asks again. | Nothing. |
 //!
 //! # Keys
 //!
