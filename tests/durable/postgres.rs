@@ -59,16 +59,26 @@ impl Cluster {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("epilogue-pg-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let directory = std::env::temp_dir().join(name);
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let mut cluster = Self { directory, binaries: binaries(), port, settings, keeper: None };
+        let mut cluster = Self { directory, binaries: binaries(), port: 0, settings, keeper: None };
         let (bin, data) = (cluster.binaries.display(), cluster.directory.display());
         run(&format!("{bin}/initdb -D {data} -U postgres -A trust -N --no-locale -E UTF8"));
-        cluster.up();
+        // Free now: another test may take it before the server does.
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let started = (0..10).any(|_| {
+            cluster.port = free();
+            cluster.comes_up()
+        });
+        assert!(started, "Postgres finds no port");
         cluster
     }
 
-    /// Starts the server and waits until it answers.
+    /// Starts the server once more, on the port that it had, and waits until it answers.
     pub fn up(&mut self) {
+        assert!((0..100).any(|_| self.comes_up()), "Postgres does not get its port again");
+    }
+
+    /// False if its port is taken.
+    fn comes_up(&mut self) -> bool {
         let (bin, data, port) = (self.binaries.display(), self.directory.display(), self.port);
         let settings = format!("{} -c max_connections=200 -c listen_addresses=127.0.0.1", self.settings);
         let line = format!(
@@ -79,9 +89,17 @@ impl Cluster {
         self.keeper = Some(keeper);
         let deadline = Instant::now() + Duration::from_secs(30);
         while !self.answers() {
-            assert!(Instant::now() < deadline, "Postgres does not start: see {data}/log");
+            let log = self.directory.join("log");
+            let told = fs::read_to_string(&log).unwrap_or_default();
+            if told.contains("could not create any TCP/IP sockets") {
+                self.down();
+                fs::remove_file(&log).unwrap();
+                return false;
+            }
+            assert!(Instant::now() < deadline, "Postgres does not start: {told}");
             std::thread::sleep(Duration::from_millis(50));
         }
+        true
     }
 
     fn answers(&self) -> bool {
