@@ -14,6 +14,8 @@ use tokio::runtime::Handle;
 use super::{passage::Waits, producer, response::collect, shared::Shared};
 use crate::{continuation::Continuation, pool::caught};
 
+const UNSTORED: &str = "the runtime ended before what it promised was known to be stored";
+
 /// What a response promises.
 pub(crate) enum Promised {
     /// Or nothing that is anybody's to store.
@@ -71,7 +73,7 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
     };
     let _served = shared.runtime().map(Handle::enter);
     if let Err(work) = shared.pool().spawn(work) {
-        shared.pool().report_lost(&shared.route(), "the runtime ended before what it promised was stored");
+        shared.pool().report_lost(&shared.route(), UNSTORED);
         caught::discard(work);
         shared.producer_ended(None);
     }
@@ -84,11 +86,29 @@ pub(super) fn returned_late(shared: &Arc<Shared>, response: Response) {
         Promised::Nothing(response) => caught::discard(response),
         Promised::Storing(storing) => {
             // Nothing of the request waits for it: jobs that are stored behind its end start at once.
-            let work = async move { caught::discard(storing.await) };
-            if let Err(work) = shared.pool().spawn(work) {
-                shared.pool().report_lost(&shared.route(), "the runtime ended before what it promised was stored");
-                caught::discard(work);
-            }
+            let mut unstored = Unstored(Some(shared.clone()));
+            let work = async move {
+                caught::discard(storing.await);
+                unstored.is_over();
+            };
+            caught::discard(shared.pool().spawn(work).err());
+        }
+    }
+}
+
+/// What no request waits for, and what may go down with its runtime: that is told (contract rule 13).
+struct Unstored(Option<Arc<Shared>>);
+
+impl Unstored {
+    fn is_over(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unstored {
+    fn drop(&mut self) {
+        if let Some(shared) = self.0.take() {
+            shared.pool().report_lost(&shared.route(), UNSTORED);
         }
     }
 }

@@ -17,7 +17,9 @@ use axum::{
     routing::post,
 };
 use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use tokio::sync::watch;
+use tower::ServiceExt as _;
 use tower_epilogue::{
     EpilogueBuilder, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer,
     durable::{Durable, DurableStore},
@@ -36,6 +38,7 @@ on_both!(
     a_handler_that_panics_gives_its_key_back_before_its_hooks_end,
     a_promise_that_outlasts_its_request_is_stored,
     an_answer_that_never_comes_is_waited_for_to_the_limit,
+    an_answer_that_was_given_in_the_moment_in_which_the_client_left_is_kept,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -56,15 +59,35 @@ async fn node(
     Node::of(record.clone(), quick(place.store()).state(record).register::<Task>(), epilogue, app).await
 }
 
-async fn what_is_returned_beside_a_finish_that_nobody_awaits_is_stored(place: Place) {
+/// Its `finish` has begun, and is not awaited.
+async fn early_and_late(place: &Place) -> Node {
     let handler = async |lifecycle: Lifecycle| {
         let mut finish = Box::pin(lifecycle.finish("early"));
         poll_fn(|cx| Poll::Ready(finish.as_mut().poll(cx).is_pending())).await;
         Durable::new(Task::ok("late"))
     };
-    let node = Node::start(&place, |store| Router::new().route("/", post(handler)).layer(store.layer())).await;
+    Node::start(place, |store| Router::new().route("/", post(handler)).layer(store.layer())).await
+}
+
+async fn what_is_returned_beside_a_finish_that_nobody_awaits_is_stored(place: Place) {
+    let node = early_and_late(&place).await;
     assert_eq!(node.post("/", &[], "").await.text(), "early");
     node.record.begun("late", 1).await;
+}
+
+#[test]
+fn where_the_runtime_ends_before_that_it_is_lost_and_not_in_silence() {
+    let place = Place::sqlite();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let epilogue = runtime.block_on(async {
+        let node = early_and_late(&place).await;
+        std::mem::forget(Locked::take(&place).await);
+        assert_eq!(node.post("/", &[], "").await.text(), "early");
+        node.epilogue.clone()
+    });
+    assert_eq!(epilogue.lost(), 0);
+    drop(runtime);
+    assert_eq!(epilogue.lost(), 1);
 }
 
 async fn a_key_is_kept_while_its_handler_runs_on_after_a_finish_that_nobody_gets(place: Place) {
@@ -175,4 +198,36 @@ async fn an_answer_that_never_comes_is_waited_for_to_the_limit(place: Place) {
         .until("both have ended", |events| events.iter().filter(|event| event.kind().name() == "ended").count() == 2)
         .await;
     assert!(node.stop().await.is_clean());
+}
+
+/// A task of the handler's gives it to `finish`, and its response future is dropped before it could take it.
+async fn an_answer_that_was_given_in_the_moment_in_which_the_client_left_is_kept(place: Place) {
+    let calls = Calls::default();
+    let (given, mut lifecycles) = tokio::sync::mpsc::unbounded_channel();
+    let (called, gate) = (calls.clone(), Gate::default());
+    let goes_on = gate.clone();
+    let handler = move |lifecycle: Lifecycle| async move {
+        called.send_modify(|calls| *calls += 1);
+        given.send(lifecycle).unwrap();
+        open(&goes_on).await;
+    };
+    let node = Node::start(&place, |_| Router::new()).await;
+    let inside = Router::new().route("/", post(handler)).layer(TimeLimitLayer::off());
+    let app = inside.layer(node.store.layer()).layer(IgnoreAbortLayer::new());
+    let asks = || {
+        let request = Request::post("/").header("idempotency-key", "k").body(Body::empty()).unwrap();
+        Box::pin(app.clone().oneshot(request))
+    };
+    let mut response = asks();
+    let lifecycle = tokio::select! {
+        lifecycle = lifecycles.recv() => lifecycle.unwrap(),
+        _ = &mut response => unreachable!("its handler goes on"),
+    };
+    let mut finish = Box::pin(lifecycle.finish((Durable::new(Task::ok("order")), "ordered")));
+    assert!(poll_fn(|cx| Poll::Ready(finish.as_mut().poll(cx).is_pending())).await);
+    drop(response);
+    node.record.begun("order", 1).await;
+    gate.send_replace(true);
+    let again = asks().await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!((&again[..], *calls.borrow()), (&b"ordered"[..], 1));
 }
