@@ -354,11 +354,11 @@ mod tests {
         let (own, lost) = (arrives(&ledger), arrives(&ledger));
         tell(&ledger, own, EventKind::HandlerStart);
         assert!(ledger.disregard(own));
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::advance(Duration::from_secs(5)).await;
         assert_eq!(ledger.page(10).points.last().unwrap().running, 0);
         tell(&ledger, lost, EventKind::HandlerStart);
         ledger.lost(lost);
-        tokio::time::sleep(Duration::from_secs(5)).await;
+        tokio::time::advance(Duration::from_secs(5)).await;
         let page = ledger.page(10);
         assert_eq!((page.requests, page.places, page.totals.ended), (0, [0; 5], 0));
         assert_eq!((lock(&ledger.state).unconfirmed, page.points.last().unwrap().running), (0, 0));

@@ -388,8 +388,8 @@ async fn with_a_payload_that_panics_when_it_is_dropped_it_costs_that_request_onl
 }
 
 /// A body that panics when it is asked for its length, or whether it has ended.
-struct Unmeasurable {
-    asked_for_its_end: bool,
+pub(crate) struct Unmeasurable {
+    pub(crate) asked_for_its_end: bool,
 }
 
 impl http_body::Body for Unmeasurable {

@@ -22,34 +22,9 @@ use tower_epilogue::{Continuation, End, IgnoreAbortLayer, Lifecycle, ShutdownHoo
 
 use crate::{
     common::{Leave, told},
+    panics::Unmeasurable,
     support::{Gate, Journal, Notes, Server, h2client::Http2, soon, streamed},
 };
-
-/// Panics when it is asked for its length, or whether it has ended.
-struct Unmeasurable {
-    asked_for_its_end: bool,
-}
-
-impl http_body::Body for Unmeasurable {
-    type Data = bytes::Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
-        Poll::Ready(None)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        assert!(!self.asked_for_its_end, "the body panics, as this test wants it");
-        false
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        panic!("the body panics, as this test wants it");
-    }
-}
 
 #[tokio::test]
 async fn of_a_handler_that_goes_on_without_its_client_continuation_and_hooks_run() {

@@ -9,16 +9,16 @@ use std::{
     time::Duration,
 };
 
-use axum::Router;
+use axum::{Router, routing};
 use serde::{Deserialize, Serialize};
 use tokio::{
     net::TcpListener,
-    sync::{Notify, oneshot},
+    sync::{Notify, oneshot, watch},
     task::JoinHandle,
 };
 use tower_epilogue::{
-    DrainReport, Epilogue, EpilogueBuilder,
-    durable::{DurableBuilder, DurableJob, DurableStore, JobContext, JobCounts, JobError},
+    Continuation, DrainReport, Epilogue, EpilogueBuilder,
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobCounts, JobError},
 };
 
 use crate::{
@@ -126,7 +126,7 @@ pub struct Run {
 pub struct Record {
     runs: Arc<Mutex<Vec<Run>>>,
     news: Arc<Notify>,
-    pub gate: Arc<tokio::sync::watch::Sender<bool>>,
+    pub gate: Arc<watch::Sender<bool>>,
 }
 
 impl Record {
@@ -332,3 +332,28 @@ macro_rules! on_both {
     };
 }
 pub(crate) use on_both;
+
+/// Its one place is taken until the gate opens, and a job waits for that.
+pub async fn waits_for_its_place(place: &Place, rescue_after: Duration) -> (Node, watch::Sender<bool>) {
+    let gate = watch::Sender::new(false);
+    let waits = gate.clone();
+    let node = Node::with(
+        place,
+        |store| store.rescue_after(rescue_after),
+        |epilogue| epilogue.max_running(1),
+        |store| {
+            let hold = move || async move {
+                Continuation::new(async move {
+                    let _ = waits.subscribe().wait_for(|open| *open).await;
+                })
+            };
+            Router::new().route("/hold", routing::post(hold)).layer(store.layer())
+        },
+    )
+    .await;
+    assert_eq!(node.post("/hold", &[], "").await.status, 200);
+    node.journal.seen("continuation_start").await;
+    node.store.enqueue(Durable::new(Task::ok("waits"))).await.unwrap();
+    node.journal.seen("continuation_waits").await;
+    (node, gate)
+}

@@ -14,13 +14,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tower::ServiceExt as _;
 use tower_epilogue::{
-    Continuation, IgnoreAbortLayer, Lifecycle,
+    IgnoreAbortLayer, Lifecycle,
     durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError, sqlx},
 };
 
 use crate::{
     commits::Locked,
-    common::{Act, Node, Place, Task, on_both, post as ask},
+    common::{Act, Node, Place, Task, on_both, post as ask, waits_for_its_place},
     support::{h2client::Http2, soon},
 };
 
@@ -229,6 +229,7 @@ impl io::Write for SlowLog {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if String::from_utf8_lossy(line).contains("a continuation panicked") {
             let _ = self.0.send(());
+            // The slowness itself: nothing waits for it to be over.
             std::thread::sleep(Duration::from_millis(100));
         }
         Ok(line.len())
@@ -289,30 +290,14 @@ async fn a_deadlock_is_tried_again() {
 #[tokio::test]
 async fn an_attempt_that_another_took_meanwhile_is_not_begun() {
     let place = Place::sqlite();
-    let gate = tokio::sync::watch::Sender::new(false);
-    let waits = gate.clone();
     let grace = Duration::from_secs(2);
-    let node = Node::with(
-        &place,
-        |store| store.rescue_after(grace),
-        |epilogue| epilogue.max_running(1),
-        |store| {
-            let hold = move || async move {
-                Continuation::new(async move {
-                    let _ = waits.subscribe().wait_for(|open| *open).await;
-                })
-            };
-            Router::new().route("/hold", post(hold)).layer(store.layer())
-        },
-    )
-    .await;
-    assert_eq!(node.post("/hold", &[], "").await.status, 200);
-    node.journal.seen("continuation_start").await;
-    node.store.enqueue(Durable::new(Task::ok("waits"))).await.unwrap();
-    node.journal.seen("continuation_waits").await;
+    let (node, gate) = waits_for_its_place(&place, grace).await;
     place.execute("UPDATE river_job SET attempt = 2 WHERE state = 'running'").await;
+    // So long it is suspended: of all that it has to look at then, nothing has come before another.
+    tokio::time::pause();
     gate.send_replace(true);
-    std::thread::sleep(grace);
+    tokio::time::advance(grace).await;
+    tokio::time::resume();
     place.until("SELECT count(*) FROM river_job WHERE state = 'running'", 0).await;
     assert!(node.record.runs().is_empty(), "{:?}", node.record.runs());
 }

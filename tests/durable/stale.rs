@@ -5,15 +5,12 @@ use std::time::{Duration, Instant};
 
 use axum::{Router, routing::post};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
-use tower_epilogue::{
-    Continuation,
-    durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
-};
+use tokio::sync::mpsc;
+use tower_epilogue::durable::{Durable, DurableJob, DurableStore, JobContext, JobError};
 
 use crate::{
     commits::Locked,
-    common::{Node, Place, Task, on_both, request},
+    common::{Node, Place, Task, on_both, request, waits_for_its_place},
     promise::{app, stored_by_hand},
     support::{Client, soon},
 };
@@ -108,27 +105,8 @@ async fn a_late_flush_does_not_bring_the_next_attempt_forward(place: Place) {
 
 /// The store says meanwhile that another process runs it: it does not wait for its place any longer, and never runs.
 async fn an_attempt_that_is_anothers_by_now_is_never_begun(place: Place) {
-    let gate = watch::Sender::new(false);
-    let waits = gate.clone();
-    let node = Node::with(
-        &place,
-        // After four times this, which is past all patience, it would be put back anyway.
-        |store| store.rescue_after(Duration::from_secs(4)),
-        |epilogue| epilogue.max_running(1),
-        |store| {
-            let hold = move || async move {
-                Continuation::new(async move {
-                    let _ = waits.subscribe().wait_for(|open| *open).await;
-                })
-            };
-            Router::new().route("/hold", post(hold)).layer(store.layer())
-        },
-    )
-    .await;
-    assert_eq!(node.post("/hold", &[], "").await.status, 200);
-    node.journal.seen("continuation_start").await;
-    node.store.enqueue(Durable::new(Task::ok("waits"))).await.unwrap();
-    node.journal.seen("continuation_waits").await;
+    // After four times this, which is past all patience, it would be put back anyway.
+    let (node, gate) = waits_for_its_place(&place, Duration::from_secs(4)).await;
     place.execute("UPDATE river_job SET attempt = 2 WHERE state = 'running'").await;
     node.journal.ended(1).await;
     let job = *node.journal.requests().last().unwrap();

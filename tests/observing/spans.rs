@@ -291,6 +291,7 @@ async fn one_that_runs_on_its_own_tells_its_outcome_too() {
     {
         drop((work, "hello").into_response());
     }
+    // They have no journal. This clock goes on only when nothing is left to run, so by then they are over.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let lines = seen.lines();
     let count = |line: &str| lines.iter().filter(|other| *other == line).count();

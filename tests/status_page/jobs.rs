@@ -4,9 +4,9 @@ use std::{path::PathBuf, time::Duration};
 
 use axum::{Router, http::StatusCode, routing::post};
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tower_epilogue::{
-    Epilogue,
+    DrainReport, Epilogue,
     durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
 };
 
@@ -40,6 +40,20 @@ impl Drop for Folder {
     }
 }
 
+/// Its address, what stops it when it is dropped, and what it ends with.
+async fn serve(
+    epilogue: &Epilogue,
+    app: Router,
+) -> (std::net::SocketAddr, oneshot::Sender<()>, JoinHandle<std::io::Result<DrainReport>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = epilogue.serve(listener, app).with_graceful_shutdown(async {
+        let _ = stopped.await;
+    });
+    (address, stop, tokio::spawn(serving.into_future()))
+}
+
 async fn ask(address: std::net::SocketAddr, request: &str) -> String {
     let mut client = Client::connect(address).await;
     client.send(&format!("{request} HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")).await;
@@ -55,13 +69,7 @@ async fn a_job_that_runs_is_listed_with_its_kind() {
     let store = DurableStore::sqlite(folder.0.join("jobs.db")).register::<Charge>().state(held.clone());
     let store = store.start(&epilogue).await.unwrap();
     let app = Router::new().route("/order", post(order)).layer(store.layer()).nest("/status", epilogue.status_page());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = epilogue.serve(listener, app).with_graceful_shutdown(async {
-        let _ = stopped.await;
-    });
-    let serving = tokio::spawn(serving.into_future());
+    let (address, stop, serving) = serve(&epilogue, app).await;
     assert_eq!(ask(address, "POST /order").await, "accepted");
     // A client cannot pass for a job.
     ask(address, "JOB /charge").await;
@@ -125,13 +133,7 @@ async fn an_attempt_that_was_put_back_without_having_run_is_no_attempt() {
     let gate = held.clone();
     let takes_the_place = async move || (Continuation::new(async move { gate.passed().await }), "accepted");
     let app: Router = Router::new().route("/", get(takes_the_place));
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = epilogue.serve(listener, app).with_graceful_shutdown(async {
-        let _ = stopped.await;
-    });
-    let serving = tokio::spawn(serving.into_future());
+    let (address, stop, serving) = serve(&epilogue, app).await;
     assert_eq!(ask(address, "GET /").await, "accepted");
     store.enqueue(Durable::new(Charge { order: "1".to_owned() })).await.unwrap();
     soon("the job waits", async {
