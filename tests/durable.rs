@@ -39,5 +39,8 @@ mod promise;
 mod stale;
 #[path = "durable/strays.rs"]
 mod strays;
+#[cfg(target_os = "linux")]
+#[path = "durable/vanished.rs"]
+mod vanished;
 
 mod support;

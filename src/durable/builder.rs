@@ -76,6 +76,11 @@ impl DurableStore {
     /// run with `synchronous_commit=off`, which acknowledges what a crash can take back.
     ///
     /// Its tables are created by [`migrate`](DurableBuilder::migrate), and not by every process that starts.
+    ///
+    /// On Linux a server whose machine vanishes without a word (its power, the network) is given up within 25 s, and within
+    /// 5 s of its return: sqlx has no keep-alive probes, and its connections are led through sockets of this process that
+    /// have. That takes an address of the abstract namespace; where it may not be had, the log says so, and the connections
+    /// are sqlx's own.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres(url: impl Into<String>) -> DurableBuilder {
         DurableBuilder::new(Place::Postgres(url.into()), false)
@@ -83,6 +88,9 @@ impl DurableStore {
 
     /// A store in the Postgres database of a pool of yours, of the sqlx that is exported as
     /// [`durable::sqlx`](super::sqlx): with TLS, for example, or after `current_schema` was set.
+    ///
+    /// Its connections are its own. Without keep-alive probes, which sqlx 0.9 does not have, what waits for an answer of a
+    /// server whose machine vanishes waits for ever: all that is to be stored, and the look for jobs.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres_pool(pool: riverqueue::sqlx::PgPool) -> DurableBuilder {
         DurableBuilder::new(Place::PostgresPool(pool), false)

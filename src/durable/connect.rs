@@ -33,13 +33,13 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
             Database::Sqlite { write, read: pool().max_connections(builder.connections).connect_lazy_with(options) }
         }
         #[cfg(feature = "durable-postgres")]
-        Place::Postgres(url) => Database::Postgres(
-            PgPoolOptions::new()
-                .max_connections(builder.connections)
-                .acquire_timeout(builder.busy_timeout)
-                .connect(url)
-                .await?,
-        ),
+        Place::Postgres(url) => {
+            let pool = PgPoolOptions::new().max_connections(builder.connections).acquire_timeout(builder.busy_timeout);
+            let options = url.parse()?;
+            #[cfg(target_os = "linux")]
+            let (options, pool) = super::relay::lead(options, pool);
+            Database::Postgres(pool.connect_with(options).await?)
+        }
         #[cfg(feature = "durable-postgres")]
         Place::PostgresPool(pool) => Database::Postgres(pool.clone()),
     })

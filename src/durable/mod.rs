@@ -89,6 +89,8 @@ mod job;
 mod layer;
 mod part;
 mod records;
+#[cfg(all(feature = "durable-postgres", target_os = "linux"))]
+mod relay;
 mod river;
 mod runner;
 mod store;

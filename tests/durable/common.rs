@@ -104,8 +104,12 @@ impl Place {
 impl Place {
     /// Looks again and again until the number is that: a database tells nobody.
     pub async fn until(&self, sql: &'static str, number: i64) {
+        self.until_found(sql, |found| found == number).await;
+    }
+
+    pub async fn until_found(&self, sql: &'static str, found: impl Fn(i64) -> bool) {
         soon(sql, async {
-            while self.number(sql).await != number {
+            while !found(self.number(sql).await) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         })

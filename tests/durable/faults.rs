@@ -189,3 +189,28 @@ async fn two_processes_may_migrate_at_once() {
         }
     }
 }
+
+/// The sockets that connections to Postgres are led through can be seen, and connected to, by everybody on the machine.
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_process_is_not_led_to_postgres() {
+    let cluster = tokio::task::block_in_place(Cluster::start);
+    let store = DurableStore::postgres(cluster.database()).migrate(true).start(&Epilogue::new()).await.unwrap();
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    let end = format!("/.s.PGSQL.{}", cluster.port());
+    let of = |line: &str| line.split_once('@').map(|(_, name)| name.to_owned()).filter(|name| name.ends_with(&end));
+    let name = sockets.lines().find_map(of).expect("there is one");
+    assert!(name.starts_with("tower-epilogue-"), "{name}");
+    // "May I have TLS?" is answered with one byte (Postgres's manual, section 55.2.11).
+    let asks = "import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(chr(0) + sys.argv[1])
+try:
+    s.sendall(bytes([0, 0, 0, 8, 4, 210, 22, 47]))
+    print(s.recv(1))
+except OSError:
+    print(b'')";
+    let asked = tokio::process::Command::new("python3").args(["-c", asks, &name]).output().await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&asked.stdout), "b''\n", "{asked:?}");
+    assert_eq!(store.counts().await.unwrap().unfinished(), 0, "this one is");
+}

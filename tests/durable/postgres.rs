@@ -128,6 +128,10 @@ impl Cluster {
         format!("postgres://postgres@127.0.0.1:{port}/{name}")
     }
 
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     pub fn directory(&self) -> &Path {
         &self.directory
     }
