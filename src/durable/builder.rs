@@ -89,6 +89,9 @@ impl DurableStore {
     /// A store in the Postgres database of a pool of yours, of the sqlx that is exported as
     /// [`durable::sqlx`](super::sqlx): with TLS, for example, or after `current_schema` was set.
     ///
+    /// What requests promise is stored over one connection more, made with the pool's options, so that nobody who uses the
+    /// pool's holds it up.
+    ///
     /// Its connections are its own. Without keep-alive probes, which sqlx 0.9 does not have, what waits for an answer of a
     /// server whose machine vanishes waits for ever: all that is to be stored, and the look for jobs.
     #[cfg(feature = "durable-postgres")]
@@ -209,8 +212,8 @@ impl DurableBuilder {
         self
     }
 
-    /// How many connections to the database there are at most; 10 by default. One more listens, on Postgres, and one
-    /// writes, on SQLite.
+    /// How many connections to the database there are at most; 10 by default. One more writes what requests promise, and
+    /// on Postgres one more listens.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self

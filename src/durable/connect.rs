@@ -1,9 +1,9 @@
 //! Opening the database with the settings that durability needs.
 
-#[cfg(feature = "durable-postgres")]
-use riverqueue::sqlx::postgres::PgPoolOptions;
 #[cfg(feature = "durable-sqlite")]
 use riverqueue::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+#[cfg(feature = "durable-postgres")]
+use riverqueue::sqlx::{PgPool, postgres::PgPoolOptions};
 
 use super::{
     DurableError,
@@ -38,11 +38,19 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
             let options = url.parse()?;
             #[cfg(target_os = "linux")]
             let (options, pool) = super::relay::lead(options, pool);
-            Database::Postgres(pool.connect_with(options).await?)
+            postgres(pool.connect_with(options).await?)
         }
         #[cfg(feature = "durable-postgres")]
-        Place::PostgresPool(pool) => Database::Postgres(pool.clone()),
+        Place::PostgresPool(pool) => postgres(pool.clone()),
     })
+}
+
+/// With a connection for the writer, made as those of the pool are.
+#[cfg(feature = "durable-postgres")]
+fn postgres(pool: PgPool) -> Database {
+    let one = pool.options().clone().min_connections(0).max_connections(1);
+    let write = one.connect_lazy_with((*pool.connect_options()).clone());
+    Database::Postgres { write, pool }
 }
 
 /// Opens the file. The first of several processes at it sets its journal up, and SQLite has the others wait for that as for

@@ -20,7 +20,11 @@ pub(super) enum Database {
         read: SqlitePool,
     },
     #[cfg(feature = "durable-postgres")]
-    Postgres(PgPool),
+    Postgres {
+        /// One connection of the writer's own: whoever uses the others, and for how long, no request waits for it.
+        write: PgPool,
+        pool: PgPool,
+    },
 }
 
 /// A transaction of ours.
@@ -78,6 +82,16 @@ impl<'c> sealed::Erase<'c> for Transaction<'c, Postgres> {
 impl Database {
     /// Begins a transaction that will write. It is never abandoned half-begun.
     pub(super) async fn begin(&self) -> Result<Begun, DurableError> {
+        match self {
+            #[cfg(feature = "durable-sqlite")]
+            Self::Sqlite { .. } => self.begin_writer().await,
+            #[cfg(feature = "durable-postgres")]
+            Self::Postgres { pool, .. } => Ok(Begun::Postgres(riverqueue::database::begin_postgres(pool).await?)),
+        }
+    }
+
+    /// The same for the writer.
+    pub(super) async fn begin_writer(&self) -> Result<Begun, DurableError> {
         Ok(match self {
             #[cfg(feature = "durable-sqlite")]
             Self::Sqlite { write, .. } => match riverqueue::database::begin_sqlite_write(write).await {
@@ -87,7 +101,7 @@ impl Database {
                 Err(error) => return Err(error.into()),
             },
             #[cfg(feature = "durable-postgres")]
-            Self::Postgres(pool) => Begun::Postgres(riverqueue::database::begin_postgres(pool).await?),
+            Self::Postgres { write, .. } => Begun::Postgres(riverqueue::database::begin_postgres(write).await?),
         })
     }
 }

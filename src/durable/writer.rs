@@ -160,7 +160,7 @@ impl Writer {
         if ops.iter().all(|op| matches!(op, Op::Barrier(_))) {
             return Ok(ops.iter().map(|_| Done::Nothing).collect());
         }
-        let mut begun = self.database.begin().await?;
+        let mut begun = self.database.begin_writer().await?;
         let result = self.write_in(ops, &mut begun).await;
         match result {
             Ok(done) => {
@@ -272,7 +272,7 @@ impl Writer {
             return;
         }
         let renewed = async {
-            let mut begun = self.database.begin().await?;
+            let mut begun = self.database.begin_writer().await?;
             for claim in self.held.values() {
                 records::renew(claim, later_ms(self.claim), &mut begun.tx()).await?;
             }
@@ -285,7 +285,7 @@ impl Writer {
 
     async fn clean(&self) {
         let cleaned = async {
-            let mut begun = self.database.begin().await?;
+            let mut begun = self.database.begin_writer().await?;
             let rows = records::clean(now_ms(), &mut begun.tx()).await?;
             begun.commit().await?;
             Ok::<_, DurableError>(rows)

@@ -13,11 +13,11 @@ use axum::{Router, routing::post};
 use tokio::sync::watch;
 use tower_epilogue::{
     Epilogue,
-    durable::{Durable, DurableStore},
+    durable::{Durable, DurableStore, sqlx::postgres::PgPoolOptions},
 };
 
 use crate::{
-    common::{Node, Place, Task, post as ask},
+    common::{Node, Place, Record, Task, post as ask, quick},
     postgres::Cluster,
     support::soon,
 };
@@ -187,6 +187,26 @@ async fn two_processes_may_migrate_at_once() {
         for start in starts.collect::<Vec<_>>() {
             start.await.unwrap().unwrap();
         }
+    }
+}
+
+/// What stores the promises of requests does not wait for transactions of others, as jobs may hold for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_is_in_use_refuses_no_order() {
+    let place = Place::postgres();
+    let Place::Postgres(url) = &place else { unreachable!("it is one") };
+    place.store().start(&Epilogue::new()).await.unwrap();
+    let few = PgPoolOptions::new().max_connections(2).acquire_timeout(Duration::from_millis(500));
+    let theirs = DurableStore::postgres_pool(few.connect(url).await.unwrap());
+    let ours = DurableStore::postgres(url).connections(2).busy_timeout(Duration::from_millis(500));
+    for builder in [theirs, ours] {
+        let record = Record::default();
+        let builder = quick(builder).state(record.clone()).register::<Task>();
+        let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+        let held = [node.store.begin_postgres().await.unwrap(), node.store.begin_postgres().await.unwrap()];
+        assert_eq!(ask(node.address, "/", &[], "meanwhile").await.status, 200);
+        drop(held);
+        node.record.begun("meanwhile", 1).await;
     }
 }
 

@@ -22,7 +22,7 @@ pub(super) async fn migrate(database: &Database) -> Result<(), DurableError> {
             riverqueue::migrate::SqliteMigrator::new(write.clone()).migrate_up().await.map_err(migration)?;
         }
         #[cfg(feature = "durable-postgres")]
-        Database::Postgres(pool) => {
+        Database::Postgres { pool, .. } => {
             riverqueue::migrate::PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
         }
     }
@@ -34,7 +34,9 @@ pub(super) async fn check(database: &Database) -> Result<(), DurableError> {
         #[cfg(feature = "durable-sqlite")]
         Database::Sqlite { read, .. } => riverqueue::migrate::SqliteMigrator::new(read.clone()).validate(None).await,
         #[cfg(feature = "durable-postgres")]
-        Database::Postgres(pool) => riverqueue::migrate::PostgresMigrator::new(pool.clone()).validate(None).await,
+        Database::Postgres { pool, .. } => {
+            riverqueue::migrate::PostgresMigrator::new(pool.clone()).validate(None).await
+        }
     };
     let valid = valid.map_err(migration)?;
     if valid.is_valid() {
@@ -123,7 +125,7 @@ pub(super) async fn counts(database: &Database) -> Result<JobCounts, DurableErro
         #[cfg(feature = "durable-sqlite")]
         Database::Sqlite { read, .. } => sqlx::query_as(COUNTS).fetch_all(read).await?,
         #[cfg(feature = "durable-postgres")]
-        Database::Postgres(pool) => sqlx::query_as(COUNTS).fetch_all(pool).await?,
+        Database::Postgres { pool, .. } => sqlx::query_as(COUNTS).fetch_all(pool).await?,
     };
     let mut counts = JobCounts::default();
     for (state, count) in rows {
