@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -22,7 +22,7 @@ use super::{
     river::River,
     runner::{JobRunner, KnownKind, OnDiscard},
     store::Inner,
-    writer::Writer,
+    writer::{ROOM, Writer},
 };
 use crate::{Epilogue, pool::Companion};
 
@@ -268,6 +268,7 @@ impl DurableBuilder {
             database: database.clone(),
             engine: engine.clone(),
             writer,
+            room: Arc::new(Semaphore::new(ROOM)),
             lease: self.lease,
             stopping: CancellationToken::new(),
         });

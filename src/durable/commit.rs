@@ -19,7 +19,7 @@ use super::{
     layer::Claimant,
     part::Promise,
     records::{Answer, Claim},
-    store::{Inner, fill_key, promote_each},
+    store::{Asker, Inner, fill_key, promote_each},
 };
 use crate::{
     continuation::Continuation,
@@ -96,7 +96,9 @@ where
                         (Ok(response), Some(store)) => (response, store),
                         (result, _) => return Poll::Ready(result),
                     };
-                    match keep_promises(store, lifecycle, response, guard) {
+                    // It may have left, and is ignored.
+                    let asker = if lifecycle.is_aborted() { Asker::Gone } else { Asker::Waits };
+                    match keep_promises(store, lifecycle, response, guard, asker) {
                         Promised::Storing(storing) => storing,
                         Promised::Nothing(response) => return Poll::Ready(Ok(response)),
                     }
@@ -113,13 +115,14 @@ pub(super) fn keep_promises(
     lifecycle: &Lifecycle,
     mut response: Response,
     guard: Option<Guard>,
+    asker: Asker,
 ) -> Promised {
     let promises = Durable::take_from(response.extensions_mut());
     if promises.is_empty() {
         drop(guard);
         return Promised::Nothing(response);
     }
-    Promised::Storing(Box::pin(keep(store.clone(), lifecycle.clone(), response, promises, guard)))
+    Promised::Storing(Box::pin(keep(store.clone(), lifecycle.clone(), response, promises, guard, asker)))
 }
 
 /// The same; a response that says so if that fails.
@@ -129,6 +132,7 @@ async fn keep(
     response: Response,
     promises: Vec<Promise>,
     guard: Option<Guard>,
+    asker: Asker,
 ) -> Response {
     let route = lifecycle.0.route();
     let claim = guard.as_ref().and_then(Guard::claim).cloned();
@@ -153,7 +157,7 @@ async fn keep(
         }
         None => (response, None),
     };
-    let ids = match store_all(&store, jobs, answer).await {
+    let ids = match store_all(&store, jobs, answer, asker).await {
         Ok(stored) => {
             if let Some(guard) = guard {
                 guard.settle();
@@ -171,11 +175,12 @@ async fn store_all(
     store: &Inner,
     jobs: Vec<super::engine::NewJob>,
     answer: Option<(Claim, Answer)>,
+    asker: Asker,
 ) -> Result<Vec<i64>, DurableError> {
     if jobs.is_empty() && answer.is_none() {
         return Ok(Vec::new());
     }
-    let stored = store.store(jobs, answer).await?;
+    let stored = store.store(jobs, answer, asker).await?;
     Ok(stored.iter().filter(|job| !job.duplicate).map(|job| job.id).collect())
 }
 

@@ -20,7 +20,7 @@ use super::{
     commit::{Commit, ResponseFuture, Waiting, keep_promises, stamp},
     idempotency::{self, Guard, IdempotencyKey},
     records::Claimed,
-    store::Inner,
+    store::{Asker, Inner},
 };
 use crate::{
     lifecycle::{Keeper, Lifecycle, Promised, SendBody, enter},
@@ -160,7 +160,7 @@ impl Keeper for Left {
         // once.
         let is_answer = !returned || !lifecycle.0.is_finished();
         let (answers, late) = if is_answer { (guard, None) } else { (None, guard) };
-        match keep_promises(&self.store, &lifecycle, response, answers) {
+        match keep_promises(&self.store, &lifecycle, response, answers, Asker::Gone) {
             Promised::Storing(storing) if late.is_some() => Promised::Storing(Box::pin(async move {
                 let response = storing.await;
                 drop(late);

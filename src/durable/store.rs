@@ -2,7 +2,7 @@
 
 use std::{fmt, pin::Pin, sync::Arc, time::Duration};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -12,7 +12,7 @@ use super::{
     error::Kind,
     part::Promise,
     records::{Answer, Claim, Claimed},
-    writer::Op,
+    writer::{Op, ROOM, Reply},
 };
 use crate::pool::Companion;
 
@@ -23,10 +23,20 @@ use crate::pool::Companion;
 #[derive(Clone)]
 pub struct DurableStore(pub(super) Arc<Inner>);
 
+/// Whether there is somebody to whom a refusal can be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    Waits,
+    /// Its response goes nowhere: what is not stored would be lost.
+    Gone,
+}
+
 pub(super) struct Inner {
     pub(super) database: Database,
     pub(super) engine: Arc<dyn Engine>,
     pub(super) writer: mpsc::UnboundedSender<Op>,
+    /// For as many as may wait for the writer.
+    pub(super) room: Arc<Semaphore>,
     pub(super) lease: Duration,
     pub(super) stopping: CancellationToken,
 }
@@ -49,7 +59,7 @@ impl DurableStore {
     ///
     /// # Errors
     ///
-    /// If it cannot be stored.
+    /// If it cannot be stored, or 10,000 that are to be stored wait for the database already.
     ///
     /// # Cancel safety
     ///
@@ -154,7 +164,7 @@ impl DurableStore {
 
     /// Stores jobs and has those start that nobody waits to flush a response for.
     async fn keep(&self, jobs: Vec<NewJob>, answer: Option<(Claim, Answer)>) -> Result<Vec<Stored>, DurableError> {
-        let stored = self.0.store(jobs, answer).await?;
+        let stored = self.0.store(jobs, answer, Asker::Waits).await?;
         self.0.promote(&stored);
         Ok(stored)
     }
@@ -208,9 +218,14 @@ impl Inner {
         reply.await.unwrap_or_else(|_| Err(DurableError::new(Kind::Stopped)))
     }
 
+    fn room(&self) -> Result<OwnedSemaphorePermit, DurableError> {
+        let full = || DurableError::because(Kind::Unavailable, format!("{ROOM} requests wait for it already"));
+        self.room.clone().try_acquire_owned().map_err(|_| full())
+    }
+
     pub(super) async fn claim(&self, claim: Claim) -> Result<Claimed, DurableError> {
         let (reply, mut answered) = oneshot::channel();
-        self.send(Op::Claim { claim, reply })?;
+        self.send(Op::Claim { claim, reply: Reply::new(reply, Some(self.room()?)) })?;
         Self::wait(&mut answered).await
     }
 
@@ -220,16 +235,23 @@ impl Inner {
     }
 
     /// Stores jobs a lease ahead. Dropped before it is done, they are stored, or not, and started all the same.
+    ///
+    /// Where too many wait already it is refused, unless there is nobody to be told.
     pub(super) async fn store(
         &self,
         mut jobs: Vec<NewJob>,
         answer: Option<(Claim, Answer)>,
+        asker: Asker,
     ) -> Result<Vec<Stored>, DurableError> {
+        let room = match asker {
+            Asker::Waits => Some(self.room()?),
+            Asker::Gone => None,
+        };
         for job in &mut jobs {
             job.wait = self.lease;
         }
         let (reply, answered) = oneshot::channel();
-        self.send(Op::Keep { jobs, answer, reply })?;
+        self.send(Op::Keep { jobs, answer, reply: Reply::new(reply, room) })?;
         let mut told = Told { answered, store: self };
         Self::wait(&mut told.answered).await
     }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     database::{Begun, Database},
@@ -36,7 +36,27 @@ pub(super) enum Op {
     Barrier(oneshot::Sender<()>),
 }
 
-type Reply<T> = oneshot::Sender<Result<T, DurableError>>;
+/// Who waits for an answer, and the room in the queue that is taken until there is one.
+pub(super) struct Reply<T> {
+    to: oneshot::Sender<Result<T, DurableError>>,
+    #[expect(dead_code, reason = "it is given back when this is dropped")]
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl<T> Reply<T> {
+    pub(super) fn new(to: oneshot::Sender<Result<T, DurableError>>, room: Option<OwnedSemaphorePermit>) -> Self {
+        Self { to, room }
+    }
+
+    /// Gives the answer back where nobody waits for it.
+    fn send(self, answer: Result<T, DurableError>) -> Result<(), Result<T, DurableError>> {
+        self.to.send(answer)
+    }
+}
+
+/// How many requests may wait to be written: of a database that does not answer for minutes, and of requests that have
+/// given up, there would be no end.
+pub(super) const ROOM: usize = 10_000;
 
 /// What became of an [`Op`].
 enum Done {

@@ -28,6 +28,7 @@ on_both!(
     a_back_off_that_panics_is_the_default,
     a_claim_that_another_clock_takes_for_expired_is_one_order,
     each_of_two_stores_keeps_its_own,
+    a_store_that_does_not_answer_has_no_endless_queue,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -72,6 +73,59 @@ impl Locked {
             Self::Postgres(mut connection) => drop(sqlx::query(how).execute(&mut connection).await.unwrap()),
         }
     }
+}
+
+/// One that this process does not run.
+#[derive(Serialize, Deserialize)]
+struct Foreign;
+
+impl DurableJob for Foreign {
+    const KIND: &'static str = "foreign";
+
+    async fn run(self, _: JobContext) -> Result<(), JobError> {
+        Ok(())
+    }
+}
+
+async fn a_store_that_does_not_answer_has_no_endless_queue(place: Place) {
+    const ROOM: usize = 10_000;
+    let (go, _) = watch::channel(false);
+    let mut gone = go.subscribe();
+    let ignored = move || async move {
+        gone.wait_for(|gone| *gone).await.unwrap();
+        Durable::new(Foreign)
+    };
+    let node = Node::with(
+        &place,
+        |store| store.lease(HOUR).busy_timeout(HOUR),
+        |epilogue| epilogue,
+        |store| {
+            let ignored = post(ignored).layer(IgnoreAbortLayer::new());
+            promises().route("/ignored", ignored).layer(store.layer())
+        },
+    )
+    .await;
+    let locked = Locked::take(&place).await;
+    let mut client = Client::connect(node.address).await;
+    client.send(&request("/ignored", &[], "")).await;
+    node.journal.seen("handler_start").await;
+    client.reset();
+    node.journal.seen("aborted").await;
+    // Asked for, and given up.
+    for _ in 0..ROOM {
+        let mut asked = Box::pin(node.store.enqueue(Durable::new(Foreign).with_key("the same")));
+        assert!(futures_util::poll!(asked.as_mut()).is_pending());
+    }
+    let error = node.store.enqueue(Durable::new(Foreign)).await.unwrap_err();
+    assert!(error.is_unavailable() && error.to_string().contains("10000 requests wait"), "{error}");
+    assert_eq!(ask(node.address, "/", &[], "one more").await.status, 503);
+    assert_eq!(ask(node.address, "/", &[("idempotency-key", "\"k\"")], "one more").await.status, 503);
+    // Nobody could be told that it was refused.
+    go.send_replace(true);
+    node.journal.seen("ended").await;
+    locked.release().await;
+    node.until("both are stored", |counts| counts.unfinished() == 2).await;
+    assert_eq!(ask(node.address, "/", &[], "after").await.status, 200);
 }
 
 fn promises() -> Router {
