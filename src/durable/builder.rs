@@ -77,10 +77,10 @@ impl DurableStore {
     ///
     /// Its tables are created by [`migrate`](DurableBuilder::migrate), and not by every process that starts.
     ///
-    /// On Linux a server whose machine vanishes without a word (its power, the network) is given up within 25 s, and within
-    /// 5 s of its return: sqlx has no keep-alive probes, and its connections are led through sockets of this process that
-    /// have. That takes an address of the abstract namespace; where it may not be had, the log says so, and the connections
-    /// are sqlx's own.
+    /// On Linux a server whose machine vanishes without a word (its power, the network) is given up within 25 s, or within
+    /// 8 s of its return, as is one that takes nothing of what is sent for 20 s. sqlx has no keep-alive probes; its
+    /// connections are led through sockets of this process that have, at an address of the abstract namespace. Where that
+    /// may not be had, the log says so, and the connections are sqlx's own.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres(url: impl Into<String>) -> DurableBuilder {
         DurableBuilder::new(Place::Postgres(url.into()), false)
@@ -89,8 +89,8 @@ impl DurableStore {
     /// A store in the Postgres database of a pool of yours, of the sqlx that is exported as
     /// [`durable::sqlx`](super::sqlx): with TLS, for example, or after `current_schema` was set.
     ///
-    /// What requests promise is stored over one connection more, made with the pool's options, so that nobody who uses the
-    /// pool's holds it up.
+    /// What requests promise is stored over connections of its own, two at most, made as the pool's are and closed with it,
+    /// so that nobody who uses the pool's holds it up.
     ///
     /// Its connections are its own. Without keep-alive probes, which sqlx 0.9 does not have, what waits for an answer of a
     /// server whose machine vanishes waits for ever: all that is to be stored, and the look for jobs.
@@ -212,8 +212,8 @@ impl DurableBuilder {
         self
     }
 
-    /// How many connections to the database there are at most; 10 by default. One more writes what requests promise, and
-    /// on Postgres one more listens.
+    /// How many connections to the database there are at most; 10 by default. One more writes what requests promise, on
+    /// SQLite, or two, on Postgres, where one more listens.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self

@@ -1,10 +1,12 @@
 //! Opening the database with the settings that durability needs.
 
+#[cfg(feature = "durable-postgres")]
+use riverqueue::sqlx::postgres::PgPoolOptions;
 #[cfg(feature = "durable-sqlite")]
 use riverqueue::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-#[cfg(feature = "durable-postgres")]
-use riverqueue::sqlx::{PgPool, postgres::PgPoolOptions};
 
+#[cfg(feature = "durable-postgres")]
+use super::pools::Pools;
 use super::{
     DurableError,
     builder::{DurableBuilder, Place},
@@ -37,20 +39,17 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
             let pool = PgPoolOptions::new().max_connections(builder.connections).acquire_timeout(builder.busy_timeout);
             let options = url.parse()?;
             #[cfg(target_os = "linux")]
-            let (options, pool) = super::relay::lead(options, pool);
-            postgres(pool.connect_with(options).await?)
+            let (options, pool, failure) = super::relay::lead(options, pool);
+            let pool = pool.connect_with(options).await.map_err(|error| {
+                #[cfg(target_os = "linux")]
+                let error = failure.take().map_or(error, riverqueue::sqlx::Error::Io);
+                error
+            })?;
+            Database::Postgres(Pools::beside(pool).await?)
         }
         #[cfg(feature = "durable-postgres")]
-        Place::PostgresPool(pool) => postgres(pool.clone()),
+        Place::PostgresPool(pool) => Database::Postgres(Pools::beside(pool.clone()).await?),
     })
-}
-
-/// With a connection for the writer, made as those of the pool are.
-#[cfg(feature = "durable-postgres")]
-fn postgres(pool: PgPool) -> Database {
-    let one = pool.options().clone().min_connections(0).max_connections(1);
-    let write = one.connect_lazy_with((*pool.connect_options()).clone());
-    Database::Postgres { write, pool }
 }
 
 /// Opens the file. The first of several processes at it sets its journal up, and SQLite has the others wait for that as for

@@ -1,12 +1,14 @@
 //! The two databases behind one face: pools, transactions, and what their errors mean.
 
-use riverqueue::sqlx::{self, Transaction};
 #[cfg(feature = "durable-postgres")]
-use riverqueue::sqlx::{PgPool, Postgres};
+use riverqueue::sqlx::Postgres;
+use riverqueue::sqlx::{self, Transaction};
 #[cfg(feature = "durable-sqlite")]
 use riverqueue::sqlx::{Sqlite, SqlitePool};
 
 use super::error::{DurableError, Kind};
+#[cfg(feature = "durable-postgres")]
+use super::pools::Pools;
 
 /// Where jobs and answers are stored.
 #[derive(Clone, Debug)]
@@ -20,11 +22,7 @@ pub(super) enum Database {
         read: SqlitePool,
     },
     #[cfg(feature = "durable-postgres")]
-    Postgres {
-        /// One connection of the writer's own: whoever uses the others, and for how long, no request waits for it.
-        write: PgPool,
-        pool: PgPool,
-    },
+    Postgres(Pools),
 }
 
 /// A transaction of ours.
@@ -86,7 +84,7 @@ impl Database {
             #[cfg(feature = "durable-sqlite")]
             Self::Sqlite { .. } => self.begin_writer().await,
             #[cfg(feature = "durable-postgres")]
-            Self::Postgres { pool, .. } => Ok(Begun::Postgres(riverqueue::database::begin_postgres(pool).await?)),
+            Self::Postgres(pools) => Ok(Begun::Postgres(riverqueue::database::begin_postgres(&pools.all).await?)),
         }
     }
 
@@ -101,7 +99,7 @@ impl Database {
                 Err(error) => return Err(error.into()),
             },
             #[cfg(feature = "durable-postgres")]
-            Self::Postgres { write, .. } => Begun::Postgres(riverqueue::database::begin_postgres(write).await?),
+            Self::Postgres(pools) => Begun::Postgres(pools.begin_writer().await?),
         })
     }
 }

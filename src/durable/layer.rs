@@ -242,9 +242,16 @@ where
     };
     let scope = (settings.scope)(&parts);
     let claim = idempotency::claim(&parts, &scope, &key, &body);
+    let room = match store.room() {
+        Ok(room) => room,
+        Err(error) => {
+            tracing::error!(%error, "a request with an idempotency key is answered with a 503");
+            return Ok(idempotency::not_stored());
+        }
+    };
     // Before the store is asked: dropped meanwhile, it gives the claim back.
     let guard = Guard::new(claim.clone(), store.clone());
-    match store.claim(claim.clone()).await {
+    match store.claim(claim.clone(), room).await {
         Ok(Claimed::First) => *lock(&claimant) = Some(guard),
         Ok(claimed) => {
             guard.settle();

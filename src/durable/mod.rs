@@ -88,6 +88,8 @@ mod idempotency;
 mod job;
 mod layer;
 mod part;
+#[cfg(feature = "durable-postgres")]
+mod pools;
 mod records;
 #[cfg(all(feature = "durable-postgres", target_os = "linux"))]
 mod relay;

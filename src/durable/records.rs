@@ -76,7 +76,7 @@ pub(super) async fn check(database: &Database) -> Result<(), DurableError> {
         #[cfg(feature = "durable-sqlite")]
         Database::Sqlite { read, .. } => sqlx::query(CHECK).execute(read).await.map(drop)?,
         #[cfg(feature = "durable-postgres")]
-        Database::Postgres { pool, .. } => sqlx::query(CHECK).execute(pool).await.map(drop)?,
+        Database::Postgres(pools) => sqlx::query(CHECK).execute(&pools.all).await.map(drop)?,
     }
     Ok(())
 }

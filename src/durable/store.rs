@@ -218,14 +218,15 @@ impl Inner {
         reply.await.unwrap_or_else(|_| Err(DurableError::new(Kind::Stopped)))
     }
 
-    fn room(&self) -> Result<OwnedSemaphorePermit, DurableError> {
+    /// Room for one that is to be written.
+    pub(super) fn room(&self) -> Result<OwnedSemaphorePermit, DurableError> {
         let full = || DurableError::because(Kind::Unavailable, format!("{ROOM} requests wait for it already"));
         self.room.clone().try_acquire_owned().map_err(|_| full())
     }
 
-    pub(super) async fn claim(&self, claim: Claim) -> Result<Claimed, DurableError> {
+    pub(super) async fn claim(&self, claim: Claim, room: OwnedSemaphorePermit) -> Result<Claimed, DurableError> {
         let (reply, mut answered) = oneshot::channel();
-        self.send(Op::Claim { claim, reply: Reply::new(reply, Some(self.room()?)) })?;
+        self.send(Op::Claim { claim, reply: Reply::new(reply, Some(room)) })?;
         Self::wait(&mut answered).await
     }
 

@@ -13,7 +13,10 @@ use axum::{Router, routing::post};
 use tokio::sync::watch;
 use tower_epilogue::{
     Epilogue,
-    durable::{Durable, DurableStore, sqlx::postgres::PgPoolOptions},
+    durable::{
+        Durable, DurableStore,
+        sqlx::postgres::{PgConnectOptions, PgPoolOptions},
+    },
 };
 
 use crate::{
@@ -170,6 +173,10 @@ async fn a_database_that_is_not_there_is_said_at_the_start() {
     let store = DurableStore::postgres(format!("postgres://postgres@{nobody}/nothing"));
     let error = store.busy_timeout(Duration::from_millis(500)).start(&epilogue).await.unwrap_err();
     assert!(error.is_unavailable(), "{error:?}");
+    // Of a name that belongs to nobody (RFC 2606, section 2).
+    let error =
+        DurableStore::postgres("postgres://postgres@nobody.invalid/nothing").start(&epilogue).await.unwrap_err();
+    assert!(error.is_unavailable() && error.to_string().contains("lookup"), "{error:?}");
     let error = DurableStore::sqlite("/nonexistent/directory/jobs.db").start(&epilogue).await.unwrap_err();
     assert!(error.is_unavailable() && error.to_string().contains("/nonexistent/directory/jobs.db"), "{error:?}");
 }
@@ -208,6 +215,37 @@ async fn a_pool_that_is_in_use_refuses_no_order() {
         drop(held);
         node.record.begun("meanwhile", 1).await;
     }
+}
+
+/// As it is done where passwords change.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_that_is_told_to_connect_otherwise_is_followed_and_so_is_its_end() {
+    let place = Place::postgres();
+    let Place::Postgres(url) = &place else { unreachable!("it is one") };
+    place.store().start(&Epilogue::new()).await.unwrap();
+    for role in ["DROP ROLE IF EXISTS former", "DROP ROLE IF EXISTS latter"] {
+        place.execute(role).await;
+    }
+    place.execute("CREATE ROLE former SUPERUSER LOGIN; CREATE ROLE latter SUPERUSER LOGIN").await;
+    let options: PgConnectOptions = url.parse().unwrap();
+    let pool = PgPoolOptions::new().connect_with(options.clone().username("former")).await.unwrap();
+    let record = Record::default();
+    let builder = quick(DurableStore::postgres_pool(pool.clone())).state(record.clone()).register::<Task>();
+    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+    assert_eq!(ask(node.address, "/", &[], "before").await.status, 200);
+    pool.set_connect_options(options.username("latter"));
+    place.execute("ALTER ROLE former NOLOGIN").await;
+    place.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'former'").await;
+    place.until("SELECT count(*) FROM pg_stat_activity WHERE usename = 'former'", 0).await;
+    assert_eq!(ask(node.address, "/", &[], "after").await.status, 200);
+    node.record.begun("after", 1).await;
+
+    pool.close().await;
+    assert_eq!(ask(node.address, "/", &[], "closed").await.status, 503);
+    // River's listener may come back once more before it sees the end.
+    let left = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'latter' AND query NOT LIKE 'LISTEN%'";
+    place.until(left, 0).await;
+    node.stop().await;
 }
 
 /// The sockets that connections to Postgres are led through can be seen, and connected to, by everybody on the machine.

@@ -89,7 +89,7 @@ impl River {
             #[cfg(feature = "durable-sqlite")]
             Database::Sqlite { write, .. } => Client::builder(write.clone()),
             #[cfg(feature = "durable-postgres")]
-            Database::Postgres { pool, .. } => Client::builder(pool.clone()),
+            Database::Postgres(pools) => Client::builder(pools.all.clone()),
         }
         .workers(workers)
         .work_middleware(InWork)

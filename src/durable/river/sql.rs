@@ -22,8 +22,8 @@ pub(super) async fn migrate(database: &Database) -> Result<(), DurableError> {
             riverqueue::migrate::SqliteMigrator::new(write.clone()).migrate_up().await.map_err(migration)?;
         }
         #[cfg(feature = "durable-postgres")]
-        Database::Postgres { pool, .. } => {
-            riverqueue::migrate::PostgresMigrator::new(pool.clone()).migrate_up().await.map_err(migration)?;
+        Database::Postgres(pools) => {
+            riverqueue::migrate::PostgresMigrator::new(pools.all.clone()).migrate_up().await.map_err(migration)?;
         }
     }
     Ok(())
@@ -34,9 +34,7 @@ pub(super) async fn check(database: &Database) -> Result<(), DurableError> {
         #[cfg(feature = "durable-sqlite")]
         Database::Sqlite { read, .. } => riverqueue::migrate::SqliteMigrator::new(read.clone()).validate(None).await,
         #[cfg(feature = "durable-postgres")]
-        Database::Postgres { pool, .. } => {
-            riverqueue::migrate::PostgresMigrator::new(pool.clone()).validate(None).await
-        }
+        Database::Postgres(pools) => riverqueue::migrate::PostgresMigrator::new(pools.all.clone()).validate(None).await,
     };
     let valid = valid.map_err(migration)?;
     if valid.is_valid() {
@@ -125,7 +123,7 @@ pub(super) async fn counts(database: &Database) -> Result<JobCounts, DurableErro
         #[cfg(feature = "durable-sqlite")]
         Database::Sqlite { read, .. } => sqlx::query_as(COUNTS).fetch_all(read).await?,
         #[cfg(feature = "durable-postgres")]
-        Database::Postgres { pool, .. } => sqlx::query_as(COUNTS).fetch_all(pool).await?,
+        Database::Postgres(pools) => sqlx::query_as(COUNTS).fetch_all(&pools.all).await?,
     };
     let mut counts = JobCounts::default();
     for (state, count) in rows {
