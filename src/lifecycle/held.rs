@@ -203,9 +203,18 @@ impl<F> Held<F> {
         }
     }
 
+    /// Drops what is the user's: a middleware may have had a response in it.
     fn discard(&mut self) {
-        let over = (self.future.take(), self.context.take());
-        self.shared.framed(HANDLER, || caught::discard(over));
+        let (future, context) = (self.future.take(), self.context.take());
+        let polling = continuation::Polling::begin();
+        self.shared.framed(HANDLER, || caught::discard(future));
+        for continuation in polling.end() {
+            self.shared.tell_of_stray();
+            // This may be a destructor.
+            let captured = context.iter().flat_map(|context| &context.captured).map(|value| value.another());
+            self.shared.keep_with(continuation, captured.collect());
+        }
+        caught::discard(context);
     }
 }
 
@@ -256,14 +265,25 @@ fn poll_handler<F: Future>(
 ) -> Result<Poll<F::Output>, caught::Payload> {
     let polling = continuation::Polling::begin();
     let polled = shared.measure_first(HANDLER, first, || caught::poll(future, cx));
+    keep_strays(shared, polling);
+    polled
+}
+
+/// Those of responses that were dropped meanwhile belong to this request.
+fn keep_strays(shared: &Shared, polling: continuation::Polling) {
     for continuation in polling.end() {
-        tracing::warn!(
-            route = shared.route(),
-            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same"
-        );
+        shared.tell_of_stray();
         shared.keep(continuation);
     }
-    polled
+}
+
+impl Shared {
+    fn tell_of_stray(&self) {
+        tracing::warn!(
+            route = self.route(),
+            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same"
+        );
+    }
 }
 
 /// How a handler ended that went on alone.
@@ -306,7 +326,9 @@ where
             if owner.verdict().is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
         })
         .await;
+        let polling = continuation::Polling::begin();
         drop(framed);
+        keep_strays(&owner, polling);
         if !may_finish {
             let outcome = if matches!(ended, Alone::Dropped) { "dropped" } else { "ended" };
             spans::ended(&Span::current(), outcome);
