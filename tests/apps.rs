@@ -14,5 +14,7 @@
 mod common;
 #[path = "apps/held.rs"]
 mod held;
+#[path = "apps/places.rs"]
+mod places;
 
 mod support;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use axum_core::response::Response;
-use http::{Extensions, Request};
+use http::{Extensions, Request, Uri};
 use pin_project_lite::pin_project;
 
 use super::{
@@ -77,7 +77,7 @@ fn arrival<B: http_body::Body>(
         home,
         connection,
         method: request.method().clone(),
-        uri: request.uri().clone(),
+        uri: whole_uri(request),
         version: request.version(),
         uploaded: request.body().is_end_stream(),
         is_job: false,
@@ -169,6 +169,15 @@ impl Entered {
         let outermost = self.depth == OUTERMOST;
         outermost.then(|| Driver::new(self.shared.clone(), self.catches_panics))
     }
+}
+
+/// A nested router has taken its own part off the path.
+fn whole_uri<B>(request: &Request<B>) -> Uri {
+    #[cfg(feature = "serve")]
+    if let Some(whole) = request.extensions().get::<axum::extract::OriginalUri>() {
+        return whole.0.clone();
+    }
+    request.uri().clone()
 }
 
 #[cfg(feature = "serve")]
