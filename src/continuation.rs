@@ -239,8 +239,14 @@ impl Continuation {
 
     /// Puts it into a response's extensions, behind those that are there already.
     pub fn attach_to(self, extensions: &mut Extensions) {
-        let slot = extensions.get_or_insert_with(|| Slot(Arc::default()));
-        lock(&slot.0.0).push(self);
+        if let Some(slot) = extensions.get::<Slot>() {
+            let mut waiting = lock(&slot.0.0);
+            // One that was emptied may be shared with the copies that a cache gives to other requests.
+            if !waiting.is_empty() {
+                return waiting.push(self);
+            }
+        }
+        extensions.insert(Slot(Arc::new(Waiting(Mutex::new(vec![self])))));
     }
 
     /// Takes all that a response carries; nothing the second time.

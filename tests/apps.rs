@@ -16,5 +16,7 @@ mod common;
 mod held;
 #[path = "apps/places.rs"]
 mod places;
+#[path = "apps/stacks.rs"]
+mod stacks;
 
 mod support;
