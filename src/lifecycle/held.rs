@@ -17,7 +17,7 @@ use super::{
     passage::Waits,
     response::{SendBody, answer, collect, watched},
     shared::Shared,
-    transitions::HandlerEnd,
+    transitions::{HandlerEnd, Verdict},
     word,
 };
 use crate::{
@@ -63,6 +63,12 @@ where
         };
         let first = !self.started;
         if first {
+            if self.shared.verdict() == Some(Verdict::TimedOut) {
+                // A retry calls it again for the answer that it got at the limit: nothing of it begins any more.
+                self.discard();
+                self.shared.leave_service(self.depth);
+                return Poll::Ready(Ok(answer(Verdict::TimedOut)));
+            }
             self.started = true;
             self.shared.started_one(self.depth);
             self.shared.handler_started();
