@@ -9,6 +9,8 @@
 )]
 #![allow(unreachable_pub, reason = "the modules of one suite")]
 
+#[path = "apps/alike.rs"]
+mod alike;
 #[path = "contract/common.rs"]
 #[allow(dead_code, reason = "what it needs of another suite's")]
 mod common;
