@@ -47,6 +47,9 @@ mod stray;
 /// `(StatusCode, Continuation, R)`. A service that is not an axum handler [attaches](Self::attach) it. Several
 /// in one response run one after the other, in the order in which they were added.
 ///
+/// Let it be the first of several parts: where one cannot be made (an invalid header), axum answers with a 500 and drops
+/// those behind it, which then were not returned.
+///
 /// A returned continuation runs exactly once, whatever becomes of its response (contract rule 1): it starts
 /// when the response was flushed, when it is known that it never will be, or when the patience with a slow
 /// reader is over. It shares the request's time limit (rule 6) and its hooks. A panic costs this request only.

@@ -407,3 +407,70 @@ async fn an_app_that_hands_its_requests_on_to_others() {
     assert_eq!(notes.all(), ["work: inner", "hook: GET /users/{id} NORMAL Flushed"]);
     assert!(server.stop().await.is_clean());
 }
+
+/// One that asks an app of its own on behalf of its request, for each part of a batch.
+#[tokio::test]
+async fn each_part_of_a_batch_has_a_life_of_its_own_without_the_record() {
+    for own in [false, true] {
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let part = async move || {
+            tokio::task::yield_now().await;
+            (work(&theirs, "part"), "part")
+        };
+        let parts: Router = Router::new()
+            .route("/{part}", get(part))
+            .layer((TimeLimitLayer::default(), ShutdownHookLayer::new(told(&notes))));
+        let theirs = notes.clone();
+        let batch = async move |lifecycle: Lifecycle, request: Request| {
+            let extensions = request.into_parts().0.extensions;
+            let ask = |part: u8| {
+                let mut asked = Request::get(format!("/{part}")).body(Body::empty()).unwrap();
+                asked.extensions_mut().extend(extensions.clone());
+                if own {
+                    asked.extensions_mut().remove::<Lifecycle>();
+                }
+                let response = parts.clone().oneshot(asked);
+                async { axum::body::to_bytes(response.await.unwrap().into_body(), 100).await.unwrap() }
+            };
+            let all = futures_util::future::join_all([ask(1), ask(2), ask(3)]).await;
+            let finished = lifecycle.finish("finished").await;
+            theirs.add(format!("finished: {}", finished.is_ok()));
+            tokio::task::yield_now().await;
+            (work(&theirs, "batch"), all.concat())
+        };
+        let app = Router::new().route("/", get(batch)).layer(ShutdownHookLayer::new(told(&notes)));
+        let server = Server::start(app).await;
+        assert_eq!(server.get("/").await.text(), if own { "finished" } else { "partpartpart" });
+        server.journal.ended(1).await;
+        notes.count(9).await;
+        let all = notes.all();
+        let is_hook = |note: &&String| *note == "hook: NORMAL, Flushed";
+        assert_eq!(all.iter().filter(is_hook).count(), 4, "{all:?}");
+        assert_eq!(all.iter().filter(|note| *note == "work: part").count(), 3, "{all:?}");
+        assert_eq!(all.iter().filter(|note| *note == "work: batch").count(), 1, "{all:?}");
+        assert!(all.contains(&format!("finished: {own}")), "{all:?}");
+        if !own {
+            assert_eq!(all[0], "finished: false", "as parts of the one request they wait for its response: {all:?}");
+        }
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// axum drops the parts behind one that cannot be made.
+#[tokio::test]
+async fn one_behind_a_part_that_cannot_be_made_was_not_returned() {
+    let notes = Notes::default();
+    let (first, behind) = (notes.clone(), notes.clone());
+    let invalid = [("no header", "of this name")];
+    let app = Router::new()
+        .route("/first", get(async move || (work(&first, "first"), invalid, "hello")))
+        .route("/behind", get(async move || (invalid, work(&behind, "behind"), "hello")));
+    let server = Server::start(app).await;
+    for path in ["/first", "/behind"] {
+        assert_eq!(server.get(path).await.status, 500);
+    }
+    server.journal.ended(2).await;
+    assert!(server.stop().await.is_clean());
+    assert_eq!(notes.all(), ["work: first"]);
+}
