@@ -304,7 +304,6 @@ impl IntoResponse for Continuation {
 #[derive(Clone)]
 struct Slot(Arc<Waiting>);
 
-#[derive(Default)]
 struct Waiting(Mutex<Vec<Continuation>>);
 
 impl Drop for Waiting {
