@@ -16,6 +16,8 @@ mod alike;
 mod common;
 #[path = "apps/held.rs"]
 mod held;
+#[path = "apps/kept.rs"]
+mod kept;
 #[path = "apps/places.rs"]
 mod places;
 #[path = "apps/stacks.rs"]
