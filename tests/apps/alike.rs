@@ -42,7 +42,9 @@ fn plain() -> Router {
 }
 
 /// Method, path, and more of the head.
-const ASKED: [(&str, &str, &[(&str, &str)]); 23] = [
+type Ask = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+const ASKED: [Ask; 23] = [
     ("GET", "/text", &[]),
     ("HEAD", "/text", &[]),
     ("GET", "/json", &[]),
@@ -92,7 +94,7 @@ fn sorted(headers: impl Iterator<Item = (String, String)>) -> Vec<(String, Strin
     headers
 }
 
-async fn http1(address: std::net::SocketAddr, version: &str, asked: (&str, &str, &[(&str, &str)])) -> Seen {
+async fn http1(address: std::net::SocketAddr, version: &str, asked: Ask) -> Seen {
     let (method, path, more) = asked;
     let mut client = Client::connect(address).await;
     let more: String = more.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
@@ -104,7 +106,7 @@ async fn http1(address: std::net::SocketAddr, version: &str, asked: (&str, &str,
     Seen { status: reply.status, headers, body: reply.body }
 }
 
-async fn http2(address: std::net::SocketAddr, asked: (&str, &str, &[(&str, &str)])) -> Seen {
+async fn http2(address: std::net::SocketAddr, asked: Ask) -> Seen {
     let (method, path, more) = asked;
     let mut client = Http2::connect(address).await;
     let mut request = http::Request::builder().method(method).uri(format!("http://test{path}"));
