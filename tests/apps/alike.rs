@@ -13,10 +13,7 @@ use tower::{Layer, ServiceBuilder};
 use tower_epilogue::{Continuation, Epilogue, IgnoreAbortLayer, TimeLimitLayer};
 use tower_http::{compression::CompressionLayer, limit::RequestBodyLimitLayer, services::ServeDir, trace::TraceLayer};
 
-use crate::{
-    common::SECOND,
-    support::{Client, h2client::Http2, soon},
-};
+use crate::support::{Client, h2client::Http2, soon};
 
 fn plain() -> Router {
     let declared =
@@ -144,7 +141,7 @@ async fn check(how: &str, plain: Router, layered: Router) {
     }
 }
 
-const OURS: (TimeLimitLayer, IgnoreAbortLayer) = (TimeLimitLayer::new(SECOND), IgnoreAbortLayer::new());
+const OURS: (TimeLimitLayer, IgnoreAbortLayer) = (TimeLimitLayer::off(), IgnoreAbortLayer::new());
 
 /// What stands in one stack has bodies of its own kinds.
 macro_rules! theirs {

@@ -74,6 +74,29 @@ async fn its_continuation_belongs_to_the_request_at_the_limit() {
     assert!(server.stop().await.is_clean());
 }
 
+#[tokio::test]
+async fn its_continuation_comes_after_it_where_aborts_are_ignored() {
+    for leave in Leave::FOR_GOOD {
+        let (notes, gate, work) = (Notes::default(), Gate::closed(), Gate::closed());
+        work.open();
+        let layers = (IgnoreAbortLayer::new(), ShutdownHookLayer::new(told(&notes)));
+        let server = Server::start(app(&notes, &gate, &work).layer(layers)).await;
+        let client = Asked::get(&server, leave).await;
+        notes.seen("held").await;
+        let left = client.leave(leave).await;
+        server.journal.seen("aborted").await;
+        assert_eq!(notes.all(), ["held"], "{leave:?}");
+        gate.open();
+        server.journal.ended(1).await;
+        let all = notes.all();
+        assert_eq!(all[..3], ["held", "continuation", "another"], "{leave:?}");
+        // What is written to one that has only closed may be taken.
+        assert!(all.len() == 4 && all[3].starts_with("hook: ABORTED"), "{leave:?}: {all:?}");
+        drop(left);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
 /// At the limit as well, and after it went on without its client.
 #[tokio::test]
 async fn its_continuation_belongs_to_the_request_when_it_goes_on_alone() {
