@@ -209,17 +209,11 @@ impl<F> Held<F> {
         }
     }
 
-    /// Drops what is the user's: a middleware may have had a response in it.
+    /// Drops what is the user's.
     fn discard(&mut self) {
         let (future, context) = (self.future.take(), self.context.take());
-        let polling = continuation::Polling::begin();
-        self.shared.framed(HANDLER, || caught::discard(future));
-        for continuation in polling.end() {
-            self.shared.tell_of_stray();
-            // This may be a destructor.
-            let captured = context.iter().flat_map(|context| &context.captured).map(|value| value.another());
-            self.shared.keep_with(continuation, captured.collect());
-        }
+        let captured = context.as_ref().map_or(&[][..], |context| &context.captured);
+        keep_dropped(&self.shared, captured, || self.shared.framed(HANDLER, || caught::discard(future)));
         caught::discard(context);
     }
 }
@@ -273,6 +267,26 @@ fn poll_handler<F: Future>(
     let polled = shared.measure_first(HANDLER, first, || caught::poll(future, cx));
     keep_strays(shared, polling);
     polled
+}
+
+/// Polls what is around the handler.
+pub(super) fn poll_around<F: Future>(shared: &Shared, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    let polling = continuation::Polling::begin();
+    let polled = caught::poll(future, cx);
+    keep_strays(shared, polling);
+    polled.unwrap_or_else(|payload| resume_unwind(payload))
+}
+
+/// Drops what is the user's, in a destructor perhaps: a middleware may have had a response in it. Nobody is called but for
+/// that; what goes along was `captured` before.
+pub(super) fn keep_dropped(shared: &Shared, captured: &[Box<dyn Captured>], drops: impl FnOnce()) {
+    let polling = continuation::Polling::begin();
+    drops();
+    for continuation in polling.end() {
+        shared.tell_of_stray();
+        let captured = captured.iter().map(|value| value.another());
+        shared.keep_with(continuation, captured.collect());
+    }
 }
 
 /// Those of responses that were dropped meanwhile belong to this request.

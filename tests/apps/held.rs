@@ -195,3 +195,46 @@ async fn its_continuations_have_what_is_carried() {
         assert!(server.stop().await.is_clean());
     }
 }
+
+/// A middleware of tower, which calls what is inside of it at once, has one of its own.
+#[tokio::test(start_paused = true)]
+async fn that_of_a_middleware_between_our_bare_types_belongs_to_the_request() {
+    for drops in [false, true] {
+        let notes = Notes::default();
+        let theirs = notes.clone();
+        let between = tower::util::AndThenLayer::new(move |response: axum::response::Response| {
+            let notes = theirs.clone();
+            async move {
+                let noted = notes.clone();
+                let mut response = response;
+                Continuation::new(async move { noted.add("continuation") }).attach(&mut response);
+                if drops {
+                    drop(response);
+                    return Ok::<_, std::convert::Infallible>(axum::response::Response::new(Body::from("another")));
+                }
+                notes.add("held");
+                std::future::pending::<()>().await;
+                Ok(response)
+            }
+        });
+        let layers = tower::ServiceBuilder::new()
+            .layer(ShutdownHookLayer::new(told(&notes)))
+            .layer(between)
+            .layer(IgnoreAbortLayer::off());
+        let mut app: Router = Router::new().route("/", get(async || "hello")).layer(layers);
+        if drops {
+            let response = app.call(Request::new(Body::empty())).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+            assert!(notes.all().is_empty(), "its response has not been read: {:?}", notes.all());
+            axum::body::to_bytes(response.into_body(), 100).await.unwrap();
+            settled().await;
+            assert_eq!(notes.all(), ["continuation", "hook: NORMAL, Flushed"]);
+        } else {
+            let mut response = Box::pin(app.call(Request::new(Body::empty())));
+            assert!(futures_util::poll!(response.as_mut()).is_pending());
+            drop(response);
+            settled().await;
+            assert_eq!(notes.all(), ["held", "continuation", "hook: ABORTED, Aborted"]);
+        }
+    }
+}
