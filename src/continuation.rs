@@ -47,6 +47,9 @@ mod stray;
 /// `(StatusCode, Continuation, R)`. A service that is not an axum handler [attaches](Self::attach) it. Several
 /// in one response run one after the other, in the order in which they were added.
 ///
+/// Let it be the first of several parts: where one cannot be made (an invalid header), axum answers with a 500 and drops
+/// those behind it, which then were not returned.
+///
 /// A returned continuation runs exactly once, whatever becomes of its response (contract rule 1): it starts
 /// when the response was flushed, when it is known that it never will be, or when the patience with a slow
 /// reader is over. It shares the request's time limit (rule 6) and its hooks. A panic costs this request only.
@@ -239,8 +242,14 @@ impl Continuation {
 
     /// Puts it into a response's extensions, behind those that are there already.
     pub fn attach_to(self, extensions: &mut Extensions) {
-        let slot = extensions.get_or_insert_with(|| Slot(Arc::default()));
-        lock(&slot.0.0).push(self);
+        if let Some(slot) = extensions.get::<Slot>() {
+            let mut waiting = lock(&slot.0.0);
+            // One that was emptied may be shared with the copies that a cache gives to other requests.
+            if !waiting.is_empty() {
+                return waiting.push(self);
+            }
+        }
+        extensions.insert(Slot(Arc::new(Waiting(Mutex::new(vec![self])))));
     }
 
     /// Takes all that a response carries; nothing the second time.
@@ -295,7 +304,6 @@ impl IntoResponse for Continuation {
 #[derive(Clone)]
 struct Slot(Arc<Waiting>);
 
-#[derive(Default)]
 struct Waiting(Mutex<Vec<Continuation>>);
 
 impl Drop for Waiting {

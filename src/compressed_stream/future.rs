@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use super::{Settings, accept::Encoding, body::Compressed, encoder::Encoder};
 use crate::{
     encoded::{self, weaken},
-    lifecycle::{Drive, Hold, response_future},
+    lifecycle::{Drive, Hold, response_future, taken_off},
 };
 
 response_future! {
@@ -61,6 +61,9 @@ where
             return Poll::Ready(Ok(response));
         }
         let connected = *this.connect && response.status().is_success();
+        if *this.head && was_taken_off(&response) && may_be_compressed(&response) {
+            return Poll::Ready(Ok(without_length(response, this.encoding.is_some())));
+        }
         if connected || !streams(&response) || !may_be_compressed(&response) {
             return Poll::Ready(Ok(response));
         }
@@ -86,9 +89,27 @@ where
 #[derive(Clone)]
 struct Decided;
 
-/// Whether the body's length is not known. That of one that was taken off is: nothing tells it from an empty one.
+/// Whether the body's length is not known. That of one that was taken off is.
 fn streams(response: &Response) -> bool {
     response.body().size_hint().exact().is_none() && !response.body().is_end_stream()
+}
+
+/// Whether a HEAD response has no body any more. Where no length is declared, nothing tells it from an empty one.
+fn was_taken_off(response: &Response) -> bool {
+    let declared = response.headers().get(header::CONTENT_LENGTH);
+    declared.is_some_and(|length| length.as_bytes() != b"0") && response.body().size_hint().exact() == Some(0)
+}
+
+/// The body of its GET may be one that streams, whose length, encoded, is not the one that is declared (RFC 9110, section 8.6).
+/// It may be left out (section 9.3.2).
+fn without_length(mut response: Response, accepted: bool) -> Response {
+    vary(response.headers_mut());
+    if accepted {
+        response.headers_mut().remove(header::CONTENT_LENGTH);
+        // A router outside would declare the length of an empty one.
+        *response.body_mut() = taken_off();
+    }
+    response
 }
 
 fn may_be_compressed(response: &Response) -> bool {

@@ -37,8 +37,9 @@
 //! (RFC 9530), also one that `Trailer` names, and media types that are compressed by their nature. Trailers are kept, but
 //! for digests that nothing announced.
 //!
-//! A `HEAD` request is answered with the head of its `GET`, unless its body was taken off before it came here, as by a router
-//! that is nested as a service: then it passes through.
+//! A `HEAD` request is answered with the head of its `GET`, unless its body was taken off before it came here, as by
+//! tower-http's `ServeDir` and by a router that is nested as a service: then it passes through, but for the length where
+//! the client accepts an encoding, in which its `GET` may have another.
 //!
 //! The compressed response has a `Content-Encoding`, no length, no `Accept-Ranges`, and a weak `ETag`, which a 304 for it
 //! has, too. `Vary` names `Accept-Encoding`, also where the client gets the plain body.

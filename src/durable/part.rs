@@ -125,10 +125,15 @@ impl Durable {
     }
 
     fn attach_to(mut self, extensions: &mut Extensions) {
-        if let Some(promise) = self.promise.take() {
-            let slot = extensions.get_or_insert_with(|| Slot(Arc::default()));
-            lock(&slot.0.0).push(promise);
+        let Some(promise) = self.promise.take() else { return };
+        if let Some(slot) = extensions.get::<Slot>() {
+            let mut waiting = lock(&slot.0.0);
+            // One that was emptied may be shared with the copies that a cache gives to other requests.
+            if !waiting.is_empty() {
+                return waiting.push(promise);
+            }
         }
+        extensions.insert(Slot(Arc::new(Waiting(Mutex::new(vec![promise])))));
     }
 
     /// Puts a promise back after `change`.
@@ -167,7 +172,6 @@ pub(crate) fn take_unkept(extensions: &mut Extensions) -> bool {
 #[derive(Clone)]
 struct Slot(Arc<Waiting>);
 
-#[derive(Default)]
 struct Waiting(Mutex<Vec<Promise>>);
 
 impl Drop for Waiting {
@@ -220,5 +224,38 @@ impl IntoResponseParts for Durable {
 impl IntoResponse for Durable {
     fn into_response(self) -> Response {
         (self, ()).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::durable::{JobContext, JobError};
+
+    #[derive(Serialize, Deserialize)]
+    struct Job;
+
+    impl DurableJob for Job {
+        const KIND: &'static str = "job";
+
+        async fn run(self, _: JobContext) -> Result<(), JobError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_copy_is_given_whose_own_was_taken_is_that_copys() {
+        let mut response = (Durable::new(Job), "body").into_response();
+        let mut copies = [(); 2].map(|()| response.extensions().clone());
+        assert_eq!(Durable::take_from(response.extensions_mut()).len(), 1);
+        for copy in &mut copies {
+            Durable::new(Job).attach_to(copy);
+            Durable::new(Job).attach_to(copy);
+        }
+        for copy in &mut copies {
+            assert_eq!(Durable::take_from(copy).len(), 2);
+        }
     }
 }

@@ -13,7 +13,7 @@ use super::{
     Settings,
     future::{ResponseFuture, Shape},
     rules::Asked,
-    shaping::Shaping,
+    shaping::{Shaped, Shaping},
 };
 use crate::lifecycle::{SendBody, enter};
 
@@ -52,10 +52,10 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
-        entered.shared().shapes_anew();
         let shaping = Shaping {
             settings: self.settings.clone(),
             lifecycle: entered.lifecycle(),
+            inside: request.extensions_mut().insert(Shaped).is_some(),
             asked: Asked::new(&request),
             #[cfg(feature = "compression")]
             accepts: self.settings.compress.as_ref().map(|_| Accepts::new(request.headers())).unwrap_or_default(),

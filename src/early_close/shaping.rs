@@ -30,10 +30,17 @@ use crate::lifecycle::{Lifecycle, answer, taken_off};
 pub(super) struct Shaping {
     pub(super) settings: Settings,
     pub(super) lifecycle: Lifecycle,
+    /// Another one stands outside.
+    pub(super) inside: bool,
     pub(super) asked: Asked,
     #[cfg(feature = "compression")]
     pub(super) accepts: Accepts,
 }
+
+/// Left in a request for those inside, and by these in the response that they have shaped: of several the innermost decides.
+/// One that a middleware puts in its place has not been shaped.
+#[derive(Clone)]
+pub(super) struct Shaped;
 
 /// What a response waits for before its head leaves.
 pub(super) enum Step {
@@ -88,7 +95,7 @@ impl Shaping {
     }
 
     pub(super) fn begin(&mut self, response: Response) -> Next {
-        if self.asked.passes_through(&response) || !self.lifecycle.0.shapes_response() {
+        if self.asked.passes_through(&response) || response.extensions().get::<Shaped>().is_some() {
             return Next::Leave(self.pass(response));
         }
         let (parts, body) = response.into_parts();
@@ -271,6 +278,9 @@ impl Shaping {
             && !parts.headers.contains_key(CONTENT_LENGTH);
         if ends_by_close || (self.settings.close && self.asked.version <= Version::HTTP_11) {
             rules::close(&mut parts, self.asked.version);
+        }
+        if self.inside {
+            parts.extensions.insert(Shaped);
         }
         Response::from_parts(parts, body)
     }

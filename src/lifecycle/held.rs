@@ -17,7 +17,7 @@ use super::{
     passage::Waits,
     response::{SendBody, answer, collect, watched},
     shared::Shared,
-    transitions::HandlerEnd,
+    transitions::{HandlerEnd, Verdict},
     word,
 };
 use crate::{
@@ -63,6 +63,12 @@ where
         };
         let first = !self.started;
         if first {
+            if self.shared.verdict() == Some(Verdict::TimedOut) {
+                // A retry calls it again for the answer that it got at the limit: nothing of it begins any more.
+                self.discard();
+                self.shared.leave_service(self.depth);
+                return Poll::Ready(Ok(answer(Verdict::TimedOut)));
+            }
             self.started = true;
             self.shared.started_one(self.depth);
             self.shared.handler_started();
@@ -203,9 +209,12 @@ impl<F> Held<F> {
         }
     }
 
+    /// Drops what is the user's.
     fn discard(&mut self) {
-        let over = (self.future.take(), self.context.take());
-        self.shared.framed(HANDLER, || caught::discard(over));
+        let (future, context) = (self.future.take(), self.context.take());
+        let captured = context.as_ref().map_or(&[][..], |context| &context.captured);
+        keep_dropped(&self.shared, captured, || self.shared.framed(HANDLER, || caught::discard(future)));
+        caught::discard(context);
     }
 }
 
@@ -256,14 +265,45 @@ fn poll_handler<F: Future>(
 ) -> Result<Poll<F::Output>, caught::Payload> {
     let polling = continuation::Polling::begin();
     let polled = shared.measure_first(HANDLER, first, || caught::poll(future, cx));
+    keep_strays(shared, polling);
+    polled
+}
+
+/// Polls what is around the handler.
+pub(super) fn poll_around<F: Future>(shared: &Shared, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+    let polling = continuation::Polling::begin();
+    let polled = caught::poll(future, cx);
+    keep_strays(shared, polling);
+    polled.unwrap_or_else(|payload| resume_unwind(payload))
+}
+
+/// Drops what is the user's, in a destructor perhaps: a middleware may have had a response in it. Nobody is called but for
+/// that; what goes along was `captured` before.
+pub(super) fn keep_dropped(shared: &Shared, captured: &[Box<dyn Captured>], drops: impl FnOnce()) {
+    let polling = continuation::Polling::begin();
+    drops();
     for continuation in polling.end() {
-        tracing::warn!(
-            route = shared.route(),
-            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same"
-        );
+        shared.tell_of_stray();
+        let captured = captured.iter().map(|value| value.another());
+        shared.keep_with(continuation, captured.collect());
+    }
+}
+
+/// Those of responses that were dropped meanwhile belong to this request.
+fn keep_strays(shared: &Shared, polling: continuation::Polling) {
+    for continuation in polling.end() {
+        shared.tell_of_stray();
         shared.keep(continuation);
     }
-    polled
+}
+
+impl Shared {
+    fn tell_of_stray(&self) {
+        tracing::warn!(
+            route = self.route(),
+            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same"
+        );
+    }
 }
 
 /// How a handler ended that went on alone.
@@ -306,7 +346,9 @@ where
             if owner.verdict().is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
         })
         .await;
+        let polling = continuation::Polling::begin();
         drop(framed);
+        keep_strays(&owner, polling);
         if !may_finish {
             let outcome = if matches!(ended, Alone::Dropped) { "dropped" } else { "ended" };
             spans::ended(&Span::current(), outcome);

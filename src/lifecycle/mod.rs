@@ -265,18 +265,6 @@ impl Shared {
         self.clock.set(limit, clock::Start::Arrival, Some(kind));
     }
 
-    /// Whether this is the first of our services to shape the response.
-    pub(crate) fn shapes_response(&self) -> bool {
-        self.change(None, |word| (!word.has(word::SHAPED)).then(|| word.with(word::SHAPED))).is_some()
-    }
-
-    /// The response that comes is another one than the one that was shaped, if one was: the service inside is called again.
-    pub(crate) fn shapes_anew(&self) {
-        if self.word().has(word::SHAPED) {
-            self.change(None, |word| Some(word.without(word::SHAPED)));
-        }
-    }
-
     pub(crate) fn set_ignore_abort(&self, ignore: bool) -> bool {
         let changed =
             self.change(None, |word| Some(if ignore { word.with(word::IGNORE) } else { word.without(word::IGNORE) }));

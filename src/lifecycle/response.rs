@@ -13,7 +13,8 @@ use http::{
     HeaderValue, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE, Entry},
 };
-use http_body_util::BodyExt as _;
+use http_body::SizeHint;
+use pin_project_lite::pin_project;
 
 use super::{producer::Producer, shared::Shared, transitions::Verdict};
 use crate::{continuation::Continuation, pool::caught};
@@ -40,12 +41,39 @@ where
             return body;
         }
         match this {
-            // For `Bytes`, copying all of it out is taking it.
-            Some(body) => Body::new(
-                body.map_frame(|frame| frame.map_data(|mut data| -> Bytes { data.copy_to_bytes(data.remaining()) })),
-            ),
+            Some(body) => Body::new(InBytes { body }),
             None => Body::empty(),
         }
+    }
+}
+
+pin_project! {
+    /// A body whose data is [`Bytes`], and which says of its end and its length what the other one does.
+    struct InBytes<B> {
+        #[pin]
+        body: B,
+    }
+}
+
+impl<B: http_body::Body> http_body::Body for InBytes<B> {
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        // For `Bytes`, copying all of it out is taking it.
+        let in_bytes = |mut data: B::Data| data.copy_to_bytes(data.remaining());
+        self.project().body.poll_frame(cx).map_ok(|frame| frame.map_data(in_bytes))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

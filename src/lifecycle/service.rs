@@ -9,13 +9,13 @@ use std::{
 };
 
 use axum_core::response::Response;
-use http::{Extensions, Request};
+use http::{Extensions, Request, Uri};
 use pin_project_lite::pin_project;
 
 use super::{
     Lifecycle,
     driver::Driver,
-    held::Held,
+    held::{Held, keep_dropped, poll_around},
     response::{self, SendBody},
     shared::{Arrival, Home, Shared},
 };
@@ -77,7 +77,7 @@ fn arrival<B: http_body::Body>(
         home,
         connection,
         method: request.method().clone(),
-        uri: request.uri().clone(),
+        uri: whole_uri(request),
         version: request.version(),
         uploaded: request.body().is_end_stream(),
         is_job: false,
@@ -161,7 +161,7 @@ impl Entered {
         if self.shared.is_innermost(self.depth) {
             Hold::Held { held: Held::new(future, self.shared, self.depth) }
         } else {
-            Hold::Plain { future, shared: self.shared }
+            Hold::Plain { around: Around { future: Some(future), shared: self.shared } }
         }
     }
 
@@ -169,6 +169,15 @@ impl Entered {
         let outermost = self.depth == OUTERMOST;
         outermost.then(|| Driver::new(self.shared.clone(), self.catches_panics))
     }
+}
+
+/// A nested router has taken its own part off the path.
+fn whole_uri<B>(request: &Request<B>) -> Uri {
+    #[cfg(feature = "serve")]
+    if let Some(whole) = request.extensions().get::<axum::extract::OriginalUri>() {
+        return whole.0.clone();
+    }
+    request.uri().clone()
 }
 
 #[cfg(feature = "serve")]
@@ -188,7 +197,7 @@ pin_project! {
     #[project = HoldProjection]
     pub(crate) enum Hold<F> {
         /// Another of our services is inside.
-        Plain { #[pin] future: F, shared: Arc<Shared> },
+        Plain { #[pin] around: Around<F> },
         /// The innermost, for all that is known.
         Held { held: Held<F> },
         /// The inner service's call panicked.
@@ -219,13 +228,44 @@ where
                 }
                 None => Poll::Pending,
             },
-            HoldProjection::Plain { future, shared } => future.poll(cx).map_ok(|response| {
-                let mut response = response.map(SendBody::into_body);
-                // What middleware between our services has added.
-                response::collect(shared, &mut response);
-                response
-            }),
+            HoldProjection::Plain { around } => around.poll(cx),
         }
+    }
+}
+
+pin_project! {
+    /// The middleware between two of our services.
+    pub(crate) struct Around<F> {
+        // `None` in its destructor alone.
+        #[pin]
+        future: Option<F>,
+        shared: Arc<Shared>,
+    }
+
+    impl<F> PinnedDrop for Around<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            keep_dropped(this.shared, &[], || this.future.set(None));
+        }
+    }
+}
+
+impl<F, B, E> Future for Around<F>
+where
+    F: Future<Output = Result<http::Response<B>, E>>,
+    B: SendBody,
+{
+    type Output = Result<Response, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let Some(future) = this.future.as_pin_mut() else { return Poll::Pending };
+        poll_around(this.shared, future, cx).map_ok(|response| {
+            let mut response = response.map(SendBody::into_body);
+            // What middleware between our services has added.
+            response::collect(this.shared, &mut response);
+            response
+        })
     }
 }
 

@@ -164,9 +164,9 @@
 //! clock is one for all of them.
 //!
 //! **A response that is dropped before any layer saw it**, by a middleware or by the handler itself, keeps its
-//! promise: its continuation runs with the request whose handler is being polled at that moment, and a warning tells
-//! of it. Dropped anywhere else, in another task for example, it runs on its own, without limit and hooks; a
-//! drain does not wait for such a one.
+//! promise: its continuation runs with the request whose handler is being polled, or dropped, at that moment, and a
+//! warning tells of it. Dropped anywhere else, in another task for example, it runs on its own, without limit and hooks;
+//! a drain does not wait for such a one.
 //!
 //! **What a handler returns after the client left, or after `finish`,** goes nowhere; a continuation in it
 //! runs. If the client left and that is ignored, its body is still produced to its end; after `finish` it is
@@ -219,7 +219,8 @@
 //! TIMEOUT together with [`Sent::Flushed`](crate::Sent::Flushed).
 //!
 //! **A retry between two layers** makes the handler run again inside of one request. There is one clock for all
-//! attempts, and the continuations of every attempt run, those of responses that were thrown away too. So does each hook
+//! attempts, and none begins when it has run out; the continuations of every attempt run, those of responses that were
+//! thrown away too. So does each hook
 //! that an attempt registers, a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside of the retry among them: where it is
 //! to run once, it stands outside.
 //!

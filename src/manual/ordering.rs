@@ -21,6 +21,12 @@
 //! them cuts the rest off: the next layer inside begins a record of its own, without the connection and without the
 //! settings of the [`Epilogue`](crate::Epilogue).
 //!
+//! The other way round, a handler that asks an app of its own on behalf of its request (a batch) must not hand the record
+//! on. With a copy of the extensions each call is a part of the one request, as for a
+//! [retry](super::contract#what-the-rules-leave-open), and the handler stands outside of the services that are inside of
+//! the app, so that it can no longer finish. Take the [`Lifecycle`](crate::Lifecycle) out of the copy, and each call has a
+//! life of its own, with the default settings, for which no drain waits: `extensions.remove::<Lifecycle>()`.
+//!
 //! Continuations travel in the response's extensions, but no further than to the innermost service. What middleware
 //! outside of it does to the response does not matter to them.
 //!

@@ -1,6 +1,6 @@
 //! Task-locals that go along with work which leaves the request's task.
 
-use std::{future::Future, pin::Pin};
+use std::{future::Future, pin::Pin, sync::Arc};
 
 use tokio::task::LocalKey;
 
@@ -15,6 +15,8 @@ pub(crate) trait Carry: Send + Sync {
 
 /// A value on its way.
 pub(crate) trait Captured: Send {
+    /// The same value, for more work. Calls nobody.
+    fn another(&self) -> Box<dyn Captured>;
     fn around(self: Box<Self>, work: Work) -> Work;
     fn around_blocking(self: Box<Self>, work: Box<dyn FnOnce() + Send>) -> Box<dyn FnOnce() + Send>;
 }
@@ -24,23 +26,32 @@ pub(crate) struct CarryKey<T: 'static>(pub(crate) &'static LocalKey<T>);
 
 struct Value<T: 'static> {
     key: &'static LocalKey<T>,
-    value: T,
+    /// Cloned, which is the user's code, where several have it.
+    value: Arc<T>,
 }
 
 impl<T: Clone + Send + Sync + 'static> Carry for CarryKey<T> {
     fn capture(&self) -> Option<Box<dyn Captured>> {
         let value = self.0.try_with(T::clone).ok()?;
-        Some(Box::new(Value { key: self.0, value }))
+        Some(Box::new(Value { key: self.0, value: Arc::new(value) }))
     }
 }
 
-impl<T: Send + 'static> Captured for Value<T> {
+impl<T: Clone + Send + Sync + 'static> Captured for Value<T> {
+    fn another(&self) -> Box<dyn Captured> {
+        Box::new(Self { key: self.key, value: self.value.clone() })
+    }
+
     fn around(self: Box<Self>, work: Work) -> Work {
-        Box::pin(self.key.scope(self.value, work))
+        let Self { key, value } = *self;
+        match Arc::try_unwrap(value) {
+            Ok(value) => Box::pin(key.scope(value, work)),
+            Err(value) => Box::pin(async move { key.scope(T::clone(&value), work).await }),
+        }
     }
 
     fn around_blocking(self: Box<Self>, work: Box<dyn FnOnce() + Send>) -> Box<dyn FnOnce() + Send> {
-        Box::new(move || self.key.sync_scope(self.value, work))
+        Box::new(move || self.key.sync_scope(Arc::unwrap_or_clone(self.value), work))
     }
 }
 

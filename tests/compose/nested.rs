@@ -149,6 +149,23 @@ async fn what_the_inner_early_close_lets_pass_the_outer_does_not_hold_back() {
     }
 }
 
+/// What a middleware between them puts in the place of what the inner has shaped is for the outer to shape.
+#[tokio::test]
+async fn a_response_that_replaces_a_shaped_one_is_shaped() {
+    for inner in [EarlyCloseLayer::new(), EarlyCloseLayer::new().keep_alive()] {
+        let route = get(|| async { (StatusCode::BAD_GATEWAY, "for nobody") }).layer(inner);
+        let replace = axum::middleware::map_response(async |_: axum::response::Response| unknown_length());
+        let server = Server::start(Router::new().route("/", route).layer(replace).layer(EarlyCloseLayer::new())).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        let reply = client.response(false).await;
+        assert_eq!((reply.header("content-length"), reply.text().as_str()), (Some("10"), "0123456789"));
+        assert_eq!(reply.header("connection"), Some("close"));
+        assert!(client.reply().await.head.is_empty());
+        assert!(server.stop().await.is_clean());
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn nested_hooks_all_run_the_outer_first() {
     let notes = Notes::default();

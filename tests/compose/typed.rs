@@ -1,11 +1,16 @@
 //! Every order once more, with the layers' own types: nothing boxed stands between them.
 
-use axum::Router;
+use axum::{Router, body::Body};
+use http::StatusCode;
 use tower::ServiceBuilder;
 use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, ShutdownHookLayer, TimeLimitLayer};
+use tower_http::{
+    catch_panic::CatchPanicLayer, compression::CompressionLayer, map_response_body::MapResponseBodyLayer,
+    timeout::TimeoutLayer, trace::TraceLayer,
+};
 
 use crate::{
-    app::{App, ROWS},
+    app::{App, ROWS, Row},
     expected::expected,
     run::{Way, ask},
     stack::{Applied, Kind, Stack, layers_hook},
@@ -23,6 +28,22 @@ macro_rules! layer {
     };
     (ShutdownHook, $app:expr) => {
         ShutdownHookLayer::new(layers_hook(&$app.notes))
+    };
+    (Compression, $app:expr) => {
+        CompressionLayer::new()
+    };
+    (Timeout, $app:expr) => {
+        (
+            TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, $app.row.their_timeout()),
+            // It takes no body that has no default.
+            MapResponseBodyLayer::new(Body::new),
+        )
+    };
+    (Trace, $app:expr) => {
+        TraceLayer::new_for_http()
+    };
+    (CatchPanic, $app:expr) => {
+        CatchPanicLayer::new()
     };
 }
 
@@ -110,4 +131,70 @@ async fn every_order_of_the_bare_types_keeps_the_contract_on_http2() {
 #[tokio::test(start_paused = true)]
 async fn every_order_of_the_bare_types_keeps_the_contract_without_a_server_of_ours() {
     check(Way::Alone).await;
+}
+
+/// Beside tower-http's, whose bodies have types of their own.
+macro_rules! between_theirs {
+    ($($first:ident $second:ident $third:ident $fourth:ident $fifth:ident $sixth:ident $seventh:ident $eighth:ident,)*) => {
+        fn routers(app: &App) -> Vec<(Stack, Router)> {
+            vec![$({
+                let layers = ServiceBuilder::new()
+                    .layer(layer!($first, app))
+                    .layer(layer!($second, app))
+                    .layer(layer!($third, app))
+                    .layer(layer!($fourth, app))
+                    .layer(layer!($fifth, app))
+                    .layer(layer!($sixth, app))
+                    .layer(layer!($seventh, app))
+                    .layer(layer!($eighth, app));
+                let kinds = vec![
+                    Kind::$first, Kind::$second, Kind::$third, Kind::$fourth,
+                    Kind::$fifth, Kind::$sixth, Kind::$seventh, Kind::$eighth,
+                ];
+                let router = app.router(|route| route).layer(layers).with_state(app.clone());
+                (Stack { kinds, applied: Applied::ServiceBuilder }, router)
+            },)*]
+        }
+    };
+}
+
+between_theirs! {
+    EarlyClose Compression IgnoreAbort Timeout TimeLimit Trace ShutdownHook CatchPanic,
+    EarlyClose CatchPanic ShutdownHook Trace TimeLimit Timeout IgnoreAbort Compression,
+    Timeout TimeLimit Trace ShutdownHook CatchPanic EarlyClose Compression IgnoreAbort,
+    Timeout IgnoreAbort Compression EarlyClose CatchPanic ShutdownHook Trace TimeLimit,
+    ShutdownHook CatchPanic EarlyClose Compression IgnoreAbort Timeout TimeLimit Trace,
+    ShutdownHook Trace TimeLimit Timeout IgnoreAbort Compression EarlyClose CatchPanic,
+    Timeout Trace CatchPanic EarlyClose IgnoreAbort TimeLimit ShutdownHook Compression,
+    Timeout Compression ShutdownHook TimeLimit IgnoreAbort EarlyClose CatchPanic Trace,
+    EarlyClose IgnoreAbort TimeLimit ShutdownHook Compression Timeout Trace CatchPanic,
+    EarlyClose CatchPanic Trace Timeout Compression ShutdownHook TimeLimit IgnoreAbort,
+    ShutdownHook Compression Timeout Trace CatchPanic EarlyClose IgnoreAbort TimeLimit,
+}
+
+async fn check_between_theirs(way: Way, rows: &[Row]) {
+    for row in rows {
+        let orders = routers(&App::new(*row, true)).len();
+        for order in 0..orders {
+            let app = App::new(*row, true);
+            let (stack, router) = routers(&app).swap_remove(order);
+            let seen = ask(&app, router, way).await;
+            assert_eq!(seen, expected(*row, &stack, way), "{row:?} {way:?} {stack:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_bare_types_between_theirs_keep_the_contract_on_http1() {
+    check_between_theirs(Way::Http1, &ROWS).await;
+}
+
+#[tokio::test]
+async fn the_bare_types_between_theirs_keep_the_contract_on_http2() {
+    check_between_theirs(Way::Http2, &ROWS).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_bare_types_between_theirs_keep_the_contract_without_a_server_of_ours() {
+    check_between_theirs(Way::Alone, &ROWS).await;
 }

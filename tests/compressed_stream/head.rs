@@ -211,6 +211,26 @@ async fn a_body_that_fails_ends_without_the_end_of_its_compressed_stream() {
     }
 }
 
+/// What its GET declares is not known: a body that streams is encoded.
+#[tokio::test]
+async fn head_declares_no_length_that_its_get_may_not_have() {
+    let files = tower_http::services::ServeDir::new("tests");
+    let app: Router = Router::new().fallback_service(files).layer(CompressedStreamLayer::new());
+    for accepts in ["gzip", "identity"] {
+        let mut answers = Vec::new();
+        for method in [Method::GET, Method::HEAD] {
+            let mut request = request("/README.md", accepts);
+            *request.method_mut() = method;
+            answers.push(app.clone().oneshot(request).await.unwrap());
+        }
+        let [get, head] = answers.try_into().unwrap();
+        assert_eq!(head.headers().get("vary"), get.headers().get("vary"), "{accepts}");
+        assert_eq!(head.headers().get("content-length"), get.headers().get("content-length"), "{accepts}");
+        assert_eq!(head.headers().contains_key("content-length"), accepts == "identity");
+        assert!(head.into_body().collect().await.unwrap().to_bytes().is_empty());
+    }
+}
+
 /// There is nothing to compress in an empty body, and nothing that tells it from one that was taken off.
 #[tokio::test]
 async fn head_of_an_empty_body_is_that_of_its_get() {

@@ -1,0 +1,26 @@
+//! The layers in apps as teams write them: beside the middleware and the extractors that they use, in every place of a
+//! router, under every server.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic, and what it spawns is its own"
+)]
+#![allow(unreachable_pub, reason = "the modules of one suite")]
+
+#[path = "apps/alike.rs"]
+mod alike;
+#[path = "contract/common.rs"]
+#[allow(dead_code, reason = "what it needs of another suite's")]
+mod common;
+#[path = "apps/held.rs"]
+mod held;
+#[path = "apps/kept.rs"]
+mod kept;
+#[path = "apps/places.rs"]
+mod places;
+#[path = "apps/stacks.rs"]
+mod stacks;
+
+mod support;
