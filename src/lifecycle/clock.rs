@@ -63,6 +63,8 @@ pub(super) struct Clock {
     /// Busy clock: what may be used, or `NEVER`.
     budget: AtomicU64,
     used: AtomicU64,
+    /// When the limit was last restarted there: what is busy at that moment has used nothing until then.
+    restarted: AtomicU64,
     busy: AtomicBool,
     timer: Mutex<Option<Pin<Box<Sleep>>>>,
     armed: AtomicBool,
@@ -101,6 +103,7 @@ impl Clock {
             deadline: AtomicU64::new(NEVER),
             budget: AtomicU64::new(NEVER),
             used: AtomicU64::new(0),
+            restarted: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             timer: Mutex::new(None),
             armed: AtomicBool::new(false),
@@ -131,6 +134,8 @@ impl Clock {
         if self.busy.load(Ordering::Acquire) {
             // What was used before counts for a layer's limit, as does what an attempt before has used.
             if start == Start::Now {
+                // Noted first: until then a thread has the rest of the limit before, and never less than of this one.
+                self.restarted.store(self.now(), Ordering::Release);
                 self.used.store(0, Ordering::Release);
             }
             self.budget.store(limit, Ordering::Release);
@@ -157,9 +162,25 @@ impl Clock {
         (deadline != NEVER).then(|| Duration::from_nanos(deadline.saturating_sub(self.now())))
     }
 
-    /// What is left on the busy clock; `None` if that is not the one that counts.
-    pub(super) fn busy_left(&self) -> Option<Duration> {
-        self.busy.load(Ordering::Acquire).then(|| self.left()).flatten()
+    /// When the time of a thread that is busy since `began` is used up; `None` if that is not what counts.
+    pub(super) fn busy_until(&self, began: Instant) -> Option<Instant> {
+        let left = self.is_busy().then(|| self.left()).flatten()?;
+        let restarted = self.arrived + Duration::from_nanos(self.restarted.load(Ordering::Acquire));
+        began.max(restarted).checked_add(left)
+    }
+
+    /// Uses up the time that something was busy, from `began` to `ended`; tells how much is used by now.
+    fn spend(&self, began: u64, ended: u64) -> u64 {
+        let began = began.max(self.restarted.load(Ordering::Acquire));
+        let spent = ended.saturating_sub(began);
+        self.used.fetch_add(spent, Ordering::AcqRel).saturating_add(spent)
+    }
+
+    /// A thread was busy since `began`: that is one long poll.
+    pub(super) fn ran(&self, began: Instant) {
+        if self.budget.load(Ordering::Acquire) != NEVER {
+            self.spend(nanos(began.saturating_duration_since(self.arrived)), self.now());
+        }
     }
 
     /// Whether polls are what the limit counts.
@@ -205,8 +226,7 @@ impl Clock {
             // One that only began late is not to blame.
             measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
         } else {
-            let spent = ended.saturating_sub(began);
-            let used = self.used.fetch_add(spent, Ordering::AcqRel).saturating_add(spent);
+            let used = self.spend(began, ended);
             measured.exhausted = used >= budget;
             let over = Duration::from_nanos(used.saturating_sub(budget));
             measured.overstayed = (measured.exhausted && over > OVERSTAY).then_some(over);
