@@ -173,6 +173,7 @@ impl Shared {
     /// Nothing is left that could run it, and it may keep the request that keeps it, as the timer does.
     pub(super) fn discard_work(&self) {
         self.clock.stop();
+        self.drop_tickets();
         #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
         self.release_keepers(true);
         let mut core = lock(&self.core);

@@ -195,6 +195,28 @@ fn a_late_blocking_one_whose_runtime_ends_is_lost_and_counted() {
     assert_eq!(notes.all(), ["starts", "ends"]);
 }
 
+/// Whoever keeps a handle to the request keeps nothing of what was reserved for it.
+#[test]
+fn a_place_is_given_back_when_the_runtime_ends_before_the_continuation_took_it() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (sender, kept) = mpsc::channel();
+    let handler = async move |lifecycle: Lifecycle| {
+        sender.send(lifecycle).unwrap();
+        (Continuation::new(async {}), vec![b'x'; 20_000_000])
+    };
+    let (server, _client) = runtime.block_on(async {
+        let server = Server::with(Router::new().route("/", get(handler)), |builder| builder.max_running(1)).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        server.journal.seen("handler_end").await;
+        (server, client)
+    });
+    let (epilogue, _kept) = (server.epilogue.clone(), kept.recv().unwrap());
+    assert_eq!(epilogue.load().unwrap().reserved, 1);
+    drop(runtime);
+    assert_eq!((epilogue.load().unwrap().reserved, epilogue.lost()), (0, 1));
+}
+
 /// Waits until so many outlive their response: no event tells when they are counted.
 async fn detached(server: &Server, works: usize) {
     soon("they are counted", async {
