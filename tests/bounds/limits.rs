@@ -312,7 +312,8 @@ async fn a_drain_waits_for_those_that_wait_and_its_report_names_their_class() {
     let report = server.stop().await;
     assert_eq!(report.stragglers().len(), 3, "{report}");
     for straggler in report.stragglers() {
-        assert_eq!((straggler.route(), straggler.class()), ("GET /", Some("mail")), "{report}");
+        let named = (straggler.route(), straggler.class(), straggler.phase());
+        assert_eq!(named, ("GET /", Some("mail"), "continuing"), "{report}");
     }
     assert!(report.to_string().contains("GET / (class mail, "), "{report}");
     // Contract rule 1: those that waited were started, and dropped where they first waited.
