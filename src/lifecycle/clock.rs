@@ -257,6 +257,8 @@ impl Clock {
         };
         let sleep = match timer.as_mut() {
             Some(sleep) => {
+                // Moved to where it has passed, it wakes whom it knows, right here and under this lock: nobody.
+                let _ = poll_sleep(sleep.as_mut(), &mut Context::from_waker(Waker::noop()));
                 sleep.as_mut().reset(at);
                 sleep
             }
@@ -268,7 +270,6 @@ impl Clock {
                 timer.insert(Box::pin(tokio::time::sleep_until(at)))
             }
         };
-        // The waker only sets flags and wakes tasks, and takes no lock of this clock: it may run right here.
         poll_sleep(sleep.as_mut(), &mut Context::from_waker(&waker())).is_ready()
     }
 

@@ -127,3 +127,52 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, mpsc},
+        time::Duration,
+    };
+
+    use http::{Method, Uri, Version};
+
+    use super::*;
+    use crate::{
+        lifecycle::{
+            clock::Start,
+            shared::{Arrival, Home},
+        },
+        pool::Pool,
+    };
+
+    /// The timer is moved under a lock, and who is woken there ends the request, which gives the timer back.
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "what a test spawns is its own")]
+    fn a_limit_that_has_passed_when_its_timer_is_moved_ends_the_request() {
+        let (tells, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            runtime.unwrap().block_on(async {
+                let shared = Shared::new(Arrival {
+                    home: Some(Arc::new(Home::new(Arc::<Pool>::default()))),
+                    connection: None,
+                    method: Method::GET,
+                    uri: Uri::from_static("/"),
+                    version: Version::HTTP_11,
+                    uploaded: true,
+                    is_job: false,
+                });
+                // Nothing is left of it but its response, which is on its way.
+                shared.response_leaves();
+                shared.clock.set(Duration::from_secs(60), Start::Arrival, None);
+                shared.arm();
+                tokio::time::advance(Duration::from_secs(10)).await;
+                shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
+                shared.arm();
+                tells.send(shared.word().has(word::ENDED)).unwrap();
+            });
+        });
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
+    }
+}
