@@ -106,6 +106,10 @@ impl Shared {
 
     /// The same as `arm`, where the user calls, which may be in a thread of their own.
     pub(super) fn arm_anywhere(&self) {
+        if lock(&self.core).rare.as_ref().is_some_and(|rare| rare.lost) {
+            // Its runtime has ended, and takes no timer.
+            return;
+        }
         if self.runtime().is_none() && Handle::try_current().is_err() {
             // Whoever polls it next sets the timer.
             return self.wake_all();

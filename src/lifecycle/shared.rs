@@ -101,6 +101,8 @@ pub(super) struct Rare {
     pub(super) panic: Option<Box<str>>,
     /// The error of the first continuation that failed.
     pub(super) failure: Option<Box<str>>,
+    /// Its runtime has ended before it did.
+    pub(super) lost: bool,
     /// The places that are kept for its continuations.
     pub(super) tickets: Vec<Ticket>,
     /// The class of the continuation that is about to take its tickets, and whether it blocks.

@@ -211,10 +211,12 @@ fn a_place_is_given_back_when_the_runtime_ends_before_the_continuation_took_it()
         server.journal.seen("handler_end").await;
         (server, client)
     });
-    let (epilogue, _kept) = (server.epilogue.clone(), kept.recv().unwrap());
+    let (epilogue, kept) = (server.epilogue.clone(), kept.recv().unwrap());
     assert_eq!(epilogue.load().unwrap().reserved, 1);
     drop(runtime);
     assert_eq!((epilogue.load().unwrap().reserved, epilogue.lost()), (0, 1));
+    // There is no clock left that it could be on.
+    kept.set_time_limit(SECOND);
 }
 
 /// Waits until so many outlive their response: no event tells when they are counted.
