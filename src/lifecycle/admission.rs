@@ -133,7 +133,7 @@ impl Shared {
             .map(|(place, (gate, kept))| match kept {
                 Some(ticket) => Turn::Kept(ticket),
                 None if place == 0 => Turn::Kept(gate.insist()),
-                None => Turn::Queue(gate.clone()),
+                None => Turn::Onward(gate.clone()),
             })
             .collect()
     }
