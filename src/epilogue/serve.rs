@@ -50,6 +50,12 @@ impl Epilogue {
     /// # Ok(()) }
     /// ```
     ///
+    /// # Several servers
+    ///
+    /// may share one `Epilogue`: its bounds, its counts, and its drain. When one of them drains, it waits for the continuations
+    /// and hooks of all, and cuts them at its deadline. One that is to stop while another goes on needs an `Epilogue` of its
+    /// own.
+    ///
     /// # Differences from `axum::serve`
     ///
     /// Every connection is tracked. Awaited with a graceful shutdown, it returns when the connections *and* the

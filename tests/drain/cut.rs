@@ -96,6 +96,22 @@ async fn early_repeated_and_concurrent_drains_are_safe() {
     assert!(epilogue.drain().await.is_clean(), "once more");
 }
 
+/// As `Epilogue::serve` says of several.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_stops_waits_for_the_continuations_of_another_and_cuts_them() {
+    let notes = Notes::default();
+    let goes_on = MemoryServer::with(endless(&notes), |builder| builder.drain_deadline(5 * SECOND));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stops = goes_on.epilogue.serve(listener, Router::new()).with_graceful_shutdown(std::future::ready(()));
+    assert_eq!(goes_on.get("/endless").await.text(), "accepted");
+    goes_on.journal.seen("continuation_start").await;
+    let began = Instant::now();
+    let report = stops.await.unwrap();
+    assert_eq!((began.elapsed().as_secs(), report.stragglers().len()), (5, 1), "{report}");
+    assert_eq!(notes.all(), ["hook TIMEOUT"]);
+    assert_eq!(goes_on.get("/endless").await.text(), "accepted");
+}
+
 #[tokio::test(start_paused = true)]
 async fn progress_is_logged_each_second() {
     let logs = logs();
