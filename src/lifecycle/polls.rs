@@ -152,7 +152,6 @@ mod tests {
 
     /// The timer is moved under a lock, and who is woken there ends the request, which gives the timer back.
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "what a test spawns is its own")]
     fn a_limit_that_has_passed_when_its_timer_is_moved_ends_the_request() {
         let (tells, told) = mpsc::channel();
         std::thread::spawn(move || {
