@@ -72,17 +72,17 @@ pub(super) struct Clock {
     waited: AtomicBool,
     /// There is a timer.
     made: AtomicBool,
-    /// A poll is being measured. One that runs meanwhile on another thread (a body beside the handler that
-    /// finished it) is not counted, rather than twice.
-    measuring: AtomicBool,
+    /// Since when a poll is being measured, plus 2; 1 until that is known, and 0 while none is. One that runs meanwhile, inside of
+    /// it or on another thread (a body beside the handler that finished it), is not counted, rather than twice.
+    measuring: AtomicU64,
 }
 
 /// Ends the measuring also when a poll panics.
-struct Measuring<'a>(&'a AtomicBool);
+struct Measuring<'a>(&'a AtomicU64);
 
 impl Drop for Measuring<'_> {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.store(0, Ordering::Release);
     }
 }
 
@@ -109,7 +109,7 @@ impl Clock {
             armed: AtomicBool::new(false),
             waited: AtomicBool::new(false),
             made: AtomicBool::new(false),
-            measuring: AtomicBool::new(false),
+            measuring: AtomicU64::new(0),
         }
     }
 
@@ -176,6 +176,17 @@ impl Clock {
         self.used.fetch_add(spent, Ordering::AcqRel).saturating_add(spent)
     }
 
+    /// Whether the busy time is used up by the poll that is being measured.
+    pub(super) fn is_used_up(&self) -> bool {
+        let budget = self.budget.load(Ordering::Acquire);
+        if budget == NEVER {
+            return false;
+        }
+        let Some(began) = self.measuring.load(Ordering::Acquire).checked_sub(2) else { return false };
+        let spent = self.now().saturating_sub(began.max(self.restarted.load(Ordering::Acquire)));
+        self.used.load(Ordering::Acquire).saturating_add(spent) >= budget
+    }
+
     /// A thread was busy since `began`: that is one long poll.
     pub(super) fn ran(&self, began: Instant) {
         if self.budget.load(Ordering::Acquire) != NEVER {
@@ -208,13 +219,17 @@ impl Clock {
         let deadline = self.deadline.load(Ordering::Acquire);
         let budget = self.budget.load(Ordering::Acquire);
         let mut measured = Measured { exhausted: false, overstayed: None };
-        if (deadline == NEVER && budget == NEVER) || self.measuring.swap(true, Ordering::AcqRel) {
+        if deadline == NEVER && budget == NEVER {
+            return (poll(), measured);
+        }
+        if self.measuring.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return (poll(), measured);
         }
         let measuring = Measuring(&self.measuring);
         let has_waited = self.armed.load(Ordering::Acquire) || self.waited.load(Ordering::Relaxed);
         let begins_now = !first || budget != NEVER || has_waited;
         let began = if begins_now { self.now() } else { 0 };
+        self.measuring.store(began.saturating_add(2), Ordering::Release);
         let result = poll();
         let ended = self.now();
         drop(measuring);
@@ -304,89 +319,4 @@ fn poll_sleep(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn setting_the_limit_restarts_it() {
-        let clock = Clock::new(Instant::now());
-        clock.set(Duration::from_secs(30), Start::Now, None);
-        tokio::time::advance(Duration::from_secs(25)).await;
-        assert_eq!(clock.left(), Some(Duration::from_secs(5)));
-        clock.set(Duration::from_secs(20), Start::Now, None);
-        tokio::time::advance(Duration::from_secs(19)).await;
-        assert!(!clock.is_past());
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(clock.is_past(), "25 s + 20 s = 45 s");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn zero_and_absurd_limits_are_no_limits() {
-        let clock = Clock::new(Instant::now());
-        for limit in [Duration::ZERO, Duration::MAX] {
-            clock.set(limit, Start::Now, None);
-            assert_eq!(clock.left(), None, "{limit:?}");
-            assert!(!clock.arm(None, || Waker::noop().clone()));
-        }
-        clock.set(Duration::from_secs(1), Start::Now, Some(ClockKind::Busy));
-        assert_eq!(clock.left(), Some(Duration::from_secs(1)));
-        clock.set(Duration::ZERO, Start::Now, None);
-        assert_eq!(clock.left(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_timer_that_is_given_back_keeps_nobody() {
-        struct Woken;
-
-        impl std::task::Wake for Woken {
-            fn wake(self: std::sync::Arc<Self>) {}
-        }
-
-        for after in [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(30)] {
-            let (clock, woken) = (Clock::new(Instant::now()), std::sync::Arc::new(Woken));
-            clock.set(Duration::from_secs(30), Start::Now, None);
-            assert!(!clock.arm(None, || woken.clone().into()));
-            assert_eq!(std::sync::Arc::strong_count(&woken), 2);
-            // Lifted, moved, or left as it is.
-            clock.set(after, Start::Now, None);
-            clock.stop();
-            assert_eq!(std::sync::Arc::strong_count(&woken), 1, "{after:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn busy_time_is_the_time_of_polls_alone() {
-        let clock = Clock::new(Instant::now());
-        clock.set(Duration::from_secs(1), Start::Now, Some(ClockKind::Busy));
-        tokio::time::advance(Duration::from_secs(60)).await;
-        let ((), measured) = clock.measure(false, || ());
-        assert!(!measured.exhausted);
-        assert!(!clock.arm(None, || Waker::noop().clone()));
-        assert_eq!(clock.left(), Some(Duration::from_secs(1)));
-    }
-
-    /// One thread polls the request while another restarts its limit.
-    #[test]
-    fn a_limit_that_is_set_while_the_timer_is_being_set_is_the_timers() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let _runtime = runtime.enter();
-        let clock = Clock::new(Instant::now());
-        clock.set(Duration::from_secs(3600), Start::Now, None);
-        let timer = lock(&clock.timer);
-        std::thread::scope(|threads| {
-            let polls = threads.spawn(|| {
-                let _runtime = runtime.enter();
-                assert!(!clock.arm(None, || Waker::noop().clone()));
-            });
-            // It has looked at the limit, and waits for the lock.
-            while !clock.armed.load(Ordering::Acquire) {
-                std::thread::yield_now();
-            }
-            clock.set(Duration::from_secs(60), Start::Now, None);
-            drop(timer);
-            polls.join().unwrap();
-        });
-        let ends = lock(&clock.timer).as_ref().map(|timer| nanos(timer.deadline() - clock.arrived));
-        assert_eq!(ends, Some(clock.deadline.load(Ordering::Acquire)));
-    }
-}
+mod tests;

@@ -117,6 +117,15 @@ impl Shared {
         self.arm();
     }
 
+    /// The same for work that is to be dropped where it waits: a timer whose time has passed tells only when its runtime has
+    /// looked, and a service outside of this one that measures this poll only when that is over.
+    pub(super) fn arm_for_work(&self) {
+        self.arm();
+        if self.clock.is_past() || self.clock.is_used_up() {
+            self.time_out(LIMIT_PASSED);
+        }
+    }
+
     /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.
     pub(super) fn arm(&self) {
         // The timer keeps the request until that is over: it must not be set any more then.

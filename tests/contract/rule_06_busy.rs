@@ -47,6 +47,29 @@ async fn what_a_poll_used_before_it_restarted_the_limit_does_not_count() {
     assert_eq!((reply.status, reply.text()), (200, "Some(200ms)".to_owned()));
 }
 
+/// Our services nest, and only the outermost measures: the one that drops the work knows all the same.
+#[tokio::test(start_paused = true)]
+async fn what_used_its_time_up_is_dropped_at_its_next_await_though_it_waits_for_nothing() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        yield_now().await;
+        computes(800 * MILLI);
+        lifecycle.set_time_limit(SECOND);
+        computes(800 * MILLI);
+        yield_now().await;
+        theirs.add("is not over");
+        computes(200 * MILLI);
+        yield_now().await;
+        theirs.add("is over");
+    };
+    let layers = (TimeLimitLayer::busy(SECOND), ShutdownHookLayer::new(told(&notes)));
+    let server = MemoryServer::start(Router::new().route("/", get(handler)).layer(layers));
+    assert_eq!(server.get("/").await.status, 503);
+    server.ended(1).await;
+    assert_eq!(notes.all(), ["is not over", "hook: TIMEOUT, Flushed"]);
+}
+
 /// One clock for all of a request's continuations.
 #[tokio::test(start_paused = true)]
 async fn what_a_blocking_continuation_used_the_next_one_has_not() {
