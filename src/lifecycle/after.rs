@@ -9,6 +9,7 @@ use std::{
 };
 
 use axum_core::BoxError;
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 use super::{
@@ -151,6 +152,10 @@ impl Shared {
 
     /// Has the limit count from now on; also for a thread that is timed by the busy clock.
     pub(super) fn restart_clock(&self, limit: Duration) {
+        if self.clock.is_busy() {
+            // Noted first: until then a thread has the rest of the limit before, and never less than of this one.
+            lock(&self.core).rare().restarted = Some(Instant::now());
+        }
         self.clock.set(limit, Start::Now, None);
         self.thread_came();
     }
@@ -162,6 +167,18 @@ impl Shared {
         }
     }
 
+    /// Since when the time of a thread counts that came then.
+    fn busy_since(&self, came: Instant) -> Instant {
+        let restarted = lock(&self.core).rare.as_ref().and_then(|rare| rare.restarted);
+        restarted.map_or(came, |restarted| restarted.max(came))
+    }
+
+    /// When its time is used up, on the busy clock.
+    fn busy_until(&self, came: Instant) -> Option<Instant> {
+        let left = self.clock.busy_left()?;
+        self.busy_since(came).checked_add(left)
+    }
+
     /// A thread counts as one long poll: on the busy clock, all of its time is busy, and the wait for it is not.
     async fn run_blocking(&self, mut work: Blocking, turn: &Turn) -> Outcome {
         let shared = self;
@@ -169,8 +186,8 @@ impl Shared {
         poll_fn(|cx| {
             shared.ending_waker.register(cx.waker());
             if let Poll::Ready(result) = Pin::new(&mut work).poll(cx) {
-                if let Some(began) = turn.came() {
-                    shared.clock.ran(began);
+                if let Some(came) = turn.came() {
+                    shared.clock.ran(shared.busy_since(came).elapsed());
                 }
                 if let Err(payload) = result {
                     shared.panicked(CONTINUATION, &payload);
@@ -179,7 +196,7 @@ impl Shared {
                 return Poll::Ready(Outcome::Ended);
             }
             shared.arm();
-            if let Some(at) = turn.came().and_then(|began| shared.clock.busy_until(began)) {
+            if let Some(at) = turn.came().and_then(|came| shared.busy_until(came)) {
                 if poll_timer(&mut timer, at, cx).is_ready() {
                     shared.time_out(LIMIT_PASSED);
                 }

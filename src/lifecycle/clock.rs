@@ -63,8 +63,6 @@ pub(super) struct Clock {
     /// Busy clock: what may be used, or `NEVER`.
     budget: AtomicU64,
     used: AtomicU64,
-    /// When the limit was last restarted there: what is busy at that moment has used nothing until then.
-    restarted: AtomicU64,
     busy: AtomicBool,
     timer: Mutex<Option<Pin<Box<Sleep>>>>,
     armed: AtomicBool,
@@ -103,7 +101,6 @@ impl Clock {
             deadline: AtomicU64::new(NEVER),
             budget: AtomicU64::new(NEVER),
             used: AtomicU64::new(0),
-            restarted: AtomicU64::new(0),
             busy: AtomicBool::new(false),
             timer: Mutex::new(None),
             armed: AtomicBool::new(false),
@@ -134,9 +131,11 @@ impl Clock {
         if self.busy.load(Ordering::Acquire) {
             // What was used before counts for a layer's limit, as does what an attempt before has used.
             if start == Start::Now {
-                // Noted first: until then a thread has the rest of the limit before, and never less than of this one.
-                self.restarted.store(self.now(), Ordering::Release);
                 self.used.store(0, Ordering::Release);
+                // What is busy at this moment has used nothing until then.
+                let now = self.now().saturating_add(2);
+                let restart = |began| (began > 1).then_some(now);
+                let _ = self.measuring.fetch_update(Ordering::AcqRel, Ordering::Acquire, restart);
             }
             self.budget.store(limit, Ordering::Release);
             self.deadline.store(NEVER, Ordering::Release);
@@ -162,18 +161,21 @@ impl Clock {
         (deadline != NEVER).then(|| Duration::from_nanos(deadline.saturating_sub(self.now())))
     }
 
-    /// When the time of a thread that is busy since `began` is used up; `None` if that is not what counts.
-    pub(super) fn busy_until(&self, began: Instant) -> Option<Instant> {
-        let left = self.is_busy().then(|| self.left()).flatten()?;
-        let restarted = self.arrived + Duration::from_nanos(self.restarted.load(Ordering::Acquire));
-        began.max(restarted).checked_add(left)
+    /// What is left on the busy clock; `None` if that is not the one that counts.
+    pub(super) fn busy_left(&self) -> Option<Duration> {
+        self.is_busy().then(|| self.left()).flatten()
     }
 
-    /// Uses up the time that something was busy, from `began` to `ended`; tells how much is used by now.
-    fn spend(&self, began: u64, ended: u64) -> u64 {
-        let began = began.max(self.restarted.load(Ordering::Acquire));
-        let spent = ended.saturating_sub(began);
+    /// Something was busy so long; tells how much is used.
+    fn spend(&self, spent: u64) -> u64 {
         self.used.fetch_add(spent, Ordering::AcqRel).saturating_add(spent)
+    }
+
+    /// A thread was busy so long: that is one long poll.
+    pub(super) fn ran(&self, time: Duration) {
+        if self.budget.load(Ordering::Acquire) != NEVER {
+            self.spend(nanos(time));
+        }
     }
 
     /// Whether the busy time is used up by the poll that is being measured.
@@ -183,15 +185,8 @@ impl Clock {
             return false;
         }
         let Some(began) = self.measuring.load(Ordering::Acquire).checked_sub(2) else { return false };
-        let spent = self.now().saturating_sub(began.max(self.restarted.load(Ordering::Acquire)));
+        let spent = self.now().saturating_sub(began);
         self.used.load(Ordering::Acquire).saturating_add(spent) >= budget
-    }
-
-    /// A thread was busy since `began`: that is one long poll.
-    pub(super) fn ran(&self, began: Instant) {
-        if self.budget.load(Ordering::Acquire) != NEVER {
-            self.spend(nanos(began.saturating_duration_since(self.arrived)), self.now());
-        }
     }
 
     /// Whether polls are what the limit counts.
@@ -232,6 +227,8 @@ impl Clock {
         self.measuring.store(began.saturating_add(2), Ordering::Release);
         let result = poll();
         let ended = self.now();
+        // Since the limit was restarted, if it was.
+        let busy_since = self.measuring.load(Ordering::Acquire).saturating_sub(2);
         drop(measuring);
         // Read again: the poll may have restarted the limit.
         let deadline = self.deadline.load(Ordering::Acquire);
@@ -241,7 +238,7 @@ impl Clock {
             // One that only began late is not to blame.
             measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
         } else {
-            let used = self.spend(began, ended);
+            let used = self.spend(ended.saturating_sub(busy_since));
             measured.exhausted = used >= budget;
             let over = Duration::from_nanos(used.saturating_sub(budget));
             measured.overstayed = (measured.exhausted && over > OVERSTAY).then_some(over);

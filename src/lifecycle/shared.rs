@@ -117,6 +117,8 @@ pub(super) struct Rare {
     /// Who stores what a response promises that goes nowhere, the innermost last.
     #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
     pub(super) keepers: Vec<Arc<dyn super::Keeper>>,
+    /// When the limit was last restarted on the busy clock, which for a thread begins then.
+    pub(super) restarted: Option<Instant>,
     /// For those who await the abort or the fate of the response.
     changed: Option<Arc<Notify>>,
     /// Where what is slow is told of.
