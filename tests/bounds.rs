@@ -19,6 +19,8 @@ mod limits;
 mod overload;
 #[path = "bounds/refuse.rs"]
 mod refuse;
+#[path = "bounds/restored.rs"]
+mod restored;
 
 mod support;
 

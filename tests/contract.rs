@@ -25,6 +25,8 @@ mod rule_04;
 mod rule_05;
 #[path = "contract/rule_06.rs"]
 mod rule_06;
+#[path = "contract/rule_06_busy.rs"]
+mod rule_06_busy;
 #[path = "contract/rule_06_parts.rs"]
 mod rule_06_parts;
 #[path = "contract/rule_07.rs"]

@@ -67,8 +67,9 @@ impl EpilogueBuilder {
         self
     }
 
-    /// How many threads run blocking continuations at once, in place of the process's 500; the others wait for one. While
-    /// [`max_waiting`](Self::max_waiting) of them wait, new requests are refused, unless the policy is another.
+    /// How many threads run blocking continuations at once, of the [500](crate::Continuation::blocking) that all of a process
+    /// share; the others wait for one. More than those there never are. While [`max_waiting`](Self::max_waiting) of them
+    /// wait, new requests are refused, unless the policy is another.
     pub fn max_blocking(mut self, threads: usize) -> Self {
         self.pool.threads.most = Some(threads);
         self.asked.blocking = true;

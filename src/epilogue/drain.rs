@@ -21,7 +21,8 @@ impl Epilogue {
     /// by itself. Stop the server first: what it begins afterwards is waited for as well.
     ///
     /// At the [deadline](crate::EpilogueBuilder::drain_deadline) what is left is cut with status TIMEOUT, its hooks
-    /// run, and the report names it. It can be called again, and several times at once.
+    /// run, and the report names it. It can be called again, and several times at once. In a continuation it would wait for
+    /// itself, to the deadline, and in a hook to the hook's limit: there, tell whoever waits outside.
     ///
     /// # Cancel safety
     ///

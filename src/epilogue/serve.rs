@@ -26,7 +26,7 @@ use super::{
 use crate::{
     connection::{Asked, TrackedIo, Tracking},
     lifecycle::SendBody,
-    pool::Pool,
+    pool::{Pool, caught, panic_message},
 };
 
 impl Epilogue {
@@ -49,6 +49,12 @@ impl Epilogue {
     ///     .await?;
     /// # Ok(()) }
     /// ```
+    ///
+    /// # Several servers
+    ///
+    /// may share one `Epilogue`: its bounds, its counts, and its drain. When one of them drains, it waits for the continuations
+    /// and hooks of all, and cuts them at its deadline. One that is to stop while another goes on needs an `Epilogue` of its
+    /// own.
     ///
     /// # Differences from `axum::serve`
     ///
@@ -265,7 +271,16 @@ impl Server {
         B: SendBody,
     {
         let connection = io.connection().clone();
-        let service = make_service.for_connection(connection.clone(), Some(address));
+        // The app is cloned, which is the user's code, and here it is the server's task that it runs in.
+        let service = match caught::call(|| make_service.for_connection(connection.clone(), Some(address))) {
+            Ok(service) => service,
+            Err(payload) => {
+                self.pool.count_panic();
+                let panic = panic_message(&*payload);
+                tracing::error!(panic, "the app panicked where it was cloned for a connection, which is closed");
+                return caught::dispose(payload);
+            }
+        };
         let open = self.open.insert(connection);
         let (settings, streams) = (self.settings.clone(), Streams(self.connections.clone()));
         // In a box: a task's own memory is aligned to more than glibc finds again where the last such was, so that the

@@ -7,7 +7,7 @@ use http::{HeaderValue, Request, StatusCode, header};
 use tokio::time::Instant;
 
 use super::{
-    shared::{Core, Shared},
+    shared::{Core, Rare, Shared},
     word,
 };
 use crate::{
@@ -133,7 +133,7 @@ impl Shared {
             .map(|(place, (gate, kept))| match kept {
                 Some(ticket) => Turn::Kept(ticket),
                 None if place == 0 => Turn::Kept(gate.insist()),
-                None => Turn::Queue(gate.clone()),
+                None => Turn::Onward(gate.clone()),
             })
             .collect()
     }
@@ -174,7 +174,9 @@ impl Shared {
     /// What a response has to wait for, where bounds hold responses back.
     pub(super) fn reserving(&self) -> Option<Reserving> {
         let bounds = self.bounds()?;
-        let core = lock(&self.core);
+        // Whoever goes on after `finish` may bring more.
+        let handles = self.word().has(word::HANDLER);
+        let mut core = lock(&self.core);
         core.continuations.iter().next()?;
         let mut missing = Vec::new();
         // In one order for all responses, so that no two wait for what the other keeps.
@@ -188,10 +190,22 @@ impl Shared {
                 missing.push((gate.clone(), needed - kept, limit));
             }
         }
-        drop(core);
         if missing.is_empty() {
             return None;
         }
+        // What waits for a place in its class takes none of the others: once it has that, it queues for the common one.
+        let unused = bounds.all.as_ref().filter(|all| all.when_full() == WhenFull::Refuse).map(|all| {
+            let waits = |own: &Arc<Gate>| missing.iter().any(|(gate, ..)| Arc::ptr_eq(gate, own));
+            let needs = |continuation: &&Continuation| {
+                let passes = gates(bounds, continuation).any(|own| Arc::ptr_eq(own, all));
+                passes && !gates(bounds, continuation).any(waits)
+            };
+            let needed = core.continuations.iter().filter(needs).count() + usize::from(handles);
+            core.rare().take_beyond(all, needed)
+        });
+        drop(core);
+        // Outside of the lock: this wakes those that wait for them.
+        drop(unused);
         Some(Box::pin(async move {
             let began = Instant::now();
             let mut tickets = Vec::with_capacity(missing.len());
@@ -202,6 +216,21 @@ impl Shared {
             }
             tickets
         }))
+    }
+}
+
+impl Rare {
+    /// The tickets for a gate beyond so many.
+    fn take_beyond(&mut self, gate: &Arc<Gate>, needed: usize) -> Vec<Ticket> {
+        let mut count = 0;
+        let tickets = std::mem::take(&mut self.tickets).into_iter();
+        let (kept, beyond) = tickets.partition(|ticket| {
+            let is_of_gate = Arc::ptr_eq(&ticket.gate, gate);
+            count += usize::from(is_of_gate);
+            !is_of_gate || count <= needed
+        });
+        self.tickets = kept;
+        beyond
     }
 }
 

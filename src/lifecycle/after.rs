@@ -114,15 +114,17 @@ impl Shared {
         let outcome = match places {
             Ok(places) => {
                 let turn = Turn::default();
-                let theirs = turn.clone();
+                let (theirs, request) = (turn.clone(), self.clone());
                 // The thread is what the place is for: it has it until it ends.
                 let work = move || {
                     let _places = places;
                     theirs.comes();
+                    request.thread_came();
+                    drop(request);
                     work();
                 };
                 let thread = Blocking::start(Box::new(work), self.pool().clone(), span.clone(), self.route());
-                let outcome = self.run_blocking(thread).instrument(span).await;
+                let outcome = self.run_blocking(thread, &turn).instrument(span).await;
                 if outcome == Outcome::Dropped {
                     turn.is_late(&self, rest.extra.class);
                 }
@@ -150,32 +152,43 @@ impl Shared {
 
     /// Has the limit count from now on; also for a thread that is timed by the busy clock.
     pub(super) fn restart_clock(&self, limit: Duration) {
-        let busy = self.clock.is_busy();
-        if busy {
+        if self.clock.is_busy() {
             // Noted first: until then a thread has the rest of the limit before, and never less than of this one.
             lock(&self.core).rare().restarted = Some(Instant::now());
         }
         self.clock.set(limit, Start::Now, None);
-        if busy {
+        self.thread_came();
+    }
+
+    /// The busy clock counts a thread's time from now on: whoever waits for the thread sets its timer.
+    fn thread_came(&self) {
+        if self.clock.is_busy() {
             self.ending_waker.wake();
         }
     }
 
-    /// When the time of a thread that began then is used up, on the busy clock.
-    fn busy_until(&self, began: Instant) -> Option<Instant> {
-        let left = self.clock.busy_left()?;
+    /// Since when the time of a thread counts that came then.
+    fn busy_since(&self, came: Instant) -> Instant {
         let restarted = lock(&self.core).rare.as_ref().and_then(|rare| rare.restarted);
-        restarted.map_or(began, |restarted| restarted.max(began)).checked_add(left)
+        restarted.map_or(came, |restarted| restarted.max(came))
     }
 
-    /// A thread counts as one long poll: on the busy clock, all of its time is busy.
-    async fn run_blocking(&self, mut work: Blocking) -> Outcome {
+    /// When its time is used up, on the busy clock.
+    fn busy_until(&self, came: Instant) -> Option<Instant> {
+        let left = self.clock.busy_left()?;
+        self.busy_since(came).checked_add(left)
+    }
+
+    /// A thread counts as one long poll: on the busy clock, all of its time is busy, and the wait for it is not.
+    async fn run_blocking(&self, mut work: Blocking, turn: &Turn) -> Outcome {
         let shared = self;
-        let began = Instant::now();
         let mut timer = None;
         poll_fn(|cx| {
             shared.ending_waker.register(cx.waker());
             if let Poll::Ready(result) = Pin::new(&mut work).poll(cx) {
+                if let Some(came) = turn.came() {
+                    shared.clock.ran(shared.busy_since(came).elapsed());
+                }
                 if let Err(payload) = result {
                     shared.panicked(CONTINUATION, &payload);
                     caught::dispose(payload);
@@ -183,7 +196,7 @@ impl Shared {
                 return Poll::Ready(Outcome::Ended);
             }
             shared.arm();
-            if let Some(at) = shared.busy_until(began) {
+            if let Some(at) = turn.came().and_then(|came| shared.busy_until(came)) {
                 if poll_timer(&mut timer, at, cx).is_ready() {
                     shared.time_out(LIMIT_PASSED);
                 }

@@ -70,17 +70,17 @@ pub(super) struct Clock {
     waited: AtomicBool,
     /// There is a timer.
     made: AtomicBool,
-    /// A poll is being measured. One that runs meanwhile on another thread (a body beside the handler that
-    /// finished it) is not counted, rather than twice.
-    measuring: AtomicBool,
+    /// Since when a poll is being measured, plus 2; 1 until that is known, and 0 while none is. One that runs meanwhile, inside of
+    /// it or on another thread (a body beside the handler that finished it), is not counted, rather than twice.
+    measuring: AtomicU64,
 }
 
 /// Ends the measuring also when a poll panics.
-struct Measuring<'a>(&'a AtomicBool);
+struct Measuring<'a>(&'a AtomicU64);
 
 impl Drop for Measuring<'_> {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
+        self.0.store(0, Ordering::Release);
     }
 }
 
@@ -106,7 +106,7 @@ impl Clock {
             armed: AtomicBool::new(false),
             waited: AtomicBool::new(false),
             made: AtomicBool::new(false),
-            measuring: AtomicBool::new(false),
+            measuring: AtomicU64::new(0),
         }
     }
 
@@ -132,6 +132,10 @@ impl Clock {
             // What was used before counts for a layer's limit, as does what an attempt before has used.
             if start == Start::Now {
                 self.used.store(0, Ordering::Release);
+                // What is busy at this moment has used nothing until then.
+                let now = self.now().saturating_add(2);
+                let restart = |began| (began > 1).then_some(now);
+                let _ = self.measuring.fetch_update(Ordering::AcqRel, Ordering::Acquire, restart);
             }
             self.budget.store(limit, Ordering::Release);
             self.deadline.store(NEVER, Ordering::Release);
@@ -159,7 +163,30 @@ impl Clock {
 
     /// What is left on the busy clock; `None` if that is not the one that counts.
     pub(super) fn busy_left(&self) -> Option<Duration> {
-        self.busy.load(Ordering::Acquire).then(|| self.left()).flatten()
+        self.is_busy().then(|| self.left()).flatten()
+    }
+
+    /// Something was busy so long; tells how much is used.
+    fn spend(&self, spent: u64) -> u64 {
+        self.used.fetch_add(spent, Ordering::AcqRel).saturating_add(spent)
+    }
+
+    /// A thread was busy so long: that is one long poll.
+    pub(super) fn ran(&self, time: Duration) {
+        if self.budget.load(Ordering::Acquire) != NEVER {
+            self.spend(nanos(time));
+        }
+    }
+
+    /// Whether the busy time is used up by the poll that is being measured.
+    pub(super) fn is_used_up(&self) -> bool {
+        let budget = self.budget.load(Ordering::Acquire);
+        if budget == NEVER {
+            return false;
+        }
+        let Some(began) = self.measuring.load(Ordering::Acquire).checked_sub(2) else { return false };
+        let spent = self.now().saturating_sub(began);
+        self.used.load(Ordering::Acquire).saturating_add(spent) >= budget
     }
 
     /// Whether polls are what the limit counts.
@@ -187,15 +214,21 @@ impl Clock {
         let deadline = self.deadline.load(Ordering::Acquire);
         let budget = self.budget.load(Ordering::Acquire);
         let mut measured = Measured { exhausted: false, overstayed: None };
-        if (deadline == NEVER && budget == NEVER) || self.measuring.swap(true, Ordering::AcqRel) {
+        if deadline == NEVER && budget == NEVER {
+            return (poll(), measured);
+        }
+        if self.measuring.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return (poll(), measured);
         }
         let measuring = Measuring(&self.measuring);
         let has_waited = self.armed.load(Ordering::Acquire) || self.waited.load(Ordering::Relaxed);
         let begins_now = !first || budget != NEVER || has_waited;
         let began = if begins_now { self.now() } else { 0 };
+        self.measuring.store(began.saturating_add(2), Ordering::Release);
         let result = poll();
         let ended = self.now();
+        // Since the limit was restarted, if it was.
+        let busy_since = self.measuring.load(Ordering::Acquire).saturating_sub(2);
         drop(measuring);
         // Read again: the poll may have restarted the limit.
         let deadline = self.deadline.load(Ordering::Acquire);
@@ -205,8 +238,7 @@ impl Clock {
             // One that only began late is not to blame.
             measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
         } else {
-            let spent = ended.saturating_sub(began);
-            let used = self.used.fetch_add(spent, Ordering::AcqRel).saturating_add(spent);
+            let used = self.spend(ended.saturating_sub(busy_since));
             measured.exhausted = used >= budget;
             let over = Duration::from_nanos(used.saturating_sub(budget));
             measured.overstayed = (measured.exhausted && over > OVERSTAY).then_some(over);
@@ -237,6 +269,8 @@ impl Clock {
         };
         let sleep = match timer.as_mut() {
             Some(sleep) => {
+                // Moved to where it has passed, it wakes whom it knows, right here and under this lock: nobody.
+                let _ = poll_sleep(sleep.as_mut(), &mut Context::from_waker(Waker::noop()));
                 sleep.as_mut().reset(at);
                 sleep
             }
@@ -248,7 +282,6 @@ impl Clock {
                 timer.insert(Box::pin(tokio::time::sleep_until(at)))
             }
         };
-        // The waker only sets flags and wakes tasks, and takes no lock of this clock: it may run right here.
         poll_sleep(sleep.as_mut(), &mut Context::from_waker(&waker())).is_ready()
     }
 
@@ -283,89 +316,4 @@ fn poll_sleep(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test(start_paused = true)]
-    async fn setting_the_limit_restarts_it() {
-        let clock = Clock::new(Instant::now());
-        clock.set(Duration::from_secs(30), Start::Now, None);
-        tokio::time::advance(Duration::from_secs(25)).await;
-        assert_eq!(clock.left(), Some(Duration::from_secs(5)));
-        clock.set(Duration::from_secs(20), Start::Now, None);
-        tokio::time::advance(Duration::from_secs(19)).await;
-        assert!(!clock.is_past());
-        tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(clock.is_past(), "25 s + 20 s = 45 s");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn zero_and_absurd_limits_are_no_limits() {
-        let clock = Clock::new(Instant::now());
-        for limit in [Duration::ZERO, Duration::MAX] {
-            clock.set(limit, Start::Now, None);
-            assert_eq!(clock.left(), None, "{limit:?}");
-            assert!(!clock.arm(None, || Waker::noop().clone()));
-        }
-        clock.set(Duration::from_secs(1), Start::Now, Some(ClockKind::Busy));
-        assert_eq!(clock.left(), Some(Duration::from_secs(1)));
-        clock.set(Duration::ZERO, Start::Now, None);
-        assert_eq!(clock.left(), None);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_timer_that_is_given_back_keeps_nobody() {
-        struct Woken;
-
-        impl std::task::Wake for Woken {
-            fn wake(self: std::sync::Arc<Self>) {}
-        }
-
-        for after in [Duration::ZERO, Duration::from_secs(5), Duration::from_secs(30)] {
-            let (clock, woken) = (Clock::new(Instant::now()), std::sync::Arc::new(Woken));
-            clock.set(Duration::from_secs(30), Start::Now, None);
-            assert!(!clock.arm(None, || woken.clone().into()));
-            assert_eq!(std::sync::Arc::strong_count(&woken), 2);
-            // Lifted, moved, or left as it is.
-            clock.set(after, Start::Now, None);
-            clock.stop();
-            assert_eq!(std::sync::Arc::strong_count(&woken), 1, "{after:?}");
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn busy_time_is_the_time_of_polls_alone() {
-        let clock = Clock::new(Instant::now());
-        clock.set(Duration::from_secs(1), Start::Now, Some(ClockKind::Busy));
-        tokio::time::advance(Duration::from_secs(60)).await;
-        let ((), measured) = clock.measure(false, || ());
-        assert!(!measured.exhausted);
-        assert!(!clock.arm(None, || Waker::noop().clone()));
-        assert_eq!(clock.left(), Some(Duration::from_secs(1)));
-    }
-
-    /// One thread polls the request while another restarts its limit.
-    #[test]
-    fn a_limit_that_is_set_while_the_timer_is_being_set_is_the_timers() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let _runtime = runtime.enter();
-        let clock = Clock::new(Instant::now());
-        clock.set(Duration::from_secs(3600), Start::Now, None);
-        let timer = lock(&clock.timer);
-        std::thread::scope(|threads| {
-            let polls = threads.spawn(|| {
-                let _runtime = runtime.enter();
-                assert!(!clock.arm(None, || Waker::noop().clone()));
-            });
-            // It has looked at the limit, and waits for the lock.
-            while !clock.armed.load(Ordering::Acquire) {
-                std::thread::yield_now();
-            }
-            clock.set(Duration::from_secs(60), Start::Now, None);
-            drop(timer);
-            polls.join().unwrap();
-        });
-        let ends = lock(&clock.timer).as_ref().map(|timer| nanos(timer.deadline() - clock.arrived));
-        assert_eq!(ends, Some(clock.deadline.load(Ordering::Acquire)));
-    }
-}
+mod tests;

@@ -358,7 +358,7 @@ fn poll_running(work: &mut Work, rest: Option<&Rest>, shared: &Shared, cx: &mut 
     }
     // Registered before the look, so that what changes after it wakes us.
     shared.ending_waker.register(cx.waker());
-    shared.arm();
+    shared.arm_for_work();
     match shared.verdict() {
         Some(Verdict::TimedOut) => {
             tracing::warn!(route = shared.route(), "a continuation was dropped at its limit");

@@ -172,7 +172,7 @@ where
             self.go_on_alone();
             return Poll::Ready(watched(&self.shared, response));
         }
-        shared.arm();
+        shared.arm_for_work();
         match shared.verdict() {
             Some(verdict) => {
                 self.discard();
@@ -342,7 +342,7 @@ where
             if let Some(response) = may_finish.then(|| owner.take_finished()).flatten() {
                 finish_nowhere(&owner, *response);
             }
-            owner.arm();
+            owner.arm_for_work();
             if owner.verdict().is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
         })
         .await;

@@ -19,6 +19,9 @@ use crate::{
     pool::{caught, lock},
 };
 
+/// How many hooks that never wait run in one poll.
+const HOOKS_A_POLL: usize = 32;
+
 /// A hook that runs.
 pub(super) struct RunningHook {
     index: usize,
@@ -36,7 +39,15 @@ impl Step {
         cx: &mut Context<'_>,
     ) -> Poll<()> {
         let mut hook = waiting.or_else(|| next_hook(shared, 0));
+        let mut count = 0;
         while let Some(mut running) = hook {
+            if count == HOOKS_A_POLL {
+                // A hook may register another, without end: the others, and a drain, have their turn.
+                *self = Self::aside(Aside::Hook(running));
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            count += 1;
             let Poll::Ready(outcome) = running.poll(shared, cx) else {
                 *self = Self::aside(Aside::Hook(running));
                 return Poll::Pending;

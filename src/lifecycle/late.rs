@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use tokio::time::Instant;
 use tracing::Span;
 
 use super::{ending::OnTheList, places::Entering, shared::Shared};
@@ -48,15 +49,24 @@ enum State {
     Waits,
     /// It does not, and its limit has passed.
     Late(Late),
-    Came,
+    /// Since then.
+    Came(Instant),
 }
 
 impl Turn {
     /// Called by the thread, first of all.
     pub(super) fn comes(&self) {
-        let before = std::mem::replace(&mut *lock(&self.0), State::Came);
+        let before = std::mem::replace(&mut *lock(&self.0), State::Came(Instant::now()));
         if let State::Late(late) = before {
             late.has_its_thread();
+        }
+    }
+
+    /// Since when it has its thread.
+    pub(super) fn came(&self) -> Option<Instant> {
+        match *lock(&self.0) {
+            State::Came(at) => Some(at),
+            State::Waits | State::Late(_) => None,
         }
     }
 

@@ -106,11 +106,24 @@ impl Shared {
 
     /// The same as `arm`, where the user calls, which may be in a thread of their own.
     pub(super) fn arm_anywhere(&self) {
+        if lock(&self.core).rare.as_ref().is_some_and(|rare| rare.lost) {
+            // Its runtime has ended, and takes no timer.
+            return;
+        }
         if self.runtime().is_none() && Handle::try_current().is_err() {
             // Whoever polls it next sets the timer.
             return self.wake_all();
         }
         self.arm();
+    }
+
+    /// The same for work that is to be dropped where it waits: a timer whose time has passed tells only when its runtime has
+    /// looked, and a service outside of this one that measures this poll only when that is over.
+    pub(super) fn arm_for_work(&self) {
+        self.arm();
+        if self.clock.is_past() || self.clock.is_used_up() {
+            self.time_out(LIMIT_PASSED);
+        }
     }
 
     /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.
@@ -125,5 +138,53 @@ impl Shared {
         if self.word().has(word::ENDED) {
             self.clock.stop();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        sync::{Arc, mpsc},
+        time::Duration,
+    };
+
+    use http::{Method, Uri, Version};
+
+    use super::*;
+    use crate::{
+        lifecycle::{
+            clock::Start,
+            shared::{Arrival, Home},
+        },
+        pool::Pool,
+    };
+
+    /// The timer is moved under a lock, and who is woken there ends the request, which gives the timer back.
+    #[test]
+    fn a_limit_that_has_passed_when_its_timer_is_moved_ends_the_request() {
+        let (tells, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            runtime.unwrap().block_on(async {
+                let shared = Shared::new(Arrival {
+                    home: Some(Arc::new(Home::new(Arc::<Pool>::default()))),
+                    connection: None,
+                    method: Method::GET,
+                    uri: Uri::from_static("/"),
+                    version: Version::HTTP_11,
+                    uploaded: true,
+                    is_job: false,
+                });
+                // Nothing is left of it but its response, which is on its way.
+                shared.response_leaves();
+                shared.clock.set(Duration::from_secs(60), Start::Arrival, None);
+                shared.arm();
+                tokio::time::advance(Duration::from_secs(10)).await;
+                shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
+                shared.arm();
+                tells.send(shared.word().has(word::ENDED)).unwrap();
+            });
+        });
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
     }
 }

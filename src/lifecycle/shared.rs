@@ -101,6 +101,8 @@ pub(super) struct Rare {
     pub(super) panic: Option<Box<str>>,
     /// The error of the first continuation that failed.
     pub(super) failure: Option<Box<str>>,
+    /// Its runtime has ended before it did.
+    pub(super) lost: bool,
     /// The places that are kept for its continuations.
     pub(super) tickets: Vec<Ticket>,
     /// The class of the continuation that is about to take its tickets, and whether it blocks.
@@ -115,7 +117,7 @@ pub(super) struct Rare {
     /// Who stores what a response promises that goes nowhere, the innermost last.
     #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
     pub(super) keepers: Vec<Arc<dyn super::Keeper>>,
-    /// When the limit was last set on the busy clock, which for a thread begins then.
+    /// When the limit was last restarted on the busy clock, which for a thread begins then.
     pub(super) restarted: Option<Instant>,
     /// For those who await the abort or the fate of the response.
     changed: Option<Arc<Notify>>,

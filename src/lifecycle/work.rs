@@ -172,13 +172,16 @@ impl Shared {
 
     /// Nothing is left that could run it, and it may keep the request that keeps it, as the timer does.
     pub(super) fn discard_work(&self) {
-        self.clock.stop();
+        self.drop_tickets();
         #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
         self.release_keepers(true);
         let mut core = lock(&self.core);
+        core.rare().lost = true;
         let (mut continuations, mut hooks) = (std::mem::take(&mut core.continuations), std::mem::take(&mut core.hooks));
         let finished = core.rare.as_mut().and_then(|rare| rare.finished.take());
         drop(core);
+        // From here on no other is set.
+        self.clock.stop();
         while let Some(continuation) = continuations.pop_front() {
             Self::put_back(continuation);
         }

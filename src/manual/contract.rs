@@ -189,8 +189,9 @@
 //! them, as far as so many can be free at once.
 //!
 //! **A class and the common bound.** A continuation passes the gate of its class first, and takes nothing of the
-//! common one before it has passed. Then it comes before new requests. Blocking ones pass their class, and their
-//! threads instead of the common bound. Attempts at durable jobs pass both, and take places there but none of the room
+//! common one before it has passed; a response that is held back for its class keeps none of the common one either. Then it
+//! comes before new requests, and waits for its place whether or not there is room for more that wait: of such there are
+//! no more than may run in their classes. Blocking ones pass their class, and their threads instead of the common bound. Attempts at durable jobs pass both, and take places there but none of the room
 //! of those that wait: a backlog of stored jobs refuses no request, and no bound refuses a job. One that waits too long,
 //! or for a drain, goes back into its store without having been polled, and counts no attempt.
 //!

@@ -121,22 +121,23 @@ impl Drop for Ticket {
 pub(crate) enum Turn {
     /// There is a ticket for this gate.
     Kept(Ticket),
-    /// It queues for room, in the place that it has reached.
-    Queue(Arc<Gate>),
+    /// It comes from the gate before, and may wait here, whether or not there is room for more that wait.
+    Onward(Arc<Gate>),
     /// It needs no room, since it waits in a store: an attempt at a durable job.
     Beside(Arc<Gate>),
 }
 
 /// Waits until it may run. At each gate, those that came first run first.
 ///
-/// While it waits at one gate it keeps nothing of the next, so that one class takes no room from the others.
+/// While it waits at one gate it keeps nothing of the next, so that one class takes no room from the others. Nor does it wait
+/// for room there: that may be kept by what waits behind it, for other continuations of the same request.
 pub(crate) async fn enter(turns: Vec<Turn>) -> Vec<Place> {
     let mut places = Vec::with_capacity(turns.len());
     let mut turns = turns.into_iter();
     while let Some(turn) = turns.next() {
         let ticket = match turn {
             Turn::Kept(ticket) => ticket,
-            Turn::Queue(gate) => gate.reserve_in_turn().await,
+            Turn::Onward(gate) => gate.take_on(),
             Turn::Beside(gate) => gate.ticket(None),
         };
         let place = match ticket.gate.try_enter() {
@@ -154,7 +155,7 @@ pub(crate) async fn enter(turns: Vec<Turn>) -> Vec<Place> {
 impl Turn {
     fn without_ticket(self) -> Self {
         match self {
-            Self::Kept(ticket) => Self::Queue(ticket.gate.clone()),
+            Self::Kept(ticket) => Self::Onward(ticket.gate.clone()),
             other => other,
         }
     }
@@ -283,13 +284,12 @@ impl Gate {
         place
     }
 
-    /// Room, as soon as it is there. Those that wait for it here come before new requests.
-    async fn reserve_in_turn(self: Arc<Self>) -> Ticket {
-        let room = match self.bound.when_full {
-            WhenFull::Run => None,
-            WhenFull::Refuse | WhenFull::Hold(_) => self.room.clone().acquire_owned().await.ok(),
-        };
-        self.ticket(room)
+    /// Of those that come from the gate before there are no more than may run there: that is a bound, too.
+    fn take_on(self: &Arc<Self>) -> Ticket {
+        match self.bound.when_full {
+            WhenFull::Run => self.ticket(None),
+            WhenFull::Refuse | WhenFull::Hold(_) => self.reserve().unwrap_or_else(|| self.ticket(None)),
+        }
     }
 
     /// A request is refused; each is told of at level debug, and once a second all of them together.

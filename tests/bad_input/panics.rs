@@ -5,6 +5,10 @@ use std::{
     future::Future,
     panic::AssertUnwindSafe,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -26,7 +30,7 @@ use crate::{
     support::{
         Gate, Journal, Notes, Server,
         h2client::{Http2, read},
-        soon,
+        logs, soon,
     },
 };
 
@@ -297,6 +301,51 @@ async fn in_the_outermost_service_of_an_app_it_is_a_500() {
     }
 }
 
+/// An app whose first clone panics.
+struct Copies<S>(S, Arc<AtomicUsize>);
+
+impl<S: Clone> Clone for Copies<S> {
+    fn clone(&self) -> Self {
+        assert!(self.1.fetch_add(1, Ordering::SeqCst) > 0, "on purpose");
+        Self(self.0.clone(), self.1.clone())
+    }
+}
+
+impl<S: Service<Request>> Service<Request> for Copies<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        self.0.call(request)
+    }
+}
+
+/// It is cloned for each connection, where these are accepted.
+#[tokio::test]
+async fn where_an_app_is_cloned_for_a_connection_the_others_are_served() {
+    let logs = logs();
+    let epilogue = Journal::default().epilogue().build();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = Copies(Router::new().route("/", get(async || "hello")), Arc::default());
+    let serve = epilogue.serve(listener, app).with_graceful_shutdown(std::future::pending());
+    let server = tokio::spawn(serve.into_future());
+    let mut none = crate::support::Client::connect(address).await;
+    none.send_get("/").await;
+    assert_eq!(none.reply().await.status, 0);
+    let mut other = crate::support::Client::connect(address).await;
+    other.send_get("/").await;
+    assert_eq!(other.response(false).await.text(), "hello");
+    assert!(!server.is_finished() && epilogue.panicked() == 1);
+    assert!(logs.with("cloned").iter().any(|line| line.contains("on purpose")));
+    server.abort();
+}
+
 /// On a server that is not ours a panic goes on as if we were not there; but the request's hooks run.
 #[tokio::test(start_paused = true)]
 async fn in_a_service_it_goes_on_without_a_server_of_ours_and_the_hooks_run() {
@@ -505,7 +554,7 @@ impl<S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'
     fn on_enter(&self, id: &tracing::Id, context: tracing_subscriber::layer::Context<'_, S>) {
         let on_thread = std::thread::current().name().is_some_and(|name| name.starts_with("blocking"));
         let ours = context.span(id).is_some_and(|span| span.name() == "continuation");
-        let first = on_thread && ours && !self.0.swap(true, std::sync::atomic::Ordering::SeqCst);
+        let first = on_thread && ours && !self.0.swap(true, Ordering::SeqCst);
         assert!(!first, "the subscriber panics, as this test wants it");
     }
 }

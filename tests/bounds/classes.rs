@@ -1,5 +1,7 @@
 //! Classes, each with a bound of its own.
 
+use std::time::Duration;
+
 use axum::{Router, extract::Path, routing::get};
 use tower_epilogue::{Bound, Continuation, Lifecycle, LifecycleError, ReserveLayer, WhenFull};
 
@@ -48,6 +50,38 @@ async fn slow_mail_keeps_no_thumbnail_waiting() {
     server.journal.ended(25).await;
     assert_eq!(meter.most(), 2);
     assert_eq!(server.epilogue.class_load("thumb"), None);
+}
+
+/// Nor do those that cannot even wait, and whose responses are held back for that.
+#[tokio::test]
+async fn responses_that_are_held_for_their_class_keep_no_other_from_being_served() {
+    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+    let server = Server::with(app(&notes, &gate, &meter, false), |builder| {
+        let hold = WhenFull::Hold(Duration::from_secs(3600));
+        builder.max_running(2).max_waiting(0).class("mail", Bound::new(1).max_waiting(0).when_full(hold))
+    })
+    .await;
+    assert_eq!(server.get("/mail/runs").await.status, 200);
+    let mut held = Vec::new();
+    for name in ["one", "two", "three"] {
+        let mut client = server.connect().await;
+        client.send_get(&format!("/mail/{name}")).await;
+        notes.seen(&format!("handler {name}")).await;
+        held.push(client);
+    }
+    for name in 0..3 {
+        assert_eq!(server.get(&format!("/thumb/{name}")).await.status, 200);
+        notes.seen(&format!("thumb {name}")).await;
+    }
+    gate.open();
+    for client in &mut held {
+        client.read_until("mail").await;
+    }
+    server.journal.ended(7).await;
+    assert_eq!(meter.most(), 1);
+    for load in [server.epilogue.load().unwrap(), server.epilogue.class_load("mail").unwrap()] {
+        assert_eq!((load.running, load.waiting, load.reserved, load.refused, load.over), (0, 0, 0, 0, 0));
+    }
 }
 
 #[tokio::test]

@@ -160,6 +160,29 @@ async fn two_responses_never_wait_for_the_places_that_the_other_keeps() {
     }
 }
 
+/// Nor does a continuation that has its place in its class wait for what is kept for those that wait there.
+#[tokio::test(start_paused = true)]
+async fn the_first_of_a_class_does_not_wait_for_those_behind_it() {
+    let (notes, a, opened) = (Notes::default(), Gate::closed(), open());
+    let server = MemoryServer::with(classes(&notes, [("a", &a), ("b", &opened), ("-", &opened)]), |builder| {
+        builder.class("a", Bound::new(1)).max_running(1).max_waiting(3).when_full(WhenFull::Hold(3600 * SECOND))
+    });
+    assert_eq!(server.get("/a").await.status, 200);
+    // It waits for its class, with two places for what comes after it.
+    assert_eq!(server.get("/a--").await.status, 200);
+    let mut held = server.connect();
+    held.send("GET /a-- HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    notes.count(3).await;
+    let began = Instant::now();
+    a.open();
+    server.ended(3).await;
+    assert!(began.elapsed() < SECOND, "{:?}", began.elapsed());
+    assert_eq!(notes.all().iter().filter(|note| note.starts_with("ends")).count(), 7);
+    for load in [server.epilogue.load().unwrap(), server.epilogue.class_load("a").unwrap()] {
+        assert_eq!((load.running, load.waiting, load.reserved, load.over), (0, 0, 0, 0));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn it_is_held_no_longer_than_said_for_however_many_places() {
     let (notes, gate) = (Notes::default(), Gate::closed());

@@ -195,6 +195,30 @@ fn a_late_blocking_one_whose_runtime_ends_is_lost_and_counted() {
     assert_eq!(notes.all(), ["starts", "ends"]);
 }
 
+/// Whoever keeps a handle to the request keeps nothing of what was reserved for it.
+#[test]
+fn a_place_is_given_back_when_the_runtime_ends_before_the_continuation_took_it() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (sender, kept) = mpsc::channel();
+    let handler = async move |lifecycle: Lifecycle| {
+        sender.send(lifecycle).unwrap();
+        (Continuation::new(async {}), vec![b'x'; 20_000_000])
+    };
+    let (server, _client) = runtime.block_on(async {
+        let server = Server::with(Router::new().route("/", get(handler)), |builder| builder.max_running(1)).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        server.journal.seen("handler_end").await;
+        (server, client)
+    });
+    let (epilogue, kept) = (server.epilogue.clone(), kept.recv().unwrap());
+    assert_eq!(epilogue.load().unwrap().reserved, 1);
+    drop(runtime);
+    assert_eq!((epilogue.load().unwrap().reserved, epilogue.lost()), (0, 1));
+    // There is no clock left that it could be on.
+    kept.set_time_limit(SECOND);
+}
+
 /// Waits until so many outlive their response: no event tells when they are counted.
 async fn detached(server: &Server, works: usize) {
     soon("they are counted", async {
@@ -290,7 +314,8 @@ async fn a_drain_waits_for_those_that_wait_and_its_report_names_their_class() {
     let report = server.stop().await;
     assert_eq!(report.stragglers().len(), 3, "{report}");
     for straggler in report.stragglers() {
-        assert_eq!((straggler.route(), straggler.class()), ("GET /", Some("mail")), "{report}");
+        let named = (straggler.route(), straggler.class(), straggler.phase());
+        assert_eq!(named, ("GET /", Some("mail"), "continuing"), "{report}");
     }
     assert!(report.to_string().contains("GET / (class mail, "), "{report}");
     // Contract rule 1: those that waited were started, and dropped where they first waited.

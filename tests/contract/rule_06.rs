@@ -3,6 +3,7 @@
 use std::{future::pending, time::Duration};
 
 use axum::{Router, extract::Request, response::IntoResponse, routing::get};
+use futures_util::FutureExt as _;
 use http::StatusCode;
 use tokio::time::Instant;
 use tower::ServiceExt;
@@ -276,6 +277,25 @@ async fn work_is_dropped_at_its_next_await_and_not_before() {
     server.journal.ended(1).await;
     assert_eq!(notes.all(), ["past the limit", "dropped", "hook: TIMEOUT, Flushed"]);
     assert!(server.stop().await.is_clean());
+}
+
+/// Also where that is over at once, and nobody has looked at the clock since the limit passed.
+#[tokio::test(start_paused = true)]
+async fn work_that_ran_past_the_limit_is_dropped_at_its_first_await_though_it_waits_for_nothing() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        // A poll that takes so long: the clock has moved when that waits, which is not for anything.
+        let _ = tokio::time::advance(2 * SECOND).now_or_never();
+        theirs.add("past the limit");
+        tokio::task::yield_now().await;
+        theirs.add("behind its first await");
+    };
+    let layers = (TimeLimitLayer::new(SECOND), ShutdownHookLayer::new(told(&notes)));
+    let server = MemoryServer::start(Router::new().route("/", get(handler)).layer(layers));
+    assert_eq!(server.get("/").await.status, 503);
+    server.ended(1).await;
+    assert_eq!(notes.all(), ["past the limit", "hook: TIMEOUT, Flushed"]);
 }
 
 /// A thread counts as one long poll, and the limit that it sets itself is the one that holds.

@@ -1,10 +1,17 @@
 //! A drain that is cut short.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{Router, routing::get};
 use tokio::time::Instant;
-use tower_epilogue::{Continuation, Epilogue, Event, ShutdownHookLayer};
+use tower_epilogue::{Continuation, End, Epilogue, Event, ShutdownHookLayer};
 
 use crate::{
     frames::{RawHttp2, SETTINGS, frame, request},
@@ -94,6 +101,65 @@ async fn early_repeated_and_concurrent_drains_are_safe() {
     assert!((1..=3).contains(&found), "{found}");
     assert_eq!(notes.all(), ["hook TIMEOUT"]);
     assert!(epilogue.drain().await.is_clean(), "once more");
+}
+
+/// As `Epilogue::serve` says of several.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_stops_waits_for_the_continuations_of_another_and_cuts_them() {
+    let notes = Notes::default();
+    let goes_on = MemoryServer::with(endless(&notes), |builder| builder.drain_deadline(5 * SECOND));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stops = goes_on.epilogue.serve(listener, Router::new()).with_graceful_shutdown(std::future::ready(()));
+    assert_eq!(goes_on.get("/endless").await.text(), "accepted");
+    goes_on.journal.seen("continuation_start").await;
+    let began = Instant::now();
+    let report = stops.await.unwrap();
+    assert_eq!((began.elapsed().as_secs(), report.stragglers().len()), (5, 1), "{report}");
+    assert_eq!(notes.all(), ["hook TIMEOUT"]);
+    assert_eq!(goes_on.get("/endless").await.text(), "accepted");
+}
+
+/// Far more hooks than there is time for.
+const MANY: u32 = 1_000_000;
+
+/// A hook that never waits, and registers itself again.
+fn again(end: &End, count: &Arc<AtomicU32>) {
+    let theirs = count.clone();
+    let hook = async move |end: End| {
+        if theirs.fetch_add(1, Ordering::Relaxed) < MANY {
+            again(&end, &theirs);
+        }
+    };
+    end.on_shutdown(hook).unwrap();
+}
+
+#[tokio::test]
+async fn hooks_that_never_end_hold_up_no_others_and_no_drain() {
+    let (count, others) = (Arc::new(AtomicU32::new(0)), Notes::default());
+    let (theirs, seen) = (count.clone(), others.clone());
+    let endless = ShutdownHookLayer::new(async move |end: End| again(&end, &theirs));
+    let other = ShutdownHookLayer::new(async move |_| seen.add("another"));
+    let app = Router::new()
+        .route("/endless", get(async || "hello").layer(endless))
+        .route("/other", get(async || "hello").layer(other));
+    let short = Duration::from_millis(20);
+    // Without an event function: they would be too many.
+    let epilogue = Epilogue::builder().drain_deadline(short).hook_limit(short).build();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let server = epilogue.serve(listener, app).with_graceful_shutdown(async { stopped.await.unwrap() });
+    let serving = tokio::spawn(server.into_future());
+    for path in ["/endless", "/other"] {
+        let mut client = crate::support::Client::connect(address).await;
+        client.send_get(path).await;
+        assert_eq!(client.reply_by_length(false).await.text(), "hello");
+    }
+    others.seen("another").await;
+    stop.send(()).unwrap();
+    let report = soon("it drains", serving).await.unwrap().unwrap();
+    assert!(report.stragglers().iter().any(|left| left.phase() == "ending"), "{report}");
+    assert!(count.load(Ordering::Relaxed) < MANY, "the others had to wait for all of them");
 }
 
 #[tokio::test(start_paused = true)]
