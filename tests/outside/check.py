@@ -464,6 +464,21 @@ def a_models_answer_is_stored_whole_although_its_reader_left():
             server.wait(timeout=40)
 
 
+def an_example_that_is_told_to_stop_finishes_its_work():
+    # What it says when the work after its response is done.
+    examples = [("early_close", "/signup", "sent: To"), ("axum_serve", "/", "done"), ("finish", "/webhook", "reported")]
+    for name, path, done in examples:
+        for stop in (signal.SIGTERM, signal.SIGINT):
+            server, port = example(name)
+            form = ["-d", "name=Ada", "-d", "email=ada@example.com"] if name == "early_close" else []
+            hook = ["-H", "content-type: application/json", "-d", '{"id": 7, "event": "paid"}'] if name == "finish" else []
+            curl(*form, *hook, url(path, port))
+            server.send_signal(stop)
+            said, _ = server.communicate(timeout=40)
+            assert server.returncode == 0 and done in said, (name, stop, server.returncode, said)
+            assert "everything ended by itself" in said, (name, stop, said)
+
+
 # === the status page ===
 
 
