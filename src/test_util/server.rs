@@ -26,7 +26,11 @@ use super::{
     in_time,
     listener::{Closed, Closing, MemoryListener},
 };
-use crate::epilogue::{DrainReport, Epilogue, EpilogueBuilder, OpenConnections};
+use crate::{
+    epilogue::{DrainReport, Epilogue, EpilogueBuilder, OpenConnections},
+    lifecycle::Phase,
+    pool::Straggler,
+};
 
 /// What a connection in memory, or a client's receive buffer, takes before its reader has to read.
 const BUFFER: usize = 64 * 1024;
@@ -327,8 +331,13 @@ impl TestServer {
     }
 
     fn has_work(&self) -> bool {
-        let ended = crate::lifecycle::Phase::Ended.name();
-        self.epilogue.running() > 0 || self.open.in_flight().iter().any(|request| request.describe().phase != ended)
+        let runs = |request: &Arc<dyn Straggler>| match request.describe().phase {
+            phase if phase == Phase::Ended.name() => false,
+            // One that was given up on may outlast its request, for as long as its reader likes.
+            phase if phase == Phase::Sending.name() => !request.is_over(),
+            _ => true,
+        };
+        self.epilogue.running() > 0 || self.open.in_flight().iter().any(runs)
     }
 
     /// Begins to drain: no new connection is accepted, open ones finish what they are at.
