@@ -67,7 +67,8 @@ impl Drop for Present {
 pub enum Leave {
     /// It shuts its sending side (a FIN) and stays to read.
     Fin,
-    /// It closes its socket; the system answers what is sent to it from then on with a reset.
+    /// It closes its socket; the system answers what is sent to it from then on with a reset. If bytes have come that it
+    /// has not read, that is a reset at once, on Linux.
     Close,
     /// It resets the connection (a RST). In memory, which knows no resets, it closes.
     Reset,

@@ -35,6 +35,9 @@
 //! Of a client that leaves right after its request, a server may never see the request. Wait until the handler has
 //! [begun](Journal::begun) in between.
 //!
+//! They speak HTTP/1. For HTTP/2 have a client of your own connect to the server's [address](TestServer::address): the
+//! journal knows its requests, and [`settled`](TestServer::settled) waits for those that have begun.
+//!
 //! [`every_await_point`] runs a handler with a client that leaves at each of its await points in turn: one that is
 //! not safe to drop shows it.
 //!

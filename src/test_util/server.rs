@@ -138,6 +138,9 @@ impl TestServerBuilder {
 
     /// Serves `app` in memory, on the runtime that this is called in: for tests whose time is paused.
     ///
+    /// Its connections have no address: handlers that take a `ConnectInfo<SocketAddr>` need a layer of
+    /// [`MockConnectInfo`](axum::extract::connect_info::MockConnectInfo) around them.
+    ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
