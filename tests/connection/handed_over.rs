@@ -56,14 +56,14 @@ async fn who_leaves_with_the_whole_response_has_not_aborted() {
         let request = Request::from_parts(request.into_parts().0, Body::empty());
         let (head, mut body) = service.call(request).await.unwrap().into_parts();
         let mut send = respond.send_response(Response::from_parts(head, ()), path == "/empty").unwrap();
-        while path == "/trailers" {
-            match soon("a frame", body.frame()).await.unwrap().unwrap().into_data() {
-                Ok(data) => send.send_data(data, false).unwrap(),
-                Err(frame) => {
-                    send.send_trailers(frame.into_trailers().unwrap()).unwrap();
-                    break;
+        if path == "/trailers" {
+            let trailers = loop {
+                match soon("a frame", body.frame()).await.unwrap().unwrap().into_data() {
+                    Ok(data) => send.send_data(data, false).unwrap(),
+                    Err(frame) => break frame.into_trailers().unwrap(),
                 }
-            }
+            };
+            send.send_trailers(trailers).unwrap();
         }
         soon("the client leaves", client).await.unwrap();
         // The server's turns, in which it finds out; with a GOAWAY they are its last.
