@@ -11,7 +11,7 @@ use std::{env, io, time::Duration};
 
 use axum::{Router, routing::get};
 use tokio::net::TcpListener;
-use tower_epilogue::{Continuation, EarlyCloseLayer, Epilogue, TrackedListener};
+use tower_epilogue::{Continuation, EarlyCloseLayer, Epilogue, TrackedListener, shutdown_signal};
 
 async fn hello() -> (Continuation, &'static str) {
     let work = Continuation::new(async {
@@ -31,7 +31,7 @@ async fn main() -> io::Result<()> {
 
     let epilogue = Epilogue::new();
     axum::serve(TrackedListener::new(listener), epilogue.make_service(app))
-        .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
+        .with_graceful_shutdown(shutdown_signal())
         .await?;
     // `axum::serve` returns when the connections are done; the continuations are not its business.
     println!("{}", epilogue.drain().await);

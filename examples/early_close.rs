@@ -9,7 +9,7 @@
 //! curl http://127.0.0.1:3000/outbox
 //! # Refused, and no mail:
 //! curl -i -d name=Ada -d email=nowhere http://127.0.0.1:3000/signup
-//! # No mail is lost when you stop the server with ctrl-c meanwhile: it waits for it.
+//! # No mail is lost when you stop the server with ctrl-c, or a SIGTERM, meanwhile: it waits for it.
 //! ```
 #![expect(clippy::print_stdout, reason = "the address is for whoever started the example")]
 
@@ -78,8 +78,7 @@ async fn main() -> io::Result<()> {
     let port = std::env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
     let listener = tokio::net::TcpListener::bind(format!("127.0.0.1:{port}")).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    let stop = async { tokio::signal::ctrl_c().await.unwrap_or(()) };
-    let report = Epilogue::new().serve(listener, app).with_graceful_shutdown(stop).await?;
+    let report = Epilogue::new().serve(listener, app).with_signals().await?;
     tracing::info!("{report}");
     Ok(())
 }

@@ -91,8 +91,7 @@ async fn main() -> io::Result<()> {
     let port = std::env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
     let listener = tokio::net::TcpListener::bind(format!("127.0.0.1:{port}")).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    let stop = async { tokio::signal::ctrl_c().await.unwrap_or(()) };
-    let report = Epilogue::new().serve(listener, app).with_graceful_shutdown(stop).await?;
+    let report = Epilogue::new().serve(listener, app).with_signals().await?;
     tracing::info!("{report}");
     Ok(())
 }

@@ -9,16 +9,16 @@
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, reason = "a program, not a library")]
 
-use std::{env, io, time::Duration};
+use std::{env, io, pin::pin, time::Duration};
 
-use axum::{Router, routing::get};
+use axum::{Router, routing::get, serve::Listener};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto::Builder, graceful::GracefulShutdown},
     service::TowerToHyperService,
 };
 use tokio::net::TcpListener;
-use tower_epilogue::{Continuation, Epilogue, TrackedIo};
+use tower_epilogue::{Continuation, Epilogue, TrackedIo, shutdown_signal};
 
 async fn hello() -> (Continuation, &'static str) {
     (Continuation::new(async { println!("the response was flushed") }), "hello\n")
@@ -28,17 +28,20 @@ async fn hello() -> (Continuation, &'static str) {
 async fn main() -> io::Result<()> {
     let app = Router::new().route("/", get(hello));
     let port = env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
-    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
+    let mut listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
     println!("listening on http://{}", listener.local_addr()?);
 
     let epilogue = Epilogue::new();
     let graceful = GracefulShutdown::new();
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    // One for all turns: a signal that comes between two of them counts.
+    let mut stop = pin!(shutdown_signal());
     loop {
         let stream = tokio::select! {
-            accepted = listener.accept() => accepted?.0,
-            _ = tokio::signal::ctrl_c() => break,
+            // axum's, which outlives errors of single connections, and a want of file descriptors.
+            (stream, _) = Listener::accept(&mut listener) => stream,
+            () = &mut stop => break,
         };
         let io = TrackedIo::new(stream);
         let service = TowerToHyperService::new(epilogue.wrap(&io, app.clone()));

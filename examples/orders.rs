@@ -126,10 +126,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = Router::new().route("/order", post(order)).layer(store.layer());
     let listener = TcpListener::bind(env::var("ADDRESS").unwrap_or("127.0.0.1:3000".to_owned())).await?;
     println!("listening on http://{}", listener.local_addr()?);
-    let report = epilogue
-        .serve(listener, app)
-        .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
-        .await?;
+    let report = epilogue.serve(listener, app).with_signals().await?;
     println!("{report}");
     Ok(())
 }

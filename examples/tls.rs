@@ -9,9 +9,9 @@
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, reason = "a program, not a library")]
 
-use std::{env, error::Error, sync::Arc};
+use std::{env, error::Error, pin::pin, sync::Arc};
 
-use axum::{Router, routing::get};
+use axum::{Router, routing::get, serve::Listener};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto::Builder,
@@ -22,7 +22,7 @@ use tokio_rustls::{
     TlsAcceptor,
     rustls::{ServerConfig, pki_types::PrivateKeyDer},
 };
-use tower_epilogue::{Continuation, Epilogue, TrackedIo, TrackedSocket, Tracking};
+use tower_epilogue::{Continuation, Epilogue, TrackedIo, TrackedSocket, Tracking, shutdown_signal};
 
 async fn hello() -> (Continuation, &'static str) {
     (Continuation::new(async { println!("the response was flushed, encryption and all") }), "hello\n")
@@ -57,14 +57,17 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, epilogue: Epilogue, app: Rou
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let app = Router::new().route("/", get(hello));
     let port = env::var("PORT").unwrap_or_else(|_| "3000".to_owned());
-    let listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
+    let mut listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
     println!("listening on https://localhost:{}", listener.local_addr()?.port());
 
     let (epilogue, tls, tracking) = (Epilogue::new(), acceptor()?, Tracking::new());
+    // One for all turns: a signal that comes between two of them counts.
+    let mut stop = pin!(shutdown_signal());
     loop {
         let stream = tokio::select! {
-            accepted = listener.accept() => accepted?.0,
-            _ = tokio::signal::ctrl_c() => break,
+            // axum's, which outlives errors of single connections, and a want of file descriptors.
+            (stream, _) = Listener::accept(&mut listener) => stream,
+            () = &mut stop => break,
         };
         tokio::spawn(serve(stream, tls.clone(), epilogue.clone(), app.clone(), tracking.clone()));
     }

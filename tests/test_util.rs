@@ -13,5 +13,8 @@ mod await_points;
 #[path = "test_util/clients.rs"]
 mod clients;
 
+#[path = "test_util/failures.rs"]
+mod failures;
+
 #[path = "test_util/settled.rs"]
 mod settled;

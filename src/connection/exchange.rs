@@ -48,6 +48,8 @@ pub(crate) struct Exchange {
     /// HTTP/2: the end of the stream was flushed, or every byte of a body of known length: then what is held back is an
     /// end that its client need not wait for.
     all_flushed: AtomicBool,
+    /// HTTP/2: the server was given an end that cannot be guarded, and has not let go of the body.
+    end_given: AtomicBool,
 }
 
 impl Exchange {
@@ -111,7 +113,7 @@ impl Exchange {
 
     /// Whether all of it has left when its connection is gone, which was `shut` in order or not.
     pub(crate) fn has_left(&self, shut: bool) -> bool {
-        shut && self.is_awaiting() || self.is_all_flushed()
+        shut && (self.is_awaiting() || self.is_end_given()) || self.is_all_flushed()
     }
 
     pub(crate) fn hold(&self) {
@@ -132,6 +134,17 @@ impl Exchange {
 
     pub(crate) fn await_flush(&self) {
         self.stage.store(AWAITING, Ordering::Release);
+        // After that: one of the two is seen.
+        self.end_given.store(false, Ordering::Release);
+    }
+
+    /// The server is given trailers, or a head without a body.
+    pub(crate) fn give_end(&self) {
+        self.end_given.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_end_given(&self) -> bool {
+        self.end_given.load(Ordering::Acquire)
     }
 
     /// A flush completed, `after_reading` if the server was done with that: does it release a held end?

@@ -207,6 +207,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
             return self.nothing_to_read();
         };
         match read {
+            // It is told with the drop of that body, which wakes this task.
+            Ok(()) if buf.filled().len() == before && room > 0 && self.connection.is_given_an_end() => {
+                self.nothing_to_read()
+            }
+            Err(_) if self.connection.is_given_an_end() => self.nothing_to_read(),
             Ok(()) if buf.filled().len() == before && room > 0 => {
                 if self.has_another_turn() {
                     // A FIN right behind a request: the server gets one turn to begin with it, in which the request

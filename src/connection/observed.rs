@@ -61,6 +61,12 @@ impl Connection {
         self.0.waiting.load(Ordering::Acquire) && lock(&self.0.parties).iter().any(awaits)
     }
 
+    /// Whether the server is between two steps with the end of an HTTP/2 stream: it was given it, and lets go of the body
+    /// as soon as it has queued it. In between, which in another thread may be long, the client may have all of it already.
+    pub(super) fn is_given_an_end(&self) -> bool {
+        lock(&self.0.parties).iter().any(|party| party.exchange().is_end_given())
+    }
+
     fn next_of_turn(&self, flushed: u64) -> Option<Arc<dyn Party>> {
         let mut parties = lock(&self.0.parties);
         let place = parties.iter().position(|party| {

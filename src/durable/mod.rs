@@ -36,10 +36,7 @@
 //!     let store = DurableStore::sqlite("orders.db").register::<Charge>().start(&epilogue).await?;
 //!     let app = Router::new().route("/order", post(order)).layer(store.layer());
 //!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
-//!     let report = epilogue
-//!         .serve(listener, app)
-//!         .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
-//!         .await?;
+//!     let report = epilogue.serve(listener, app).with_signals().await?;
 //!     println!("{report}"); // says how many jobs stay stored
 //!     Ok(())
 //! }

@@ -45,7 +45,7 @@ impl Epilogue {
     /// let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
     /// Epilogue::new()
     ///     .serve(listener, app)
-    ///     .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
+    ///     .with_signals() // Ctrl-C or SIGTERM drains, a second one cuts
     ///     .await?;
     /// # Ok(()) }
     /// ```

@@ -86,6 +86,9 @@ impl Delivery {
             }
             None => Held::Never,
         };
+        if complete && shared.http2() && shared.connection().is_some() {
+            shared.exchange.give_end();
+        }
         let bare = !complete && !shared.has_producer();
         if !complete {
             // Whether it is ever asked for its first frame depends on the reader: some versions of hyper first wait until
@@ -142,7 +145,10 @@ impl Delivery {
         }
         self.complete = true;
         Poll::Ready(Some(Ok(match std::mem::replace(&mut self.held, Held::Gone) {
-            Held::End(Some(trailers)) => Frame::trailers(trailers),
+            Held::End(Some(trailers)) => {
+                self.shared.exchange.give_end();
+                Frame::trailers(trailers)
+            }
             // The last, as `is_end_stream` tells: it carries the end.
             _ => Frame::data(self.shared.exchange.guard_end()),
         })))

@@ -142,15 +142,18 @@
 //!
 //! ```no_run
 //! # async fn run(epilogue: tower_epilogue::Epilogue, app: axum::Router) -> std::io::Result<()> {
+//! use axum::serve::Listener;
 //! use hyper_util::{rt::{TokioExecutor, TokioIo}, server::conn::auto, service::TowerToHyperService};
 //! use tower_epilogue::{TrackedIo, Tracking};
 //!
 //! let tracking = Tracking::new();
-//! let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//! let mut listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//! let mut stop = std::pin::pin!(tower_epilogue::shutdown_signal());
 //! loop {
 //!     let (stream, _) = tokio::select! {
-//!         accepted = listener.accept() => accepted?,
-//!         _ = tokio::signal::ctrl_c() => break,
+//!         // axum's, which outlives errors of single connections, and a want of file descriptors.
+//!         accepted = Listener::accept(&mut listener) => accepted,
+//!         () = &mut stop => break,
 //!     };
 //!     let io = TrackedIo::with(stream, &tracking); // after a TLS handshake, if there is one
 //!     let service = TowerToHyperService::new(epilogue.wrap(&io, app.clone()));

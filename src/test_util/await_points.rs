@@ -3,6 +3,7 @@
 use std::{
     convert::Infallible,
     future::Future,
+    panic::Location,
     pin::Pin,
     sync::{
         Arc,
@@ -21,7 +22,7 @@ use tokio::sync::Notify;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Leave, Story, TestServer};
+use super::{Leave, Line, Story, TestServer};
 use crate::lifecycle::Lifecycle;
 
 /// No handler has so many await points: it polls itself in a circle.
@@ -38,6 +39,9 @@ const MOST: usize = 10_000;
 ///
 /// An `.await` that is ready at once is no such point: the handler cannot be dropped there. If it may wait in production,
 /// let it wait in the test. After a [`finish`](Lifecycle::finish) there are no more points.
+///
+/// So assert the number: at none nobody left, and what `turn` asserts was held against an undisturbed request alone. A
+/// request that never came to the handler, such as one for another path or of a content type that is refused, has none.
 ///
 /// The server is in memory, so time may be paused.
 ///
@@ -77,17 +81,15 @@ pub async fn every_await_point<F>(turn: F) -> usize
 where
     F: AsyncFn(Interrupted),
 {
-    take_turn(&turn, None).await;
-    for point in 0..MOST {
-        if !take_turn(&turn, Some(point)).await {
-            return point;
-        }
+    let points = take_turn(&turn, None).await;
+    for point in 0..points {
+        take_turn(&turn, Some(point)).await;
     }
-    panic!("the handler has more than {MOST} await points")
+    points
 }
 
-/// Whether the point was reached.
-async fn take_turn<F>(turn: &F, point: Option<usize>) -> bool
+/// How many points there were.
+async fn take_turn<F>(turn: &F, point: Option<usize>) -> usize
 where
     F: AsyncFn(Interrupted),
 {
@@ -95,7 +97,9 @@ where
     let told = TellsWhere(point);
     turn(Interrupted { points: points.clone() }).await;
     drop(told);
-    point.is_some_and(|point| points.seen.load(Ordering::Acquire) > point)
+    let seen = points.seen.load(Ordering::Acquire);
+    assert!(seen <= MOST, "the handler has more than {MOST} await points");
+    seen
 }
 
 /// Says at which point a turn failed.
@@ -120,21 +124,24 @@ pub struct Interrupted {
 }
 
 impl Interrupted {
-    /// The point at which the client leaves, from 0; `None` in the turn in which it stays.
+    /// The point at which the client leaves, from 0; `None` in the turn in which it stays. It stays, too, where a turn comes
+    /// to fewer points than that one.
     #[must_use]
     pub fn point(&self) -> Option<usize> {
         self.points.point
     }
 
     /// Serves `app`, asks for `path`, and waits until all has [settled](TestServer::settled). Tells what happened.
-    pub async fn get(&self, app: Router, path: &str) -> Story {
-        self.send(app, format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await
+    #[track_caller]
+    pub fn get(&self, app: Router, path: &str) -> impl Future<Output = Story> {
+        self.send(app, format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n"))
     }
 
     /// The same with a POST.
-    pub async fn post(&self, app: Router, path: &str, body: &str) -> Story {
+    #[track_caller]
+    pub fn post(&self, app: Router, path: &str, body: &str) -> impl Future<Output = Story> {
         let length = body.len();
-        self.send(app, format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}")).await
+        self.send(app, format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}"))
     }
 
     /// The same with a request of your own, head and body, as the bytes of HTTP/1.1.
@@ -142,18 +149,23 @@ impl Interrupted {
     /// # Panics
     ///
     /// If there is no response, or the server does not settle, within the [patience](super::TestServerBuilder::patience).
-    pub async fn send(&self, app: Router, request: impl AsRef<[u8]>) -> Story {
+    #[track_caller]
+    pub fn send(&self, app: Router, request: impl AsRef<[u8]>) -> impl Future<Output = Story> {
+        self.send_from(Location::caller(), app, request)
+    }
+
+    async fn send_from(&self, line: Line, app: Router, request: impl AsRef<[u8]>) -> Story {
         let server = TestServer::in_memory(app.layer(PointsLayer(self.points.clone())));
         let mut client = server.connect().await;
         let bodiless = request.as_ref().starts_with(b"HEAD ");
-        client.send(request).await;
+        client.send_from(line, request).await;
         tokio::select! {
             biased;
             () = self.points.reached.notified() => {}
-            _ = client.read_response(bodiless) => {}
+            _ = client.read_response(line, bodiless) => {}
         }
         client.leave(Leave::Close).await;
-        server.settled().await;
+        server.settled_from(line).await;
         server.journal().last()
     }
 }

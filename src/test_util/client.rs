@@ -1,7 +1,10 @@
 //! A client that misbehaves on demand.
 
 use std::{
-    fmt, io,
+    fmt,
+    future::Future,
+    io,
+    panic::Location,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -16,7 +19,7 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
-use super::{TestResponse, response::Parser, soon};
+use super::{Journal, Line, Shown, TestResponse, in_time, response::Parser};
 use crate::epilogue::OpenConnections;
 
 /// A client's end of a connection.
@@ -35,14 +38,16 @@ impl Presence {
         Present(self.clone())
     }
 
-    /// Whether the server has accepted all that came, and let go of all that left.
-    pub(super) fn is_seen(&self, open: &OpenConnections) -> bool {
+    /// Whether the server has accepted all that came, and let go of all that left. `closed` once it accepts nobody.
+    pub(super) fn is_seen(&self, open: &OpenConnections, closed: bool) -> bool {
         // What left is read first: who leaves after that is waited for the next time.
         let left = self.left.load(Ordering::Acquire);
         let came = self.came.load(Ordering::Acquire);
         let accepted = open.accepted();
         // Others may have connected to the socket than our clients.
-        accepted >= came && open.len() as u64 <= accepted - left
+        let missed = came.saturating_sub(accepted);
+        // Those whom it never accepted may be among those who left.
+        (missed == 0 || closed) && open.len() as u64 <= accepted.saturating_sub(left.saturating_sub(missed))
     }
 }
 
@@ -62,7 +67,8 @@ impl Drop for Present {
 pub enum Leave {
     /// It shuts its sending side (a FIN) and stays to read.
     Fin,
-    /// It closes its socket; the system answers what is sent to it from then on with a reset.
+    /// It closes its socket; the system answers what is sent to it from then on with a reset. If bytes have come that it
+    /// has not read, that is a reset at once, on Linux.
     Close,
     /// It resets the connection (a RST). In memory, which knows no resets, it closes.
     Reset,
@@ -80,7 +86,8 @@ impl Leave {
 /// # Panics
 ///
 /// Its methods panic, and the test fails, when something that must happen does not within the server's patience, and
-/// when a client that has closed its connection is used once more.
+/// when a client that has closed its connection is used once more. The message names the line of the test, what has come
+/// and was not asked for, and what has happened to the server's requests.
 pub struct TestClient {
     /// `None` once it has closed.
     wire: Option<(Wire, Present)>,
@@ -88,6 +95,8 @@ pub struct TestClient {
     buffer: BytesMut,
     pace: Option<(usize, Duration)>,
     patience: Duration,
+    /// For the message of a test that fails.
+    journal: Journal,
 }
 
 impl fmt::Debug for TestClient {
@@ -99,31 +108,55 @@ impl fmt::Debug for TestClient {
     }
 }
 
+/// What became of something that must happen: `None` if it has not, or else why it cannot.
+type Outcome<T> = Option<Result<T, String>>;
+
 impl TestClient {
-    pub(super) fn new(wire: Wire, patience: Duration, present: Present) -> Self {
-        Self { wire: Some((wire, present)), buffer: BytesMut::new(), pace: None, patience }
+    pub(super) fn new(wire: Wire, patience: Duration, present: Present, journal: Journal) -> Self {
+        Self { wire: Some((wire, present)), buffer: BytesMut::new(), pace: None, patience, journal }
     }
 
-    #[track_caller]
-    fn wire(&mut self) -> &mut Wire {
+    /// What came of it, or the failure of the test.
+    fn must<T>(&self, line: Line, what: &str, outcome: Outcome<T>) -> T {
+        match outcome {
+            Some(Ok(output)) => output,
+            Some(Err(why)) => self.fail(line, &why),
+            None => self.fail(line, &format!("it did not happen within {:?}: {what}", self.patience)),
+        }
+    }
+
+    fn fail(&self, line: Line, what: &str) -> ! {
+        let (came, journal) = (Shown(&self.buffer), &self.journal);
+        panic!("{what}\n  in the test at {line}; what has come and was not asked for: {came}\n{journal}")
+    }
+
+    fn wire(&mut self) -> Result<&mut Wire, String> {
         match &mut self.wire {
-            Some((wire, _)) => wire,
-            None => panic!("this client has closed its connection"),
+            Some((wire, _)) => Ok(wire),
+            None => Err("this client has closed its connection".to_owned()),
         }
     }
 
     // === sending ===
 
     /// Sends `bytes` as they are.
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
-        let sent = soon(self.patience, "the server takes what is sent", "", async {
-            let wire = self.wire();
-            wire.write_all(bytes.as_ref()).await?;
-            wire.flush().await
+    #[track_caller]
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> impl Future<Output = ()> {
+        let line = Location::caller();
+        self.send_from(line, bytes)
+    }
+
+    pub(super) async fn send_from(&mut self, line: Line, bytes: impl AsRef<[u8]>) {
+        let sent = in_time(self.patience, async {
+            let wire = self.wire()?;
+            let sent = async {
+                wire.write_all(bytes.as_ref()).await?;
+                wire.flush().await
+            };
+            sent.await.map_err(|error: io::Error| format!("nothing can be sent: {error}"))
         });
-        if let Err(error) = sent.await {
-            panic!("nothing can be sent: {error}");
-        }
+        let sent = sent.await;
+        self.must(line, "the server takes what is sent", sent);
     }
 
     /// The same, where the server may close meanwhile; says what became of it.
@@ -131,25 +164,33 @@ impl TestClient {
     /// # Errors
     ///
     /// The connection's own.
-    pub async fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> io::Result<()> {
-        soon(self.patience, "the server takes what is sent", "", self.wire().write_all(bytes.as_ref())).await
+    #[track_caller]
+    pub fn try_send(&mut self, bytes: impl AsRef<[u8]>) -> impl Future<Output = io::Result<()>> {
+        let line = Location::caller();
+        async move {
+            let sent = in_time(self.patience, async { Ok(self.wire()?.write_all(bytes.as_ref()).await) }).await;
+            self.must(line, "the server takes what is sent", sent)
+        }
     }
 
     /// Asks for `path`.
-    pub async fn send_get(&mut self, path: &str) {
-        self.send(get(path)).await;
+    #[track_caller]
+    pub fn send_get(&mut self, path: &str) -> impl Future<Output = ()> {
+        self.send(get(path))
     }
 
     /// Posts `body` to `path`.
-    pub async fn send_post(&mut self, path: &str, body: impl AsRef<[u8]>) {
+    #[track_caller]
+    pub fn send_post(&mut self, path: &str, body: impl AsRef<[u8]>) -> impl Future<Output = ()> {
         let body = body.as_ref();
         let head = format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {}\r\n\r\n", body.len());
-        self.send([head.as_bytes(), body].concat()).await;
+        self.send([head.as_bytes(), body].concat())
     }
 
     /// Asks for each of `paths`, all in one write, before any response is read: pipelining (RFC 9112, section 9.3.2).
-    pub async fn pipeline(&mut self, paths: &[&str]) {
-        self.send(paths.iter().map(|path| get(path)).collect::<String>()).await;
+    #[track_caller]
+    pub fn pipeline(&mut self, paths: &[&str]) -> impl Future<Output = ()> {
+        self.send(paths.iter().map(|path| get(path)).collect::<String>())
     }
 
     // === reading ===
@@ -162,123 +203,166 @@ impl TestClient {
 
     /// Reads one response to its end, however that is marked (RFC 9112, section 6.3): by a length, by a last chunk, or by
     /// the end of the connection. The connection stays as it is, and so do the bytes behind the response.
-    pub async fn response(&mut self) -> TestResponse {
-        self.read_response(false).await
+    ///
+    /// An informational one, such as the 100 that a request with `Expect: 100-continue` gets, is a response of its own.
+    /// That to a HEAD has another end: see [`response_to_head`](Self::response_to_head).
+    #[track_caller]
+    pub fn response(&mut self) -> impl Future<Output = TestResponse> {
+        self.read_response(Location::caller(), false)
     }
 
     /// The same for a request with the method HEAD, whose response ends with its head.
-    pub async fn response_to_head(&mut self) -> TestResponse {
-        self.read_response(true).await
+    #[track_caller]
+    pub fn response_to_head(&mut self) -> impl Future<Output = TestResponse> {
+        self.read_response(Location::caller(), true)
     }
 
-    pub(super) async fn read_response(&mut self, bodiless: bool) -> TestResponse {
-        let patience = self.patience;
-        soon(patience, "a response comes", "", async {
-            let parser = Parser { bodiless };
-            loop {
-                if let Some(response) = parser.parse(&mut self.buffer, None) {
-                    return response;
-                }
-                let error = match self.fill().await {
-                    Ok(0) => None,
-                    Ok(_) => continue,
-                    Err(error) => Some(error),
-                };
-                return match parser.parse(&mut self.buffer, Some(error)) {
-                    Some(response) => response,
-                    None => panic!("the connection ended before a response's head: {:?}", self.buffer),
-                };
+    pub(super) async fn read_response(&mut self, line: Line, bodiless: bool) -> TestResponse {
+        let read = in_time(self.patience, self.parse_response(bodiless)).await;
+        self.must(line, "a response comes", read)
+    }
+
+    async fn parse_response(&mut self, bodiless: bool) -> Result<TestResponse, String> {
+        let mut parser = Parser::new(bodiless);
+        loop {
+            if let Some(response) = parser.parse(&mut self.buffer, None)? {
+                return Ok(response);
             }
-        })
-        .await
+            let error = match self.fill(usize::MAX).await? {
+                Ok(0) => None,
+                Ok(_) => continue,
+                Err(error) => Some(error),
+            };
+            let response = parser.parse(&mut self.buffer, Some(error))?;
+            return response.ok_or_else(|| "the connection ended before a response's head".to_owned());
+        }
     }
 
-    /// Reads exactly `count` bytes.
-    pub async fn read(&mut self, count: usize) -> Bytes {
-        let patience = self.patience;
-        soon(patience, "the bytes come", "", async {
-            while self.buffer.len() < count {
-                match self.fill().await {
-                    Ok(0) => panic!("the connection ended after {} of {count} bytes", self.buffer.len()),
+    /// Reads exactly `count` bytes; what is behind them is left to the connection.
+    #[track_caller]
+    pub fn read(&mut self, count: usize) -> impl Future<Output = Bytes> {
+        self.read_from(Location::caller(), count)
+    }
+
+    async fn read_from(&mut self, line: Line, count: usize) -> Bytes {
+        let read = in_time(self.patience, async {
+            while let Some(left @ 1..) = count.checked_sub(self.buffer.len()) {
+                match self.fill(left).await? {
+                    Ok(0) => return Err(format!("the connection ended before {count} bytes had come")),
                     Ok(_) => {}
-                    Err(error) => panic!("the connection broke after {} of {count} bytes: {error}", self.buffer.len()),
+                    Err(error) => return Err(format!("the connection broke before {count} bytes had come: {error}")),
                 }
             }
-        })
-        .await;
+            Ok(())
+        });
+        let read = read.await;
+        self.must(line, &format!("{count} bytes come"), read);
         self.buffer.split_to(count).freeze()
     }
 
     /// Reads until `marker` has come, and everything before it; also what came along with it.
-    pub async fn read_until(&mut self, marker: impl AsRef<[u8]>) -> Bytes {
-        let (patience, marker) = (self.patience, marker.as_ref());
-        soon(patience, "the marker comes", "", async {
-            while !self.buffer.windows(marker.len().max(1)).any(|window| window == marker) {
-                match self.fill().await {
-                    Ok(0) => panic!("the connection ended before the marker: {:?}", self.buffer),
-                    Ok(_) => {}
-                    Err(error) => panic!("the connection broke before the marker: {error}, after {:?}", self.buffer),
+    #[track_caller]
+    pub fn read_until(&mut self, marker: impl AsRef<[u8]>) -> impl Future<Output = Bytes> {
+        let line = Location::caller();
+        async move {
+            let marker = marker.as_ref();
+            let read = in_time(self.patience, async {
+                while !self.buffer.windows(marker.len().max(1)).any(|window| window == marker) {
+                    match self.fill(usize::MAX).await? {
+                        Ok(0) => return Err(format!("the connection ended before {}", Shown(marker))),
+                        Ok(_) => {}
+                        Err(error) => return Err(format!("the connection broke before {}: {error}", Shown(marker))),
+                    }
                 }
-            }
-        })
-        .await;
-        self.buffer.split().freeze()
+                Ok(())
+            });
+            let read = read.await;
+            self.must(line, &format!("{} comes", Shown(marker)), read);
+            self.buffer.split().freeze()
+        }
     }
 
     /// Reads to the end of the connection: what came, and the error that it ended with, if it did (a reset, for
     /// example).
-    pub async fn read_to_end(&mut self) -> (Bytes, Option<io::Error>) {
-        let patience = self.patience;
-        let error = soon(patience, "the server closes the connection", "", async {
-            loop {
-                match self.fill().await {
-                    Ok(0) => return None,
-                    Ok(_) => {}
-                    Err(error) => return Some(error),
+    #[track_caller]
+    pub fn read_to_end(&mut self) -> impl Future<Output = (Bytes, Option<io::Error>)> {
+        let line = Location::caller();
+        async move {
+            let ended = in_time(self.patience, async {
+                loop {
+                    match self.fill(usize::MAX).await? {
+                        Ok(0) => return Ok(None),
+                        Ok(_) => {}
+                        Err(error) => return Ok(Some(error)),
+                    }
                 }
-            }
-        })
-        .await;
-        (self.buffer.split().freeze(), error)
+            });
+            let ended = ended.await;
+            let error = self.must(line, "the server closes the connection", ended);
+            (self.buffer.split().freeze(), error)
+        }
     }
 
-    async fn fill(&mut self) -> io::Result<usize> {
-        let (most, pause) = self.pace.unwrap_or((64 * 1024, Duration::ZERO));
+    /// Reads at most `most` bytes into the buffer: of more than it is asked for, a client would not have stopped there.
+    async fn fill(&mut self, most: usize) -> Result<io::Result<usize>, String> {
+        let (at_once, pause) = self.pace.unwrap_or((64 * 1024, Duration::ZERO));
         if !pause.is_zero() {
             tokio::time::sleep(pause).await;
         }
-        let Some((wire, _)) = &mut self.wire else {
-            panic!("this client has closed its connection");
-        };
-        wire.take(most as u64).read_buf(&mut self.buffer).await
+        let most = most.min(at_once) as u64;
+        match &mut self.wire {
+            Some((wire, _)) => Ok(wire.take(most).read_buf(&mut self.buffer).await),
+            None => Err("this client has closed its connection".to_owned()),
+        }
     }
 
     // === leaving ===
 
     /// Sends the first `count` bytes of `request`, and leaves.
-    pub async fn stop_request_at(&mut self, request: impl AsRef<[u8]>, count: usize, how: Leave) {
-        let request = request.as_ref();
-        self.send(&request[..count.min(request.len())]).await;
-        self.leave(how).await;
+    #[track_caller]
+    pub fn stop_request_at(&mut self, request: impl AsRef<[u8]>, count: usize, how: Leave) -> impl Future<Output = ()> {
+        let line = Location::caller();
+        async move {
+            let request = request.as_ref();
+            self.send_from(line, &request[..count.min(request.len())]).await;
+            self.leave_from(line, how).await;
+        }
     }
 
     /// Reads the first `count` bytes of what comes, and leaves.
-    pub async fn stop_response_at(&mut self, count: usize, how: Leave) -> Bytes {
-        let read = self.read(count).await;
-        self.leave(how).await;
-        read
+    #[track_caller]
+    pub fn stop_response_at(&mut self, count: usize, how: Leave) -> impl Future<Output = Bytes> {
+        let line = Location::caller();
+        async move {
+            let read = self.read_from(line, count).await;
+            self.leave_from(line, how).await;
+            read
+        }
     }
 
     /// Leaves.
-    pub async fn leave(&mut self, how: Leave) {
+    #[track_caller]
+    pub fn leave(&mut self, how: Leave) -> impl Future<Output = ()> {
+        self.leave_from(Location::caller(), how)
+    }
+
+    async fn leave_from(&mut self, line: Line, how: Leave) {
         match how {
-            Leave::Fin => self.half_close().await,
+            Leave::Fin => {
+                let shut = match self.wire() {
+                    Ok(wire) => {
+                        wire.shutdown().await.map_err(|error| format!("the sending side cannot be shut: {error}"))
+                    }
+                    Err(why) => Err(why),
+                };
+                self.must(line, "", Some(shut));
+            }
             Leave::Close => self.wire = None,
             Leave::Reset => {
                 if let Some((Either::Left(stream), _)) = &self.wire {
                     // Closed with bytes that it will not wait for: the system sends a reset.
                     if let Err(error) = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)) {
-                        panic!("the connection cannot be reset: {error}");
+                        self.fail(line, &format!("the connection cannot be reset: {error}"));
                     }
                 }
                 self.wire = None;
@@ -288,10 +372,9 @@ impl TestClient {
     }
 
     /// Shuts its sending side (a FIN), and stays to read.
-    pub async fn half_close(&mut self) {
-        if let Err(error) = self.wire().shutdown().await {
-            panic!("the sending side cannot be shut: {error}");
-        }
+    #[track_caller]
+    pub fn half_close(&mut self) -> impl Future<Output = ()> {
+        self.leave_from(Location::caller(), Leave::Fin)
     }
 }
 

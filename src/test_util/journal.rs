@@ -2,12 +2,15 @@
 
 use std::{
     fmt,
+    future::Future,
+    panic::Location,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use tokio::sync::Notify;
 
-use super::Story;
+use super::{Line, Story, in_time};
 use crate::{
     epilogue::{Epilogue, EpilogueBuilder},
     event::{Event, EventKind, RequestId},
@@ -22,6 +25,7 @@ use crate::{
 pub struct Journal {
     events: Arc<Mutex<Vec<Event>>>,
     news: Arc<Notify>,
+    patience: Option<Duration>,
 }
 
 impl Journal {
@@ -29,6 +33,12 @@ impl Journal {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The same journal, whose waits fail the test after so long.
+    pub(super) fn within(mut self, patience: Duration) -> Self {
+        self.patience = Some(patience);
+        self
     }
 
     /// A function for [`EpilogueBuilder::on_event`] that writes into this journal.
@@ -105,35 +115,55 @@ impl Journal {
         }
     }
 
-    /// Waits until `found` says so of the stories so far. Waits without end: put a timeout around it.
+    /// Waits until `found` says so of the stories so far.
+    ///
+    /// # Panics
+    ///
+    /// That of a [`TestServer`](super::TestServer): if it takes longer than the server's
+    /// [patience](super::TestServerBuilder::patience). Any other waits without end.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost when it is dropped.
-    pub async fn until(&self, found: impl Fn(&[Story]) -> bool) {
-        loop {
-            // Enlisted before the look, so that what is told after it is heard of.
-            let news = self.news.notified();
-            tokio::pin!(news);
-            news.as_mut().enable();
-            if found(&self.stories()) {
-                return;
-            }
-            news.await;
-        }
+    #[track_caller]
+    pub fn until(&self, found: impl Fn(&[Story]) -> bool) -> impl Future<Output = ()> {
+        self.wait(Location::caller(), "the journal says what is waited for".to_owned(), found)
     }
 
-    /// Waits until `count` requests have ended, whatever else goes on. Waits without end.
-    pub async fn ended(&self, count: usize) {
-        self.until(|stories| stories.iter().filter(|story| story.has_ended()).count() >= count).await;
+    /// Waits until `count` requests have ended, whatever else goes on; as long as [`until`](Self::until) does.
+    #[track_caller]
+    pub fn ended(&self, count: usize) -> impl Future<Output = ()> {
+        let ended = move |stories: &[Story]| stories.iter().filter(|story| story.has_ended()).count() >= count;
+        self.wait(Location::caller(), format!("requests that have ended: {count}"), ended)
     }
 
-    /// Waits until the handlers of `count` requests have begun. Waits without end.
+    /// Waits until the handlers of `count` requests have begun; as long as [`until`](Self::until) does.
     ///
     /// Before a client leaves: of a client that leaves at once, a server may never see the request.
-    pub async fn begun(&self, count: usize) {
-        let begun = |story: &&Story| story.has(&EventKind::HandlerStart);
-        self.until(|stories| stories.iter().filter(begun).count() >= count).await;
+    #[track_caller]
+    pub fn begun(&self, count: usize) -> impl Future<Output = ()> {
+        let has_begun = |story: &&Story| story.has(&EventKind::HandlerStart);
+        let begun = move |stories: &[Story]| stories.iter().filter(has_begun).count() >= count;
+        self.wait(Location::caller(), format!("handlers that have begun: {count}"), begun)
+    }
+
+    async fn wait(&self, line: Line, what: String, found: impl Fn(&[Story]) -> bool) {
+        let seen = async {
+            loop {
+                // Enlisted before the look, so that what is told after it is heard of.
+                let news = self.news.notified();
+                tokio::pin!(news);
+                news.as_mut().enable();
+                if found(&self.stories()) {
+                    return;
+                }
+                news.await;
+            }
+        };
+        let Some(patience) = self.patience else { return seen.await };
+        if in_time(patience, seen).await.is_none() {
+            panic!("it did not happen within {patience:?}: {what}\n  in the test at {line}\n{self}");
+        }
     }
 
     /// Holds the contract against each request.

@@ -35,6 +35,9 @@
 //! Of a client that leaves right after its request, a server may never see the request. Wait until the handler has
 //! [begun](Journal::begun) in between.
 //!
+//! They speak HTTP/1. For HTTP/2 have a client of your own connect to the server's [address](TestServer::address): the
+//! journal knows its requests, and [`settled`](TestServer::settled) waits for those that have begun.
+//!
 //! [`every_await_point`] runs a handler with a client that leaves at each of its await points in turn: one that is
 //! not safe to drop shows it.
 //!
@@ -63,7 +66,7 @@
 //! Those call the app without a connection: nothing is flushed, nobody leaves, and no continuation is known to have
 //! ended. Use them for what a handler answers; use this for what becomes of the answer and of the work after it.
 
-use std::{fmt::Display, future::Future, pin::pin, time::Duration};
+use std::{fmt, future::Future, panic::Location, pin::pin, time::Duration};
 
 pub use self::{
     await_points::{Interrupted, every_await_point},
@@ -77,17 +80,33 @@ pub use self::{
 mod await_points;
 mod client;
 mod journal;
+mod listener;
 mod response;
 mod server;
 mod story;
 
-/// Fails the test, instead of hanging it, when something that must happen does not; with `details`.
+/// Where in a test a method was called: its future is polled elsewhere.
+type Line = &'static Location<'static>;
+
+/// What `future` gives; `None` if it has not within `patience`.
 ///
 /// On the wall: under a paused clock a timer would pass at once, and would make the others pass.
-async fn soon<F: Future>(patience: Duration, what: &str, details: impl Display, future: F) -> F::Output {
+async fn in_time<F: Future>(patience: Duration, future: F) -> Option<F::Output> {
     tokio::select! {
         biased;
-        output = pin!(future) => output,
-        () = futures_timer::Delay::new(patience) => panic!("it did not happen within {patience:?}: {what}\n{details}"),
+        output = pin!(future) => Some(output),
+        () = futures_timer::Delay::new(patience) => None,
+    }
+}
+
+/// Bytes in a message: not too many of them.
+struct Shown<'a>(&'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MOST: usize = 1024;
+        let (bytes, rest) = self.0.split_at(self.0.len().min(MOST));
+        write!(f, "\"{}\"", bytes.escape_ascii())?;
+        if rest.is_empty() { Ok(()) } else { write!(f, " and {} bytes more", rest.len()) }
     }
 }

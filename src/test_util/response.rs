@@ -57,12 +57,16 @@ impl TestResponse {
     }
 }
 
-/// Reads responses out of a buffer.
+/// Reads one response out of a buffer that grows. What it has read is not read again, however slowly the rest comes.
 pub(super) struct Parser {
     /// The response ends with its head.
-    pub(super) bodiless: bool,
+    bodiless: bool,
+    /// The length of the head, once that is there, and what follows it.
+    found: Option<(usize, Framing)>,
+    chunks: Chunks,
 }
 
+#[derive(Clone, Copy)]
 enum Framing {
     Length(usize),
     Chunks,
@@ -70,68 +74,84 @@ enum Framing {
 }
 
 /// What chunks came to.
+#[derive(Default)]
 struct Chunks {
     body: BytesMut,
-    /// How many bytes of the buffer they took.
+    /// How many bytes behind the head they took.
     used: usize,
     ended: bool,
 }
 
 impl Parser {
-    /// Takes one response out of `buffer`; `None` if there is not all of it. `ended` once the connection has ended,
-    /// with its error, if there was one.
-    pub(super) fn parse(&self, buffer: &mut BytesMut, ended: Option<Option<io::Error>>) -> Option<TestResponse> {
-        let (mut response, head) = parse_head(buffer)?;
-        let rest = &buffer[head..];
-        let (body, used, whole) = match self.framing(&response) {
-            Framing::Length(length) if rest.len() >= length => (Bytes::copy_from_slice(&rest[..length]), length, true),
-            Framing::Chunks => {
-                let Chunks { body, used, ended } = read_chunks(rest);
-                (body.freeze(), used, ended)
-            }
-            framing => {
-                let clean = matches!((&framing, &ended), (Framing::Connection, Some(None)));
-                (Bytes::copy_from_slice(rest), rest.len(), clean)
+    pub(super) fn new(bodiless: bool) -> Self {
+        Self { bodiless, found: None, chunks: Chunks::default() }
+    }
+
+    /// Takes the response out of `buffer`; `None` if there is not all of it. `ended` once the connection has ended,
+    /// with its error, if there was one. An error says why it is no response.
+    pub(super) fn parse(
+        &mut self,
+        buffer: &mut BytesMut,
+        ended: Option<Option<io::Error>>,
+    ) -> Result<Option<TestResponse>, String> {
+        let (head, framing) = match self.found {
+            Some(found) => found,
+            None => {
+                let Some((response, head)) = parse_head(buffer)? else { return Ok(None) };
+                *self.found.insert((head, self.framing(&response)?))
             }
         };
+        let rest = &buffer[head..];
+        let whole = match framing {
+            Framing::Length(length) => rest.len() >= length,
+            Framing::Chunks => self.chunks.read(rest)?,
+            Framing::Connection => matches!(ended, Some(None)),
+        };
         if !whole && ended.is_none() {
-            return None;
+            return Ok(None);
         }
+        let (body, used) = match framing {
+            Framing::Length(length) if whole => (Bytes::copy_from_slice(&rest[..length]), length),
+            Framing::Chunks => self.chunks.take(rest),
+            _ => (Bytes::copy_from_slice(rest), rest.len()),
+        };
+        let Some((mut response, _)) = parse_head(buffer)? else { return Ok(None) };
         buffer.advance(head + used);
         (response.body, response.whole) = (body, whole);
         response.error = ended.flatten();
-        Some(response)
+        Ok(Some(response))
     }
 
     /// RFC 9112, section 6.3.
-    fn framing(&self, response: &TestResponse) -> Framing {
+    fn framing(&self, response: &TestResponse) -> Result<Framing, String> {
         let status = response.status;
         let none = status.is_informational() || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         if self.bodiless || none {
-            return Framing::Length(0);
+            return Ok(Framing::Length(0));
         }
         if response.headers.contains_key(header::TRANSFER_ENCODING) {
-            return Framing::Chunks;
+            return Ok(Framing::Chunks);
         }
         match response.header("content-length").map(str::parse) {
-            Some(Ok(length)) => Framing::Length(length),
-            Some(Err(error)) => panic!("a Content-Length that is no number: {error} in {response:?}"),
-            None => Framing::Connection,
+            Some(Ok(length)) => Ok(Framing::Length(length)),
+            Some(Err(error)) => Err(format!("a Content-Length that is no number: {error}")),
+            None => Ok(Framing::Connection),
         }
     }
 }
 
 /// The head, and its length.
-fn parse_head(buffer: &[u8]) -> Option<(TestResponse, usize)> {
+fn parse_head(buffer: &[u8]) -> Result<Option<(TestResponse, usize)>, String> {
     let mut headers = [httparse::EMPTY_HEADER; 128];
     let mut head = httparse::Response::new(&mut headers);
     let length = match head.parse(buffer) {
         Ok(httparse::Status::Complete(length)) => length,
-        Ok(httparse::Status::Partial) => return None,
-        Err(error) => panic!("not a response: {error} in {:?}", Bytes::copy_from_slice(buffer)),
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(error) => return Err(format!("this is no response: {error}")),
     };
     let version = if head.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
-    let status = head.code.and_then(|code| StatusCode::from_u16(code).ok())?;
+    let code = head.code.unwrap_or_default();
+    let status = StatusCode::from_u16(code).map_err(|_| format!("this is no response: its status is {code}"))?;
     let headers = head.headers.iter().filter_map(|header| {
         let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
         Some((name, HeaderValue::from_bytes(header.value).ok()?))
@@ -142,39 +162,54 @@ fn parse_head(buffer: &[u8]) -> Option<(TestResponse, usize)> {
         all.append(name, value);
     }
     let response = TestResponse { version, status, headers: all, body: Bytes::new(), whole: false, error: None };
-    Some((response, length))
+    Ok(Some((response, length)))
 }
 
-fn read_chunks(bytes: &[u8]) -> Chunks {
-    let mut chunks = Chunks { body: BytesMut::new(), used: 0, ended: false };
-    loop {
-        let rest = &bytes[chunks.used..];
-        let (line, size) = match httparse::parse_chunk_size(rest) {
-            Ok(httparse::Status::Complete((line, size))) => (line, usize::try_from(size).unwrap_or(usize::MAX)),
-            Ok(httparse::Status::Partial) => return chunks,
-            Err(error) => panic!("not a chunk: {error:?} in {:?}", Bytes::copy_from_slice(rest)),
-        };
-        if size == 0 {
-            // Trailers, if there are any, and an empty line.
-            let Some(end) = end_of_trailers(&rest[line..]) else { return chunks };
-            chunks.used += line + end;
-            chunks.ended = true;
-            return chunks;
-        }
-        let Some(data) = rest.get(line..line.saturating_add(size)) else {
-            chunks.body.extend_from_slice(&rest[line..]);
-            chunks.used = bytes.len();
-            return chunks;
-        };
-        chunks.body.extend_from_slice(data);
-        match rest.get(line + size..line + size + 2) {
-            Some(end) => assert!(end == b"\r\n", "a chunk that is longer than it says"),
-            None => {
-                chunks.used = bytes.len();
-                return chunks;
+impl Chunks {
+    /// Reads on in what is behind the head: whether the last chunk has come.
+    fn read(&mut self, bytes: &[u8]) -> Result<bool, String> {
+        while !self.ended {
+            let rest = &bytes[self.used..];
+            let Some((line, size)) = chunk_size(rest)? else { break };
+            if size == 0 {
+                // Trailers, if there are any, and an empty line.
+                let Some(end) = end_of_trailers(&rest[line..]) else { break };
+                self.used += line + end;
+                self.ended = true;
+                break;
             }
+            let data = line.saturating_add(size);
+            let Some(end) = rest.get(data..data.saturating_add(2)) else { break };
+            if end != b"\r\n" {
+                return Err("a chunk that is longer than it says".to_owned());
+            }
+            self.body.extend_from_slice(&rest[line..data]);
+            self.used += data + 2;
         }
-        chunks.used += line + size + 2;
+        Ok(self.ended)
+    }
+
+    /// The body as far as it came, and how many bytes that took: also half a chunk, if that was the last.
+    fn take(&mut self, bytes: &[u8]) -> (Bytes, usize) {
+        let mut body = std::mem::take(&mut self.body);
+        if self.ended {
+            return (body.freeze(), self.used);
+        }
+        let rest = &bytes[self.used..];
+        if let Ok(Some((line, size))) = chunk_size(rest) {
+            let data = &rest[line..];
+            body.extend_from_slice(&data[..size.min(data.len())]);
+        }
+        (body.freeze(), bytes.len())
+    }
+}
+
+/// The length of a chunk's first line, and what that says; `None` if there is not all of it.
+fn chunk_size(bytes: &[u8]) -> Result<Option<(usize, usize)>, String> {
+    match httparse::parse_chunk_size(bytes) {
+        Ok(httparse::Status::Complete((line, size))) => Ok(Some((line, usize::try_from(size).unwrap_or(usize::MAX)))),
+        Ok(httparse::Status::Partial) => Ok(None),
+        Err(error) => Err(format!("this is no chunk: {error:?}")),
     }
 }
 
@@ -191,7 +226,7 @@ mod tests {
 
     fn parsed(bytes: &str, ended: bool) -> Option<(String, bool, usize)> {
         let mut buffer = BytesMut::from(bytes);
-        let response = Parser { bodiless: false }.parse(&mut buffer, ended.then_some(None))?;
+        let response = Parser::new(false).parse(&mut buffer, ended.then_some(None)).unwrap()?;
         Some((response.text(), response.whole, buffer.len()))
     }
 

@@ -1,8 +1,11 @@
 //! A server around an app, on a real socket or in memory.
 
 use std::{
-    fmt, io,
+    fmt,
+    future::Future,
+    io,
     net::{Ipv4Addr, SocketAddr},
+    panic::Location,
     sync::Arc,
     time::Duration,
 };
@@ -18,11 +21,16 @@ use tokio::{
 use tokio_util::either::Either;
 
 use super::{
-    Journal, TestClient, TestResponse,
+    Journal, Line, TestClient, TestResponse,
     client::{Presence, Wire},
-    soon,
+    in_time,
+    listener::{Closed, Closing, MemoryListener},
 };
-use crate::epilogue::{DrainReport, Epilogue, EpilogueBuilder, OpenConnections};
+use crate::{
+    epilogue::{DrainReport, Epilogue, EpilogueBuilder, OpenConnections},
+    lifecycle::Phase,
+    pool::Straggler,
+};
 
 /// What a connection in memory, or a client's receive buffer, takes before its reader has to read.
 const BUFFER: usize = 64 * 1024;
@@ -38,6 +46,7 @@ pub struct TestServer {
     journal: Journal,
     door: Door,
     open: Arc<OpenConnections>,
+    closed: Arc<Closed>,
     presence: Arc<Presence>,
     patience: Duration,
     stop: Option<oneshot::Sender<()>>,
@@ -53,25 +62,6 @@ impl fmt::Debug for TestServer {
 enum Door {
     Socket(SocketAddr),
     Memory(mpsc::UnboundedSender<DuplexStream>),
-}
-
-/// Accepts connections in memory.
-struct MemoryListener(mpsc::UnboundedReceiver<DuplexStream>);
-
-impl Listener for MemoryListener {
-    type Io = DuplexStream;
-    type Addr = ();
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        match self.0.recv().await {
-            Some(io) => (io, ()),
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        Ok(())
-    }
 }
 
 /// Sets a [`TestServer`] up.
@@ -96,8 +86,8 @@ impl TestServerBuilder {
         self
     }
 
-    /// How long a client, [`settled`](TestServer::settled) or [`stop`](TestServer::stop) waits before the test fails:
-    /// 10 s by default, on the wall, also where time is paused.
+    /// How long a client, the [journal](Journal::until), [`settled`](TestServer::settled) or [`stop`](TestServer::stop) waits
+    /// before the test fails: 10 s by default, on the wall, also where time is paused.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
@@ -148,15 +138,31 @@ impl TestServerBuilder {
 
     /// Serves `app` in memory, on the runtime that this is called in: for tests whose time is paused.
     ///
+    /// Its connections have no address: handlers that take a `ConnectInfo<SocketAddr>` need a layer of
+    /// [`MockConnectInfo`](axum::extract::connect_info::MockConnectInfo) around them.
+    ///
     /// # Panics
     ///
     /// Outside of a tokio runtime.
     #[must_use]
     pub fn in_memory(self, app: Router) -> TestServer {
-        let (connections, incoming) = mpsc::unbounded_channel();
         let epilogue = self.epilogue.on_event(self.journal.listener()).build();
-        start(epilogue, self.journal, self.patience, Door::Memory(connections), MemoryListener(incoming), app)
+        remember(epilogue, self.journal, self.patience, app)
     }
+
+    /// Serves what `app` makes of the server's [`Epilogue`], in memory as [`in_memory`](Self::in_memory) does. See
+    /// [`on_socket_with`](Self::on_socket_with).
+    pub async fn in_memory_with(self, app: impl AsyncFnOnce(&Epilogue) -> Router) -> TestServer {
+        let epilogue = self.epilogue.on_event(self.journal.listener()).build();
+        let app = app(&epilogue).await;
+        remember(epilogue, self.journal, self.patience, app)
+    }
+}
+
+/// Starts it in memory.
+fn remember(epilogue: Epilogue, journal: Journal, patience: Duration, app: Router) -> TestServer {
+    let (connections, incoming) = mpsc::unbounded_channel();
+    start(epilogue, journal, patience, Door::Memory(connections), MemoryListener(incoming), app)
 }
 
 fn start<L>(
@@ -171,7 +177,8 @@ where
     L: Listener,
     L::Addr: Clone + Sync + 'static,
 {
-    let serve = epilogue.serve(listener, app);
+    let closed: Arc<Closed> = Arc::default();
+    let serve = epilogue.serve(Closing { listener, closed: closed.clone() }, app);
     let open = serve.open();
     let (stop, stopped) = oneshot::channel();
     let serve = serve.with_graceful_shutdown(async {
@@ -180,9 +187,10 @@ where
     });
     TestServer {
         epilogue,
-        journal,
+        journal: journal.within(patience),
         door,
         open,
+        closed,
         presence: Arc::default(),
         patience,
         stop: Some(stop),
@@ -252,12 +260,13 @@ impl TestServer {
                 Err(error) => panic!("the server cannot be reached: {error}"),
             },
             Door::Memory(connections) => {
-                let (client, server) = tokio::io::duplex(bytes);
+                // Of none it would take nothing at all.
+                let (client, server) = tokio::io::duplex(bytes.max(1));
                 assert!(connections.send(server).is_ok(), "the server is gone");
                 Either::Right(client)
             }
         };
-        TestClient::new(wire, self.patience, self.presence.enter())
+        TestClient::new(wire, self.patience, self.presence.enter(), self.journal.clone())
     }
 
     /// Asks for `path` on a connection of its own.
@@ -265,10 +274,15 @@ impl TestServer {
     /// # Panics
     ///
     /// If no response comes within the patience.
-    pub async fn get(&self, path: &str) -> TestResponse {
-        let mut client = self.connect().await;
-        client.send(format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await;
-        client.response().await
+    #[track_caller]
+    pub fn get(&self, path: &str) -> impl Future<Output = TestResponse> {
+        let line = Location::caller();
+        async move {
+            let mut client = self.connect().await;
+            let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+            client.send_from(line, request).await;
+            client.read_response(line, false).await
+        }
     }
 
     // === the end ===
@@ -282,33 +296,51 @@ impl TestServer {
     /// # Panics
     ///
     /// If that takes longer than the patience.
-    pub async fn settled(&self) {
-        soon(self.patience, "the server settles", Unsettled(self), async {
-            loop {
-                let (news, changed) = (self.journal.news().notified(), self.open.changed().notified());
-                tokio::pin!(news, changed);
-                news.as_mut().enable();
-                changed.as_mut().enable();
-                self.epilogue.events_delivered().await;
-                if !self.presence.is_seen(&self.open) || !self.journal.all_ended() {
-                    tokio::select! {
-                        () = news => {}
-                        () = changed => {}
-                    }
-                } else if self.has_work() {
-                    // No event tells of its end, which comes at once.
-                    tokio::task::yield_now().await;
-                } else {
-                    return;
+    #[track_caller]
+    pub fn settled(&self) -> impl Future<Output = ()> {
+        self.settled_from(Location::caller())
+    }
+
+    pub(super) async fn settled_from(&self, line: Line) {
+        if in_time(self.patience, self.settle()).await.is_none() {
+            let (patience, unsettled) = (self.patience, Unsettled(self));
+            panic!("it did not happen within {patience:?}: the server settles\n  in the test at {line}\n{unsettled}");
+        }
+    }
+
+    async fn settle(&self) {
+        loop {
+            let (news, changed) = (self.journal.news().notified(), self.open.changed().notified());
+            let closing = self.closed.news().notified();
+            tokio::pin!(news, changed, closing);
+            news.as_mut().enable();
+            changed.as_mut().enable();
+            closing.as_mut().enable();
+            self.epilogue.events_delivered().await;
+            let closed = self.closed.is_closed();
+            if !self.presence.is_seen(&self.open, closed) || !self.journal.all_ended() {
+                tokio::select! {
+                    () = news => {}
+                    () = changed => {}
+                    () = closing => {}
                 }
+            } else if self.has_work() {
+                // No event tells of its end, which comes at once.
+                tokio::task::yield_now().await;
+            } else {
+                return;
             }
-        })
-        .await;
+        }
     }
 
     fn has_work(&self) -> bool {
-        let ended = crate::lifecycle::Phase::Ended.name();
-        self.epilogue.running() > 0 || self.open.in_flight().iter().any(|request| request.describe().phase != ended)
+        let runs = |request: &Arc<dyn Straggler>| match request.describe().phase {
+            phase if phase == Phase::Ended.name() => false,
+            // One that was given up on may outlast its request, for as long as its reader likes.
+            phase if phase == Phase::Sending.name() => !request.is_over(),
+            _ => true,
+        };
+        self.epilogue.running() > 0 || self.open.in_flight().iter().any(runs)
     }
 
     /// Begins to drain: no new connection is accepted, open ones finish what they are at.
@@ -321,12 +353,22 @@ impl TestServer {
     /// # Panics
     ///
     /// If the drain takes longer than the patience, or the server failed.
-    pub async fn stop(mut self) -> DrainReport {
-        self.begin_drain();
-        match soon(self.patience, "the server drains", &self.journal, self.task).await {
-            Ok(Ok(report)) => report,
-            Ok(Err(error)) => panic!("the server failed: {error}"),
-            Err(error) => panic!("the server ended without a report: {error}"),
+    #[track_caller]
+    pub fn stop(mut self) -> impl Future<Output = DrainReport> {
+        let line = Location::caller();
+        async move {
+            self.begin_drain();
+            match in_time(self.patience, &mut self.task).await {
+                Some(Ok(Ok(report))) => report,
+                Some(Ok(Err(error))) => panic!("the server failed: {error}"),
+                Some(Err(error)) => panic!("the server ended without a report: {error}"),
+                None => {
+                    let (patience, unsettled) = (self.patience, Unsettled(&self));
+                    panic!(
+                        "it did not happen within {patience:?}: the server drains\n  in the test at {line}\n{unsettled}"
+                    )
+                }
+            }
         }
     }
 }

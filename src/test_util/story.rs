@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    event::{Event, EventKind, RequestId},
+    event::{CONTINUATION, Event, EventKind, HANDLER, RequestId},
     status::ConnectionStatus,
 };
 
@@ -73,13 +73,23 @@ impl Story {
         self.events.iter().rposition(|event| event.kind().name() == name)
     }
 
+    fn has_panicked(&self, what: &'static str) -> bool {
+        self.has(&EventKind::Panicked { what })
+    }
+
     #[track_caller]
     fn assert(&self, holds: bool, what: impl fmt::Display) {
         assert!(holds, "{what}\n{self}");
     }
+
+    /// What comes may change what is asserted of the end.
+    #[track_caller]
+    fn assert_ended(&self) {
+        self.assert(self.has_ended(), "the request has not ended: wait for that first, with `settled` for example");
+    }
 }
 
-/// Each of these panics, with the whole story, if it does not hold.
+/// Each of these panics, with the whole story, if it does not hold. Those that are about the end panic before it, too.
 impl Story {
     /// The response left whole (contract rule 1).
     #[track_caller]
@@ -87,7 +97,7 @@ impl Story {
         self.assert(self.first("flushed").is_some(), "the response should have been flushed, and was not");
     }
 
-    /// The response did not leave whole.
+    /// The response has not left whole. Before the end that is so of every response for a while.
     #[track_caller]
     pub fn assert_not_flushed(&self) {
         self.assert(self.first("flushed").is_none(), "the response should not have been flushed, and was");
@@ -108,14 +118,16 @@ impl Story {
     /// The status was this in the end (contract rule 3).
     #[track_caller]
     pub fn assert_status(&self, status: ConnectionStatus) {
+        self.assert_ended();
         let seen = self.status();
         self.assert(seen == status, format_args!("the status should have been {status}, and was {seen}"));
     }
 
-    /// The handler ran to its end.
+    /// The handler ran to its end, and did not panic.
     #[track_caller]
     pub fn assert_handler_ended(&self) {
         self.assert(self.first("handler_end").is_some(), "the handler should have run to its end, and did not");
+        self.assert(!self.has_panicked(HANDLER), "the handler should have run to its end, and panicked");
     }
 
     /// The handler was dropped half-way (contract rules 4 and 6).
@@ -124,19 +136,22 @@ impl Story {
         self.assert(self.first("handler_dropped").is_some(), "the handler should have been dropped, and was not");
     }
 
-    /// So many continuations ran, and all of them to their end.
+    /// So many continuations ran in all, each of them to its end; none panicked. One that returned an error has ended.
     #[track_caller]
     pub fn assert_continuations(&self, count: usize) {
+        self.assert_ended();
         let (started, ended) = (self.count("continuation_start"), self.count("continuation_end"));
         self.assert(
             (started, ended) == (count, count),
             format_args!("{count} continuations should have run to their end: {started} started, {ended} ended"),
         );
+        self.assert(!self.has_panicked(CONTINUATION), "the continuations should have run to their end: one panicked");
     }
 
-    /// So many hooks ran, once each and in order (contract rule 2).
+    /// So many hooks ran in all, once each and in order (contract rule 2); one that panicked ran, too.
     #[track_caller]
     pub fn assert_hooks(&self, count: usize) {
+        self.assert_ended();
         let (started, ended) = (self.count("hook_start"), self.count("hook_end"));
         self.assert(
             (started, ended) == (count, count),
@@ -144,11 +159,11 @@ impl Story {
         );
     }
 
-    /// All of these happened, the first of each name after the first of the one before.
+    /// All of these happened, the first of each name after the first of the one before. So no name can be there twice.
     #[track_caller]
     pub fn assert_order(&self, names: &[&str]) {
         let places: Vec<_> = names.iter().map(|name| self.first(name)).collect();
-        let holds = places.iter().all(Option::is_some) && places.is_sorted();
+        let holds = places.iter().all(Option::is_some) && places.is_sorted_by(|one, next| one < next);
         self.assert(holds, format_args!("this should have happened in this order: {}", names.join(", ")));
     }
 
@@ -215,15 +230,17 @@ impl Story {
 }
 
 impl fmt::Display for Story {
-    /// A line for the request, and one for each event: the time since its arrival, the name, the status.
+    /// A line for the request and its route, and one for each event: the time since its arrival, the name, the status.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "request {}:", self.request)?;
+        let route = self.events.last().map(Event::route).unwrap_or_default();
+        writeln!(f, "request {}: {route}", self.request)?;
         for event in &self.events {
             let ms = event.at().as_secs_f64() * 1000.0;
             write!(f, "  {ms:>10.3} ms  {}", event.kind().name())?;
             match event.kind() {
                 EventKind::HookStart { hook } | EventKind::HookEnd { hook } => write!(f, " {hook}")?,
                 EventKind::Flushed { bytes } => write!(f, " ({bytes} bytes of body)")?,
+                EventKind::Panicked { what } => write!(f, " ({what})")?,
                 _ => {}
             }
             if event.status().is_normal() { writeln!(f)? } else { writeln!(f, "  {}", event.status())? }

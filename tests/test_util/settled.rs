@@ -127,3 +127,21 @@ async fn an_epilogue_that_was_set_up_elsewhere_writes_into_the_journal_too() {
     story.assert_continuations(1);
     assert_eq!(told.load(counted), story.events().len(), "each event once: {story}");
 }
+
+/// The rest of such a response is nobody's work any more, and may be on its way for as long as its reader likes.
+#[tokio::test(start_paused = true)]
+async fn it_does_not_wait_for_a_response_that_was_given_up_on() {
+    let app = Router::new().route("/", get(async || (Continuation::new(async {}), vec![b'x'; 10_000])));
+    let server = TestServer::in_memory(app);
+    let mut client = server.connect_narrow(100).await;
+    client.send_get("/").await;
+    client.stop_response_at(50, Leave::Silence).await;
+    server.settled().await;
+    let story = server.journal().only();
+    story.assert_not_flushed();
+    story.assert_continuations(1);
+    assert_eq!(story.events().last().unwrap().at(), Duration::from_secs(30), "the patience: {story}");
+    client.leave(Leave::Close).await;
+    server.settled().await;
+    story.assert_contract();
+}

@@ -1,0 +1,82 @@
+//! HTTP/2 servers that have sent the end of a response before they let go of its body: its client may have left by then.
+
+use std::time::Duration;
+
+use axum::{Router, body::Body, http::StatusCode, routing::get};
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::{HeaderMap, Request, Response, body::Frame};
+use tokio::net::{TcpListener, TcpStream};
+use tower::Service as _;
+use tower_epilogue::{ConnectionStatus, TrackedIo, test_util::Journal};
+
+use crate::support::soon;
+
+fn app() -> Router {
+    let trailers = || async {
+        let frames = [Frame::data(Bytes::from("some")), Frame::trailers(HeaderMap::new())];
+        Body::new(StreamBody::new(stream::iter(frames.map(Ok::<_, std::io::Error>))))
+    };
+    Router::new().route("/empty", get(async || StatusCode::NO_CONTENT)).route("/trailers", get(trailers))
+}
+
+/// Reads a whole response, and closes the connection at once, with or without a GOAWAY.
+async fn ask(client: TcpStream, path: &str, says_so: bool) {
+    let (mut send, connection) = h2::client::handshake(client).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::get(format!("http://test{path}")).body(()).unwrap();
+    let mut body = send.send_request(request, true).unwrap().0.await.unwrap().into_body();
+    while let Some(data) = body.data().await {
+        drop(data.unwrap());
+    }
+    drop(body.trailers().await.unwrap());
+    drop((body, send));
+    if !says_so {
+        connection.abort();
+    }
+    drop(connection.await);
+}
+
+/// As hyper does, whose stream has a task of its own: that may be held up between these steps, in another thread.
+#[tokio::test]
+async fn who_leaves_with_the_whole_response_has_not_aborted() {
+    for (path, says_so) in [("/empty", false), ("/empty", true), ("/trailers", false), ("/trailers", true)] {
+        let journal = Journal::new();
+        let epilogue = journal.epilogue().build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let io = TrackedIo::new(listener.accept().await.unwrap().0);
+        let mut service = epilogue.wrap(&io, app());
+        let client = tokio::spawn(ask(client, path, says_so));
+
+        let mut server = h2::server::handshake(io).await.unwrap();
+        let (request, mut respond) = server.accept().await.unwrap().unwrap();
+        let connection = tokio::spawn(async move { while server.accept().await.is_some_and(|next| next.is_ok()) {} });
+        let request = Request::from_parts(request.into_parts().0, Body::empty());
+        let (head, mut body) = service.call(request).await.unwrap().into_parts();
+        let mut send = respond.send_response(Response::from_parts(head, ()), path == "/empty").unwrap();
+        if path == "/trailers" {
+            let trailers = loop {
+                match soon("a frame", body.frame()).await.unwrap().unwrap().into_data() {
+                    Ok(data) => send.send_data(data, false).unwrap(),
+                    Err(frame) => break frame.into_trailers().unwrap(),
+                }
+            };
+            send.send_trailers(trailers).unwrap();
+        }
+        soon("the client leaves", client).await.unwrap();
+        // The server's turns, in which it finds out; with a GOAWAY they are its last.
+        let mut connection = connection;
+        let turns = tokio::time::timeout(Duration::from_millis(50), &mut connection).await;
+        drop(body);
+        if turns.is_err() {
+            soon("the connection ends", connection).await.unwrap();
+        }
+        soon("the request ends", journal.ended(1)).await;
+        let story = journal.only();
+        story.assert_flushed();
+        story.assert_status(ConnectionStatus::NORMAL);
+        story.assert_contract();
+    }
+}
