@@ -28,7 +28,6 @@ pin_project! {
         settings: Settings,
         encoding: Option<Encoding>,
         // The request's method.
-        head: bool,
         connect: bool,
         // The tags that its client has.
         validators: Vec<HeaderValue>,
@@ -39,9 +38,9 @@ impl<F> Compress<F> {
     /// Takes from the request what it needs, and the service's future then.
     pub(super) fn prepared<B>(settings: Settings, request: &Request<B>) -> impl FnOnce(F) -> Self + use<F, B> {
         let encoding = settings.offer.choose(request.headers());
-        let (head, connect) = (request.method() == Method::HEAD, request.method() == Method::CONNECT);
+        let connect = request.method() == Method::CONNECT;
         let validators = encoded::validators(request.headers());
-        move |inner| Self { inner, settings, encoding, head, connect, validators }
+        move |inner| Self { inner, settings, encoding, connect, validators }
     }
 }
 
@@ -72,10 +71,8 @@ where
             return Poll::Ready(Ok(response));
         };
         relabel(response.headers_mut(), encoding);
-        if *this.head {
-            // The same head as for a GET, and nothing behind it (RFC 9110, section 9.3.2).
-            return Poll::Ready(Ok(response));
-        }
+        // For a `HEAD` as well: a server sends nothing of it, but who measures it is to find what its `GET` would get (RFC
+        // 9110, section 8.6).
         let settings = *this.settings;
         let compress = |body| Body::new(Compressed::new(body, Encoder::new(encoding, settings.level), settings.pause));
         Poll::Ready(Ok(response.map(compress)))
