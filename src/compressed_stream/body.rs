@@ -17,7 +17,8 @@ use crate::encoded;
 
 /// How much is compressed before what has come out is given on.
 const ENOUGH_OUT: usize = 8 * 1024;
-/// How much is compressed in one poll, if nothing comes out: what a producer repeats compresses to nearly nothing.
+/// How much is compressed in one poll, if nothing comes out: what a producer repeats compresses to nearly nothing. No piece is
+/// longer: one may be a whole file.
 const ENOUGH_IN: usize = 128 * 1024;
 
 /// How many marks of flushes that are ready at once are taken in one poll.
@@ -27,6 +28,8 @@ const MARKS_A_POLL: usize = 32;
 pub(super) struct Compressed {
     /// `None` once it has ended.
     body: Option<Body>,
+    /// What of its last piece is not compressed yet.
+    rest: Bytes,
     encoder: Encoder,
     /// Something is in the encoder that has not come out.
     unflushed: bool,
@@ -40,7 +43,7 @@ type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 
 impl Compressed {
     pub(super) fn new(body: Body, encoder: Encoder, pause: Option<Duration>) -> Self {
-        Self { body: Some(body), encoder, unflushed: false, pause, timer: None, trailers: None }
+        Self { body: Some(body), rest: Bytes::new(), encoder, unflushed: false, pause, timer: None, trailers: None }
     }
 
     fn flush(&mut self) -> Result<(), BoxError> {
@@ -69,6 +72,7 @@ impl Compressed {
 
     fn fail(&mut self, error: impl Into<BoxError>) -> Polled {
         self.body = None;
+        self.rest = Bytes::new();
         self.trailers = None;
         // Whoever polls on after an error gets nothing more.
         drop(self.encoder.take());
@@ -85,7 +89,12 @@ impl Compressed {
     fn try_poll(&mut self, cx: &mut Context<'_>) -> Result<Polled, BoxError> {
         let mut taken = 0;
         while let Some(body) = &mut self.body {
-            match Pin::new(body).poll_frame(cx) {
+            let polled = if self.rest.is_empty() {
+                Pin::new(body).poll_frame(cx)
+            } else {
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.rest)))))
+            };
+            match polled {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) if data.is_empty() => {
                         // The mark of a flush. One that gives nothing else lets the others have their turn, too.
@@ -96,7 +105,8 @@ impl Compressed {
                             return Ok(Poll::Pending);
                         }
                     }
-                    Ok(data) => {
+                    Ok(mut data) => {
+                        self.rest = data.split_off(data.len().min(ENOUGH_IN));
                         self.timer = None;
                         self.unflushed = true;
                         self.encoder.write(&data)?;

@@ -2,7 +2,9 @@
 
 use std::{
     convert::Infallible,
+    pin::Pin,
     sync::{Arc, Mutex},
+    task::Poll,
     time::Duration,
 };
 
@@ -10,7 +12,7 @@ use axum::{
     Router,
     body::{Body, HttpBody as _},
     response::{
-        IntoResponse,
+        IntoResponse, Response,
         sse::{Event, Sse},
     },
     routing::get,
@@ -132,7 +134,7 @@ impl Polled {
         let (mut bytes, mut last) = (0, Duration::ZERO);
         let all = async {
             loop {
-                let next = std::future::poll_fn(|cx| std::pin::Pin::new(&mut self.body).poll_frame(cx)).await;
+                let next = std::future::poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await;
                 bytes += next.unwrap().unwrap().into_data().unwrap().len();
                 last = began.elapsed();
             }
@@ -186,15 +188,46 @@ async fn a_stream_that_only_repeats_itself_lets_its_limit_end_it() {
     }
 }
 
-#[tokio::test]
-async fn large_and_incompressible_bodies_come_through_whole() {
-    // A linear congruence: nothing repeats.
-    let noise: Vec<u8> = (0..300_000_u32)
+/// A linear congruence: nothing repeats.
+fn noise(length: u32) -> Vec<u8> {
+    (0..length)
         .scan(1_u32, |state, _| {
             *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             Some((*state >> 24) as u8)
         })
-        .collect();
+        .collect()
+}
+
+/// A piece may be a whole file. It is not compressed in one poll, in which its thread does nothing else, and what came of it
+/// does not wait for a slow reader all at once.
+#[tokio::test]
+async fn a_large_piece_is_compressed_as_it_is_read() {
+    let whole = noise(3_000_000);
+    for encoding in ENCODINGS {
+        let theirs = whole.clone();
+        let handler = async move || Body::from_stream(stream::iter([Ok::<_, Infallible>(theirs), Ok(b"end".to_vec())]));
+        let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new());
+        let (parts, mut body) = app.oneshot(request("/", encoding)).await.unwrap().into_parts();
+        let (mut compressed, mut polls) = (Vec::new(), 0);
+        let frames = std::future::poll_fn(|cx| {
+            polls += 1;
+            while let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
+                polls += 1;
+                let Some(frame) = frame else { return Poll::Ready(()) };
+                compressed.extend_from_slice(&frame.unwrap().into_data().unwrap());
+            }
+            Poll::Pending
+        });
+        soon("the end", frames).await;
+        assert!(polls > 20, "{encoding}: in {polls} polls");
+        let read = Decoded::of(Response::from_parts(parts, Body::from(compressed))).rest().await.unwrap();
+        assert!(read == [&whole[..], b"end"].concat(), "{encoding}");
+    }
+}
+
+#[tokio::test]
+async fn large_and_incompressible_bodies_come_through_whole() {
+    let noise = noise(300_000);
     let text = "a line that repeats itself\n".repeat(40_000).into_bytes();
     for whole in [noise, text, b"x".to_vec()] {
         for size in [1, 7_000, 1_000_000].into_iter().filter(|size| whole.len() / size < 1_000) {
