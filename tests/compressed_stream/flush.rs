@@ -3,7 +3,10 @@
 use std::{
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -18,6 +21,7 @@ use axum::{
     routing::get,
 };
 use futures_util::{StreamExt, stream};
+use http_body_util::BodyExt as _;
 use tokio::{sync::mpsc, time::Instant};
 use tower::ServiceExt;
 use tower_epilogue::{CompressedStreamLayer, Lifecycle, Output, OutputError, TimeLimitLayer, compressed_stream::Level};
@@ -222,6 +226,34 @@ async fn a_large_piece_is_compressed_as_it_is_read() {
         assert!(polls > 20, "{encoding}: in {polls} polls");
         let read = Decoded::of(Response::from_parts(parts, Body::from(compressed))).rest().await.unwrap();
         assert!(read == [&whole[..], b"end"].concat(), "{encoding}");
+    }
+}
+
+/// What an encoder keeps to find more repetitions in takes memory, for each stream, and time, for its client.
+#[tokio::test]
+async fn an_encoder_keeps_no_more_than_a_part_of_a_long_stream() {
+    const PIECE: usize = 50_000;
+    for encoding in ENCODINGS {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let theirs = taken.clone();
+        let handler = async move || {
+            let pieces = noise(4_000_000);
+            let pieces: Vec<_> = pieces.chunks(PIECE).map(<[u8]>::to_vec).collect();
+            let counted = move |piece: Vec<u8>| {
+                theirs.fetch_add(piece.len(), Ordering::Relaxed);
+                Ok::<_, Infallible>(piece)
+            };
+            Body::from_stream(stream::iter(pieces).map(counted))
+        };
+        let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new().flush_on_pause(None));
+        let mut body = app.oneshot(request("/", encoding)).await.unwrap().into_body();
+        let (mut given, mut most) = (0, 0);
+        while let Some(frame) = soon("a frame", body.frame()).await {
+            // Noise does not get smaller: what has not come out is kept.
+            most = most.max(taken.load(Ordering::Relaxed) - given);
+            given += frame.unwrap().into_data().unwrap().len();
+        }
+        assert!(most < 700_000, "{encoding}: {most} bytes were kept");
     }
 }
 
