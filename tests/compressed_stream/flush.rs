@@ -257,6 +257,29 @@ async fn an_encoder_keeps_no_more_than_a_part_of_a_long_stream() {
     }
 }
 
+/// It is taken for each stream that is open, and an event stream may be open for hours.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_best_level_has_no_table_of_many_megabytes() {
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let handler = async || Body::from_stream(stream::iter([Ok::<_, Infallible>("token")]).chain(stream::pending()));
+    let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new().level(Level::Best));
+    for encoding in ENCODINGS {
+        let (before, mut open) = (resident(), Vec::new());
+        for _ in 0..6 {
+            let mut client = Decoded::of(app.clone().oneshot(request("/", encoding)).await.unwrap());
+            client.expect("token").await;
+            open.push(client);
+        }
+        // Other tests run beside this one.
+        let each = resident().saturating_sub(before) / open.len();
+        assert!(each < 40 << 20, "{encoding}: {each} bytes for each stream");
+    }
+}
+
 #[tokio::test]
 async fn large_and_incompressible_bodies_come_through_whole() {
     let noise = noise(300_000);
