@@ -83,9 +83,13 @@ where
 #[derive(Clone)]
 struct Decided;
 
-/// Whether the body's length is not known. That of one that was taken off is: nothing tells it from an empty one.
+/// Whether the body's length is not known. That of one that was taken off is: nothing tells it from an empty one. What is declared
+/// is known as well, as that of a file: its `HEAD` has it without a body.
 fn streams(response: &Response) -> bool {
-    response.body().size_hint().exact().is_none() && !response.body().is_end_stream()
+    let body = response.body();
+    !response.headers().contains_key(header::CONTENT_LENGTH)
+        && body.size_hint().exact().is_none()
+        && !body.is_end_stream()
 }
 
 fn may_be_compressed(response: &Response) -> bool {
@@ -126,7 +130,6 @@ fn vary(headers: &mut HeaderMap) {
 /// The head of the compressed representation.
 fn relabel(headers: &mut HeaderMap, encoding: Encoding) {
     headers.insert(header::CONTENT_ENCODING, encoding.name());
-    headers.remove(header::CONTENT_LENGTH);
     // Ranges would be those of the compressed bytes, which differ from time to time.
     headers.remove(header::ACCEPT_RANGES);
     // For the same reason a strong validator would be wrong (RFC 9110, section 8.8.1).

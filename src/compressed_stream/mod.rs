@@ -32,10 +32,10 @@
 //! # What it compresses
 //!
 //! Bodies whose length is not known, event streams among them, with gzip, Brotli or zstd: whichever the client weighs most
-//! (RFC 9110, section 12.5.3), and of equals the last named here. A body of known length is left to other layers, as are
-//! responses that are encoded already, parts (206, `Content-Range`), gRPC, `Cache-Control: no-transform`, what has a digest
-//! (RFC 9530), also one that `Trailer` names, and media types that are compressed by their nature. Trailers are kept, but
-//! for digests that nothing announced.
+//! (RFC 9110, section 12.5.3), and of equals the last named here. A body whose length is known, or declared, as that of a
+//! file, is left to other layers, as are responses that are encoded already, parts (206, `Content-Range`), gRPC,
+//! `Cache-Control: no-transform`, what has a digest (RFC 9530), also one that `Trailer` names, and media types that are
+//! compressed by their nature. Trailers are kept, but for digests that nothing announced.
 //!
 //! A `HEAD` request is answered with the head of its `GET`, unless its body was taken off before it came here, as by a router
 //! that is nested as a service: then it passes through.
