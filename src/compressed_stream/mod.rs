@@ -50,7 +50,7 @@
 //!
 //! Each open stream has a compressor of its own, for as long as it is open: of some 300 KiB with gzip; of up to 1 MiB with the
 //! others, which grows with what was sent, to 4 MiB with zstd and 15 MiB with Brotli. [`Level::Best`] takes up to 16 MiB
-//! with zstd and 50 MiB with Brotli. Where thousands of event streams are open at a time, offer gzip alone.
+//! with zstd and 40 MiB with Brotli. Where thousands of event streams are open at a time, offer gzip alone.
 //!
 //! Beyond what a decoder needs for it, an encoder collects no more than 512 KiB before it gives something out.
 //!
