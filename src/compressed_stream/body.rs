@@ -17,8 +17,13 @@ use crate::encoded;
 
 /// How much is compressed before what has come out is given on.
 const ENOUGH_OUT: usize = 8 * 1024;
-/// How much is compressed in one poll, if nothing comes out: what a producer repeats compresses to nearly nothing.
+/// How much is compressed in one poll, if nothing comes out: what a producer repeats compresses to nearly nothing. No piece is
+/// longer: one may be a whole file.
 const ENOUGH_IN: usize = 128 * 1024;
+
+/// How much an encoder may keep to itself. Brotli would collect up to 8 MiB, for which it takes eight times as much memory and in
+/// which its client sees nothing.
+const MOST_KEPT: usize = 512 * 1024;
 
 /// How many marks of flushes that are ready at once are taken in one poll.
 const MARKS_A_POLL: usize = 32;
@@ -27,9 +32,11 @@ const MARKS_A_POLL: usize = 32;
 pub(super) struct Compressed {
     /// `None` once it has ended.
     body: Option<Body>,
+    /// What of its last piece is not compressed yet.
+    rest: Bytes,
     encoder: Encoder,
-    /// Something is in the encoder that has not come out.
-    unflushed: bool,
+    /// So many bytes are in the encoder that have not come out, as far as is known.
+    unflushed: usize,
     /// How long the producer may pause before that is flushed; `None` leaves it to the producer.
     pause: Option<Duration>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -40,11 +47,11 @@ type Polled = Poll<Option<Result<Frame<Bytes>, BoxError>>>;
 
 impl Compressed {
     pub(super) fn new(body: Body, encoder: Encoder, pause: Option<Duration>) -> Self {
-        Self { body: Some(body), encoder, unflushed: false, pause, timer: None, trailers: None }
+        Self { body: Some(body), rest: Bytes::new(), encoder, unflushed: 0, pause, timer: None, trailers: None }
     }
 
     fn flush(&mut self) -> Result<(), BoxError> {
-        if std::mem::replace(&mut self.unflushed, false) {
+        if std::mem::take(&mut self.unflushed) > 0 {
             self.encoder.flush()?;
         }
         Ok(())
@@ -69,6 +76,7 @@ impl Compressed {
 
     fn fail(&mut self, error: impl Into<BoxError>) -> Polled {
         self.body = None;
+        self.rest = Bytes::new();
         self.trailers = None;
         // Whoever polls on after an error gets nothing more.
         drop(self.encoder.take());
@@ -85,7 +93,12 @@ impl Compressed {
     fn try_poll(&mut self, cx: &mut Context<'_>) -> Result<Polled, BoxError> {
         let mut taken = 0;
         while let Some(body) = &mut self.body {
-            match Pin::new(body).poll_frame(cx) {
+            let polled = if self.rest.is_empty() {
+                Pin::new(body).poll_frame(cx)
+            } else {
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.rest)))))
+            };
+            match polled {
                 Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
                     Ok(data) if data.is_empty() => {
                         // The mark of a flush. One that gives nothing else lets the others have their turn, too.
@@ -96,10 +109,14 @@ impl Compressed {
                             return Ok(Poll::Pending);
                         }
                     }
-                    Ok(data) => {
+                    Ok(mut data) => {
+                        self.rest = data.split_off(data.len().min(ENOUGH_IN));
                         self.timer = None;
-                        self.unflushed = true;
+                        self.unflushed += data.len();
                         self.encoder.write(&data)?;
+                        if self.unflushed >= MOST_KEPT {
+                            self.flush()?;
+                        }
                         taken += data.len();
                         if self.encoder.len() < ENOUGH_OUT {
                             if taken < ENOUGH_IN {
@@ -122,7 +139,7 @@ impl Compressed {
                 Poll::Ready(Some(Err(error))) => return Err(error.into_inner()),
                 Poll::Ready(None) => self.end()?,
                 Poll::Pending => {
-                    if self.unflushed && self.has_paused(cx) {
+                    if self.unflushed > 0 && self.has_paused(cx) {
                         self.timer = None;
                         self.flush()?;
                     }

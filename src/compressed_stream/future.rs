@@ -12,7 +12,7 @@ use pin_project_lite::pin_project;
 use super::{Settings, accept::Encoding, body::Compressed, encoder::Encoder};
 use crate::{
     encoded::{self, weaken},
-    lifecycle::{Drive, Hold, response_future, taken_off},
+    lifecycle::{Drive, Hold, response_future},
 };
 
 response_future! {
@@ -28,7 +28,6 @@ pin_project! {
         settings: Settings,
         encoding: Option<Encoding>,
         // The request's method.
-        head: bool,
         connect: bool,
         // The tags that its client has.
         validators: Vec<HeaderValue>,
@@ -39,9 +38,9 @@ impl<F> Compress<F> {
     /// Takes from the request what it needs, and the service's future then.
     pub(super) fn prepared<B>(settings: Settings, request: &Request<B>) -> impl FnOnce(F) -> Self + use<F, B> {
         let encoding = settings.offer.choose(request.headers());
-        let (head, connect) = (request.method() == Method::HEAD, request.method() == Method::CONNECT);
+        let connect = request.method() == Method::CONNECT;
         let validators = encoded::validators(request.headers());
-        move |inner| Self { inner, settings, encoding, head, connect, validators }
+        move |inner| Self { inner, settings, encoding, connect, validators }
     }
 }
 
@@ -61,9 +60,6 @@ where
             return Poll::Ready(Ok(response));
         }
         let connected = *this.connect && response.status().is_success();
-        if *this.head && was_taken_off(&response) && may_be_compressed(&response) {
-            return Poll::Ready(Ok(without_length(response, this.encoding.is_some())));
-        }
         if connected || !streams(&response) || !may_be_compressed(&response) {
             return Poll::Ready(Ok(response));
         }
@@ -75,10 +71,8 @@ where
             return Poll::Ready(Ok(response));
         };
         relabel(response.headers_mut(), encoding);
-        if *this.head {
-            // The same head as for a GET, and nothing behind it (RFC 9110, section 9.3.2).
-            return Poll::Ready(Ok(response));
-        }
+        // For a `HEAD` as well: a server sends nothing of it, but who measures it is to find what its `GET` would get (RFC
+        // 9110, section 8.6).
         let settings = *this.settings;
         let compress = |body| Body::new(Compressed::new(body, Encoder::new(encoding, settings.level), settings.pause));
         Poll::Ready(Ok(response.map(compress)))
@@ -89,27 +83,13 @@ where
 #[derive(Clone)]
 struct Decided;
 
-/// Whether the body's length is not known. That of one that was taken off is.
+/// Whether the body's length is not known. That of one that was taken off is: nothing tells it from an empty one. What is declared
+/// is known as well, as that of a file: its `HEAD` has it without a body.
 fn streams(response: &Response) -> bool {
-    response.body().size_hint().exact().is_none() && !response.body().is_end_stream()
-}
-
-/// Whether a HEAD response has no body any more. Where no length is declared, nothing tells it from an empty one.
-fn was_taken_off(response: &Response) -> bool {
-    let declared = response.headers().get(header::CONTENT_LENGTH);
-    declared.is_some_and(|length| length.as_bytes() != b"0") && response.body().size_hint().exact() == Some(0)
-}
-
-/// The body of its GET may be one that streams, whose length, encoded, is not the one that is declared (RFC 9110, section 8.6).
-/// It may be left out (section 9.3.2).
-fn without_length(mut response: Response, accepted: bool) -> Response {
-    vary(response.headers_mut());
-    if accepted {
-        response.headers_mut().remove(header::CONTENT_LENGTH);
-        // A router outside would declare the length of an empty one.
-        *response.body_mut() = taken_off();
-    }
-    response
+    let body = response.body();
+    !response.headers().contains_key(header::CONTENT_LENGTH)
+        && body.size_hint().exact().is_none()
+        && !body.is_end_stream()
 }
 
 fn may_be_compressed(response: &Response) -> bool {
@@ -150,7 +130,6 @@ fn vary(headers: &mut HeaderMap) {
 /// The head of the compressed representation.
 fn relabel(headers: &mut HeaderMap, encoding: Encoding) {
     headers.insert(header::CONTENT_ENCODING, encoding.name());
-    headers.remove(header::CONTENT_LENGTH);
     // Ranges would be those of the compressed bytes, which differ from time to time.
     headers.remove(header::ACCEPT_RANGES);
     // For the same reason a strong validator would be wrong (RFC 9110, section 8.8.1).

@@ -19,7 +19,7 @@ use http::{
     },
     response::Parts,
 };
-use http_body::{Frame, SizeHint};
+use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use tower_http::compression::{
     CompressionBody, CompressionLayer,
@@ -110,6 +110,9 @@ impl Compress {
         if is_fixed(&parts.headers) || parts.status == StatusCode::PARTIAL_CONTENT {
             return (parts, body);
         }
+        // What is finite and short is taken at one go.
+        let is_short = body.size_hint().upper().is_some_and(|most| most <= TURN.0 as u64);
+        let body = if is_short { body } else { Body::new(InTurns { body, taken: 0, waits: 0 }) };
         let was_encoded = parts.headers.contains_key(CONTENT_ENCODING);
         let response = self.layer.negotiate(accepts.encodings, Response::from_parts(parts, body));
         let (mut parts, body) = response.into_parts();
@@ -201,6 +204,53 @@ impl Service<Request<()>> for There {
 
     fn call(&mut self, _: Request<()>) -> Self::Future {
         ready(Ok(self.0.take().unwrap_or_default()))
+    }
+}
+
+/// A body that lets the others on its thread, and its own limit, have their turn, however much of it there is at once. An encoder
+/// asks for more until it has something to give, and what repeats itself compresses to nearly nothing.
+struct InTurns {
+    body: Body,
+    taken: usize,
+    /// So often it says yet that there is nothing.
+    waits: u8,
+}
+
+/// How much there is in a turn, and what a frame counts at least. Encoders flush at its end: it is long enough to cost nothing.
+const TURN: (usize, usize) = (1024 * 1024, 16);
+/// An encoder that is told to wait gives out what it has. Only when it is told so once more does it wait itself.
+const WAITS: u8 = 2;
+
+impl http_body::Body for InTurns {
+    type Data = Bytes;
+    type Error = axum_core::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let this = &mut *self;
+        if this.taken >= TURN.0 {
+            this.taken = 0;
+            this.waits = WAITS;
+        }
+        if this.waits > 0 {
+            this.waits -= 1;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let polled = Pin::new(&mut this.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => this.taken += frame.data_ref().map_or(0, Bytes::len).max(TURN.1),
+            Poll::Ready(_) => {}
+            Poll::Pending => this.taken = 0,
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

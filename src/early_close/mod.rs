@@ -133,7 +133,7 @@ impl EarlyCloseLayer {
     }
 
     /// How long a body of unknown length may be held back, from the response's head on. Zero holds back only
-    /// what is there at once.
+    /// what is there at once; where this layer [compresses](self#compression), no more than 1 MiB of it.
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.settings.patience = patience;

@@ -39,7 +39,10 @@
 //! [patience](crate::EarlyCloseLayer::patience); set that to zero on such routes, or answer with an event stream, which it
 //! leaves alone.
 //!
-//! When the client takes nothing, the buffer fills, and writes wait.
+//! When the client takes nothing, the buffer fills, and writes wait. The server then asks for nothing more, and so a producer
+//! stands still as a whole: a timeout of its own, or whatever else it waits for beside a write, acts only when the client reads
+//! on. The time limit acts all the same, and so does the connection's [write stall](crate::Tracking::write_stall). Work
+//! that is to notice a client that stalls, or not to hold something meanwhile, runs elsewhere, with an [`Output::channel`].
 //!
 //! # When the client leaves
 //!

@@ -1,6 +1,7 @@
 //! Among the other layers, and beside tower-http's compression.
 
 use axum::{Router, routing::get};
+use http::Method;
 use tower::ServiceExt;
 use tower_epilogue::{
     CompressedStreamLayer, Continuation, EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, Output, OutputError,
@@ -154,5 +155,25 @@ async fn of_several_the_innermost_decides() {
         let client = Decoded::of(app.clone().oneshot(request(path, accepts)).await.unwrap());
         assert_eq!(client.encoding(), encoding, "{path} for {accepts}");
         assert_eq!(client.rest().await.unwrap(), b"some text", "{path} for {accepts}");
+    }
+}
+
+/// It is measured by an early close outside as its `GET` is, which has the length of the compressed bytes.
+#[tokio::test]
+async fn head_declares_the_length_that_its_get_has() {
+    for encoding in ENCODINGS {
+        for early_close in [EarlyCloseLayer::new(), EarlyCloseLayer::new().buffer_limit(100)] {
+            let app = Router::new().route("/", get(async || streamed(&["a line that repeats itself\n"; 300])));
+            let app = app.layer(CompressedStreamLayer::new()).layer(early_close);
+            let mut heads = Vec::new();
+            for method in [Method::GET, Method::HEAD] {
+                let mut request = request("/", encoding);
+                *request.method_mut() = method;
+                let response = soon("a response", app.clone().oneshot(request)).await.unwrap();
+                assert_eq!(response.headers()["content-encoding"], encoding);
+                heads.push(response.headers().clone());
+            }
+            assert_eq!(heads[0], heads[1], "{encoding}");
+        }
     }
 }

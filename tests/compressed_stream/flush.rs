@@ -2,7 +2,12 @@
 
 use std::{
     convert::Infallible,
-    sync::{Arc, Mutex},
+    pin::Pin,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::Poll,
     time::Duration,
 };
 
@@ -10,12 +15,13 @@ use axum::{
     Router,
     body::{Body, HttpBody as _},
     response::{
-        IntoResponse,
+        IntoResponse, Response,
         sse::{Event, Sse},
     },
     routing::get,
 };
 use futures_util::{StreamExt, stream};
+use http_body_util::BodyExt as _;
 use tokio::{sync::mpsc, time::Instant};
 use tower::ServiceExt;
 use tower_epilogue::{CompressedStreamLayer, Lifecycle, Output, OutputError, TimeLimitLayer, compressed_stream::Level};
@@ -132,7 +138,7 @@ impl Polled {
         let (mut bytes, mut last) = (0, Duration::ZERO);
         let all = async {
             loop {
-                let next = std::future::poll_fn(|cx| std::pin::Pin::new(&mut self.body).poll_frame(cx)).await;
+                let next = std::future::poll_fn(|cx| Pin::new(&mut self.body).poll_frame(cx)).await;
                 bytes += next.unwrap().unwrap().into_data().unwrap().len();
                 last = began.elapsed();
             }
@@ -186,15 +192,97 @@ async fn a_stream_that_only_repeats_itself_lets_its_limit_end_it() {
     }
 }
 
-#[tokio::test]
-async fn large_and_incompressible_bodies_come_through_whole() {
-    // A linear congruence: nothing repeats.
-    let noise: Vec<u8> = (0..300_000_u32)
+/// A linear congruence: nothing repeats.
+fn noise(length: u32) -> Vec<u8> {
+    (0..length)
         .scan(1_u32, |state, _| {
             *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             Some((*state >> 24) as u8)
         })
-        .collect();
+        .collect()
+}
+
+/// A piece may be a whole file. It is not compressed in one poll, in which its thread does nothing else, and what came of it
+/// does not wait for a slow reader all at once.
+#[tokio::test]
+async fn a_large_piece_is_compressed_as_it_is_read() {
+    let whole = noise(3_000_000);
+    for encoding in ENCODINGS {
+        let theirs = whole.clone();
+        let handler = async move || Body::from_stream(stream::iter([Ok::<_, Infallible>(theirs), Ok(b"end".to_vec())]));
+        let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new());
+        let (parts, mut body) = app.oneshot(request("/", encoding)).await.unwrap().into_parts();
+        let (mut compressed, mut polls) = (Vec::new(), 0);
+        let frames = std::future::poll_fn(|cx| {
+            polls += 1;
+            while let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) {
+                polls += 1;
+                let Some(frame) = frame else { return Poll::Ready(()) };
+                compressed.extend_from_slice(&frame.unwrap().into_data().unwrap());
+            }
+            Poll::Pending
+        });
+        soon("the end", frames).await;
+        assert!(polls > 20, "{encoding}: in {polls} polls");
+        let read = Decoded::of(Response::from_parts(parts, Body::from(compressed))).rest().await.unwrap();
+        assert!(read == [&whole[..], b"end"].concat(), "{encoding}");
+    }
+}
+
+/// What an encoder keeps to find more repetitions in takes memory, for each stream, and time, for its client.
+#[tokio::test]
+async fn an_encoder_keeps_no_more_than_a_part_of_a_long_stream() {
+    const PIECE: usize = 50_000;
+    for encoding in ENCODINGS {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let theirs = taken.clone();
+        let handler = async move || {
+            let pieces = noise(4_000_000);
+            let pieces: Vec<_> = pieces.chunks(PIECE).map(<[u8]>::to_vec).collect();
+            let counted = move |piece: Vec<u8>| {
+                theirs.fetch_add(piece.len(), Ordering::Relaxed);
+                Ok::<_, Infallible>(piece)
+            };
+            Body::from_stream(stream::iter(pieces).map(counted))
+        };
+        let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new().flush_on_pause(None));
+        let mut body = app.oneshot(request("/", encoding)).await.unwrap().into_body();
+        let (mut given, mut most) = (0, 0);
+        while let Some(frame) = soon("a frame", body.frame()).await {
+            // Noise does not get smaller: what has not come out is kept.
+            most = most.max(taken.load(Ordering::Relaxed) - given);
+            given += frame.unwrap().into_data().unwrap().len();
+        }
+        assert!(most < 700_000, "{encoding}: {most} bytes were kept");
+    }
+}
+
+/// It is taken for each stream that is open, and an event stream may be open for hours.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_best_level_has_no_table_of_many_megabytes() {
+    let resident = || {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    };
+    let handler = async || Body::from_stream(stream::iter([Ok::<_, Infallible>("token")]).chain(stream::pending()));
+    let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new().level(Level::Best));
+    for encoding in ENCODINGS {
+        let (before, mut open) = (resident(), Vec::new());
+        for _ in 0..6 {
+            let mut client = Decoded::of(app.clone().oneshot(request("/", encoding)).await.unwrap());
+            client.expect("token").await;
+            open.push(client);
+        }
+        // Other tests run beside this one.
+        let each = resident().saturating_sub(before) / open.len();
+        assert!(each < 40 << 20, "{encoding}: {each} bytes for each stream");
+    }
+}
+
+#[tokio::test]
+async fn large_and_incompressible_bodies_come_through_whole() {
+    let noise = noise(300_000);
     let text = "a line that repeats itself\n".repeat(40_000).into_bytes();
     for whole in [noise, text, b"x".to_vec()] {
         for size in [1, 7_000, 1_000_000].into_iter().filter(|size| whole.len() / size < 1_000) {

@@ -2,6 +2,10 @@
 
 use std::{
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -10,6 +14,7 @@ use bytes::Bytes;
 use futures_util::stream;
 use http::{Method, header};
 use http_body::{Frame, SizeHint};
+use tower::ServiceExt as _;
 use tower_epilogue::{Continuation, IgnoreAbortLayer, Sent};
 
 use crate::{
@@ -151,4 +156,28 @@ async fn a_client_that_leaves_ends_a_body_that_is_being_encoded() {
     let (status, sent) = soon("a hook", ends.recv()).await.unwrap();
     assert!(status.is_aborted() && sent == Sent::Aborted);
     assert!(!notes.has("ended"));
+}
+
+/// It compresses to nearly nothing and is never pending: the others on its thread, and its own limit, have their turn.
+#[tokio::test]
+async fn a_body_that_only_repeats_itself_is_encoded_in_turns() {
+    for encoding in ENCODINGS {
+        let taken = Arc::new(AtomicUsize::new(0));
+        let theirs = taken.clone();
+        let handler = async move || {
+            let piece = move |_| {
+                theirs.fetch_add(1, Ordering::Relaxed);
+                Ok::<_, std::io::Error>(vec![0; 16 * 1024])
+            };
+            Body::from_stream(stream::iter((0..1000).map(piece)))
+        };
+        let app = Router::new().route("/", get(handler)).layer(early_close().compress());
+        let request = http::Request::get("/").header(header::ACCEPT_ENCODING, encoding).body(Body::empty()).unwrap();
+        let mut response = std::pin::pin!(app.oneshot(request));
+        assert!(futures_util::poll!(response.as_mut()).is_pending());
+        let at_once = taken.load(Ordering::Relaxed);
+        assert!(at_once < 100, "{encoding}: {at_once} pieces in one poll");
+        let response = soon("a response", response).await.unwrap();
+        assert!(response.headers().contains_key(header::CONTENT_LENGTH), "{encoding}");
+    }
 }

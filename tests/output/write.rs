@@ -180,6 +180,35 @@ async fn a_client_that_does_not_read_holds_the_writer_up() {
     server.ended(1).await;
 }
 
+/// It is not asked for more, and so it is not polled; work elsewhere is.
+#[tokio::test(start_paused = true)]
+async fn a_producer_stands_still_with_its_client() {
+    async fn gives_up(mut output: Output, notes: Notes, what: &str) -> Result<(), OutputError> {
+        while tokio::time::timeout(Duration::from_secs(5), output.write([b'x'; 4000])).await.is_ok() {}
+        notes.add(what);
+        Ok(())
+    }
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let produced = async move |lifecycle: Lifecycle| lifecycle.output(|output| gives_up(output, theirs, "produced"));
+    let theirs = notes.clone();
+    let elsewhere = async move || {
+        let (output, response) = Output::channel();
+        tokio::spawn(gives_up(output, theirs, "elsewhere"));
+        response
+    };
+    let app = Router::new().route("/produced", get(produced)).route("/elsewhere", get(elsewhere));
+    let server = MemoryServer::start(app);
+    let mut clients = Vec::new();
+    for path in ["/produced", "/elsewhere"] {
+        let mut client = server.connect_narrow(1024);
+        client.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await;
+        clients.push(client);
+    }
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert_eq!(notes.all(), ["elsewhere"]);
+}
+
 #[tokio::test]
 async fn a_write_is_as_long_as_it_likes() {
     let long = "0123456789".repeat(100_000);
