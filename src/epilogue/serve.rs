@@ -200,6 +200,9 @@ where
     }
 }
 
+/// The most connections that wait for a server in its system: Linux's default of `net.core.somaxconn`.
+const BACKLOG: usize = 4096;
+
 /// The connections of one server.
 struct Server {
     pool: Arc<Pool>,
@@ -252,6 +255,17 @@ impl Server {
                     self.accept(TrackedIo::with(io, &self.settings.tracking), address, &make_service);
                 }
                 () = &mut signal => break,
+            }
+        }
+        // To those that the system has accepted by now it would send a reset.
+        for _ in 0..BACKLOG {
+            tokio::select! {
+                biased;
+                (io, address) = listener.accept() => {
+                    self.accept(TrackedIo::with(io, &self.settings.tracking), address, &make_service);
+                }
+                // A turn of the runtime, in which it learns of them.
+                () = tokio::task::yield_now() => break,
             }
         }
         // Closed before the drain, so that nobody connects to a server that does not serve.

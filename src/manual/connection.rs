@@ -86,8 +86,8 @@
 //!
 //! # When the server stops
 //!
-//! [`Epilogue::serve`](crate::Epilogue::serve) ends a drain in steps. *When it begins*, the server looks once more for
-//! requests that have come; then an HTTP/1 connection is closed after the response that is on its way. An HTTP/2 client is
+//! [`Epilogue::serve`](crate::Epilogue::serve) ends a drain in steps. *When it begins*, the server takes the
+//! connections that its system has accepted, and looks once more for requests that have come; then an HTTP/1 connection is closed after the response that is on its way. An HTTP/2 client is
 //! sent a GOAWAY with the highest number that a stream can have and the code NO_ERROR, and, when it has answered the ping
 //! that comes with it, another one with the last stream that was taken up (RFC 9113, section 6.8); the connection is
 //! closed when the streams have ended.

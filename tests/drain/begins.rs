@@ -30,3 +30,26 @@ async fn requests_that_have_come_before_it_are_served() {
         assert!(server.drained().await.is_clean());
     }
 }
+
+/// The system has their connections, which the server has not been given yet.
+#[tokio::test]
+async fn so_are_those_of_clients_that_nobody_has_accepted() {
+    use std::io::{Read as _, Write as _};
+
+    for _ in 0..20 {
+        let mut server = Server::start(app()).await;
+        // Nothing else runs on this thread meanwhile.
+        let clients = [(); 8].map(|()| {
+            let mut client = std::net::TcpStream::connect(server.address).unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").unwrap();
+            client
+        });
+        server.begin_drain();
+        assert!(server.drained().await.is_clean());
+        for mut client in clients {
+            let mut reply = String::new();
+            client.read_to_string(&mut reply).unwrap();
+            assert!(reply.ends_with("served"), "{reply:?}");
+        }
+    }
+}
