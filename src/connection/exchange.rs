@@ -134,13 +134,16 @@ impl Exchange {
 
     pub(crate) fn await_flush(&self) {
         self.stage.store(AWAITING, Ordering::Release);
-        // After that: one of the two is seen.
-        self.end_given.store(false, Ordering::Release);
     }
 
     /// The server is given trailers, or a head without a body.
     pub(crate) fn give_end(&self) {
         self.end_given.store(true, Ordering::Release);
+    }
+
+    /// The server has let go of the body, and its flush is waited for.
+    pub(crate) fn end_taken(&self) {
+        self.end_given.store(false, Ordering::Release);
     }
 
     pub(crate) fn is_end_given(&self) -> bool {

@@ -31,6 +31,8 @@ pub struct TrackedIo<IO> {
     fresh: bool,
     /// The end of input was put off for a turn, for what the server had handed over.
     gave_turn: bool,
+    /// What the socket has told of while the server was given its turn.
+    untold: Option<io::Error>,
     turn: Turn,
 }
 
@@ -88,6 +90,7 @@ impl<IO: 'static> TrackedIo<IO> {
             stall: Stall::default(),
             fresh: false,
             gave_turn: false,
+            untold: None,
             turn: Turn::Reading,
         }
     }
@@ -203,15 +206,22 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
         self.turn = Turn::Reading;
         let before = buf.filled().len();
         let room = buf.remaining();
-        let Poll::Ready(read) = Pin::new(&mut self.socket).poll_read(cx, buf) else {
-            return self.nothing_to_read();
+        let read = match self.untold.take() {
+            Some(error) => Err(error),
+            None => match Pin::new(&mut self.socket).poll_read(cx, buf) {
+                Poll::Ready(read) => read,
+                Poll::Pending => return self.nothing_to_read(),
+            },
         };
         match read {
             // It is told with the drop of that body, which wakes this task.
             Ok(()) if buf.filled().len() == before && room > 0 && self.connection.is_given_an_end() => {
                 self.nothing_to_read()
             }
-            Err(_) if self.connection.is_given_an_end() => self.nothing_to_read(),
+            Err(error) if self.connection.is_given_an_end() => {
+                self.untold = Some(error);
+                self.nothing_to_read()
+            }
             Ok(()) if buf.filled().len() == before && room > 0 => {
                 if self.has_another_turn() {
                     // A FIN right behind a request: the server gets one turn to begin with it, in which the request
@@ -229,9 +239,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
                 (self.fresh, self.gave_turn) = (true, false);
                 Poll::Ready(Ok(()))
             }
-            Err(_) if self.has_another_turn() => {
-                // The same turn for a request whose client reset the connection right behind it: the next read, or
-                // write, fails again.
+            Err(error) if self.has_another_turn() => {
+                // The same turn for a request whose client reset the connection right behind it. The socket itself would
+                // not tell of it a second time.
+                self.untold = Some(error);
                 cx.waker().wake_by_ref();
                 self.nothing_to_read()
             }

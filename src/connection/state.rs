@@ -239,6 +239,8 @@ impl Connection {
             place.map(|place| parties.swap_remove(place))
         };
         drop(gone);
+        // For it an end of the input may not have been told.
+        party.exchange().is_end_given().then(|| self.wake());
         self.show_hidden_end();
     }
 
@@ -275,6 +277,8 @@ impl Connection {
         }
         exchange.await_flush();
         self.note_waiting();
+        // After both: at each moment, either that or this is seen.
+        exchange.end_taken();
         if self.0.closed.load(Ordering::Acquire) {
             // Too late for a flush to tell: an orderly close comes after everything was flushed.
             if self.0.shut.load(Ordering::Acquire) || exchange.is_all_flushed() {

@@ -22,15 +22,20 @@ pub(crate) struct Polling {
     before: Vec<Continuation>,
 }
 
+/// What went astray so far; with `before` in its place. A thread that ends has none any more.
+fn exchange(before: Vec<Continuation>) -> Vec<Continuation> {
+    STRAY.try_with(|all| all.replace(before)).unwrap_or_default()
+}
+
 impl Polling {
     pub(crate) fn begin() -> Self {
         // An empty `Vec` costs no allocation.
-        Self { outer: POLLING.replace(true), before: STRAY.take() }
+        Self { outer: POLLING.replace(true), before: exchange(Vec::new()) }
     }
 
     /// What went astray meanwhile.
     pub(crate) fn end(mut self) -> Vec<Continuation> {
-        STRAY.replace(std::mem::take(&mut self.before))
+        exchange(std::mem::take(&mut self.before))
     }
 }
 
@@ -43,11 +48,11 @@ impl Drop for Polling {
 /// Those of a response that was dropped before any of our services saw it: with the request whose handler is being
 /// polled, or else on their own in the default pool.
 pub(super) fn keep(stray: Vec<Continuation>) {
+    let mut stray = Some(stray);
     if POLLING.get() {
-        STRAY.with_borrow_mut(|all| all.extend(stray));
-    } else {
-        stray.into_iter().for_each(run_alone);
+        let _ = STRAY.try_with(|all| all.borrow_mut().extend(stray.take().into_iter().flatten()));
     }
+    stray.into_iter().flatten().for_each(run_alone);
 }
 
 /// A continuation that has not come to its end, and may go down with its runtime: then it is lost, which is told (contract rule

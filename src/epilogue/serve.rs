@@ -21,7 +21,7 @@ use super::{
     make_service::MakeService,
     open::OpenConnections,
     report::DrainReport,
-    serve_one::{Streams, serve_one},
+    serve_one::{Streams, looked, serve_one},
 };
 use crate::{
     connection::{Asked, TrackedIo, Tracking},
@@ -258,14 +258,14 @@ impl Server {
             }
         }
         // To those that the system has accepted by now it would send a reset.
+        let mut looked = pin!(looked());
         for _ in 0..BACKLOG {
             tokio::select! {
                 biased;
                 (io, address) = listener.accept() => {
                     self.accept(TrackedIo::with(io, &self.settings.tracking), address, &make_service);
                 }
-                // A turn of the runtime, in which it learns of them.
-                () = tokio::task::yield_now() => break,
+                () = &mut looked => break,
             }
         }
         // Closed before the drain, so that nobody connects to a server that does not serve.

@@ -41,7 +41,7 @@ const LONG: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
 /// Ready when the runtime has looked for what has come before the first poll, and nobody has been told of yet. Timers fire
 /// after such a look; the first may do so after one that had begun before.
-async fn looked() {
+pub(super) async fn looked() {
     for _ in 0..2 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

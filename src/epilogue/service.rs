@@ -21,7 +21,8 @@ use crate::{
 impl Epilogue {
     /// Wraps the app's service for one connection, for an accept loop of your own.
     ///
-    /// `io` is what the server reads and writes; see [`TrackedIo`].
+    /// `io` is what the server reads and writes; see [`TrackedIo`]. What stands outside of the wrapped service must hand each
+    /// response on at once: on HTTP/2, while it keeps one without a body, it is not noticed that the client leaves.
     pub fn wrap<IO, S>(&self, io: &TrackedIo<IO>, service: S) -> Service<S>
     where
         IO: 'static,

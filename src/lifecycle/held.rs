@@ -16,6 +16,7 @@ use super::{
     nowhere::{finish_nowhere, returned_alone, returned_late},
     passage::Waits,
     response::{SendBody, answer, collect, watched},
+    service::OUTERMOST,
     shared::Shared,
     transitions::{HandlerEnd, Verdict},
     word,
@@ -66,7 +67,9 @@ where
             if self.shared.verdict() == Some(Verdict::TimedOut) {
                 // A retry calls it again for the answer that it got at the limit: nothing of it begins any more.
                 self.discard();
-                self.shared.leave_service(self.depth);
+                if self.depth != OUTERMOST {
+                    self.shared.leave_service(self.depth);
+                }
                 return Poll::Ready(Ok(answer(Verdict::TimedOut)));
             }
             self.started = true;
@@ -281,11 +284,14 @@ pub(super) fn poll_around<F: Future>(shared: &Shared, future: Pin<&mut F>, cx: &
 /// that; what goes along was `captured` before.
 pub(super) fn keep_dropped(shared: &Shared, captured: &[Box<dyn Captured>], drops: impl FnOnce()) {
     let polling = continuation::Polling::begin();
-    drops();
+    let dropped = caught::call(drops);
     for continuation in polling.end() {
         shared.tell_of_stray();
         let captured = captured.iter().map(|value| value.another());
         shared.keep_with(continuation, captured.collect());
+    }
+    if let Err(payload) = dropped {
+        resume_unwind(payload);
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
 use crate::{connection::Connection, pool::caught};
 
 /// The number of the service that makes the lifecycle.
-const OUTERMOST: u32 = 1;
+pub(super) const OUTERMOST: u32 = 1;
 
 /// Nothing, with room for seven: a clone has it too. Ours, the client's address, and the two of axum's router are one more
 /// than there is room for in a map that begins with the first.

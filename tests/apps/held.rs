@@ -199,7 +199,15 @@ async fn its_continuations_have_what_is_carried() {
 /// A middleware of tower, which calls what is inside of it at once, has one of its own.
 #[tokio::test(start_paused = true)]
 async fn that_of_a_middleware_between_our_bare_types_belongs_to_the_request() {
-    for drops in [false, true] {
+    struct Panics(bool);
+
+    impl Drop for Panics {
+        fn drop(&mut self) {
+            assert!(!self.0, "a destructor panics");
+        }
+    }
+
+    for (drops, panics) in [(false, false), (false, true), (true, false)] {
         let notes = Notes::default();
         let theirs = notes.clone();
         let between = tower::util::AndThenLayer::new(move |response: axum::response::Response| {
@@ -213,6 +221,7 @@ async fn that_of_a_middleware_between_our_bare_types_belongs_to_the_request() {
                     return Ok::<_, std::convert::Infallible>(axum::response::Response::new(Body::from("another")));
                 }
                 notes.add("held");
+                let _panics = Panics(panics);
                 std::future::pending::<()>().await;
                 Ok(response)
             }
@@ -232,9 +241,10 @@ async fn that_of_a_middleware_between_our_bare_types_belongs_to_the_request() {
         } else {
             let mut response = Box::pin(app.call(Request::new(Body::empty())));
             assert!(futures_util::poll!(response.as_mut()).is_pending());
-            drop(response);
+            let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(response)));
+            assert_eq!(dropped.is_err(), panics);
             settled().await;
-            assert_eq!(notes.all(), ["held", "continuation", "hook: ABORTED, Aborted"]);
+            assert_eq!(notes.all(), ["held", "continuation", "hook: ABORTED, Aborted"], "panics: {panics}");
         }
     }
 }
