@@ -42,6 +42,10 @@ impl Polling {
 impl Drop for Polling {
     fn drop(&mut self) {
         POLLING.set(self.outer);
+        // One that has not come to its end, since something panicked: what went astray is with the poll that this one was in.
+        if !self.before.is_empty() {
+            keep(std::mem::take(&mut self.before));
+        }
     }
 }
 
@@ -125,6 +129,18 @@ mod tests {
     use axum_core::response::IntoResponse as _;
 
     use super::*;
+
+    #[test]
+    fn a_poll_that_panics_takes_nothing_of_the_one_around_it_along() {
+        let goes_astray = || drop((Continuation::new(async {}), "hello").into_response());
+        let outer = Polling::begin();
+        goes_astray();
+        let inner = Polling::begin();
+        goes_astray();
+        // As unwinding does.
+        drop(inner);
+        assert_eq!(outer.end().len(), 2);
+    }
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "what a test spawns is its own")]

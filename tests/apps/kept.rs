@@ -17,11 +17,11 @@ use tower_http::{compression::CompressionLayer, trace::TraceLayer};
 
 use crate::{
     common::{Asked, Leave},
-    support::{Notes, Server, soon},
+    support::{NoteOnDrop, Notes, Server, soon},
 };
 
 /// What everything of a request holds on to.
-type Token = Arc<()>;
+type Token = Arc<NoteOnDrop>;
 
 /// What the handler does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +133,8 @@ async fn by_anybody_after_its_end() {
         for (leave, ignored) in Leave::FOR_GOOD.into_iter().flat_map(|leave| [(leave, false), (leave, true)]) {
             // One that leaves at once may not have asked.
             for leaves in [false, true].into_iter().filter(|leaves| does.waits() || !leaves) {
-                let (token, notes) = (Token::default(), Notes::default());
+                let notes = Notes::default();
+                let token = Token::new(notes.on_drop("gone"));
                 let server = Server::start(app(does, &token, &notes, ignored)).await;
                 let client = Asked::get(&server, leave).await;
                 if does.waits() {
@@ -148,12 +149,8 @@ async fn by_anybody_after_its_end() {
                 drop(left);
                 server.stop().await;
                 let what = format!("{does:?}, {leave:?}, leaves: {leaves}, ignored: {ignored}");
-                soon(&what, async {
-                    while Arc::strong_count(&token) > 1 {
-                        tokio::time::sleep(Duration::from_millis(1)).await;
-                    }
-                })
-                .await;
+                drop(token);
+                soon(&what, notes.seen("gone")).await;
             }
         }
     }

@@ -3,6 +3,8 @@
 
 use std::{
     io,
+    pin::Pin,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -15,9 +17,10 @@ use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::BodyExt as _;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt, ReadBuf},
     net::TcpStream,
 };
+use tower_epilogue::TrackedIo;
 
 use crate::{
     common::{Began, Leave, Plain, SOON, Work, the_server_has_looked},
@@ -246,4 +249,28 @@ async fn plain_axum_drops_a_handler_only_while_nothing_waits_unread() {
         assert_eq!(notes.all(), ["started", end], "{cell}: hyper has changed");
         drop(left);
     }
+}
+
+/// A socket tells of a reset once, and then of an end, as Linux has it.
+struct Resets(u8);
+
+impl AsyncRead for Resets {
+    fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0 += 1;
+        match self.0 {
+            1 => buf.put_slice(b"a request"),
+            2 => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            _ => {}
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The server has its turn with the request that came before it, and then it is told of a reset, and of no mere end.
+#[tokio::test]
+async fn a_reset_right_behind_a_request_is_one_for_the_server_too() {
+    let mut io = TrackedIo::new(Resets(0));
+    assert_eq!(io.read(&mut [0; 100]).await.unwrap(), 9);
+    let error = io.read(&mut [0; 100]).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }
