@@ -32,10 +32,13 @@ use tracing::Span;
 
 use self::span::Whose;
 pub(crate) use self::stray::{Polling, run_alone};
-use crate::pool::{
-    Captured,
-    carry::{Work, carried},
-    caught, lock,
+use crate::{
+    pool::{
+        Captured,
+        carry::{Work, carried},
+        caught, lock,
+    },
+    queue::Queue,
 };
 
 mod span;
@@ -246,20 +249,21 @@ impl Continuation {
             let mut waiting = lock(&slot.0.0);
             // One that was emptied may be shared with the copies that a cache gives to other requests.
             if !waiting.is_empty() {
-                return waiting.push(self);
+                return waiting.push_back(self);
             }
         }
-        extensions.insert(Slot(Arc::new(Waiting(Mutex::new(vec![self])))));
+        extensions.insert(Slot(Arc::new(Waiting(Mutex::new(Queue::One(self))))));
     }
 
     /// Takes all that a response carries; nothing the second time.
-    pub(crate) fn take_from(extensions: &mut Extensions) -> Vec<Self> {
+    #[inline]
+    pub(crate) fn take_from(extensions: &mut Extensions) -> Queue<Self> {
         if extensions.is_empty() {
-            return Vec::new();
+            return Queue::Empty;
         }
         match extensions.remove::<Slot>() {
             Some(slot) => std::mem::take(&mut *lock(&slot.0.0)),
-            None => Vec::new(),
+            None => Queue::Empty,
         }
     }
 }
@@ -304,7 +308,7 @@ impl IntoResponse for Continuation {
 #[derive(Clone)]
 struct Slot(Arc<Waiting>);
 
-struct Waiting(Mutex<Vec<Continuation>>);
+struct Waiting(Mutex<Queue<Continuation>>);
 
 impl Drop for Waiting {
     /// The response was dropped before any of our services saw it: what it promised still runs (contract
@@ -336,10 +340,7 @@ mod tests {
         let count = Arc::new(AtomicUsize::new(0));
         let mut response = (counting(&count), counting(&count), "body").into_response();
         let mut copy = response.extensions().clone();
-        assert_eq!(
-            Continuation::take_from(response.extensions_mut()).into_iter().map(Continuation::into_work).count(),
-            2
-        );
+        assert_eq!(Continuation::take_from(response.extensions_mut()).map(Continuation::into_work).count(), 2);
         assert!(Continuation::take_from(&mut copy).is_empty());
         assert!(Continuation::take_from(response.extensions_mut()).is_empty());
     }

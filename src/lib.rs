@@ -37,6 +37,7 @@ mod metrics;
 mod pool;
 #[cfg(any(feature = "compressed-stream", feature = "status-page"))]
 mod quality;
+mod queue;
 mod status;
 mod sync;
 

@@ -5,58 +5,83 @@ use std::cell::{Cell, RefCell};
 use tracing::Span;
 
 use super::{Continuation, Kind};
-use crate::pool::{Pool, caught, lock, spans};
+use crate::{
+    pool::{Pool, caught, lock, spans},
+    queue::Queue,
+};
+
+/// What a poll has to know of its thread. Plain numbers, which need no destructor: each poll looks at them, and hardly one has
+/// anything to do with what they count.
+struct Marks {
+    /// How many polls of requests' handlers run on this thread, one inside of the other.
+    polls: Cell<u32>,
+    /// How much is in `STRAY`.
+    astray: Cell<usize>,
+}
 
 thread_local! {
-    /// A handler is being polled on this thread.
-    static POLLING: Cell<bool> = const { Cell::new(false) };
-    /// What was lost meanwhile together with its response.
+    static MARKS: Marks = const { Marks { polls: Cell::new(0), astray: Cell::new(0) } };
+    /// What was lost in those polls together with its response: what an inner poll has lost is above what the outer one had.
     static STRAY: RefCell<Vec<Continuation>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A poll of a request's handler: the continuations whose responses are dropped in it, since an inner middleware
-/// replaced them, belong to that request (contract rule 1).
+/// replaced them, belong to that request (contract rule 1). Those of a poll that it is in, of the same request, or of another
+/// whose handler asks an app of its own, stay with that.
+///
+/// One that does not come to its `end`, since something panicked, leaves what went astray to the poll that it is in.
 pub(crate) struct Polling {
-    outer: bool,
-    /// Those of a poll that this one is in: of the same request, or of another, whose handler asks an app of its own.
-    before: Vec<Continuation>,
-}
-
-/// What went astray so far; with `before` in its place. A thread that ends has none any more.
-fn exchange(before: Vec<Continuation>) -> Vec<Continuation> {
-    STRAY.try_with(|all| all.replace(before)).unwrap_or_default()
+    before: usize,
 }
 
 impl Polling {
+    #[inline]
     pub(crate) fn begin() -> Self {
-        // An empty `Vec` costs no allocation.
-        Self { outer: POLLING.replace(true), before: exchange(Vec::new()) }
+        MARKS.with(|marks| {
+            marks.polls.set(marks.polls.get() + 1);
+            Self { before: marks.astray.get() }
+        })
     }
 
-    /// What went astray meanwhile.
-    pub(crate) fn end(mut self) -> Vec<Continuation> {
-        exchange(std::mem::take(&mut self.before))
+    /// What went astray meanwhile, if anything did.
+    #[inline]
+    pub(crate) fn end(self) -> Option<Vec<Continuation>> {
+        (MARKS.with(|marks| marks.astray.get()) > self.before).then(|| take(self.before))
     }
 }
 
 impl Drop for Polling {
+    #[inline]
     fn drop(&mut self) {
-        POLLING.set(self.outer);
-        // One that has not come to its end, since something panicked: what went astray is with the poll that this one was in.
-        if !self.before.is_empty() {
-            keep(std::mem::take(&mut self.before));
+        let (polls, astray) = MARKS.with(|marks| {
+            marks.polls.set(marks.polls.get() - 1);
+            (marks.polls.get(), marks.astray.get())
+        });
+        if polls == 0 && astray > 0 {
+            // What tells of them is the user's, and somebody else's panic is under way.
+            caught::discarding(|| take(0).into_iter().for_each(run_alone));
         }
     }
 }
 
+/// All but the first `kept` of what went astray. A thread that ends has none any more.
+#[cold]
+fn take(kept: usize) -> Vec<Continuation> {
+    MARKS.with(|marks| marks.astray.set(kept));
+    STRAY.try_with(|all| all.borrow_mut().split_off(kept)).unwrap_or_default()
+}
+
 /// Those of a response that was dropped before any of our services saw it: with the request whose handler is being
 /// polled, or else on their own in the default pool.
-pub(super) fn keep(stray: Vec<Continuation>) {
-    let mut stray = Some(stray);
-    if POLLING.get() {
-        let _ = STRAY.try_with(|all| all.borrow_mut().extend(stray.take().into_iter().flatten()));
+pub(super) fn keep(mut stray: Queue<Continuation>) {
+    if MARKS.with(|marks| marks.polls.get()) > 0 {
+        let _ = STRAY.try_with(|all| {
+            let mut all = all.borrow_mut();
+            all.extend(stray.by_ref());
+            MARKS.with(|marks| marks.astray.set(all.len()));
+        });
     }
-    stray.into_iter().flatten().for_each(run_alone);
+    stray.for_each(run_alone);
 }
 
 /// A continuation that has not come to its end, and may go down with its runtime: then it is lost, which is told (contract rule
@@ -139,7 +164,18 @@ mod tests {
         goes_astray();
         // As unwinding does.
         drop(inner);
-        assert_eq!(outer.end().len(), 2);
+        assert_eq!(outer.end().map(|all| all.len()), Some(2));
+    }
+
+    #[tokio::test]
+    async fn what_an_outermost_poll_leaves_behind_when_it_panics_runs_alone() {
+        let (runs, ran) = tokio::sync::oneshot::channel();
+        let outer = Polling::begin();
+        drop((Continuation::new(async { runs.send(()).unwrap() }), "hello").into_response());
+        drop(outer);
+        assert_eq!(ran.await, Ok(()));
+        // Nothing of it is with the next.
+        assert!(Polling::begin().end().is_none());
     }
 
     #[test]

@@ -246,7 +246,7 @@ fn next(shared: &Shared) -> Poll<Option<Continuation>> {
         return Poll::Pending;
     }
     let mut core = lock(&shared.core);
-    if let Some(continuation) = core.continuations.pop_front() {
+    if let Some(continuation) = core.continuations.next() {
         core.note_starting(&continuation);
         return Poll::Ready(Some(continuation));
     }

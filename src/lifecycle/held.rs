@@ -285,10 +285,8 @@ pub(super) fn poll_around<F: Future>(shared: &Shared, future: Pin<&mut F>, cx: &
 pub(super) fn keep_dropped(shared: &Shared, captured: &[Box<dyn Captured>], drops: impl FnOnce()) {
     let polling = continuation::Polling::begin();
     let dropped = caught::call(drops);
-    for continuation in polling.end() {
-        shared.tell_of_stray();
-        let captured = captured.iter().map(|value| value.another());
-        shared.keep_with(continuation, captured.collect());
+    if let Some(strays) = polling.end() {
+        shared.keep_all(strays, || captured.iter().map(|value| value.another()).collect());
     }
     if let Err(payload) = dropped {
         resume_unwind(payload);
@@ -296,14 +294,22 @@ pub(super) fn keep_dropped(shared: &Shared, captured: &[Box<dyn Captured>], drop
 }
 
 /// Those of responses that were dropped meanwhile belong to this request.
+#[inline]
 fn keep_strays(shared: &Shared, polling: continuation::Polling) {
-    for continuation in polling.end() {
-        shared.tell_of_stray();
-        shared.keep(continuation);
+    if let Some(strays) = polling.end() {
+        shared.keep_all(strays, || shared.captured());
     }
 }
 
 impl Shared {
+    #[cold]
+    fn keep_all(&self, strays: Vec<Continuation>, captured: impl Fn() -> Vec<Box<dyn Captured>>) {
+        for continuation in strays {
+            self.tell_of_stray();
+            self.keep_with(continuation, captured());
+        }
+    }
+
     fn tell_of_stray(&self) {
         tracing::warn!(
             route = self.route(),

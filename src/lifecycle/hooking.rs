@@ -81,7 +81,7 @@ impl Step {
 /// and too early to be refused.
 fn next_hook(shared: &Arc<Shared>, index: usize) -> Option<RunningHook> {
     let mut core = lock(&shared.core);
-    let hook = core.hooks.pop_front();
+    let hook = core.hooks.next();
     if hook.is_none() {
         shared.end(|_| true);
     }

@@ -94,7 +94,14 @@ pub(crate) fn answer(verdict: Verdict) -> Response {
 }
 
 /// Takes the continuations out of a response.
+#[inline]
 pub(super) fn collect(shared: &Shared, response: &mut Response) {
+    if !response.extensions().is_empty() {
+        collect_all(shared, response);
+    }
+}
+
+fn collect_all(shared: &Shared, response: &mut Response) {
     for continuation in Continuation::take_from(response.extensions_mut()) {
         shared.keep(continuation);
     }

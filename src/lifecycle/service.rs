@@ -112,6 +112,8 @@ impl Entered {
 
     /// Calls the inner service, holds its future, and drives the request's life around it if this is the outermost
     /// service.
+    // Inlined, since a call moves the whole future once more.
+    #[inline(always)]
     pub(crate) fn call<F, B, E>(self, call: impl FnOnce() -> F) -> Drive<Hold<F>>
     where
         F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
@@ -121,6 +123,7 @@ impl Entered {
     }
 
     /// The same, with `shape` around the inner service's future.
+    #[inline(always)]
     pub(crate) fn call_shaped<F, B, E, S>(self, call: impl FnOnce() -> F, shape: impl FnOnce(Hold<F>) -> S) -> Drive<S>
     where
         F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
@@ -142,6 +145,7 @@ impl Entered {
     }
 
     /// A panic of the call goes on at the first poll, where the outermost service is there for it.
+    #[inline(always)]
     fn hold<F, B, E>(self, call: impl FnOnce() -> F) -> Hold<F>
     where
         F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,

@@ -15,7 +15,6 @@ use super::{
     hooks::Hook,
     passage::{Passing, Verb, Waits},
     word::{self, Word},
-    work::Queue,
 };
 #[cfg(feature = "serve")]
 use crate::sync::AtomicBool;
@@ -24,6 +23,7 @@ use crate::{
     continuation::Continuation,
     event::{EventKind, RequestId},
     pool::{Pool, bounds::Ticket, lock},
+    queue::Queue,
     sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex},
 };
 

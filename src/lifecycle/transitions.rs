@@ -13,6 +13,7 @@ use crate::{
     continuation::Continuation,
     event::{EventKind, HANDLER},
     pool::{Captured, Carry, caught, lock, runtime_lives},
+    queue::Queue,
     status::{ConnectionStatus, Sent},
 };
 
@@ -61,7 +62,7 @@ impl Shared {
     }
 
     /// The handler returned, with these continuations.
-    pub(super) fn handler_returned(&self, mut continuations: Vec<Continuation>) {
+    pub(super) fn handler_returned(&self, mut continuations: Queue<Continuation>) {
         if continuations.is_empty() {
             return self.handler_ended(HandlerEnd::Ended);
         }
@@ -75,7 +76,7 @@ impl Shared {
         if changed.is_none() {
             // The handler's end was told before, or the request has ended and was sent into the service once more.
             drop(core);
-            return continuations.into_iter().for_each(|continuation| self.keep(continuation));
+            return continuations.for_each(|continuation| self.keep(continuation));
         }
         for continuation in continuations {
             core.continuations.push_back(continuation);

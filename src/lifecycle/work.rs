@@ -1,7 +1,5 @@
 //! What is still to run for a request: its continuations, its hooks, and the end when there is nothing left.
 
-use std::collections::VecDeque;
-
 use tracing::{Span, level_filters::LevelFilter};
 
 use super::{
@@ -16,80 +14,6 @@ use crate::{
     event::EventKind,
     pool::{Captured, caught, lock, spans},
 };
-
-/// First in, first out. Most requests have at most one of a kind, and a million of them may wait: so the first needs no
-/// memory of its own.
-#[derive(Debug, Default)]
-#[expect(clippy::box_collection, reason = "several are rare, and every request has room for what stands here")]
-pub(super) enum Queue<T> {
-    #[default]
-    Empty,
-    One(T),
-    Many(Box<VecDeque<T>>),
-}
-
-impl<T> Queue<T> {
-    pub(super) fn push_back(&mut self, item: T) {
-        match self {
-            Self::Empty => *self = Self::One(item),
-            Self::One(_) => self.spread().push_back(item),
-            Self::Many(all) => all.push_back(item),
-        }
-    }
-
-    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-    pub(super) fn push_front(&mut self, item: T) {
-        match self {
-            Self::Empty => *self = Self::One(item),
-            Self::One(_) | Self::Many(_) => self.spread().push_front(item),
-        }
-    }
-
-    pub(super) fn pop_front(&mut self) -> Option<T> {
-        match std::mem::take(self) {
-            Self::Empty => None,
-            Self::One(item) => Some(item),
-            Self::Many(mut all) => {
-                let item = all.pop_front();
-                if !all.is_empty() {
-                    *self = Self::Many(all);
-                }
-                item
-            }
-        }
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        let (one, many) = match self {
-            Self::Empty => (None, None),
-            Self::One(item) => (Some(item), None),
-            Self::Many(all) => (None, Some(all.iter())),
-        };
-        one.into_iter().chain(many.into_iter().flatten())
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        let (one, many) = match self {
-            Self::Empty => (None, None),
-            Self::One(item) => (Some(item), None),
-            Self::Many(all) => (None, Some(all.iter_mut())),
-        };
-        one.into_iter().chain(many.into_iter().flatten())
-    }
-
-    fn spread(&mut self) -> &mut VecDeque<T> {
-        let all: VecDeque<T> = match std::mem::take(self) {
-            Self::Many(all) => *all,
-            Self::One(item) => VecDeque::from([item]),
-            Self::Empty => VecDeque::new(),
-        };
-        *self = Self::Many(Box::new(all));
-        match self {
-            Self::Many(all) => all,
-            Self::Empty | Self::One(_) => unreachable!("it was just spread"),
-        }
-    }
-}
 
 impl Shared {
     /// Takes in a continuation. `Err` if the request has ended.
@@ -177,15 +101,15 @@ impl Shared {
         self.release_keepers(true);
         let mut core = lock(&self.core);
         core.rare().lost = true;
-        let (mut continuations, mut hooks) = (std::mem::take(&mut core.continuations), std::mem::take(&mut core.hooks));
+        let (continuations, hooks) = (std::mem::take(&mut core.continuations), std::mem::take(&mut core.hooks));
         let finished = core.rare.as_mut().and_then(|rare| rare.finished.take());
         drop(core);
         // From here on no other is set.
         self.clock.stop();
-        while let Some(continuation) = continuations.pop_front() {
+        for continuation in continuations {
             Self::put_back(continuation);
         }
-        while let Some(hook) = hooks.pop_front() {
+        for hook in hooks {
             caught::discard(hook);
         }
         caught::discard(finished);

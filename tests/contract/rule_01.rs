@@ -198,6 +198,44 @@ async fn it_runs_when_another_layer_replaced_its_response_without_a_server_of_ou
     }
 }
 
+/// A handler that loses a response, and asks an app of its own within the same poll, whose handler loses one, too.
+#[tokio::test]
+async fn a_lost_one_belongs_to_the_request_whose_handler_lost_it() {
+    let notes = Notes::default();
+    let noting = move |notes: &Notes, what: &'static str| {
+        let notes = notes.clone();
+        Continuation::new(async move { notes.add(what) })
+    };
+    let (at_inner, at_outer) = (notes.clone(), notes.clone());
+    let inner = Router::new()
+        .route("/", get(async move || drop((noting(&at_inner, "lost by the inner"), "hello").into_response())))
+        .layer(ShutdownHookLayer::new(told(&notes)));
+    let outer = Router::new().route(
+        "/",
+        get(async move || {
+            drop((noting(&at_outer, "lost by the outer"), "hello").into_response());
+            let response = inner.oneshot(Request::new(Body::empty())).await.unwrap();
+            assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "");
+            at_outer.seen("hook: NORMAL, Flushed").await;
+            at_outer.add("the outer goes on");
+        }),
+    );
+    let server = Server::start(outer.layer(ShutdownHookLayer::new(told(&notes)))).await;
+    assert_eq!(server.get("/").await.text(), "");
+    server.journal.ended(1).await;
+    assert!(server.stop().await.is_clean());
+    assert_eq!(
+        notes.all(),
+        [
+            "lost by the inner",
+            "hook: NORMAL, Flushed",
+            "the outer goes on",
+            "lost by the outer",
+            "hook: NORMAL, Flushed"
+        ]
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn it_runs_when_its_response_future_was_dropped() {
     let (notes, gate) = (Notes::default(), Gate::closed());
