@@ -31,7 +31,10 @@ use http::Extensions;
 use tracing::Span;
 
 use self::span::Whose;
-pub(crate) use self::stray::{Polling, run_alone};
+pub(crate) use self::{
+    alone::{Owner, run_alone},
+    stray::Polling,
+};
 use crate::{
     pool::{
         Captured,
@@ -41,6 +44,7 @@ use crate::{
     queue::Queue,
 };
 
+mod alone;
 mod span;
 mod stray;
 

@@ -18,6 +18,8 @@ mod common;
 mod held;
 #[path = "apps/kept.rs"]
 mod kept;
+#[path = "apps/late.rs"]
+mod late;
 #[path = "apps/places.rs"]
 mod places;
 #[path = "apps/stacks.rs"]

@@ -55,6 +55,12 @@ impl Continuation {
         }
     }
 
+    /// Says something of it, in the span where it was made.
+    pub(crate) fn told(&self, says: impl FnOnce()) {
+        let _span = self.extra.as_ref().map(|extra| extra.span.enter());
+        says();
+    }
+
     /// Gives it a span to run in, unless it has one.
     pub(crate) fn begin_span(&mut self, route: impl FnOnce() -> String, id: Option<RequestId>) {
         let (request, class) = match &self.extra {

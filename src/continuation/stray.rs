@@ -1,14 +1,15 @@
 //! Continuations whose response went astray: whose they are then, and how one runs that has no request.
 
-use std::cell::{Cell, RefCell};
-
-use tracing::Span;
-
-use super::{Continuation, Kind};
-use crate::{
-    pool::{Pool, caught, lock, spans},
-    queue::Queue,
+use std::{
+    cell::{Cell, RefCell},
+    sync::Arc,
 };
+
+use super::{
+    Continuation,
+    alone::{self, Nobody},
+};
+use crate::{pool::caught, queue::Queue};
 
 /// What a poll has to know of its thread. Plain numbers, which need no destructor: each poll looks at them, and hardly one has
 /// anything to do with what they count.
@@ -84,69 +85,11 @@ pub(super) fn keep(mut stray: Queue<Continuation>) {
     stray.for_each(run_alone);
 }
 
-/// A continuation that has not come to its end, and may go down with its runtime: then it is lost, which is told (contract rule
-/// 13).
-struct Unended(bool);
-
-impl Unended {
-    fn is_over(&mut self) {
-        self.0 = false;
-    }
-}
-
-impl Drop for Unended {
-    fn drop(&mut self) {
-        if self.0 {
-            Pool::global().report_lost("unknown", "it ran on its own, and no runtime is there to run it to its end");
-        }
-    }
-}
-
-/// Runs a continuation that has no request (any more): without limit and hooks, but tracked and logged.
-pub(crate) fn run_alone(mut continuation: Continuation) {
-    use tracing::Instrument as _;
-
-    let failure = continuation.failure_slot();
-    {
-        let _span = continuation.extra.as_ref().map(|extra| extra.span.enter());
-        tracing::warn!("a continuation's response was dropped before its request could take it: it runs on its own");
-    }
-    continuation.begin_span(|| "unknown".to_owned(), None);
-    let (kind, span) = continuation.into_work();
-    let pool = Pool::global().clone();
-    let runner = pool.clone();
-    let in_span = span.clone();
-    let mut unended = Unended(true);
-    let work = async move {
-        let result = match kind {
-            Kind::Async(mut work) => {
-                std::future::poll_fn(|cx| match caught::poll(work.as_mut(), cx) {
-                    Ok(polled) => polled.map(Ok),
-                    Err(payload) => std::task::Poll::Ready(Err(payload)),
-                })
-                .await
-            }
-            Kind::Blocking(work) | Kind::Brief(work) => {
-                let thread = crate::pool::blocking::Blocking::start(work, runner, in_span, "unknown".to_owned());
-                // It needs its runtime no more.
-                unended.is_over();
-                thread.await
-            }
-        };
-        unended.is_over();
-        if let Err(payload) = result {
-            tracing::error!(panic = crate::pool::panic_message(&*payload), "a continuation panicked");
-            caught::dispose(payload);
-        }
-        // It has no request, and so no failure handler.
-        if let Some(error) = failure.and_then(|slot| lock(&slot).take()) {
-            if let Err(payload) = caught::call(|| tracing::error!(error, "a continuation failed")) {
-                caught::dispose(payload);
-            }
-        }
-        spans::ended(&Span::current(), "ended");
-    };
-    caught::discard(pool.spawn(work.instrument(span)).err());
+/// One whose request is not known.
+fn run_alone(continuation: Continuation) {
+    let said = "a continuation's response was dropped before its request could take it: it runs on its own";
+    continuation.told(|| tracing::warn!("{said}"));
+    alone::run_alone(continuation, Arc::new(Nobody));
 }
 
 #[cfg(test)]
@@ -154,6 +97,7 @@ mod tests {
     use axum_core::response::IntoResponse as _;
 
     use super::*;
+    use crate::pool::Pool;
 
     #[test]
     fn a_poll_that_panics_takes_nothing_of_the_one_around_it_along() {

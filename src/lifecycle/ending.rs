@@ -21,7 +21,7 @@ use super::{
 use crate::{
     continuation::{Continuation, Kind},
     event::{CONTINUATION, EventKind},
-    pool::{Pool, Straggler, carry::Work, caught, lock, spans},
+    pool::{OnTheList, Pool, Straggler, carry::Work, caught, lock, spans},
 };
 
 /// Starts the task. Where no runtime is left to run it, that is said, and nothing else can be done.
@@ -107,18 +107,6 @@ impl Drop for Ending {
         caught::discard(shared);
         // Last: a drain that waits for this waits for nothing more.
         drop(listed);
-    }
-}
-
-/// A task's place on its pool's list, which a drain waits for: given back also where a subscriber panics at what it is told.
-pub(super) struct OnTheList {
-    pub(super) pool: Arc<Pool>,
-    pub(super) key: usize,
-}
-
-impl Drop for OnTheList {
-    fn drop(&mut self) {
-        self.pool.unlist(self.key);
     }
 }
 

@@ -1,13 +1,22 @@
 //! Blocking continuations that have reached their limit before their turn: for the contract they have ended, and they run
 //! when it comes.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex},
+};
 
-use tokio::time::Instant;
+use axum_core::BoxError;
+use tokio::{runtime::Handle, time::Instant};
 use tracing::Span;
 
-use super::{ending::OnTheList, places::Entering, shared::Shared};
-use crate::pool::{Pool, blocking::Blocking, caught, lock, panic_message};
+use super::{places::Entering, shared::Shared};
+use crate::{
+    continuation::Owner,
+    event::RequestId,
+    pool::{OnTheList, Pool, blocking::Blocking, caught, lock, panic_message},
+};
 
 impl Shared {
     /// The limit passed while it waited for its place: for the contract it has ended, and it runs when its turn comes.
@@ -36,6 +45,29 @@ impl Shared {
         if let Err(later) = Pool::spawn_listed(later) {
             caught::discard(later);
         }
+    }
+}
+
+/// Of a continuation that comes when the request has ended.
+impl Owner for Shared {
+    fn pool(&self) -> &Arc<Pool> {
+        self.pool()
+    }
+
+    fn runtime(&self) -> Option<&Handle> {
+        self.runtime()
+    }
+
+    fn route(&self) -> String {
+        self.route()
+    }
+
+    fn id(&self) -> Option<RequestId> {
+        Some(self.id())
+    }
+
+    fn failed(&self, error: BoxError, class: Option<&'static str>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.tell_failure(error, class))
     }
 }
 

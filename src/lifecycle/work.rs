@@ -58,8 +58,14 @@ impl Shared {
     /// The same from a destructor, with what was `captured` before it (contract rule 11).
     pub(crate) fn keep_with(&self, mut continuation: Continuation, captured: Vec<Box<dyn Captured>>) {
         continuation.carry(captured);
-        if let Err(continuation) = self.take_in(continuation) {
-            continuation::run_alone(continuation);
+        if let (Err(continuation), Some(me)) = (self.take_in(continuation), self.arc()) {
+            continuation.told(|| {
+                tracing::warn!(
+                    route = self.route(),
+                    "a continuation came when its request had ended: it runs on its own"
+                );
+            });
+            continuation::run_alone(continuation, me);
         }
     }
 

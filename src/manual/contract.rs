@@ -257,7 +257,9 @@
 //! ignored.
 //!
 //! **Hooks and continuations that come late.** While hooks run, another hook can be registered, but a continuation
-//! can no longer join the request: it runs on its own.
+//! can no longer join the request, nor when that has ended, as it may have where a middleware answers at once and runs the
+//! handler in a task of its own. It runs on its own, without limit, place and hooks, and is logged. Its error goes to the
+//! failure handler; a drain waits for it, and cuts and names it at its deadline.
 //!
 //! **The status page** (feature `status-page`) counts and lists every request of its `Epilogue` but those for itself. Its
 //! updates are a long response: they end when a drain begins, as a client's own would not, and neither the limit nor

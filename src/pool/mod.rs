@@ -137,6 +137,18 @@ struct Listed {
     tracked: TaskTrackerToken,
 }
 
+/// A task's place on its pool's list, which a drain waits for: given back also where a subscriber panics at what it is told.
+pub(crate) struct OnTheList {
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) key: usize,
+}
+
+impl Drop for OnTheList {
+    fn drop(&mut self) {
+        self.pool.unlist(self.key);
+    }
+}
+
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")

@@ -1,0 +1,141 @@
+//! A middleware that answers at once and has the handler run in a task of its own: what that returns may come when its request
+//! has ended.
+
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{Next, from_fn},
+    routing::get,
+};
+use tower_epilogue::{Continuation, Failure, IgnoreAbortLayer, ShutdownHookLayer};
+
+use crate::{
+    common::{SHORT, told},
+    support::{Gate, Notes, Server},
+};
+
+/// The handler begins when the gate is open.
+fn app(notes: &Notes, gate: &Gate, work: fn(&Notes, &Gate) -> Continuation, goes_on: &Gate) -> Router {
+    let (theirs, goes_on, gate) = (notes.clone(), goes_on.clone(), gate.clone());
+    let handler = async move || (work(&theirs, &goes_on), "nobody reads this");
+    let answers_at_once = from_fn(move |request: Request, next: Next| {
+        let gate = gate.clone();
+        async move {
+            tokio::spawn(async move {
+                gate.passed().await;
+                next.run(request).await
+            });
+            "accepted"
+        }
+    });
+    let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new());
+    app.layer(answers_at_once).layer(ShutdownHookLayer::new(told(notes)))
+}
+
+fn waiting(notes: &Notes, gate: &Gate) -> Continuation {
+    let (notes, gate) = (notes.clone(), gate.clone());
+    Continuation::new(async move {
+        let _dropped = notes.on_drop("dropped");
+        notes.add("begun");
+        gate.passed().await;
+        notes.add("continuation");
+    })
+}
+
+fn blocking(notes: &Notes, gate: &Gate) -> Continuation {
+    let (notes, gate) = (notes.clone(), gate.clone());
+    Continuation::blocking(move || {
+        notes.add("begun");
+        tokio::runtime::Handle::current().block_on(gate.passed());
+        notes.add("continuation");
+    })
+}
+
+const KINDS: [fn(&Notes, &Gate) -> Continuation; 2] = [waiting, blocking];
+
+#[tokio::test]
+async fn its_continuation_is_waited_for_by_a_drain() {
+    for work in KINDS {
+        let (notes, gate, goes_on) = (Notes::default(), Gate::closed(), Gate::closed());
+        let mut server = Server::start(app(&notes, &gate, work, &goes_on)).await;
+        assert_eq!(server.get("/").await.text(), "accepted");
+        server.journal.ended(1).await;
+        gate.open();
+        notes.seen("begun").await;
+        assert_eq!(server.epilogue.running(), 1);
+        server.begin_drain();
+        let mut stopped = std::pin::pin!(server.stop());
+        for _ in 0..100 {
+            assert!(futures_util::poll!(&mut stopped).is_pending());
+            tokio::task::yield_now().await;
+        }
+        assert!(!notes.has("continuation"));
+        goes_on.open();
+        assert!(stopped.await.is_clean());
+        assert!(notes.has("continuation"));
+        assert_eq!(notes.all()[0], "hook: NORMAL, Flushed");
+    }
+}
+
+#[tokio::test]
+async fn its_continuation_is_cut_and_named_at_a_drains_deadline() {
+    for work in KINDS {
+        let (notes, gate, goes_on) = (Notes::default(), Gate::closed(), Gate::closed());
+        let app = app(&notes, &gate, work, &goes_on);
+        let server = Server::with(app, |builder| builder.drain_deadline(SHORT)).await;
+        let epilogue = server.epilogue.clone();
+        assert_eq!(server.get("/").await.text(), "accepted");
+        server.journal.ended(1).await;
+        gate.open();
+        notes.seen("begun").await;
+        let report = server.stop().await;
+        let [straggler] = report.stragglers() else { panic!("{report}") };
+        assert_eq!((straggler.route(), straggler.phase(), straggler.class()), ("GET /", "continuing", None));
+        assert!(!notes.has("continuation"));
+        // A thread cannot be ended, and is counted until it ends.
+        let is_blocking = !notes.has("dropped");
+        assert_eq!(epilogue.stuck(), usize::from(is_blocking));
+        goes_on.open();
+        if is_blocking {
+            notes.seen("continuation").await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn its_error_goes_to_the_failure_handler() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let theirs = notes.clone();
+    let told = move |failure: Failure| {
+        let notes = theirs.clone();
+        async move { notes.add(format!("{} {:?} {}", failure.route, failure.class, failure.error)) }
+    };
+    let fails = |_: &Notes, _: &Gate| Continuation::try_new(async { Err("no mail today") }).class("mail");
+    let app = app(&notes, &gate, fails, &gate);
+    let server = Server::with(app, |builder| builder.on_failure(told)).await;
+    assert_eq!(server.get("/").await.text(), "accepted");
+    server.journal.ended(1).await;
+    gate.open();
+    notes.seen("GET / Some(\"mail\") no mail today").await;
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn its_panic_is_counted() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let panics = |notes: &Notes, _: &Gate| {
+        let notes = notes.clone();
+        Continuation::new(async move {
+            let _dropped = notes.on_drop("dropped");
+            panic!("no mail ever");
+        })
+    };
+    let server = Server::start(app(&notes, &gate, panics, &gate)).await;
+    let epilogue = server.epilogue.clone();
+    assert_eq!(server.get("/").await.text(), "accepted");
+    server.journal.ended(1).await;
+    gate.open();
+    notes.seen("dropped").await;
+    assert!(server.stop().await.is_clean());
+    assert_eq!(epilogue.panicked(), 1);
+}
