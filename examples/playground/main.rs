@@ -64,38 +64,59 @@ async fn main() -> Result<(), Box<dyn Error>> {
         Err(_) => 3000,
     };
     let listener = TcpListener::bind(("127.0.0.1", port)).await?;
-    let signal = shutdown_signal()?;
+    let (mut first, mut second) = (Signals::new()?, Signals::new()?);
     // Flushed, since whoever starts this may read the address from a pipe.
     let mut stdout = io::stdout();
     writeln!(stdout, "listening on http://{}", listener.local_addr()?)?;
     stdout.flush()?;
 
-    let report = epilogue.serve(listener, app).with_graceful_shutdown(signal).await?;
+    // As `with_signals` does, which would install them only when it is polled.
+    let drains = async move { first.next().await };
+    let cuts = async move {
+        second.next().await;
+        second.next().await;
+    };
+    let report = epilogue.serve(listener, app).with_graceful_shutdown(drains).cut_on(cuts).await?;
     tracing::info!(%report, "stopped");
     Ok(())
 }
 
-/// Completes at Ctrl-C, or at a SIGTERM.
+/// Ctrl-C and SIGTERM, counted from when it was made: one that comes before the first poll counts.
 #[cfg(unix)]
-fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    // Installed now: a signal that comes before the first poll counts.
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-    Ok(async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    })
+struct Signals {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
 }
 
-/// Completes at Ctrl-C.
+#[cfg(unix)]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Ctrl-C.
 #[cfg(not(unix))]
-fn shutdown_signal() -> io::Result<impl Future<Output = ()>> {
-    Ok(async {
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
-    })
+    }
 }

@@ -22,8 +22,8 @@ use tokio::sync::Notify;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::{Leave, Line, Story, TestServer};
-use crate::lifecycle::Lifecycle;
+use super::{Leave, Line, Story, TestServer, TestServerBuilder};
+use crate::{Epilogue, lifecycle::Lifecycle};
 
 /// No handler has so many await points: it polls itself in a circle.
 const MOST: usize = 10_000;
@@ -151,11 +151,49 @@ impl Interrupted {
     /// If there is no response, or the server does not settle, within the [patience](super::TestServerBuilder::patience).
     #[track_caller]
     pub fn send(&self, app: Router, request: impl AsRef<[u8]>) -> impl Future<Output = Story> {
-        self.send_from(Location::caller(), app, request)
+        self.send_from(Location::caller(), TestServer::builder(), async |_: &_| app, request)
     }
 
-    async fn send_from(&self, line: Line, app: Router, request: impl AsRef<[u8]>) -> Story {
-        let server = TestServer::in_memory(app.layer(PointsLayer(self.points.clone())));
+    /// The same on a server of your own settings, for an app that is made of its [`Epilogue`]: one with bounds, or with a store
+    /// of durable jobs.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// use axum::{Router, routing::get};
+    /// use tower_epilogue::test_util::{TestServer, every_await_point};
+    ///
+    /// let points = every_await_point(async |server| {
+    ///     let builder = TestServer::builder().epilogue(|epilogue| epilogue.max_running(1));
+    ///     let app = async |_: &_| Router::new().route("/", get(tokio::task::yield_now));
+    ///     server.send_to(builder, app, "GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    /// })
+    /// .await;
+    /// assert_eq!(points, 1);
+    /// # }
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`send`](Self::send) does.
+    #[track_caller]
+    pub fn send_to(
+        &self,
+        builder: TestServerBuilder,
+        app: impl AsyncFnOnce(&Epilogue) -> Router,
+        request: impl AsRef<[u8]>,
+    ) -> impl Future<Output = Story> {
+        self.send_from(Location::caller(), builder, app, request)
+    }
+
+    async fn send_from(
+        &self,
+        line: Line,
+        builder: TestServerBuilder,
+        app: impl AsyncFnOnce(&Epilogue) -> Router,
+        request: impl AsRef<[u8]>,
+    ) -> Story {
+        let points = PointsLayer(self.points.clone());
+        let server = builder.in_memory_with(async |epilogue| app(epilogue).await.layer(points)).await;
         let mut client = server.connect().await;
         let bodiless = request.as_ref().starts_with(b"HEAD ");
         client.send_from(line, request).await;

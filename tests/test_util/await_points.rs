@@ -9,8 +9,8 @@ use std::{
 use axum::{Router, body::Body, routing::get};
 use futures_util::FutureExt as _;
 use tower_epilogue::{
-    Continuation, EventKind, IgnoreAbortLayer, Lifecycle,
-    test_util::{Interrupted, every_await_point},
+    Continuation, Epilogue, EventKind, IgnoreAbortLayer, Lifecycle,
+    test_util::{Interrupted, TestServer, every_await_point},
 };
 
 type Steps = Arc<Mutex<Vec<u32>>>;
@@ -136,4 +136,26 @@ async fn a_request_of_ones_own_may_be_for_the_head_alone() {
     })
     .await;
     assert_eq!(points, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_server_may_have_settings_and_its_app_be_made_of_its_epilogue() {
+    let shares = Mutex::new(0);
+    let points = every_await_point(async |server| {
+        let told = Arc::new(Mutex::new(0));
+        let listener = told.clone();
+        let builder =
+            TestServer::builder().epilogue(|epilogue| epilogue.on_event(move |_| *listener.lock().unwrap() += 1));
+        let done = Steps::default();
+        let app = async |epilogue: &Epilogue| {
+            // It is the one that serves the app.
+            assert_eq!(epilogue.running(), 0);
+            app(&done)
+        };
+        let story = server.send_to(builder, app, "GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+        story.assert_contract();
+        *shares.lock().unwrap() += usize::from(*told.lock().unwrap() > 0);
+    })
+    .await;
+    assert_eq!((points, *shares.lock().unwrap()), (2, 3), "each turn is told of to the listener of the settings");
 }
