@@ -106,6 +106,12 @@ impl Journal {
         }
     }
 
+    /// Waits for so many events of that name.
+    pub async fn seen_times(&self, name: &str, times: usize) {
+        let count = |events: &[Event]| events.iter().filter(|event| event.kind().name() == name).count();
+        self.until(name, |events| count(events) >= times).await;
+    }
+
     /// Waits for the first event of that name.
     pub async fn seen(&self, name: &str) -> Event {
         let find = |events: &[Event]| events.iter().find(|event| event.kind().name() == name).cloned();
