@@ -31,7 +31,7 @@ on_both!(
     a_store_that_does_not_answer_has_no_endless_queue,
 );
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub const HOUR: Duration = Duration::from_secs(3600);
 
 /// Somebody else's transaction, which everything that writes has to wait for.
 pub enum Locked {

@@ -9,6 +9,7 @@ use tower_epilogue::{
 };
 
 use crate::{
+    commits::{HOUR, Locked},
     common::{Act, Node, Place, Task, on_both, post as ask, request},
     support::{Client, h2client::Http2, soon},
 };
@@ -171,12 +172,12 @@ async fn a_store_that_fails_answers_503_and_promises_nothing(place: Place) {
     assert_eq!(node.record.runs().len(), 1, "{:?}", node.record.runs());
 }
 
-/// Its name is none that a store takes.
+/// One that the database does not take.
 #[derive(serde::Serialize, serde::Deserialize)]
-struct Misnamed;
+struct Unwanted;
 
-impl DurableJob for Misnamed {
-    const KIND: &'static str = "Not A Kind";
+impl DurableJob for Unwanted {
+    const KIND: &'static str = "unwanted";
 
     async fn run(self, _: JobContext) -> Result<(), JobError> {
         Ok(())
@@ -184,23 +185,34 @@ impl DurableJob for Misnamed {
 }
 
 async fn one_job_that_cannot_be_stored_does_not_fail_the_others(place: Place) {
-    let node = Node::start(&place, |store| {
-        Router::new()
-            .route("/", post(by_name))
-            .route("/misnamed", post(|| async { Durable::new(Misnamed) }))
-            .layer(store.layer())
-    })
-    .await;
+    let app = |store: &DurableStore| {
+        let unwanted = post(|| async { Durable::new(Unwanted) });
+        Router::new().route("/", post(by_name)).route("/unwanted", unwanted).layer(store.layer())
+    };
+    let node = Node::with(&place, |store| store.busy_timeout(HOUR), |epilogue| epilogue, app).await;
+    let refuses = match &place {
+        Place::Sqlite(_) => {
+            "CREATE TRIGGER unwanted BEFORE INSERT ON river_job WHEN NEW.queue = 'unwanted' \
+             BEGIN SELECT RAISE(ABORT, 'unwanted'); END"
+        }
+        Place::Postgres(_) => "ALTER TABLE river_job ADD CONSTRAINT unwanted CHECK (queue <> 'unwanted')",
+    };
+    place.execute(refuses).await;
+    // While the store does not answer, all but the first come together.
+    let locked = Locked::take(&place).await;
     let address = node.address;
-    let asked = (0..40).map(|number| {
+    let ask_all = (0..40).map(|number| {
         tokio::spawn(async move {
-            let path = if number % 4 == 0 { "/misnamed" } else { "/" };
+            let path = if number % 4 == 0 { "/unwanted" } else { "/" };
             (number % 4 == 0, ask(address, path, &[], &format!("job {number}")).await.status)
         })
     });
-    for reply in asked.collect::<Vec<_>>() {
-        let (misnamed, status) = reply.await.unwrap();
-        assert_eq!(status, if misnamed { 503 } else { 202 });
+    let asked: Vec<_> = ask_all.collect();
+    node.journal.seen_times("handler_end", 40).await;
+    locked.release().await;
+    for reply in asked {
+        let (unwanted, status) = reply.await.unwrap();
+        assert_eq!(status, if unwanted { 503 } else { 202 });
     }
     node.completed(30).await;
 }
