@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use atomic_waker::AtomicWaker;
 use axum_core::BoxError;
 use tokio::{runtime::Handle, time::Instant};
 use tracing::{Instrument as _, Span};
@@ -23,6 +22,7 @@ use crate::{
     pool::{
         Description, OnTheList, Pool, Straggler, blocking::Blocking, carry::Work, caught, lock, panic_message, spans,
     },
+    sync::AtomicWaker,
 };
 
 /// Whose a continuation was.

@@ -2,6 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
+    marker::PhantomData,
     sync::Arc,
 };
 
@@ -33,6 +34,8 @@ thread_local! {
 /// One that does not come to its `end`, since something panicked, leaves what went astray to the poll that it is in.
 pub(crate) struct Polling {
     before: usize,
+    /// It stays on its thread: no future may hold it while it waits.
+    _here: PhantomData<*const ()>,
 }
 
 impl Polling {
@@ -40,7 +43,7 @@ impl Polling {
     pub(crate) fn begin() -> Self {
         MARKS.with(|marks| {
             marks.polls.set(marks.polls.get() + 1);
-            Self { before: marks.astray.get() }
+            Self { before: marks.astray.get(), _here: PhantomData }
         })
     }
 
