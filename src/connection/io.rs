@@ -295,7 +295,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.connection.is_refused() {
+        if this.connection.is_refused() || this.connection.is_upgraded() {
             return Pin::new(&mut this.socket).poll_shutdown(cx);
         }
         this.connection.shutting_down();

@@ -84,6 +84,9 @@
 //! end at a drain's deadline; [`Epilogue::serve`](crate::Epilogue::serve) takes such a one back, and has it linger within
 //! the same bounds. In accept loops of your own it ends at once, and what its client had not read yet may be lost.
 //!
+//! An HTTP/1 connection that was upgraded (a 101, or a 2xx to CONNECT) is the application's: what that shuts is its sending
+//! side alone, and what the client still sends is for it to read.
+//!
 //! # When the server stops
 //!
 //! [`Epilogue::serve`](crate::Epilogue::serve) ends a drain in steps. *When it begins*, the server takes the
