@@ -44,5 +44,7 @@ mod slow_http2;
 mod upgraded;
 #[path = "connection/upload_behind.rs"]
 mod upload_behind;
+#[path = "connection/wrapped.rs"]
+mod wrapped;
 
 mod support;

@@ -27,6 +27,8 @@ pub struct TrackedIo<IO> {
     tracking: Tracking,
     close: Close,
     stall: Stall,
+    /// The end of an encryption is a write, too. On its own, since the flushes around it have nothing to wait for.
+    shutdown_stall: Stall,
     /// Bytes have come that the server may not have acted on yet.
     fresh: bool,
     /// The end of input was put off for a turn, for what the server had handed over.
@@ -88,6 +90,7 @@ impl<IO: 'static> TrackedIo<IO> {
             tracking: tracking.clone(),
             close: Close::default(),
             stall: Stall::default(),
+            shutdown_stall: Stall::default(),
             fresh: false,
             gave_turn: false,
             untold: None,
@@ -157,13 +160,18 @@ impl<IO> TrackedIo<IO> {
         }
         self.connection.stalled();
         self.connection.watch(cx);
-        let Some(limit) = self.tracking.write_stall else {
-            return Poll::Pending;
-        };
-        ready!(self.stall.poll(limit, cx));
-        let stalled = io::Error::new(io::ErrorKind::TimedOut, "the client takes no more bytes");
-        Poll::Ready(self.failed(stalled))
+        ready!(self.stall.poll(self.tracking.write_stall, cx));
+        Poll::Ready(self.failed(stalled()))
     }
+
+    fn poll_shutdown_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        ready!(self.shutdown_stall.poll(self.tracking.write_stall, cx));
+        Poll::Ready(self.failed(stalled()))
+    }
+}
+
+fn stalled() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the client takes no more bytes")
 }
 
 impl<IO> TrackedIo<IO> {
@@ -182,9 +190,9 @@ impl<IO> TrackedIo<IO> {
 }
 
 impl Stall {
-    fn poll(&mut self, limit: std::time::Duration, cx: &mut Context<'_>) -> Poll<()> {
-        let now = Instant::now();
-        let Some(ends) = self.since.get_or_insert(now).checked_add(limit) else {
+    fn poll(&mut self, limit: Option<std::time::Duration>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = limit else { return Poll::Pending };
+        let Some(ends) = self.since.get_or_insert_with(Instant::now).checked_add(limit) else {
             return Poll::Pending;
         };
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
@@ -299,7 +307,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
             return Pin::new(&mut this.socket).poll_shutdown(cx);
         }
         this.connection.shutting_down();
-        this.poll_close(cx)
+        match this.poll_close(cx) {
+            Poll::Pending if !this.close.is_begun() => this.poll_shutdown_stalled(cx).map(Err),
+            closed => closed,
+        }
     }
 }
 
@@ -310,6 +321,9 @@ impl<IO> TrackedIo<IO> {
     pub(super) fn end(&mut self) {
         if self.connection.ends_with_reset() {
             self.socket.reset();
+            if let Some(below) = &self.below {
+                below.reset();
+            }
         }
         self.connection.closed();
     }

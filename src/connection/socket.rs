@@ -62,16 +62,13 @@ impl<IO: 'static> Socket<IO> {
 
 impl<IO> Socket<IO> {
     /// Has the socket end with a reset when it is dropped. What is written over TLS needs none: its end without a
-    /// `close_notify` tells as much (RFC 8446, section 6.1).
+    /// `close_notify` tells as much (RFC 8446, section 6.1); the socket below any other wrapper is reset by itself.
     pub(super) fn reset(&self) {
-        let set = match self {
-            Self::Tcp(tcp) => SockRef::from(&tcp.stream).set_linger(Some(std::time::Duration::ZERO)),
+        match self {
+            Self::Tcp(tcp) => tcp.reset(),
             #[cfg(unix)]
-            Self::Unix(_) => Ok(()),
-            Self::Other(_) => Ok(()),
-        };
-        if let Err(error) = set {
-            tracing::debug!(%error, "a connection could not be reset");
+            Self::Unix(_) => {}
+            Self::Other(_) => {}
         }
     }
 }

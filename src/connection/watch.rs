@@ -9,8 +9,10 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     task::Context,
+    time::Duration,
 };
 
+use socket2::SockRef;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::{io::Interest, net::TcpStream};
@@ -39,6 +41,15 @@ impl<S> Counted<S> {
     }
 }
 
+impl Counted<TcpStream> {
+    /// Has it end with a reset when it is dropped.
+    pub(super) fn reset(&self) {
+        if let Err(error) = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
+            tracing::debug!(%error, "a connection could not be reset");
+        }
+    }
+}
+
 impl<S> Deref for Counted<S> {
     type Target = S;
 
@@ -62,6 +73,15 @@ impl Source {
             Self::Tcp(tcp) => tcp.sent(),
             #[cfg(unix)]
             Self::Unix(unix) => unix.sent(),
+        }
+    }
+
+    /// Has it end with a reset when it is dropped; on a Unix socket there is none.
+    pub(super) fn reset(&self) {
+        match self {
+            Self::Tcp(tcp) => tcp.reset(),
+            #[cfg(unix)]
+            Self::Unix(_) => {}
         }
     }
 

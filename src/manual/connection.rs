@@ -110,7 +110,8 @@
 //! A response that cannot be completed must not look complete (RFC 9112, section 8). On HTTP/1 all further
 //! writes to the connection are refused, and it ends without the last chunk, or short of its declared length; on HTTP/1.0,
 //! where the end of the connection may be that of the response, with a reset, or over TLS without a `close_notify`. So it
-//! is with every connection that ends while such a response is on its way. On HTTP/2 the stream is reset when the server
+//! is with every connection that ends while such a response is on its way. (A wrapper that is no encryption has to tell of
+//! the socket below it, by [`TrackedIo::over`](crate::TrackedIo::over): of any other IO there is no reset.) On HTTP/2 the stream is reset when the server
 //! next asks for a frame of it; the other streams go on. On a Unix socket there are no resets: there an HTTP/1.0 client
 //! cannot tell.
 //!
