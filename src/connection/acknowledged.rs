@@ -1,6 +1,11 @@
 //! Whether the client's machine has confirmed what was flushed to it.
 
-use std::time::Duration;
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
 
 use super::{Connection, watch::Source};
 
@@ -49,18 +54,35 @@ impl Delivered {
         let mut pause = FIRST;
         loop {
             // A reset leaves the queue as it is for ever, so it is asked for first.
-            let reset = source.clone().left(super::HalfClose::Serve);
-            match is_confirmed() {
+            let mut reset = pin!(source.clone().left(super::HalfClose::Serve));
+            let is_reset = match is_confirmed() {
                 None => return Acknowledged::Unknown,
-                Some(true) => return Acknowledged::Yes,
-                Some(false) => {}
+                Some(true) if !source.is_unix() => return Acknowledged::Yes,
+                // A Unix socket that is closed throws away what was not read of it, which leaves the queue empty; but before
+                // that it tells of it, so it is asked after the queue.
+                Some(true) => {
+                    let told = poll_fn(|cx| Poll::Ready(reset.as_mut().poll(cx).is_ready())).await;
+                    if !told && !source.has_error() {
+                        return Acknowledged::Yes;
+                    }
+                    true
+                }
+                Some(false) => tokio::select! {
+                    biased;
+                    () = reset => true,
+                    () = tokio::time::sleep(pause) => false,
+                },
+            };
+            if is_reset {
+                return match source.is_unix() {
+                    // It may have been confirmed since the last look, and reset after that.
+                    false if is_confirmed() == Some(true) => Acknowledged::Yes,
+                    // What was not read may be what came behind it.
+                    true if source.sent() > upto => Acknowledged::Unknown,
+                    _ => Acknowledged::Aborted,
+                };
             }
-            tokio::select! {
-                biased;
-                // It may have been confirmed since the last look, and reset after that.
-                () = reset => return if is_confirmed() == Some(true) { Acknowledged::Yes } else { Acknowledged::Aborted },
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST),
-            }
+            pause = (pause * 2).min(LAST);
         }
     }
 }

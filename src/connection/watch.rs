@@ -85,6 +85,22 @@ impl Source {
         }
     }
 
+    #[cfg(feature = "acknowledged")]
+    pub(super) fn is_unix(&self) -> bool {
+        !matches!(self, Self::Tcp(_))
+    }
+
+    /// Whether it has an error that nobody has been told of; from now on it has not.
+    #[cfg(feature = "acknowledged")]
+    pub(super) fn has_error(&self) -> bool {
+        let error = match self {
+            Self::Tcp(tcp) => tcp.stream.take_error(),
+            #[cfg(unix)]
+            Self::Unix(unix) => unix.stream.take_error(),
+        };
+        error.map_or(true, |error| error.is_some())
+    }
+
     /// Resolves when the peer has left, whatever bytes still wait to be read.
     pub(super) async fn left(self, half_close: HalfClose) {
         let interest = match half_close {
