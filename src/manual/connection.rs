@@ -65,7 +65,8 @@
 //! A client whose cable is pulled sends neither FIN nor RST. It counts as gone when its machine leaves probes or bytes
 //! unanswered ([`keep_alive`](crate::Tracking::keep_alive), [`unacknowledged`](crate::Tracking::unacknowledged)), by
 //! default within a minute. A client whose machine answers while its program takes no byte counts as gone after the
-//! [write stall](crate::Tracking::write_stall).
+//! [write stall](crate::Tracking::write_stall); on Linux and Android after `unacknowledged`, if that is shorter, as it is by
+//! default: to these systems a window that stays closed is as good as no answer.
 //!
 //! Behind a proxy, the client is the proxy. It takes responses at its own pace, and whether it closes its
 //! connection when *its* client leaves is its own setting.

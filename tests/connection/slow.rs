@@ -51,6 +51,21 @@ async fn a_reader_that_stops_has_aborted_when_the_write_stall_is_over() {
     }
 }
 
+/// Linux counts a closed window as it does a machine that is gone: so the shorter of the two is what counts.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_reader_that_stops_has_aborted_when_what_it_does_not_take_was_unacknowledged_for_too_long() {
+    let tracking = Tracking::new().write_stall(None).unacknowledged(2 * SECOND);
+    let server = Server::with(app(), |builder| builder.tracking(tracking)).await;
+    let mut client = server.connect().await;
+    client.send_get(&format!("/{LARGE}")).await;
+    server.journal.ended(1).await;
+    assert_eq!(server.journal.lines(), ["handler_start/0", "handler_end/0", "aborted/1", "ended/1"]);
+    let aborted = server.journal.seen("aborted").await;
+    assert!(aborted.at() >= 2 * SECOND, "{aborted:?}");
+    assert!(server.stop().await.is_clean());
+}
+
 /// Reads so many times, a kilobyte each, so far apart.
 async fn reads_slowly(client: &mut MemoryClient, times: usize, apart: Duration) {
     let mut bytes = [0; 1024];
