@@ -4,6 +4,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::LazyLock,
     task::{Context, Poll, ready},
 };
 
@@ -65,9 +66,11 @@ impl<IO: 'static> TrackedIo<IO> {
     /// client that leaves even while nobody reads; of any other IO only what its reads and writes tell is seen,
     /// unless it is [told](Self::over) of the socket below.
     ///
-    /// `TCP_NODELAY` and the timeouts of [`Tracking`] are set on a `TcpStream`.
+    /// `TCP_NODELAY` and the timeouts of [`Tracking`] are set on a `TcpStream`. All that are made so share the bound of
+    /// [how many linger](crate::Linger::at_once).
     pub fn new(io: IO) -> Self {
-        Self::with(io, &Tracking::default())
+        static DEFAULT: LazyLock<Tracking> = LazyLock::new(Tracking::default);
+        Self::with(io, &DEFAULT)
     }
 
     /// Wraps `io`.
