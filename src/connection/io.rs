@@ -155,6 +155,15 @@ impl<IO> TrackedIo<IO> {
 
     /// The client takes no byte; ready if it has not for too long.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if let Poll::Ready(error) = self.poll_held_up(cx) {
+            return Poll::Ready(error);
+        }
+        ready!(self.stall.poll(self.tracking.write_stall, cx));
+        Poll::Ready(self.failed(stalled()))
+    }
+
+    /// Whether it takes any is not known; ready if nothing more is to be written.
+    fn poll_held_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         self.turn = Turn::Stalled;
         // Registered before the second look, so that a refusal after it wakes us.
         self.register(cx);
@@ -163,8 +172,7 @@ impl<IO> TrackedIo<IO> {
         }
         self.connection.stalled();
         self.connection.watch(cx);
-        ready!(self.stall.poll(self.tracking.write_stall, cx));
-        Poll::Ready(self.failed(stalled()))
+        Poll::Pending
     }
 
     fn poll_shutdown_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
@@ -182,8 +190,7 @@ impl<IO> TrackedIo<IO> {
     /// below can tell.
     fn poll_flush_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let Some(sent) = self.below.as_ref().map(Source::sent) else {
-            self.turn = Turn::Stalled;
-            return Poll::Pending;
+            return self.poll_held_up(cx);
         };
         if std::mem::replace(&mut self.stall.sent, sent) != sent {
             self.stall.since = None;

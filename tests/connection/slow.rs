@@ -9,7 +9,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::Instant,
 };
-use tower_epilogue::{EventKind, TrackedIo, TrackedSocket, Tracking};
+use tower_epilogue::{EventKind, TimeLimitLayer, TrackedIo, TrackedSocket, Tracking};
 
 use crate::{
     frames::{RawHttp2, request},
@@ -238,4 +238,26 @@ async fn a_keep_alive_of_a_day_does_not_cost_the_other_settings() {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), 32_767 * SECOND);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(7 * SECOND));
     }
+}
+
+/// Not even an encryption that nothing is known of below, whose buffer all of it fits into.
+#[tokio::test(start_paused = true)]
+async fn no_reader_keeps_a_response_beyond_its_limit() {
+    let journal = Journal::default();
+    let (mut client, io) = tokio::io::duplex(1024);
+    let app = app().layer(TimeLimitLayer::new(20 * SECOND));
+    let io = TrackedIo::new(tokio::io::BufWriter::with_capacity(64 * 1024, io));
+    let service = TowerToHyperService::new(journal.epilogue().build().wrap(&io, app));
+    let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service);
+    let serving = tokio::spawn(serving);
+    client.write_all(head(32 * 1024).as_bytes()).await.unwrap();
+    let ended = async {
+        while !journal.lines().iter().any(|line| line.starts_with("ended")) {
+            tokio::time::sleep(SECOND).await;
+        }
+    };
+    tokio::time::timeout(1000 * SECOND, ended).await.expect("it ends at its limit");
+    assert_eq!(journal.lines(), ["handler_start/0", "handler_end/0", "ended/2"]);
+    let cut = tokio::time::timeout(1000 * SECOND, serving).await.expect("its connection is closed");
+    assert!(cut.unwrap().is_err());
 }
