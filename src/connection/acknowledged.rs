@@ -12,7 +12,8 @@ use super::{Connection, watch::Source};
 /// What became of the wait for the client's acknowledgement.
 ///
 /// Flushed means that the kernel took a response; acknowledged, that the TCP of the client's machine confirmed all of
-/// it (RFC 9293, section 3.8). That the program on it read it is more than either says.
+/// it (RFC 9293, section 3.8). That the program on it read it is more than either says. A Unix socket has no such
+/// confirmation: there it is that the other program has read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Acknowledged {
