@@ -91,7 +91,12 @@ impl Delivered {
 #[cfg(target_os = "linux")]
 fn unacknowledged(source: &Source) -> Option<u64> {
     match source {
-        Source::Tcp(tcp) => super::send_queue::length(&tcp.stream).ok(),
+        Source::Tcp(tcp) => {
+            // The end of the connection counts as a byte (RFC 9293, section 3.4). Looked at first: what is shut after that is
+            // not in the queue, or is waited for.
+            let end = u64::from(tcp.is_shut());
+            super::send_queue::length(&tcp.stream).ok().map(|queued| queued.saturating_sub(end))
+        }
         Source::Unix(unix) => super::send_queue::length(&unix.stream).ok(),
     }
 }
@@ -99,4 +104,39 @@ fn unacknowledged(source: &Source) -> Option<u64> {
 #[cfg(not(target_os = "linux"))]
 fn unacknowledged(_: &Source) -> Option<u64> {
     None
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use socket2::SockRef;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+    use crate::connection::{Tracking, socket::Socket};
+
+    /// The client's machine takes up to 40 ms to confirm that; the response was before it.
+    #[tokio::test]
+    async fn the_end_of_the_connection_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for resets in [true, false] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let mut io = Socket::new(listener.accept().await.unwrap().0, &Tracking::new());
+            io.write_all(b"hello").await.unwrap();
+            client.read_exact(&mut [0; 5]).await.unwrap();
+            // Now: tcp(7).
+            SockRef::from(&client).set_tcp_quickack(true).unwrap();
+            io.shutdown().await.unwrap();
+            if resets {
+                SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+                drop(client);
+            }
+            let delivered = Delivered { source: io.source() };
+            let mut acknowledged = pin!(delivered.acknowledged());
+            let first = poll_fn(|cx| Poll::Ready(acknowledged.as_mut().poll(cx))).await;
+            assert_eq!(first, Poll::Ready(Acknowledged::Yes), "resets: {resets}");
+        }
+    }
 }

@@ -182,17 +182,19 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        fn shut(socket: &SockRef<'_>) -> io::Result<()> {
-            match socket.shutdown(std::net::Shutdown::Write) {
+        fn shut<S>(socket: &Counted<S>, descriptor: &SockRef<'_>) -> io::Result<()> {
+            match descriptor.shutdown(std::net::Shutdown::Write) {
+                Ok(()) => socket.note_shut(),
                 // The peer is gone already, which is no reason to fail a shutdown.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-                result => result,
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+                Err(error) => return Err(error),
             }
+            Ok(())
         }
         match self.get_mut() {
-            Self::Tcp(tcp) => Poll::Ready(shut(&SockRef::from(&tcp.stream))),
+            Self::Tcp(tcp) => Poll::Ready(shut(tcp, &SockRef::from(&tcp.stream))),
             #[cfg(unix)]
-            Self::Unix(unix) => Poll::Ready(shut(&SockRef::from(&unix.stream))),
+            Self::Unix(unix) => Poll::Ready(shut(unix, &SockRef::from(&unix.stream))),
             Self::Other(io) => Pin::new(io).poll_shutdown(cx),
         }
     }

@@ -6,7 +6,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Context,
     time::Duration,
@@ -24,11 +24,12 @@ use super::HalfClose;
 pub(super) struct Counted<S> {
     pub(super) stream: S,
     sent: AtomicU64,
+    shut: AtomicBool,
 }
 
 impl<S> Counted<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, sent: AtomicU64::new(0) }
+        Self { stream, sent: AtomicU64::new(0), shut: AtomicBool::new(false) }
     }
 
     pub(super) fn count(&self, bytes: usize) {
@@ -38,6 +39,16 @@ impl<S> Counted<S> {
 
     pub(super) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Acquire)
+    }
+
+    /// Its sending side was shut.
+    pub(super) fn note_shut(&self) {
+        self.shut.store(true, Ordering::Release);
+    }
+
+    #[cfg(all(feature = "acknowledged", target_os = "linux"))]
+    pub(super) fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
     }
 }
 
