@@ -111,7 +111,7 @@ mod tests {
     use socket2::SockRef;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
-        net::{TcpListener, TcpStream},
+        net::{TcpListener, TcpStream, UnixStream},
     };
 
     use super::*;
@@ -133,10 +133,30 @@ mod tests {
                 SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
                 drop(client);
             }
-            let delivered = Delivered { source: io.source() };
-            let mut acknowledged = pin!(delivered.acknowledged());
-            let first = poll_fn(|cx| Poll::Ready(acknowledged.as_mut().poll(cx))).await;
-            assert_eq!(first, Poll::Ready(Acknowledged::Yes), "resets: {resets}");
+            assert_eq!(first_look(io.source()).await, Poll::Ready(Acknowledged::Yes), "resets: {resets}");
         }
+    }
+
+    /// Also where the runtime has not been told of it yet.
+    #[tokio::test]
+    async fn what_was_not_read_of_a_unix_socket_that_is_closed_was_not_confirmed() {
+        for (reads, expected) in [(false, Acknowledged::Aborted), (true, Acknowledged::Yes)] {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            let mut io = Socket::new(server, &Tracking::new());
+            io.write_all(b"hello").await.unwrap();
+            if reads {
+                client.read_exact(&mut [0; 5]).await.unwrap();
+            } else {
+                assert_eq!(first_look(io.source()).await, Poll::Pending);
+            }
+            drop(client);
+            assert_eq!(first_look(io.source()).await, Poll::Ready(expected), "reads: {reads}");
+        }
+    }
+
+    async fn first_look(source: Option<Source>) -> Poll<Acknowledged> {
+        let delivered = Delivered { source };
+        let mut acknowledged = pin!(delivered.acknowledged());
+        poll_fn(|cx| Poll::Ready(acknowledged.as_mut().poll(cx))).await
     }
 }
