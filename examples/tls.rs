@@ -9,15 +9,21 @@
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, reason = "a program, not a library")]
 
-use std::{env, error::Error, pin::pin, sync::Arc};
+use std::{env, error::Error, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, routing::get, serve::Listener};
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto::Builder,
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{
+        conn::auto::Builder,
+        graceful::{GracefulShutdown, Watcher},
+    },
     service::TowerToHyperService,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
 use tokio_rustls::{
     TlsAcceptor,
     rustls::{ServerConfig, pki_types::PrivateKeyDer},
@@ -38,17 +44,27 @@ fn acceptor() -> Result<TlsAcceptor, Box<dyn Error + Send + Sync>> {
     Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
-async fn serve(stream: TcpStream, tls: TlsAcceptor, epilogue: Epilogue, app: Router, tracking: Tracking) {
-    let socket = TrackedSocket::new(stream, &tracking);
+/// What all connections share.
+#[derive(Clone)]
+struct Server {
+    tls: TlsAcceptor,
+    http: Builder<TokioExecutor>,
+    epilogue: Epilogue,
+    app: Router,
+    tracking: Tracking,
+}
+
+async fn serve(stream: TcpStream, server: Server, watcher: Watcher) {
+    let socket = TrackedSocket::new(stream, &server.tracking);
     let below = socket.handle();
-    let Ok(encrypted) = tls.accept(socket).await else {
+    // A client that goes on with it for ever, or does not begin, would keep its place for ever.
+    let Ok(Ok(encrypted)) = timeout(Duration::from_secs(10), server.tls.accept(socket)).await else {
         return;
     };
-    let io = TrackedIo::over(encrypted, &below, &tracking);
-    let service = TowerToHyperService::new(epilogue.wrap(&io, app));
-    if let Err(error) =
-        Builder::new(TokioExecutor::new()).serve_connection_with_upgrades(TokioIo::new(io), service).await
-    {
+    let io = TrackedIo::over(encrypted, &below, &server.tracking);
+    let service = TowerToHyperService::new(server.epilogue.wrap(&io, server.app));
+    let connection = server.http.serve_connection_with_upgrades(TokioIo::new(io), service).into_owned();
+    if let Err(error) = watcher.watch(connection).await {
         eprintln!("a connection ended: {error}");
     }
 }
@@ -60,7 +76,11 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut listener = TcpListener::bind(format!("127.0.0.1:{port}")).await?;
     println!("listening on https://localhost:{}", listener.local_addr()?.port());
 
-    let (epilogue, tls, tracking) = (Epilogue::new(), acceptor()?, Tracking::new());
+    let mut http = Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(Duration::from_secs(30));
+    let (epilogue, tracking) = (Epilogue::new(), Tracking::new());
+    let server = Server { tls: acceptor()?, http, epilogue, app, tracking };
+    let graceful = GracefulShutdown::new();
     // One for all turns: a signal that comes between two of them counts.
     let mut stop = pin!(shutdown_signal());
     loop {
@@ -69,9 +89,13 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             (stream, _) = Listener::accept(&mut listener) => stream,
             () = &mut stop => break,
         };
-        tokio::spawn(serve(stream, tls.clone(), epilogue.clone(), app.clone(), tracking.clone()));
+        tokio::spawn(serve(stream, server.clone(), graceful.watcher()));
     }
-    // For what runs after responses. How to wait for the connections themselves is in the example `hyper_util`.
-    println!("{}", epilogue.drain().await);
+    // Requests that are under way end first; but not every client takes its response.
+    if timeout(Duration::from_secs(20), graceful.shutdown()).await.is_err() {
+        println!("some connections did not end in time");
+    }
+    // Then what runs after responses.
+    println!("{}", server.epilogue.drain().await);
     Ok(())
 }

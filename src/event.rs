@@ -139,7 +139,7 @@ pub enum EventKind {
         /// The length of its body, in bytes.
         bytes: u64,
     },
-    /// The client left before its response was flushed.
+    /// The client left before its response was flushed; or, where a continuation waits for its acknowledgement, before that.
     Aborted,
     /// A body of unknown length was produced to its end.
     BodyEnd,

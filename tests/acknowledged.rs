@@ -4,12 +4,16 @@
 
 mod support;
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
-use axum::{Router, routing::get};
+use axum::{Router, body::Body, routing::get};
+use futures_util::stream;
 use socket2::SockRef;
-use support::{Client, Gate, Server, soon};
-use tokio::net::TcpSocket;
+use support::{Client, Gate, Journal, Server, soon};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpSocket, UnixListener, UnixStream},
+};
 use tower_epilogue::{Acknowledged, ConnectionStatus, Continuation, EarlyCloseLayer, Lifecycle, LifecycleError};
 
 /// More than a client of [`slow_client`] takes without reading, and less than the server's kernel does.
@@ -106,6 +110,31 @@ async fn a_finish_resolves_with_the_reset() {
     assert!(server.stop().await.is_clean());
 }
 
+/// Nothing of it will be confirmed: its socket is not kept for the continuation, and its client sees the connection's end.
+#[tokio::test]
+async fn a_broken_response_ends_its_connection_while_the_continuation_runs() {
+    for several in [false, true] {
+        let gate = Gate::closed();
+        let theirs = gate.clone();
+        let handler = async move || {
+            let fails = stream::iter([Ok("begun".to_owned()), Err(io::Error::other("as this test wants it"))]);
+            let first = Continuation::new(async move { theirs.passed().await });
+            let first = if several { first } else { first.after_acknowledged(LONG) };
+            (first, Continuation::new(async {}).after_acknowledged(LONG), Body::from_stream(fails))
+        };
+        let server = Server::start(Router::new().route("/", get(handler))).await;
+        let mut client = server.connect().await;
+        client.send("GET / HTTP/1.0\r\n\r\n").await;
+        server.journal.seen("continuation_start").await;
+        let reply = client.reply().await;
+        assert_eq!(reply.error.map(|error| error.kind()), Some(io::ErrorKind::ConnectionReset), "several: {several}");
+        assert!(!gate.is_open());
+        gate.open();
+        server.journal.ended(1).await;
+        assert!(server.stop().await.is_clean());
+    }
+}
+
 /// It is looked at from time to time: what came first counts, and not what is seen first.
 #[tokio::test]
 async fn a_reset_after_the_acknowledgement_is_none() {
@@ -155,4 +184,86 @@ async fn a_continuation_that_waits_for_it_keeps_its_place() {
     server.journal.ended(3).await;
     let load = server.epilogue.load().unwrap();
     assert_eq!((load.running, load.waiting, load.reserved, load.over), (0, 0, 0, 0));
+}
+
+/// A socket that is closed throws away what was not read of it: its queue is empty then, too.
+#[tokio::test]
+async fn on_a_unix_socket_who_closes_without_reading_has_confirmed_nothing() {
+    let (results, mut known) = tokio::sync::mpsc::unbounded_channel();
+    let handler = move |lifecycle: Lifecycle| async move {
+        results.send(lifecycle.finish(vec![b'x'; 50_000]).acknowledged().await?).unwrap();
+        Ok::<_, LifecycleError>(())
+    };
+    let app = Router::new().route("/", get(handler)).layer(EarlyCloseLayer::new());
+    let journal = Journal::default();
+    let path = std::env::temp_dir().join(format!("epilogue-acknowledged-{}.sock", std::process::id()));
+    let _ = std::fs::remove_file(&path);
+    let listener = UnixListener::bind(&path).unwrap();
+    let serving = tokio::spawn(journal.epilogue().build().serve(listener, app).into_future());
+    for (count, (reads, expected)) in
+        [(false, Acknowledged::Aborted), (true, Acknowledged::Yes)].into_iter().cycle().take(20).enumerate()
+    {
+        let mut client = UnixStream::connect(&path).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
+        journal
+            .until("it is flushed", |events| {
+                events.iter().filter(|event| event.kind().name() == "flushed").count() > count
+            })
+            .await;
+        assert!(known.try_recv().is_err(), "nothing was read yet");
+        if reads {
+            soon("a response", client.read_to_end(&mut Vec::new())).await.unwrap();
+        }
+        drop(client);
+        assert_eq!(soon("what became of it", known.recv()).await, Some(expected));
+    }
+    serving.abort();
+    std::fs::remove_file(path).unwrap();
+}
+
+/// Waits until so many continuations have started, and lets the server act on whatever it can beside.
+async fn started(server: &Server, count: usize) -> usize {
+    let starts = |events: &[tower_epilogue::Event]| {
+        events.iter().filter(|event| event.kind().name() == "continuation_start").count()
+    };
+    server.journal.until("they start", |events| starts(events) >= count).await;
+    server.get("/other").await;
+    starts(&server.journal.events())
+}
+
+/// Each for its own time: that the first did not wait as long says nothing of what the client has.
+#[tokio::test]
+async fn of_several_continuations_each_waits_for_it() {
+    let handler = async || {
+        let short = Continuation::new(async {}).after_acknowledged(Duration::from_millis(50));
+        (short, Continuation::new(async {}).after_acknowledged(LONG), vec![b'x'; SIZE])
+    };
+    let app = Router::new().route("/", get(handler)).route("/other", get(async || "hello"));
+    let server = Server::start(app.layer(EarlyCloseLayer::new())).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    assert_eq!(started(&server, 1).await, 1);
+    assert_eq!(client.reply().await.body.len(), SIZE);
+    assert_eq!(started(&server, 2).await, 2);
+    server.journal.ended(3).await;
+    assert!(server.stop().await.is_clean());
+}
+
+/// Its handler returns it when the response has left already.
+#[tokio::test]
+async fn one_that_is_returned_behind_a_finish_waits_for_it() {
+    let handler = async |lifecycle: Lifecycle| {
+        lifecycle.finish(vec![b'x'; SIZE]).await?;
+        Ok::<_, LifecycleError>(Continuation::new(async {}).after_acknowledged(LONG))
+    };
+    let app = Router::new().route("/", get(handler)).route("/other", get(async || "hello"));
+    let server = Server::start(app).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    server.journal.seen("handler_end").await;
+    assert_eq!(started(&server, 0).await, 0);
+    assert_eq!(client.reply_by_length(false).await.body.len(), SIZE);
+    assert_eq!(started(&server, 1).await, 1);
+    server.journal.ended(3).await;
+    assert!(server.stop().await.is_clean());
 }

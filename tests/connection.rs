@@ -40,7 +40,11 @@ mod shapes;
 mod slow;
 #[path = "connection/slow_http2.rs"]
 mod slow_http2;
+#[path = "connection/upgraded.rs"]
+mod upgraded;
 #[path = "connection/upload_behind.rs"]
 mod upload_behind;
+#[path = "connection/wrapped.rs"]
+mod wrapped;
 
 mod support;

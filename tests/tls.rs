@@ -10,6 +10,9 @@
 
 #[path = "tls/abort.rs"]
 mod abort;
+#[cfg(all(feature = "acknowledged", target_os = "linux"))]
+#[path = "tls/acknowledged.rs"]
+mod acknowledged;
 #[path = "tls/close.rs"]
 mod close;
 #[path = "tls/drain.rs"]

@@ -1,13 +1,19 @@
 //! Whether the client's machine has confirmed what was flushed to it.
 
-use std::time::Duration;
+use std::{
+    future::{Future as _, poll_fn},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
 
 use super::{Connection, watch::Source};
 
 /// What became of the wait for the client's acknowledgement.
 ///
 /// Flushed means that the kernel took a response; acknowledged, that the TCP of the client's machine confirmed all of
-/// it (RFC 9293, section 3.8). That the program on it read it is more than either says.
+/// it (RFC 9293, section 3.8). That the program on it read it is more than either says. A Unix socket has no such
+/// confirmation: there it is that the other program has read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Acknowledged {
@@ -49,18 +55,35 @@ impl Delivered {
         let mut pause = FIRST;
         loop {
             // A reset leaves the queue as it is for ever, so it is asked for first.
-            let reset = source.clone().left(super::HalfClose::Serve);
-            match is_confirmed() {
+            let mut reset = pin!(source.clone().left(super::HalfClose::Serve));
+            let is_reset = match is_confirmed() {
                 None => return Acknowledged::Unknown,
-                Some(true) => return Acknowledged::Yes,
-                Some(false) => {}
+                Some(true) if !source.is_unix() => return Acknowledged::Yes,
+                // A Unix socket that is closed throws away what was not read of it, which leaves the queue empty; but before
+                // that it tells of it, so it is asked after the queue.
+                Some(true) => {
+                    let told = poll_fn(|cx| Poll::Ready(reset.as_mut().poll(cx).is_ready())).await;
+                    if !told && !source.has_error() {
+                        return Acknowledged::Yes;
+                    }
+                    true
+                }
+                Some(false) => tokio::select! {
+                    biased;
+                    () = reset => true,
+                    () = tokio::time::sleep(pause) => false,
+                },
+            };
+            if is_reset {
+                return match source.is_unix() {
+                    // It may have been confirmed since the last look, and reset after that.
+                    false if is_confirmed() == Some(true) => Acknowledged::Yes,
+                    // What was not read may be what came behind it.
+                    true if source.sent() > upto => Acknowledged::Unknown,
+                    _ => Acknowledged::Aborted,
+                };
             }
-            tokio::select! {
-                biased;
-                // It may have been confirmed since the last look, and reset after that.
-                () = reset => return if is_confirmed() == Some(true) { Acknowledged::Yes } else { Acknowledged::Aborted },
-                () = tokio::time::sleep(pause) => pause = (pause * 2).min(LAST),
-            }
+            pause = (pause * 2).min(LAST);
         }
     }
 }
@@ -68,7 +91,12 @@ impl Delivered {
 #[cfg(target_os = "linux")]
 fn unacknowledged(source: &Source) -> Option<u64> {
     match source {
-        Source::Tcp(tcp) => super::send_queue::length(&tcp.stream).ok(),
+        Source::Tcp(tcp) => {
+            // The end of the connection counts as a byte (RFC 9293, section 3.4). Looked at first: what is shut after that is
+            // not in the queue, or is waited for.
+            let end = u64::from(tcp.is_shut());
+            super::send_queue::length(&tcp.stream).ok().map(|queued| queued.saturating_sub(end))
+        }
         Source::Unix(unix) => super::send_queue::length(&unix.stream).ok(),
     }
 }
@@ -76,4 +104,59 @@ fn unacknowledged(source: &Source) -> Option<u64> {
 #[cfg(not(target_os = "linux"))]
 fn unacknowledged(_: &Source) -> Option<u64> {
     None
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use socket2::SockRef;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::{TcpListener, TcpStream, UnixStream},
+    };
+
+    use super::*;
+    use crate::connection::{Tracking, socket::Socket};
+
+    /// The client's machine takes up to 40 ms to confirm that; the response was before it.
+    #[tokio::test]
+    async fn the_end_of_the_connection_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for resets in [true, false] {
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let mut io = Socket::new(listener.accept().await.unwrap().0, &Tracking::new());
+            io.write_all(b"hello").await.unwrap();
+            client.read_exact(&mut [0; 5]).await.unwrap();
+            // Now: tcp(7).
+            SockRef::from(&client).set_tcp_quickack(true).unwrap();
+            io.shutdown().await.unwrap();
+            if resets {
+                SockRef::from(&client).set_linger(Some(Duration::ZERO)).unwrap();
+                drop(client);
+            }
+            assert_eq!(first_look(io.source()).await, Poll::Ready(Acknowledged::Yes), "resets: {resets}");
+        }
+    }
+
+    /// Also where the runtime has not been told of it yet.
+    #[tokio::test]
+    async fn what_was_not_read_of_a_unix_socket_that_is_closed_was_not_confirmed() {
+        for (reads, expected) in [(false, Acknowledged::Aborted), (true, Acknowledged::Yes)] {
+            let (mut client, server) = UnixStream::pair().unwrap();
+            let mut io = Socket::new(server, &Tracking::new());
+            io.write_all(b"hello").await.unwrap();
+            if reads {
+                client.read_exact(&mut [0; 5]).await.unwrap();
+            } else {
+                assert_eq!(first_look(io.source()).await, Poll::Pending);
+            }
+            drop(client);
+            assert_eq!(first_look(io.source()).await, Poll::Ready(expected), "reads: {reads}");
+        }
+    }
+
+    async fn first_look(source: Option<Source>) -> Poll<Acknowledged> {
+        let delivered = Delivered { source };
+        let mut acknowledged = pin!(delivered.acknowledged());
+        poll_fn(|cx| Poll::Ready(acknowledged.as_mut().poll(cx))).await
+    }
 }

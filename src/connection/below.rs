@@ -78,7 +78,7 @@ impl AsyncWrite for TrackedSocket {
     }
 }
 
-/// A [`TrackedSocket`] that was given away.
+/// A [`TrackedSocket`] that was given away. It keeps the socket open: let it go when it was handed over.
 #[derive(Clone)]
 pub struct SocketHandle(Option<Source>);
 

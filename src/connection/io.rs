@@ -4,6 +4,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
+    sync::LazyLock,
     task::{Context, Poll, ready},
 };
 
@@ -27,6 +28,8 @@ pub struct TrackedIo<IO> {
     tracking: Tracking,
     close: Close,
     stall: Stall,
+    /// The end of an encryption is a write, too. On its own, since the flushes around it have nothing to wait for.
+    shutdown_stall: Stall,
     /// Bytes have come that the server may not have acted on yet.
     fresh: bool,
     /// The end of input was put off for a turn, for what the server had handed over.
@@ -63,9 +66,11 @@ impl<IO: 'static> TrackedIo<IO> {
     /// client that leaves even while nobody reads; of any other IO only what its reads and writes tell is seen,
     /// unless it is [told](Self::over) of the socket below.
     ///
-    /// `TCP_NODELAY` and the timeouts of [`Tracking`] are set on a `TcpStream`.
+    /// `TCP_NODELAY` and the timeouts of [`Tracking`] are set on a `TcpStream`. All that are made so share the bound of
+    /// [how many linger](crate::Linger::at_once).
     pub fn new(io: IO) -> Self {
-        Self::with(io, &Tracking::default())
+        static DEFAULT: LazyLock<Tracking> = LazyLock::new(Tracking::default);
+        Self::with(io, &DEFAULT)
     }
 
     /// Wraps `io`.
@@ -88,6 +93,7 @@ impl<IO: 'static> TrackedIo<IO> {
             tracking: tracking.clone(),
             close: Close::default(),
             stall: Stall::default(),
+            shutdown_stall: Stall::default(),
             fresh: false,
             gave_turn: false,
             untold: None,
@@ -149,6 +155,15 @@ impl<IO> TrackedIo<IO> {
 
     /// The client takes no byte; ready if it has not for too long.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if let Poll::Ready(error) = self.poll_held_up(cx) {
+            return Poll::Ready(error);
+        }
+        ready!(self.stall.poll(self.tracking.write_stall, cx));
+        Poll::Ready(self.failed(stalled()))
+    }
+
+    /// Whether it takes any is not known; ready if nothing more is to be written.
+    fn poll_held_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         self.turn = Turn::Stalled;
         // Registered before the second look, so that a refusal after it wakes us.
         self.register(cx);
@@ -157,13 +172,17 @@ impl<IO> TrackedIo<IO> {
         }
         self.connection.stalled();
         self.connection.watch(cx);
-        let Some(limit) = self.tracking.write_stall else {
-            return Poll::Pending;
-        };
-        ready!(self.stall.poll(limit, cx));
-        let stalled = io::Error::new(io::ErrorKind::TimedOut, "the client takes no more bytes");
-        Poll::Ready(self.failed(stalled))
+        Poll::Pending
     }
+
+    fn poll_shutdown_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        ready!(self.shutdown_stall.poll(self.tracking.write_stall, cx));
+        Poll::Ready(self.failed(stalled()))
+    }
+}
+
+fn stalled() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the client takes no more bytes")
 }
 
 impl<IO> TrackedIo<IO> {
@@ -171,8 +190,7 @@ impl<IO> TrackedIo<IO> {
     /// below can tell.
     fn poll_flush_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         let Some(sent) = self.below.as_ref().map(Source::sent) else {
-            self.turn = Turn::Stalled;
-            return Poll::Pending;
+            return self.poll_held_up(cx);
         };
         if std::mem::replace(&mut self.stall.sent, sent) != sent {
             self.stall.since = None;
@@ -182,9 +200,9 @@ impl<IO> TrackedIo<IO> {
 }
 
 impl Stall {
-    fn poll(&mut self, limit: std::time::Duration, cx: &mut Context<'_>) -> Poll<()> {
-        let now = Instant::now();
-        let Some(ends) = self.since.get_or_insert(now).checked_add(limit) else {
+    fn poll(&mut self, limit: Option<std::time::Duration>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(limit) = limit else { return Poll::Pending };
+        let Some(ends) = self.since.get_or_insert_with(Instant::now).checked_add(limit) else {
             return Poll::Pending;
         };
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
@@ -295,11 +313,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.connection.is_refused() {
+        if this.connection.is_refused() || this.connection.is_upgraded() {
             return Pin::new(&mut this.socket).poll_shutdown(cx);
         }
         this.connection.shutting_down();
-        this.poll_close(cx)
+        match this.poll_close(cx) {
+            Poll::Pending if !this.close.is_begun() => this.poll_shutdown_stalled(cx).map(Err),
+            closed => closed,
+        }
     }
 }
 
@@ -310,6 +331,9 @@ impl<IO> TrackedIo<IO> {
     pub(super) fn end(&mut self) {
         if self.connection.ends_with_reset() {
             self.socket.reset();
+            if let Some(below) = &self.below {
+                below.reset();
+            }
         }
         self.connection.closed();
     }

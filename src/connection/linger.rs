@@ -5,6 +5,7 @@ use std::{
     io,
     mem::MaybeUninit,
     pin::Pin,
+    sync::atomic::Ordering,
     task::{Context, Poll, ready},
 };
 
@@ -13,7 +14,10 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::settings::{Lingering, Tracking};
+use super::{
+    Connection,
+    settings::{Lingering, Tracking},
+};
 
 /// Where an orderly close stands.
 #[derive(Debug, Default)]
@@ -33,10 +37,31 @@ pub(super) struct State {
     timer: Pin<Box<Sleep>>,
 }
 
+impl Connection {
+    /// A request was answered before it was read to its end.
+    pub(crate) fn left_unread(&self) {
+        self.0.unread_upload.store(true, Ordering::Release);
+    }
+
+    /// The response that is handed over is the last: what comes behind it is the application's.
+    pub(crate) fn upgrades(&self) {
+        self.0.upgraded.store(true, Ordering::Release);
+    }
+
+    /// Whether it is the application that closes it: one side, when it likes, and what the client still sends is for it to read.
+    pub(super) fn is_upgraded(&self) -> bool {
+        self.0.upgraded.load(Ordering::Acquire)
+    }
+}
+
 impl Close {
     #[cfg(feature = "serve")]
     pub(super) fn is_over(&self) -> bool {
         matches!(self, Self::Closed)
+    }
+
+    pub(super) fn is_begun(&self) -> bool {
+        !matches!(self, Self::Open)
     }
 
     /// Shuts our side, and lingers if the client `may_send`, or if bytes are waiting.

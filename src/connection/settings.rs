@@ -140,6 +140,9 @@ impl Tracking {
     ///
     /// Over TLS it needs the [socket below](crate::TrackedIo::over) for what waits in the session's buffer.
     ///
+    /// On Linux and Android [`unacknowledged`](Self::unacknowledged) has a say as well, and is shorter by default: to wait
+    /// longer for a reader that pauses, set both.
+    ///
     /// It is the connection's: an HTTP/2 client that leaves one stream unread while it reads others does not
     /// stall it.
     #[must_use]
@@ -160,6 +163,9 @@ impl Tracking {
 
     /// How long bytes may stay unacknowledged before the client's machine counts as gone, 30 s by default
     /// (`TCP_USER_TIMEOUT`, RFC 5482; on Linux and Android only). `None` leaves the system's setting.
+    ///
+    /// The system counts a window that is closed for so long in the same way: a client whose machine answers, while its
+    /// program takes no byte of what waits for it, is gone as well, also when its response counts as flushed already.
     #[must_use]
     pub fn unacknowledged(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.unacknowledged = limit.into();

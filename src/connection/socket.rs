@@ -62,16 +62,13 @@ impl<IO: 'static> Socket<IO> {
 
 impl<IO> Socket<IO> {
     /// Has the socket end with a reset when it is dropped. What is written over TLS needs none: its end without a
-    /// `close_notify` tells as much (RFC 8446, section 6.1).
+    /// `close_notify` tells as much (RFC 8446, section 6.1); the socket below any other wrapper is reset by itself.
     pub(super) fn reset(&self) {
-        let set = match self {
-            Self::Tcp(tcp) => SockRef::from(&tcp.stream).set_linger(Some(std::time::Duration::ZERO)),
+        match self {
+            Self::Tcp(tcp) => tcp.reset(),
             #[cfg(unix)]
-            Self::Unix(_) => Ok(()),
-            Self::Other(_) => Ok(()),
-        };
-        if let Err(error) = set {
-            tracing::debug!(%error, "a connection could not be reset");
+            Self::Unix(_) => {}
+            Self::Other(_) => {}
         }
     }
 }
@@ -185,17 +182,19 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        fn shut(socket: &SockRef<'_>) -> io::Result<()> {
-            match socket.shutdown(std::net::Shutdown::Write) {
+        fn shut<S>(socket: &Counted<S>, descriptor: &SockRef<'_>) -> io::Result<()> {
+            match descriptor.shutdown(std::net::Shutdown::Write) {
+                Ok(()) => socket.note_shut(),
                 // The peer is gone already, which is no reason to fail a shutdown.
-                Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
-                result => result,
+                Err(error) if error.kind() == io::ErrorKind::NotConnected => {}
+                Err(error) => return Err(error),
             }
+            Ok(())
         }
         match self.get_mut() {
-            Self::Tcp(tcp) => Poll::Ready(shut(&SockRef::from(&tcp.stream))),
+            Self::Tcp(tcp) => Poll::Ready(shut(tcp, &SockRef::from(&tcp.stream))),
             #[cfg(unix)]
-            Self::Unix(unix) => Poll::Ready(shut(&SockRef::from(&unix.stream))),
+            Self::Unix(unix) => Poll::Ready(shut(unix, &SockRef::from(&unix.stream))),
             Self::Other(io) => Pin::new(io).poll_shutdown(cx),
         }
     }

@@ -123,6 +123,8 @@ pub(crate) struct State {
     asked: AtomicU8,
     /// A request was answered before it was read to its end.
     pub(super) unread_upload: AtomicBool,
+    /// It was upgraded: what it is used for is not HTTP/1 any more.
+    pub(super) upgraded: AtomicBool,
     /// The end of input was seen but not shown.
     pub(super) hidden_end: AtomicBool,
     /// Writes are refused: the response on its way must not look whole.
@@ -303,11 +305,6 @@ impl Connection {
         } else {
             WhyDropped::NotTheClient
         }
-    }
-
-    /// A request was answered before it was read to its end.
-    pub(crate) fn left_unread(&self) {
-        self.0.unread_upload.store(true, Ordering::Release);
     }
 
     /// Refuses all further writes: what is on its way is broken off. With `reset`, the connection does not end in

@@ -6,11 +6,13 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::Context,
+    time::Duration,
 };
 
+use socket2::SockRef;
 #[cfg(unix)]
 use tokio::net::UnixStream;
 use tokio::{io::Interest, net::TcpStream};
@@ -22,11 +24,12 @@ use super::HalfClose;
 pub(super) struct Counted<S> {
     pub(super) stream: S,
     sent: AtomicU64,
+    shut: AtomicBool,
 }
 
 impl<S> Counted<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream, sent: AtomicU64::new(0) }
+        Self { stream, sent: AtomicU64::new(0), shut: AtomicBool::new(false) }
     }
 
     pub(super) fn count(&self, bytes: usize) {
@@ -36,6 +39,25 @@ impl<S> Counted<S> {
 
     pub(super) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Acquire)
+    }
+
+    /// Its sending side was shut.
+    pub(super) fn note_shut(&self) {
+        self.shut.store(true, Ordering::Release);
+    }
+
+    #[cfg(all(feature = "acknowledged", target_os = "linux"))]
+    pub(super) fn is_shut(&self) -> bool {
+        self.shut.load(Ordering::Acquire)
+    }
+}
+
+impl Counted<TcpStream> {
+    /// Has it end with a reset when it is dropped.
+    pub(super) fn reset(&self) {
+        if let Err(error) = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
+            tracing::debug!(%error, "a connection could not be reset");
+        }
     }
 }
 
@@ -63,6 +85,31 @@ impl Source {
             #[cfg(unix)]
             Self::Unix(unix) => unix.sent(),
         }
+    }
+
+    /// Has it end with a reset when it is dropped; on a Unix socket there is none.
+    pub(super) fn reset(&self) {
+        match self {
+            Self::Tcp(tcp) => tcp.reset(),
+            #[cfg(unix)]
+            Self::Unix(_) => {}
+        }
+    }
+
+    #[cfg(feature = "acknowledged")]
+    pub(super) fn is_unix(&self) -> bool {
+        !matches!(self, Self::Tcp(_))
+    }
+
+    /// Whether it has an error that nobody has been told of; from now on it has not.
+    #[cfg(feature = "acknowledged")]
+    pub(super) fn has_error(&self) -> bool {
+        let error = match self {
+            Self::Tcp(tcp) => tcp.stream.take_error(),
+            #[cfg(unix)]
+            Self::Unix(unix) => unix.stream.take_error(),
+        };
+        error.map_or(true, |error| error.is_some())
     }
 
     /// Resolves when the peer has left, whatever bytes still wait to be read.

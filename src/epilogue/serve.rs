@@ -56,6 +56,13 @@ impl Epilogue {
     /// and hooks of all, and cuts them at its deadline. One that is to stop while another goes on needs an `Epilogue` of its
     /// own.
     ///
+    /// # Over TLS
+    ///
+    /// The listener may give encrypted streams. Its `accept` must not wait for their handshakes one after the other: a client
+    /// that never ends its own would keep all others out. Of a stream that is no socket nothing is seen but what its reads
+    /// and writes tell, and no timeouts are set; a [`TrackedSocket`](crate::TrackedSocket) below it has them set. To have the
+    /// socket watched as well, accept in a loop of your own, as the example `tls` does.
+    ///
     /// # Differences from `axum::serve`
     ///
     /// Every connection is tracked. Awaited with a graceful shutdown, it returns when the connections *and* the

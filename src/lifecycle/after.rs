@@ -45,6 +45,16 @@ pub(super) struct Rest {
     pub(super) places: Option<Places>,
 }
 
+#[cfg(feature = "acknowledged")]
+impl super::shared::Core {
+    /// The socket, which is kept no longer than somebody is to wait for it.
+    fn delivered(&mut self) -> crate::connection::Delivered {
+        let others = self.continuations.iter().any(|waiting| waiting.acknowledgement().is_some());
+        let delivered = &mut self.rare().delivered;
+        if others { delivered.clone() } else { delivered.take() }.unwrap_or_default()
+    }
+}
+
 impl Shared {
     /// What a continuation waits for besides its response; most for nothing, and those are given back.
     pub(super) fn before(
@@ -79,15 +89,34 @@ impl Shared {
         self.note_told_class(class);
     }
 
+    /// For the continuations that wait for an acknowledgement: the server may close right after the flush.
+    #[cfg(feature = "acknowledged")]
+    pub(super) fn keep_socket(&self, core: &mut super::shared::Core) {
+        let waits = core.continuations.iter().any(|continuation| continuation.acknowledgement().is_some());
+        if waits && !self.is_broken_off() {
+            let kept = &mut core.rare().delivered;
+            *kept = kept.take().or_else(|| Some(self.connection()?.keep_socket()));
+        }
+    }
+
+    /// Nothing will be acknowledged: as long as it is kept, the client does not see the connection's end.
+    #[cfg(feature = "acknowledged")]
+    pub(super) fn let_go_of_socket(&self) {
+        if self.is_broken_off() {
+            let kept = lock(&self.core).rare.as_mut().and_then(|rare| rare.delivered.take());
+            drop(kept);
+        }
+    }
+
     /// Waits until the flushed response is confirmed; to the deadline, and to the time limit.
     #[cfg(feature = "acknowledged")]
     async fn wait_for_acknowledgement(&self, deadline: Duration) {
         use crate::connection::Acknowledged;
 
+        let delivered = lock(&self.core).delivered();
         if self.word().known_sent() != Some(crate::status::Sent::Flushed) {
             return;
         }
-        let delivered = lock(&self.core).rare().delivered.take().unwrap_or_default();
         let mut acknowledged = std::pin::pin!(tokio::time::timeout(deadline, delivered.acknowledged()));
         let outcome = poll_fn(|cx| {
             self.ending_waker.register(cx.waker());

@@ -65,6 +65,9 @@ impl Measure {
         let stripped = response::is_bodiless(shared, response.status());
         if stripped {
             response::strip(shared, response);
+            if let (true, Some(connection)) = (response::is_upgrade(shared, response.status()), shared.connection()) {
+                connection.upgrades();
+            }
         }
         let body = response.body();
         let (bodiless, sized) = (stripped || body.is_end_stream(), body.size_hint().exact().is_some());

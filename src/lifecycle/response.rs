@@ -122,6 +122,12 @@ pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
         || status == StatusCode::NOT_MODIFIED
 }
 
+/// Whether the connection is the application's behind this response (RFC 9110, sections 9.3.6 and 15.2.2). Over HTTP/2 that
+/// is a stream of it.
+pub(super) fn is_upgrade(shared: &Shared, status: StatusCode) -> bool {
+    !shared.http2() && (status == StatusCode::SWITCHING_PROTOCOLS || shared.verb.is_connect() && status.is_success())
+}
+
 /// What stands in for a body that was taken off: a router outside would declare the length of an empty one, which is
 /// not that of the GET (RFC 9110, section 8.6).
 pub(crate) fn taken_off() -> Body {

@@ -81,6 +81,11 @@ impl Shared {
         for continuation in continuations {
             core.continuations.push_back(continuation);
         }
+        #[cfg(feature = "acknowledged")]
+        if changed.is_some_and(|change| change.new.has(word::HEAD)) {
+            // Its response was given to `finish`, and may have left already.
+            self.keep_socket(&mut core);
+        }
         drop(core);
         self.takes_no_more();
         if self.word().has(word::HEAD) {
@@ -156,22 +161,13 @@ impl Shared {
         self.release_tickets();
         #[cfg(feature = "acknowledged")]
         if changed.is_some_and(|change| change.new.has(word::WORK)) {
-            self.keep_socket();
+            self.keep_socket(&mut lock(&self.core));
         }
         if changed.is_some_and(|change| change.new.has(word::WORK | word::HANDLER)) {
             self.ensure_ending();
         } else {
             // Its fate may be known before it leaves: the client is gone.
             self.progress();
-        }
-    }
-
-    /// For the continuations that wait for an acknowledgement: the server may close right after the flush.
-    #[cfg(feature = "acknowledged")]
-    fn keep_socket(&self) {
-        let mut core = lock(&self.core);
-        if core.continuations.iter().any(|continuation| continuation.acknowledgement().is_some()) {
-            core.rare().delivered = self.connection().map(|connection| connection.keep_socket());
         }
     }
 
@@ -307,6 +303,8 @@ impl Shared {
         }
         let changed = self.change(None, |word| Some(word.with_sent(sent)).filter(|new| *new != word));
         self.leave_connection();
+        #[cfg(feature = "acknowledged")]
+        self.let_go_of_socket();
         if changed.is_some() {
             self.wake_awaiting();
             self.progress();

@@ -65,7 +65,8 @@
 //! A client whose cable is pulled sends neither FIN nor RST. It counts as gone when its machine leaves probes or bytes
 //! unanswered ([`keep_alive`](crate::Tracking::keep_alive), [`unacknowledged`](crate::Tracking::unacknowledged)), by
 //! default within a minute. A client whose machine answers while its program takes no byte counts as gone after the
-//! [write stall](crate::Tracking::write_stall).
+//! [write stall](crate::Tracking::write_stall); on Linux and Android after `unacknowledged`, if that is shorter, as it is by
+//! default: to these systems a window that stays closed is as good as no answer.
 //!
 //! Behind a proxy, the client is the proxy. It takes responses at its own pace, and whether it closes its
 //! connection when *its* client leaves is its own setting.
@@ -83,6 +84,9 @@
 //! hyper closes in order only what it has finished. It drops a connection whose response was broken off, and one that has to
 //! end at a drain's deadline; [`Epilogue::serve`](crate::Epilogue::serve) takes such a one back, and has it linger within
 //! the same bounds. In accept loops of your own it ends at once, and what its client had not read yet may be lost.
+//!
+//! An HTTP/1 connection that was upgraded (a 101, or a 2xx to CONNECT) is the application's: what that shuts is its sending
+//! side alone, and what the client still sends is for it to read.
 //!
 //! # When the server stops
 //!
@@ -107,7 +111,8 @@
 //! A response that cannot be completed must not look complete (RFC 9112, section 8). On HTTP/1 all further
 //! writes to the connection are refused, and it ends without the last chunk, or short of its declared length; on HTTP/1.0,
 //! where the end of the connection may be that of the response, with a reset, or over TLS without a `close_notify`. So it
-//! is with every connection that ends while such a response is on its way. On HTTP/2 the stream is reset when the server
+//! is with every connection that ends while such a response is on its way. (A wrapper that is no encryption has to tell of
+//! the socket below it, by [`TrackedIo::over`](crate::TrackedIo::over): of any other IO there is no reset.) On HTTP/2 the stream is reset when the server
 //! next asks for a frame of it; the other streams go on. On a Unix socket there are no resets: there an HTTP/1.0 client
 //! cannot tell.
 //!

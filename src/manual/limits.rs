@@ -12,7 +12,7 @@
 //! | [`max_detached`](crate::EpilogueBuilder::max_detached) | none | handlers and bodies that outlive their response |
 //! | [`EarlyCloseLayer::buffer_limit`](crate::EarlyCloseLayer::buffer_limit) | 1 MiB | what is held in memory to measure, compress or change a body |
 //! | [`EarlyCloseLayer::patience`](crate::EarlyCloseLayer::patience) | 1 s | how long a head waits to have its body measured |
-//! | [`Tracking::write_stall`](crate::Tracking::write_stall) | 60 s | a connection whose client takes no byte |
+//! | [`Tracking::write_stall`](crate::Tracking::write_stall) | 60 s; on Linux and Android `unacknowledged`, if that is shorter | a connection whose client takes no byte |
 //! | [`Tracking::keep_alive`](crate::Tracking::keep_alive), [`unacknowledged`](crate::Tracking::unacknowledged) | 30 s each | a connection whose client is silent |
 //! | `EpilogueBuilder::header_read_timeout` (feature `serve`) | 30 s | the wait for a request's head, and so, on HTTP/1, the idling between two requests |
 //! | [`Linger`](crate::Linger) | 64 MiB, 2 s idle, 10 s in all | a closing connection whose client is still sending |

@@ -12,7 +12,7 @@ const SCRIPT: &str = include_str!("page.js");
 
 /// Nothing may be loaded or run but what is in the page: these are the hashes of its style and its script.
 pub(super) const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; \
-    style-src 'sha256-VXniH601lQ8q7kbVoIu6Rz+heirh/MxZO5E/CS64mbU='; script-src 'sha256-9UgX0enAqj2ApP8WOFcZVwdJ0rs/uzT2/zq13sl3Jvo='; \
+    style-src 'sha256-VXniH601lQ8q7kbVoIu6Rz+heirh/MxZO5E/CS64mbU='; script-src 'sha256-LwQ8p/cSIPZxHE2fNHd5h6L6Nq8qhmcJXyNv1X1O9Yc='; \
     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 pub(super) fn document(snapshot: &Snapshot, full: bool) -> String {

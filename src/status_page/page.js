@@ -14,5 +14,12 @@ events.onerror = () => {
   // Each stream ends after a while and is asked for again by the browser, which is nothing to tell of.
   late ??= setTimeout(() => { state.textContent = "not connected"; }, 5000);
   // Refused, as when too many look at once: then the browser does not ask again.
-  if (events.readyState === EventSource.CLOSED) setTimeout(() => location.reload(), 5000);
+  if (events.readyState === EventSource.CLOSED) again();
 };
+function again() {
+  setTimeout(async () => {
+    // What a proxy shows while nobody is behind it would never ask.
+    const there = await fetch(location.href, { cache: "no-store" }).then(page => page.ok, () => false);
+    if (there) location.reload(); else again();
+  }, 5000);
+}

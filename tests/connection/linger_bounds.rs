@@ -1,16 +1,16 @@
 //! The bounds of the lingering close, on connections in memory under a paused clock: nothing here takes any time but
 //! what the bounds say.
 
-use std::time::Duration;
+use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 use axum::{Router, body::Body, routing::any};
 use http_body_util::BodyExt as _;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
+    io::{AsyncReadExt, AsyncWrite as _, AsyncWriteExt, DuplexStream},
     task::JoinHandle,
     time::Instant,
 };
-use tower_epilogue::{EarlyCloseLayer, Epilogue, Linger, Tracking};
+use tower_epilogue::{EarlyCloseLayer, Epilogue, Linger, TrackedIo, Tracking};
 
 use crate::{
     common::serve_one,
@@ -108,6 +108,20 @@ async fn no_more_than_so_many_linger_at_once() {
     // Their places are free again.
     let (_fourth, fourth) = answered(&tracking).await;
     assert_about(ends_after(fourth).await, 2 * SECOND);
+}
+
+/// Whoever makes each of them with `new` has one bound for all.
+#[tokio::test]
+async fn nor_of_those_with_the_default_settings() {
+    let mut all = Vec::new();
+    for number in 0..=1000 {
+        let (mut client, io) = tokio::io::duplex(16);
+        let mut io = TrackedIo::new(io);
+        client.write_all(b"more").await.unwrap();
+        let lingers = poll_fn(|cx| Poll::Ready(Pin::new(&mut io).poll_shutdown(cx).is_pending())).await;
+        assert_eq!(lingers, number < 1000, "{number}");
+        all.push((client, io));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::Instant,
 };
-use tower_epilogue::{EventKind, TrackedIo, TrackedSocket, Tracking};
+use tower_epilogue::{EventKind, TimeLimitLayer, TrackedIo, TrackedSocket, Tracking};
 
 use crate::{
     frames::{RawHttp2, request},
@@ -49,6 +49,21 @@ async fn a_reader_that_stops_has_aborted_when_the_write_stall_is_over() {
         assert!(aborted.at() >= stall, "{aborted:?}");
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// Linux counts a closed window as it does a machine that is gone: so the shorter of the two is what counts.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_reader_that_stops_has_aborted_when_what_it_does_not_take_was_unacknowledged_for_too_long() {
+    let tracking = Tracking::new().write_stall(None).unacknowledged(2 * SECOND);
+    let server = Server::with(app(), |builder| builder.tracking(tracking)).await;
+    let mut client = server.connect().await;
+    client.send_get(&format!("/{LARGE}")).await;
+    server.journal.ended(1).await;
+    assert_eq!(server.journal.lines(), ["handler_start/0", "handler_end/0", "aborted/1", "ended/1"]);
+    let aborted = server.journal.seen("aborted").await;
+    assert!(aborted.at() >= 2 * SECOND, "{aborted:?}");
+    assert!(server.stop().await.is_clean());
 }
 
 /// Reads so many times, a kilobyte each, so far apart.
@@ -223,4 +238,26 @@ async fn a_keep_alive_of_a_day_does_not_cost_the_other_settings() {
         assert_eq!(socket.tcp_keepalive_time().unwrap(), 32_767 * SECOND);
         assert_eq!(socket.tcp_user_timeout().unwrap(), Some(7 * SECOND));
     }
+}
+
+/// Not even an encryption that nothing is known of below, whose buffer all of it fits into.
+#[tokio::test(start_paused = true)]
+async fn no_reader_keeps_a_response_beyond_its_limit() {
+    let journal = Journal::default();
+    let (mut client, io) = tokio::io::duplex(1024);
+    let app = app().layer(TimeLimitLayer::new(20 * SECOND));
+    let io = TrackedIo::new(tokio::io::BufWriter::with_capacity(64 * 1024, io));
+    let service = TowerToHyperService::new(journal.epilogue().build().wrap(&io, app));
+    let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(io), service);
+    let serving = tokio::spawn(serving);
+    client.write_all(head(32 * 1024).as_bytes()).await.unwrap();
+    let ended = async {
+        while !journal.lines().iter().any(|line| line.starts_with("ended")) {
+            tokio::time::sleep(SECOND).await;
+        }
+    };
+    tokio::time::timeout(1000 * SECOND, ended).await.expect("it ends at its limit");
+    assert_eq!(journal.lines(), ["handler_start/0", "handler_end/0", "ended/2"]);
+    let cut = tokio::time::timeout(1000 * SECOND, serving).await.expect("its connection is closed");
+    assert!(cut.unwrap().is_err());
 }

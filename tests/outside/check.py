@@ -8,6 +8,7 @@ is a function whose name says what holds; it asserts, or it fails. With words, o
 
 import gzip
 import http.client
+import http.server
 import json
 import os
 import shutil
@@ -553,6 +554,49 @@ def chromium_shows_the_status_page_and_keeps_it_up_to_date():
         assert "Content Security Policy" in str(browser.errors), browser.errors
 
 
+class Proxy(http.server.BaseHTTPRequestHandler):
+    """One in front of a page; `behind` is its port, or None while nobody is behind it."""
+
+    behind, refused = None, []
+
+    def do_GET(self):  # noqa: N802: its caller's name
+        behind = type(self).behind
+        if behind is None:
+            type(self).refused.append(self.path)
+            return self.send_error(502)
+        connection = http.client.HTTPConnection("127.0.0.1", behind, timeout=20)
+        connection.request("GET", self.path, headers={"accept": self.headers["accept"]})
+        response = connection.getresponse()
+        self.send_response(response.status)
+        self.send_header("content-type", response.getheader("content-type"))
+        self.end_headers()
+        while type(self).behind and (piece := response.read1()):
+            self.wfile.write(piece)
+
+    def log_message(self, *_):
+        pass
+
+
+def chromium_finds_the_status_page_again_when_nobody_was_behind_its_proxy():
+    live = 'document.getElementById("state")?.innerText === "live"'
+    with StatusPage() as page, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        Proxy.behind = page.port
+        with Page(url("/", proxy.server_port)) as browser:
+            browser.until(live)
+            browser.value("window.sameDocument = true")
+            Proxy.behind = None
+            for _ in range(600):
+                # The stream of updates, and then the page.
+                if any("events" not in path and "favicon" not in path for path in Proxy.refused):
+                    break
+                time.sleep(0.05)
+            assert Proxy.refused, "nobody has asked"
+            Proxy.behind = page.port
+            browser.until(live + " && !window.sameDocument", 30)
+        proxy.shutdown()
+
+
 def take_the_readmes_picture(page, browser, target):
     """`EPILOGUE_SCREENSHOT=docs/status_page.png check.py … keeps_it_up_to_date`: after a minute of this and that."""
 
@@ -698,7 +742,7 @@ def port_of(server):
     raise AssertionError("it does not listen")
 
 
-HELPERS = {"StatusPage", "take_the_readmes_picture", "promtool", "as_older_text", "page_of", "page_url", "works", "port_of", "fresh", "curl", "url", "journal", "names", "at", "status", "head_and_body", "reset", "leave_during_work", "chromium", "example", "main"}
+HELPERS = {"StatusPage", "Proxy", "take_the_readmes_picture", "promtool", "as_older_text", "page_of", "page_url", "works", "port_of", "fresh", "curl", "url", "journal", "names", "at", "status", "head_and_body", "reset", "leave_during_work", "chromium", "example", "main"}
 
 if __name__ == "__main__":
     main()
