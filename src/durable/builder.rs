@@ -274,10 +274,10 @@ impl DurableBuilder {
         });
         let _ = runner.store.set(Arc::downgrade(&inner));
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]
-        tokio::spawn(Writer::new(database, engine.clone(), self.claim, self.keep_answers).run(ops));
+        tokio::spawn(Writer::new(database, engine.clone(), self.claim, self.keep_answers, self.busy_timeout).run(ops));
         engine.start(runner)?;
         epilogue.pool.accompany(inner.clone() as Arc<dyn Companion>);
-        Ok(DurableStore(inner))
+        Ok(DurableStore(inner, epilogue.pool.clone()))
     }
 }
 

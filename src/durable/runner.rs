@@ -133,7 +133,7 @@ impl JobRunner {
             }
         };
         let seat = Seat::new(attempt.limit);
-        let lifecycle = Lifecycle::of_job(pool, &attempt.kind, seat.clone());
+        let lifecycle = Lifecycle::of_job(pool.clone(), &attempt.kind, seat.clone());
         let context = JobContext {
             id: attempt.id,
             kind: attempt.kind.clone(),
@@ -143,7 +143,7 @@ impl JobRunner {
             deadline: Instant::now(),
             lifecycle: lifecycle.clone(),
             state: self.state.clone(),
-            store: DurableStore(inner.clone()),
+            store: DurableStore(inner.clone(), pool),
         };
         let (ended, outcome) = oneshot::channel();
         let claim = Arc::new(Held { at: Mutex::new(Instant::now()), id: attempt.id, attempt: attempt.attempt });
