@@ -206,7 +206,7 @@ impl DurableBuilder {
     }
 
     /// SQLite: how long a write waits for another connection's; 5 s by default. On Postgres, how long a request waits
-    /// for a connection. After it the client is answered with a 503.
+    /// for a connection. After it, or twice that where others wait already, the client is answered with a 503.
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.busy_timeout = timeout;
         self

@@ -4,12 +4,15 @@
 //! that a request which is dropped while it waits leaves nothing half done: its job is stored, or it is not.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     database::{Begun, Database},
@@ -39,18 +42,34 @@ pub(super) enum Op {
 /// Who waits for an answer, and the room in the queue that is taken until there is one.
 pub(super) struct Reply<T> {
     to: oneshot::Sender<Result<T, DurableError>>,
-    #[expect(dead_code, reason = "it is given back when this is dropped")]
+    /// None for those whom nobody can be told of: they wait for as long as it takes. Given back when this is dropped.
     room: Option<OwnedSemaphorePermit>,
+    since: Instant,
 }
 
 impl<T> Reply<T> {
     pub(super) fn new(to: oneshot::Sender<Result<T, DurableError>>, room: Option<OwnedSemaphorePermit>) -> Self {
-        Self { to, room }
+        Self { to, room, since: Instant::now() }
+    }
+
+    fn has_waited(&self, time: Duration) -> bool {
+        self.room.is_some() && self.since.elapsed() >= time
     }
 
     /// Gives the answer back where nobody waits for it.
     fn send(self, answer: Result<T, DurableError>) -> Result<(), Result<T, DurableError>> {
         self.to.send(answer)
+    }
+}
+
+impl Op {
+    /// Whether somebody has waited for it for so long.
+    fn has_waited(&self, time: Duration) -> bool {
+        match self {
+            Self::Claim { reply, .. } => reply.has_waited(time),
+            Self::Keep { reply, .. } => reply.has_waited(time),
+            Self::Release(_) | Self::Promote(_) | Self::Barrier(_) => false,
+        }
     }
 }
 
@@ -78,6 +97,8 @@ pub(super) struct Writer {
     claim: Duration,
     /// How long answers are kept.
     keep: Duration,
+    /// How long a request waits for a database that cannot be reached.
+    patience: Duration,
     /// Claims whose handlers run here, by their owners.
     held: HashMap<String, Claim>,
     /// Jobs whose requests did not wait for them: nobody else will promote them.
@@ -111,9 +132,24 @@ fn later_ms(by: Duration) -> i64 {
     now_ms().saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// The next ones: those that were `left` come first. None when nobody can send any more.
+async fn receive(ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>, batch: &mut Vec<Op>) -> usize {
+    if left.is_empty() {
+        return ops.recv_many(batch, TOGETHER).await;
+    }
+    batch.extend(left.drain(..left.len().min(TOGETHER)));
+    batch.len()
+}
+
 impl Writer {
-    pub(super) fn new(database: Database, engine: Arc<dyn Engine>, claim: Duration, keep: Duration) -> Self {
-        Self { database, engine, claim, keep, held: HashMap::new(), orphans: Vec::new() }
+    pub(super) fn new(
+        database: Database,
+        engine: Arc<dyn Engine>,
+        claim: Duration,
+        keep: Duration,
+        patience: Duration,
+    ) -> Self {
+        Self { database, engine, claim, keep, patience, held: HashMap::new(), orphans: Vec::new() }
     }
 
     /// Ends when nobody can send any more.
@@ -122,42 +158,68 @@ impl Writer {
         renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut cleaning = tokio::time::interval(Duration::from_secs(60));
         cleaning.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut batch = Vec::new();
+        let (mut batch, mut left) = (Vec::new(), VecDeque::new());
         loop {
             tokio::select! {
                 // The timers first: they are seldom due, and under load there is always something to write.
                 biased;
                 _ = renewal.tick() => self.renew().await,
                 _ = cleaning.tick() => self.clean().await,
-                count = ops.recv_many(&mut batch, TOGETHER) => {
+                count = receive(&mut ops, &mut left, &mut batch) => {
                     if count == 0 {
                         return;
                     }
-                    self.together(std::mem::take(&mut batch)).await;
+                    if let Err(error) = self.together(std::mem::take(&mut batch)).await {
+                        self.fail_behind(&mut ops, &mut left, &error);
+                    }
                 }
             }
             if !self.orphans.is_empty() {
                 let orphans = std::mem::take(&mut self.orphans);
-                self.together(vec![Op::Promote(orphans)]).await;
+                // If that fails, it is told.
+                let _ = self.together(vec![Op::Promote(orphans)]).await;
             }
         }
     }
 
-    /// Writes all in one transaction; if that fails for a reason that may be one of them alone, each in its own.
-    async fn together(&mut self, ops: Vec<Op>) {
+    /// Writes all in one transaction; if that fails for a reason that may be one of them alone, each in its own. An error if
+    /// the database is not there.
+    async fn together(&mut self, ops: Vec<Op>) -> Result<(), DurableError> {
         match self.write(&ops).await {
             Ok(done) => self.answer(ops, done),
-            Err(error) if ops.len() == 1 || error.is_unavailable() => self.fail(ops, &error),
+            Err(error) if ops.len() == 1 || error.is_unavailable() => return self.fail_all(ops, error),
             Err(_) => {
-                for op in ops {
+                let mut ops = ops.into_iter();
+                while let Some(op) = ops.next() {
                     let alone = [op];
-                    let result = self.write(&alone).await;
-                    match result {
+                    match self.write(&alone).await {
                         Ok(done) => self.answer(alone.into(), done),
+                        Err(error) if error.is_unavailable() => {
+                            return self.fail_all(alone.into_iter().chain(ops).collect(), error);
+                        }
                         Err(error) => self.fail(alone.into(), &error),
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn fail_all(&mut self, ops: Vec<Op>, error: DurableError) -> Result<(), DurableError> {
+        self.fail(ops, &error);
+        if error.is_unavailable() { Err(error) } else { Ok(()) }
+    }
+
+    /// Behind those that were tried in vain: who has waited for as long as they is not to wait for a turn of its own, which
+    /// comes later the more there are.
+    fn fail_behind(&mut self, ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>, error: &DurableError) {
+        while let Ok(op) = ops.try_recv() {
+            left.push_back(op);
+        }
+        let (late, rest): (Vec<_>, _) = std::mem::take(left).into_iter().partition(|op| op.has_waited(self.patience));
+        *left = rest.into();
+        if !late.is_empty() {
+            self.fail(late, error);
         }
     }
 

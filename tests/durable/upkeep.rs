@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::future::join_all;
 use tower_epilogue::{
     Epilogue,
     durable::{Durable, DurableStore},
 };
 
 use crate::{
-    common::{Place, Record, Task, on_both, quick},
+    common::{Node, Place, Record, Task, on_both, quick},
+    support::{logs, soon},
 };
 
 on_both!(
@@ -25,3 +27,26 @@ async fn a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight(place: Place) 
     record.begun("promised", 1).await;
 }
 
+/// All wait as long as the first: the next ones are not tried after it, each as long again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_is_refused_as_soon_as_one() {
+    let logs = logs();
+    let place = Place::sqlite();
+    let node =
+        Node::with(&place, |store| store.busy_timeout(Duration::from_secs(1)), |epilogue| epilogue, |_| Router::new())
+            .await;
+    let locked = crate::commits::Locked::take(&place).await;
+    let asked = (0..2000).map(|_| node.store.enqueue(Durable::new(Task::ok("refused"))));
+    for answer in soon("all are refused", join_all(asked)).await {
+        assert!(answer.unwrap_err().is_locked());
+    }
+    // Of so many at once no other test has.
+    let refused = logs.with("the store of durable jobs failed");
+    let requests = |line: &String| line.rsplit_once("requests=").and_then(|(_, requests)| requests.trim().parse().ok());
+    let tried: Vec<u32> = refused.iter().filter_map(requests).filter(|requests| *requests > 100).collect();
+    assert!((1..4).contains(&tried.len()), "{tried:?}");
+    locked.release().await;
+    node.store.enqueue(Durable::new(Task::ok("after"))).await.unwrap();
+    node.completed(1).await;
+    assert!(node.record.runs_of("refused").is_empty());
+}
