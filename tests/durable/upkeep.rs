@@ -10,13 +10,31 @@ use tower_epilogue::{
 };
 
 use crate::{
-    common::{Node, Place, Record, Task, on_both, quick},
+    common::{Act, Node, Place, Record, Task, on_both, quick},
     support::{logs, soon},
 };
 
 on_both!(
+    a_revived_job_that_fails_otherwise_says_so,
     a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight,
 );
+
+async fn discarded(node: &Node, jobs: u64) {
+    node.until("it is given up", |counts| counts.discarded == jobs && counts.unfinished() == 0).await;
+}
+
+/// It gives up first, and is given up after its last attempt then.
+async fn a_revived_job_that_fails_otherwise_says_so(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Task::new("given up", Act::GiveUpThenFail))).await.unwrap();
+    discarded(&node, 1).await;
+    let job = node.store.discarded(1).await.unwrap().remove(0);
+    assert_eq!(job.error, "hopeless");
+    node.store.revive(job.id).await.unwrap();
+    node.record.begun("given up", 3).await;
+    discarded(&node, 1).await;
+    assert_eq!(node.store.discarded(1).await.unwrap()[0].error, "not yet");
+}
 
 /// Whoever set it up has kept the store alone.
 async fn a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight(place: Place) {
