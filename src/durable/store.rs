@@ -146,7 +146,7 @@ impl DurableStore {
     ///
     /// # Errors
     ///
-    /// If there is no such job, or the store does not answer.
+    /// If there is no such job, if another of its kind and key is stored by now, or if the store does not answer.
     pub async fn revive(&self, id: i64) -> Result<(), DurableError> {
         self.0.engine.revive(id).await
     }

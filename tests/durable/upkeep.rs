@@ -16,6 +16,7 @@ use crate::{
 
 on_both!(
     a_revived_job_that_fails_otherwise_says_so,
+    a_job_is_not_revived_beside_another_of_its_key,
     a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight,
 );
 
@@ -34,6 +35,20 @@ async fn a_revived_job_that_fails_otherwise_says_so(place: Place) {
     node.record.begun("given up", 3).await;
     discarded(&node, 1).await;
     assert_eq!(node.store.discarded(1).await.unwrap()[0].error, "not yet");
+}
+
+/// It has been promised anew meanwhile.
+async fn a_job_is_not_revived_beside_another_of_its_key(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Task::new("old", Act::GiveUp)).with_key("k")).await.unwrap();
+    discarded(&node, 1).await;
+    node.store.enqueue(Durable::new(Task::new("new", Act::Wait)).with_key("k")).await.unwrap();
+    node.record.begun("new", 1).await;
+    let error = node.store.revive(node.store.discarded(1).await.unwrap()[0].id).await.unwrap_err();
+    assert!(error.to_string().contains("another job of its kind and key"), "{error}");
+    node.record.open();
+    node.completed(1).await;
+    assert_eq!((node.record.runs_of("old").len(), node.store.counts().await.unwrap().discarded), (1, 1));
 }
 
 /// Whoever set it up has kept the store alone.
