@@ -249,6 +249,7 @@ impl DurableBuilder {
             return Err(DurableError::new(Kind::Settings("`rescue_after` and `claim` must not be zero".to_owned())));
         }
         self.keep_within(epilogue);
+        self.keep_in_time();
         let database = connect::connect(&self).await?;
         let engine = Arc::new(River::new(database.clone(), self.work, self.times)?) as Arc<dyn Engine>;
         if self.migrate {
@@ -281,7 +282,19 @@ impl DurableBuilder {
     }
 }
 
+/// Neither databases nor engines have a time for the end of all times.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// SQLite's own: an `i32` of milliseconds.
+const LONGEST_BUSY: Duration = Duration::from_millis(i32::MAX as u64);
+
 impl DurableBuilder {
+    fn keep_in_time(&mut self) {
+        for time in [&mut self.lease, &mut self.times.rescue_after, &mut self.times.elect] {
+            *time = CENTURY.min(*time);
+        }
+        self.busy_timeout = LONGEST_BUSY.min(self.busy_timeout);
+    }
+
     /// No more of a kind is fetched than could ever run at once.
     fn keep_within(&mut self, epilogue: &Epilogue) {
         let Some(bounds) = epilogue.pool.bounds.as_deref() else { return };

@@ -6,7 +6,7 @@ use axum::Router;
 use futures_util::future::join_all;
 use tower_epilogue::{
     Epilogue,
-    durable::{Durable, DurableStore},
+    durable::{Durable, DurableBuilder, DurableStore},
 };
 
 use crate::{
@@ -17,6 +17,7 @@ use crate::{
 on_both!(
     a_revived_job_that_fails_otherwise_says_so,
     a_job_is_not_revived_beside_another_of_its_key,
+    times_may_be_without_end,
     a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight,
 );
 
@@ -49,6 +50,38 @@ async fn a_job_is_not_revived_beside_another_of_its_key(place: Place) {
     node.record.open();
     node.completed(1).await;
     assert_eq!((node.record.runs_of("old").len(), node.store.counts().await.unwrap().discarded), (1, 1));
+}
+
+/// With the engine's services behind it, which look after leases and retries.
+async fn times_may_be_without_end(place: Place) {
+    for setting in [DurableBuilder::lease, DurableBuilder::rescue_after, DurableBuilder::busy_timeout] {
+        let node = Node::with(&place, |store| setting(store, Duration::MAX), |epilogue| epilogue, |_| Router::new());
+        let node = node.await;
+        node.store.enqueue(Durable::new(Task::ok("ends"))).await.unwrap();
+        node.record.begun("ends", 1).await;
+        node.stop().await;
+    }
+    let record = Record::default();
+    let builder = place.store().leader_lease(Duration::MAX).state(record.clone()).register::<Task>();
+    // It has to be scheduled, for nobody tells that it is to start.
+    let node = Node::of(record, builder.lease(Duration::from_secs(2)), |epilogue| epilogue, |_| Router::new()).await;
+    let transaction = async || -> Result<(), Box<dyn std::error::Error>> {
+        match &place {
+            Place::Sqlite(_) => {
+                let mut transaction = node.store.begin_sqlite().await?;
+                drop(Durable::in_transaction(Task::ok("scheduled"), &node.store, &mut transaction).await?);
+                transaction.commit().await?;
+            }
+            Place::Postgres(_) => {
+                let mut transaction = node.store.begin_postgres().await?;
+                drop(Durable::in_transaction(Task::ok("scheduled"), &node.store, &mut transaction).await?);
+                transaction.commit().await?;
+            }
+        }
+        Ok(())
+    };
+    transaction().await.unwrap();
+    node.record.begun("scheduled", 1).await;
 }
 
 /// Whoever set it up has kept the store alone.
