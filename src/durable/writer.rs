@@ -87,6 +87,9 @@ enum Done {
 /// How many requests share a transaction at most.
 const TOGETHER: usize = 256;
 
+/// How long others have the database for themselves while there is much to forget.
+const BREATH: Duration = Duration::from_millis(50);
+
 /// How often a transaction is tried that another stands in the way of.
 const TRIES: u32 = 5;
 
@@ -164,7 +167,9 @@ impl Writer {
                 // The timers first: they are seldom due, and under load there is always something to write.
                 biased;
                 _ = renewal.tick() => self.renew().await,
-                _ = cleaning.tick() => self.clean().await,
+                _ = cleaning.tick() => if self.clean().await {
+                    cleaning.reset_after(BREATH);
+                },
                 count = receive(&mut ops, &mut left, &mut batch) => {
                     if count == 0 {
                         return;
@@ -365,17 +370,21 @@ impl Writer {
         }
     }
 
-    async fn clean(&self) {
+    /// Whether there may be more.
+    async fn clean(&self) -> bool {
         let cleaned = async {
             let mut begun = self.database.begin_writer().await?;
             let rows = records::clean(now_ms(), &mut begun.tx()).await?;
             begun.commit().await?;
             Ok::<_, DurableError>(rows)
         };
-        match cleaned.await {
-            Ok(rows) if rows > 0 => tracing::debug!(rows, "answers that had expired were forgotten"),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "expired answers were not forgotten"),
+        let rows = cleaned.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "expired answers were not forgotten");
+            0
+        });
+        if rows > 0 {
+            tracing::debug!(rows, "answers that had expired were forgotten");
         }
+        rows >= u64::from(records::FORGOTTEN)
     }
 }

@@ -18,6 +18,7 @@ on_both!(
     a_revived_job_that_fails_otherwise_says_so,
     a_job_is_not_revived_beside_another_of_its_key,
     times_may_be_without_end,
+    what_has_expired_is_forgotten_bit_by_bit,
     a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight,
 );
 
@@ -82,6 +83,22 @@ async fn times_may_be_without_end(place: Place) {
     };
     transaction().await.unwrap();
     node.record.begun("scheduled", 1).await;
+}
+
+/// After an outage there may be millions, and others wait for their turn.
+async fn what_has_expired_is_forgotten_bit_by_bit(place: Place) {
+    let logs = logs();
+    let node = Node::start(&place, |_| Router::new()).await;
+    node.stop().await;
+    let expired =
+        "WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 4321)
+        INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms)
+        SELECT 'k' || number, '', '', number FROM numbers";
+    place.execute(expired).await;
+    let _node = Node::start(&place, |_| Router::new()).await;
+    place.until("SELECT count(*) FROM tower_epilogue_answer", 0).await;
+    let forgotten = logs.with("answers that had expired were forgotten");
+    assert!(!forgotten.is_empty() && !forgotten.iter().any(|line| line.contains("4321")), "{forgotten:?}");
 }
 
 /// Whoever set it up has kept the store alone.
