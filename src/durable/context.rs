@@ -106,7 +106,8 @@ impl JobContext {
         &self.store
     }
 
-    /// The TIMEOUT bit is set once the attempt is to end; nobody can abort a job.
+    /// The TIMEOUT bit is set once the attempt is to end, also where somebody has cancelled the job with River's tools.
+    /// Nobody can abort a job.
     #[must_use]
     pub fn status(&self) -> ConnectionStatus {
         self.lifecycle.status()

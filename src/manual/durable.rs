@@ -32,6 +32,7 @@
 //! | A process is suspended, or does not reach its database, for longer than the limit and `rescue_after` of an attempt that waits for its place. | Another process takes the job. The first one does not run it, but puts it back: it runs a second time. | The key, as above. |
 //! | The last attempt ends with its process. | The job is discarded by the process that rescues it. [`on_discard`](crate::durable::DurableBuilder::on_discard) is not called, since no process ran it to its end. | Watch the number of discarded jobs ([`counts`](crate::durable::DurableStore::counts)). |
 //! | A new version of the program cannot read what an old one stored. | The job stays stored, counts no attempt, is looked at again each half minute, and the log says so each time. | Add fields with `#[serde(default)]`; take none away before the old jobs are done; or let both versions run for a while. |
+//! | Somebody cancels a job with River's tools. | It does not begin, or is dropped at its next `.await`, with the status TIMEOUT, and is noted as cancelled. No list or count here has it any more. | Nothing. |
 //! | No process knows the job's kind any more. | It stays stored, untouched. | Run one that knows it, or delete it. |
 //! | The clocks of machines differ. | Leases and rescues come that much earlier or later. | Keep `rescue_after` above the difference. |
 //! | The client left while its job was being stored. | It is stored, and starts at once. | Nothing. |

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use axum::Router;
 use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 use tower_epilogue::{
     Epilogue,
-    durable::{Durable, DurableBuilder, DurableStore},
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError, sqlx},
 };
 
 use crate::{
@@ -19,6 +21,8 @@ on_both!(
     a_job_is_not_revived_beside_another_of_its_key,
     times_may_be_without_end,
     what_has_expired_is_forgotten_bit_by_bit,
+    a_job_that_is_cancelled_with_rivers_tools_ends,
+    so_does_one_that_waits_for_its_place,
     a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight,
 );
 
@@ -99,6 +103,67 @@ async fn what_has_expired_is_forgotten_bit_by_bit(place: Place) {
     place.until("SELECT count(*) FROM tower_epilogue_answer", 0).await;
     let forgotten = logs.with("answers that had expired were forgotten");
     assert!(!forgotten.is_empty() && !forgotten.iter().any(|line| line.contains("4321")), "{forgotten:?}");
+}
+
+/// Says when it begins, and that it is dropped.
+#[derive(Serialize, Deserialize)]
+struct Endless;
+
+type Told = mpsc::UnboundedSender<&'static str>;
+
+struct Tells(Told);
+
+impl Drop for Tells {
+    fn drop(&mut self) {
+        let _ = self.0.send("dropped");
+    }
+}
+
+impl DurableJob for Endless {
+    const KIND: &'static str = "endless";
+    const LIMIT: Duration = Duration::from_secs(3600);
+
+    async fn run(self, cx: JobContext) -> Result<(), JobError> {
+        let told = cx.state::<Told>()?;
+        told.send("begun")?;
+        let _tells = Tells(told.clone());
+        std::future::pending().await
+    }
+}
+
+/// The only job there is, as River's own tools do it.
+async fn cancel(place: &Place) {
+    let tools = match place {
+        Place::Sqlite(file) => {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file.path);
+            riverqueue::Client::builder(sqlx::SqlitePool::connect_with(options).await.unwrap()).build()
+        }
+        Place::Postgres(url) => riverqueue::Client::builder(sqlx::PgPool::connect(url).await.unwrap()).build(),
+    };
+    tools.unwrap().jobs().cancel(1).await.unwrap();
+    place.until("SELECT count(*) FROM river_job WHERE state = 'cancelled' AND finalized_at IS NOT NULL", 1).await;
+}
+
+async fn a_job_that_is_cancelled_with_rivers_tools_ends(place: Place) {
+    let (told, mut tells) = mpsc::unbounded_channel::<&'static str>();
+    let node =
+        Node::with(&place, |store| store.register::<Endless>().state(told), |epilogue| epilogue, |_| Router::new());
+    let node = node.await;
+    node.store.enqueue(Durable::new(Endless)).await.unwrap();
+    assert_eq!(soon("it begins", tells.recv()).await, Some("begun"));
+    cancel(&place).await;
+    assert_eq!(soon("it is dropped", tells.recv()).await, Some("dropped"));
+    assert_eq!(node.store.counts().await.unwrap().unfinished(), 0);
+    let report = node.stop().await;
+    assert!(report.is_clean(), "{report}");
+}
+
+async fn so_does_one_that_waits_for_its_place(place: Place) {
+    let (node, gate) = crate::common::waits_for_its_place(&place, Duration::from_secs(30)).await;
+    cancel(&place).await;
+    gate.send_replace(true);
+    node.journal.ended(2).await;
+    assert!(node.record.runs().is_empty());
 }
 
 /// Whoever set it up has kept the store alone.

@@ -84,6 +84,7 @@ impl Worker<Envelope> for Attempts {
             attempt: number(job.row.attempt),
             max_attempts: number(job.row.max_attempts),
             from: job.args.from,
+            cancelled: context.cancellation_token().clone(),
         };
         match runner.run(attempt).await {
             Outcome::Completed => Ok(WorkOutcome::Complete),
@@ -93,6 +94,7 @@ impl Worker<Envelope> for Attempts {
                 let _ = context.metadata_set(REASON, storable(error));
                 Ok(WorkOutcome::Discard)
             }
+            // Of one that was cancelled River makes that, whatever comes but its completion.
             Outcome::Returned { after } => Ok(WorkOutcome::Snooze(after)),
         }
     }
