@@ -68,7 +68,8 @@ impl JobContext {
         self.attempt >= self.max_attempts
     }
 
-    /// The same for every attempt at this job, and for no other job of its kind. Give it to what the job calls, so that
+    /// The same for every attempt at this job, and for no other job of its kind but one that was promised under the same
+    /// [key](super::Durable::with_key) when this one was no longer kept. Give it to what the job calls, so that
     /// an effect which happened already does not happen again: a payment provider's own `Idempotency-Key`, or a unique
     /// column.
     #[must_use]

@@ -84,6 +84,8 @@ impl Durable {
     /// `transaction` is one of sqlx ([`durable::sqlx`](super::sqlx)) on the database of `store`. Begin it with
     /// [`DurableStore::begin_sqlite`] or [`DurableStore::begin_postgres`], which cannot be dropped half-begun.
     ///
+    /// Its key is random, whatever the client has sent: see [`store_in`](Self::store_in) for one of its own.
+    ///
     /// # Errors
     ///
     /// If it cannot be stored. Roll the transaction back.
@@ -103,7 +105,8 @@ impl Durable {
         Self::new(job).store_in(store, transaction).await
     }
 
-    /// As [`in_transaction`](Self::in_transaction), for one that has a [key](Self::with_key) of its own.
+    /// As [`in_transaction`](Self::in_transaction), for one that has a [key](Self::with_key) of its own; say, that of the
+    /// client's request, [`IdempotencyKey::as_str`](super::IdempotencyKey::as_str).
     ///
     /// # Errors
     ///
