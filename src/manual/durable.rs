@@ -32,6 +32,7 @@
 //! | A job blocks its thread past its limit, for longer than [`rescue_after`](crate::durable::DurableBuilder::rescue_after). | It is taken for lost, and runs twice at the same time. | Do not block: `spawn_blocking`, with a limit of its own. |
 //! | A process is suspended, or does not reach its database, for longer than the limit and `rescue_after` of an attempt that waits for its place. | Another process takes the job. The first one does not run it, but puts it back: it runs a second time. | The key, as above. |
 //! | The last attempt ends with its process. | The job is discarded by the process that rescues it. [`on_discard`](crate::durable::DurableBuilder::on_discard) is not called, since no process ran it to its end. | Watch the number of discarded jobs ([`counts`](crate::durable::DurableStore::counts)). |
+//! | A job does not come back from the JSON that it is stored as: a number that is none, a field that is written otherwise than read. | Its client gets a 503. | Types that are read as they are written. |
 //! | A new version of the program cannot read what an old one stored. | The job stays stored, counts no attempt, is looked at again each half minute, and the log says so each time. | Add fields with `#[serde(default)]`; take none away before the old jobs are done; or let both versions run for a while. |
 //! | Somebody cancels a job with River's tools. | It does not begin, or is dropped at its next `.await`, with the status TIMEOUT, and is noted as cancelled. No list or count here has it any more. | Nothing. |
 //! | No process knows the job's kind any more. | It stays stored, untouched. | Run one that knows it, or delete it. |
@@ -55,8 +56,8 @@
 //!
 //! An answer is kept for a day ([`keep_answers`](crate::durable::DurableBuilder::keep_answers)) in the same transaction as
 //! its jobs. After that the key may be used for something else. What is given again passes nothing that stands inside of
-//! the layer: who may ask is to be settled outside of it. Put the layer *inside* of compression, so that what is
-//! kept is not compressed for one client and given to another.
+//! the layer: who may ask is to be settled outside of it. Put the layer *inside* of sessions, too, whose cookie would be set
+//! again as it was then, and of compression, so that what is kept is not compressed for one client and given to another.
 //!
 //! # One lifecycle
 //!

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Router, routing::post};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -23,6 +23,7 @@ on_both!(
     what_has_expired_is_forgotten_bit_by_bit,
     a_job_that_is_cancelled_with_rivers_tools_ends,
     so_does_one_that_waits_for_its_place,
+    what_would_never_decode_is_not_promised,
     a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight,
 );
 
@@ -164,6 +165,30 @@ async fn so_does_one_that_waits_for_its_place(place: Place) {
     gate.send_replace(true);
     node.journal.ended(2).await;
     assert!(node.record.runs().is_empty());
+}
+
+/// JSON has nothing for what is no number.
+#[derive(Serialize, Deserialize)]
+struct Sum(f64);
+
+impl DurableJob for Sum {
+    const KIND: &'static str = "sum";
+
+    async fn run(self, _: JobContext) -> Result<(), JobError> {
+        Ok(())
+    }
+}
+
+async fn what_would_never_decode_is_not_promised(place: Place) {
+    let sum = |sum: String| async move { Durable::new(Sum(sum.parse().unwrap())) };
+    let app = |store: &DurableStore| Router::new().route("/", post(sum)).layer(store.layer());
+    let node = Node::with(&place, DurableBuilder::register::<Sum>, |epilogue| epilogue, app).await;
+    assert_eq!(node.post("/", &[], "NaN").await.status, 503);
+    assert_eq!(node.post("/", &[], "0.1").await.status, 200);
+    let error = node.store.enqueue(Durable::new(Sum(f64::INFINITY))).await.unwrap_err();
+    assert!(error.to_string().contains("does not come back"), "{error}");
+    node.completed(1).await;
+    assert_eq!(node.store.counts().await.unwrap().unfinished(), 0);
 }
 
 /// Whoever set it up has kept the store alone.
