@@ -39,6 +39,8 @@ mod promise;
 mod stale;
 #[path = "durable/strays.rs"]
 mod strays;
+#[path = "durable/upkeep.rs"]
+mod upkeep;
 #[cfg(target_os = "linux")]
 #[path = "durable/vanished.rs"]
 mod vanished;

@@ -18,11 +18,12 @@ use super::{
     engine::{DiscardedJob, Engine, Times, Work},
     error::Kind,
     job::kind_error,
+    op::ROOM,
     records,
     river::River,
     runner::{JobRunner, KnownKind, OnDiscard},
     store::Inner,
-    writer::{ROOM, Writer},
+    writer::Writer,
 };
 use crate::{Epilogue, pool::Companion};
 
@@ -206,7 +207,7 @@ impl DurableBuilder {
     }
 
     /// SQLite: how long a write waits for another connection's; 5 s by default. On Postgres, how long a request waits
-    /// for a connection. After it the client is answered with a 503.
+    /// for a connection. After it, or twice that where others wait already, the client is answered with a 503.
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.busy_timeout = timeout;
         self
@@ -249,6 +250,7 @@ impl DurableBuilder {
             return Err(DurableError::new(Kind::Settings("`rescue_after` and `claim` must not be zero".to_owned())));
         }
         self.keep_within(epilogue);
+        self.keep_in_time();
         let database = connect::connect(&self).await?;
         let engine = Arc::new(River::new(database.clone(), self.work, self.times)?) as Arc<dyn Engine>;
         if self.migrate {
@@ -274,14 +276,26 @@ impl DurableBuilder {
         });
         let _ = runner.store.set(Arc::downgrade(&inner));
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]
-        tokio::spawn(Writer::new(database, engine.clone(), self.claim, self.keep_answers).run(ops));
+        tokio::spawn(Writer::new(database, engine.clone(), self.claim, self.keep_answers, self.busy_timeout).run(ops));
         engine.start(runner)?;
         epilogue.pool.accompany(inner.clone() as Arc<dyn Companion>);
-        Ok(DurableStore(inner))
+        Ok(DurableStore(inner, epilogue.pool.clone()))
     }
 }
 
+/// Neither databases nor engines have a time for the end of all times.
+const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// SQLite's own: an `i32` of milliseconds.
+const LONGEST_BUSY: Duration = Duration::from_millis(i32::MAX as u64);
+
 impl DurableBuilder {
+    fn keep_in_time(&mut self) {
+        for time in [&mut self.lease, &mut self.times.rescue_after, &mut self.times.elect] {
+            *time = CENTURY.min(*time);
+        }
+        self.busy_timeout = LONGEST_BUSY.min(self.busy_timeout);
+    }
+
     /// No more of a kind is fetched than could ever run at once.
     fn keep_within(&mut self, epilogue: &Epilogue) {
         let Some(bounds) = epilogue.pool.bounds.as_deref() else { return };

@@ -68,7 +68,8 @@ impl JobContext {
         self.attempt >= self.max_attempts
     }
 
-    /// The same for every attempt at this job, and for no other job of its kind. Give it to what the job calls, so that
+    /// The same for every attempt at this job, and for no other job of its kind but one that was promised under the same
+    /// [key](super::Durable::with_key) when this one was no longer kept. Give it to what the job calls, so that
     /// an effect which happened already does not happen again: a payment provider's own `Idempotency-Key`, or a unique
     /// column.
     #[must_use]
@@ -106,7 +107,8 @@ impl JobContext {
         &self.store
     }
 
-    /// The TIMEOUT bit is set once the attempt is to end; nobody can abort a job.
+    /// The TIMEOUT bit is set once the attempt is to end, also where somebody has cancelled the job with River's tools.
+    /// Nobody can abort a job.
     #[must_use]
     pub fn status(&self) -> ConnectionStatus {
         self.lifecycle.status()

@@ -2,6 +2,8 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
+use tokio_util::sync::CancellationToken;
+
 use super::{database::Tx, error::DurableError};
 
 /// A future in a box, as a trait object's methods return them.
@@ -53,6 +55,8 @@ pub(super) struct Attempt {
     pub(super) attempt: u16,
     pub(super) max_attempts: u16,
     pub(super) from: String,
+    /// It is to end, for the engine's own reasons: somebody has cancelled the job.
+    pub(super) cancelled: CancellationToken,
 }
 
 /// What an attempt came to.

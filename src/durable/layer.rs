@@ -51,6 +51,9 @@ use crate::{
 /// key again. Bodies over 64 KiB, of unknown length, or that broke off are not kept either, and are missing from the answer
 /// when it is given again, as trailers are.
 ///
+/// An answer that is given again passes nothing that stands inside of this layer. Whether a client may ask at all, an
+/// `Authorization` that was revoked for example, is to be settled outside of it.
+///
 /// Of several layers of one store around a route, the outermost that reads the key answers for all.
 #[derive(Clone)]
 pub struct DurableLayer {

@@ -41,14 +41,19 @@ pub(super) enum Promise {
 }
 
 impl Durable {
-    /// Promises `job`.
+    /// Promises `job`. One that does not serialize to JSON, or would not come back from it (JSON has nothing for a number that
+    /// is none), cannot be stored.
     #[expect(clippy::needless_pass_by_value, reason = "it is given away")]
     pub fn new<J: DurableJob>(job: J) -> Self {
+        let invalid = |what: &str, error| DurableError::because(Kind::Invalid(what.to_owned()), error);
         let valid = kind_error(J::KIND).map_or(Ok(()), |error| Err(DurableError::new(Kind::Invalid(error))));
         let job = valid
             .and_then(|()| {
-                serde_json::to_string(&job)
-                    .map_err(|error| DurableError::because(Kind::Invalid("it does not serialize".to_owned()), error))
+                let payload = serde_json::to_string(&job).map_err(|error| invalid("it does not serialize", error))?;
+                // What nobody could ever run is told to whoever promises it, and not to the log for ever.
+                let _: J = serde_json::from_str(&payload)
+                    .map_err(|error| invalid("it does not come back from the JSON that it is stored as", error))?;
+                Ok(payload)
             })
             .map(|payload| NewJob {
                 kind: J::KIND,
@@ -84,6 +89,8 @@ impl Durable {
     /// `transaction` is one of sqlx ([`durable::sqlx`](super::sqlx)) on the database of `store`. Begin it with
     /// [`DurableStore::begin_sqlite`] or [`DurableStore::begin_postgres`], which cannot be dropped half-begun.
     ///
+    /// Its key is random, whatever the client has sent: see [`store_in`](Self::store_in) for one of its own.
+    ///
     /// # Errors
     ///
     /// If it cannot be stored. Roll the transaction back.
@@ -103,7 +110,8 @@ impl Durable {
         Self::new(job).store_in(store, transaction).await
     }
 
-    /// As [`in_transaction`](Self::in_transaction), for one that has a [key](Self::with_key) of its own.
+    /// As [`in_transaction`](Self::in_transaction), for one that has a [key](Self::with_key) of its own; say, that of the
+    /// client's request, [`IdempotencyKey::as_str`](super::IdempotencyKey::as_str).
     ///
     /// # Errors
     ///

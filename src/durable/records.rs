@@ -149,9 +149,14 @@ pub(super) async fn renew(claim: &Claim, until_ms: i64, tx: &mut Tx<'_, '_>) -> 
     in_tx!(tx, RENEW, [until_ms, &claim.key, &claim.owner], execute).map(drop)
 }
 
-const CLEAN: &str = "DELETE FROM tower_epilogue_answer WHERE expires_ms <= $1";
+/// How many answers are forgotten at once.
+pub(super) const FORGOTTEN: u32 = 1000;
 
-/// Forgets what has expired.
+// Twice the time: one of those that were found may be claimed anew before it is its turn.
+const CLEAN: &str = "DELETE FROM tower_epilogue_answer WHERE expires_ms <= $1 AND key IN
+    (SELECT key FROM tower_epilogue_answer WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2)";
+
+/// Forgets what has expired, or so many of that.
 pub(super) async fn clean(now_ms: i64, tx: &mut Tx<'_, '_>) -> Result<u64, DurableError> {
-    in_tx!(tx, CLEAN, [now_ms], execute)
+    in_tx!(tx, CLEAN, [now_ms, i64::from(FORGOTTEN)], execute)
 }

@@ -76,6 +76,9 @@ const RETURNED: Duration = Duration::from_secs(30);
 /// The same for one that found no place: other processes may have one.
 const NO_PLACE: Duration = Duration::from_secs(1);
 
+/// No limit would be none.
+const AT_ONCE: Duration = Duration::from_nanos(1);
+
 /// How long an attempt waits for its place. Under the default limits everything that came before it has run or ended by
 /// then; so one that waits for longer does so behind work that hangs.
 pub(super) fn longest_wait(grace: Duration) -> Duration {
@@ -133,7 +136,7 @@ impl JobRunner {
             }
         };
         let seat = Seat::new(attempt.limit);
-        let lifecycle = Lifecycle::of_job(pool, &attempt.kind, seat.clone());
+        let lifecycle = Lifecycle::of_job(pool.clone(), &attempt.kind, seat.clone());
         let context = JobContext {
             id: attempt.id,
             kind: attempt.kind.clone(),
@@ -143,9 +146,9 @@ impl JobRunner {
             deadline: Instant::now(),
             lifecycle: lifecycle.clone(),
             state: self.state.clone(),
-            store: DurableStore(inner.clone()),
+            store: DurableStore(inner.clone(), pool),
         };
-        let (ended, outcome) = oneshot::channel();
+        let (ended, mut outcome) = oneshot::channel();
         let claim = Arc::new(Held { at: Mutex::new(Instant::now()), id: attempt.id, attempt: attempt.attempt });
         let still_ours = still_ours(claim.clone(), inner.clone(), self.grace);
         let work = span.in_scope(|| work(run, context, attempt.limit, still_ours, ended));
@@ -160,12 +163,22 @@ impl JobRunner {
             return Outcome::Returned { after };
         }
         let deadline = Instant::now() + attempt.limit;
-        let error = match outcome.await {
+        let outcome = tokio::select! {
+            biased;
+            outcome = &mut outcome => outcome,
+            () = attempt.cancelled.cancelled() => {
+                tracing::warn!(kind = attempt.kind, job = attempt.id, "a durable job was cancelled");
+                lifecycle.set_time_limit(AT_ONCE);
+                outcome.await
+            }
+        };
+        let error = match outcome {
             Ok(Ended::Completed) => return Outcome::Completed,
             Ok(Ended::Failed(error)) => error,
             Ok(Ended::Unsure) => return Outcome::Returned { after: self.meanwhile(&attempt) },
-            // What a drain has cut is stored as it was, and counts no attempt.
-            Err(_) if inner.is_stopping() && Instant::now() < deadline => {
+            // What a drain has cut is stored as it was, and counts no attempt. So is what was cancelled, if its engine does
+            // not know better.
+            Err(_) if (inner.is_stopping() || attempt.cancelled.is_cancelled()) && Instant::now() < deadline => {
                 return Outcome::Returned { after: Duration::ZERO };
             }
             Err(_) if lifecycle.status().is_timeout() => {
@@ -196,6 +209,7 @@ impl JobRunner {
                 biased;
                 taken = &mut taken => return if taken { Ok(()) } else { Err(Duration::ZERO) },
                 () = store.stopping.cancelled() => Duration::ZERO,
+                () = attempt.cancelled.cancelled() => Duration::ZERO,
                 () = tokio::time::sleep(self.grace / 4) => {
                     // It is another's by now.
                     lost |= claim.hold(store, self.grace).await == Some(false);

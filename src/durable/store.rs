@@ -10,18 +10,23 @@ use super::{
     database::{Database, Tx},
     engine::{DiscardedJob, Engine, NewJob, Stored, Unique},
     error::Kind,
+    op::{Op, ROOM, Reply},
     part::Promise,
     records::{Answer, Claim, Claimed},
-    writer::{Op, ROOM, Reply},
 };
-use crate::pool::Companion;
+use crate::pool::{Companion, Pool};
 
 /// A store of durable jobs at work. Made by [`DurableBuilder::start`](super::DurableBuilder::start).
 ///
 /// Cloning is cheap; clones are the same store. It works until the [`Epilogue`](crate::Epilogue) that it was started
-/// in drains.
+/// in drains, also where nobody but the store, or its layer, has that any more.
 #[derive(Clone)]
-pub struct DurableStore(pub(super) Arc<Inner>);
+pub struct DurableStore(
+    pub(super) Arc<Inner>,
+    /// Without it nothing would run.
+    #[expect(dead_code, reason = "it lives as long as this")]
+    pub(super) Arc<Pool>,
+);
 
 /// Whether there is somebody to whom a refusal can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,7 +146,7 @@ impl DurableStore {
     ///
     /// # Errors
     ///
-    /// If there is no such job, or the store does not answer.
+    /// If there is no such job, if another of its kind and key is stored by now, or if the store does not answer.
     pub async fn revive(&self, id: i64) -> Result<(), DurableError> {
         self.0.engine.revive(id).await
     }

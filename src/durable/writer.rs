@@ -4,59 +4,20 @@
 //! that a request which is dropped while it waits leaves nothing half done: its job is stored, or it is not.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::{
     database::{Begun, Database},
-    engine::{Engine, NewJob, Stored, Unique},
+    engine::{Engine, Stored},
     error::{DurableError, Kind},
-    records::{self, Answer, Claim, Claimed},
+    op::{Op, once_each},
+    records::{self, Claim, Claimed},
 };
-
-/// Something to write.
-pub(super) enum Op {
-    Claim {
-        claim: Claim,
-        reply: Reply<Claimed>,
-    },
-    /// Jobs, and the answer that is given for them: all or nothing.
-    Keep {
-        jobs: Vec<NewJob>,
-        answer: Option<(Claim, Answer)>,
-        reply: Reply<Vec<Stored>>,
-    },
-    Release(Claim),
-    Promote(Vec<i64>),
-    /// Answered when all before it has been written.
-    Barrier(oneshot::Sender<()>),
-}
-
-/// Who waits for an answer, and the room in the queue that is taken until there is one.
-pub(super) struct Reply<T> {
-    to: oneshot::Sender<Result<T, DurableError>>,
-    #[expect(dead_code, reason = "it is given back when this is dropped")]
-    room: Option<OwnedSemaphorePermit>,
-}
-
-impl<T> Reply<T> {
-    pub(super) fn new(to: oneshot::Sender<Result<T, DurableError>>, room: Option<OwnedSemaphorePermit>) -> Self {
-        Self { to, room }
-    }
-
-    /// Gives the answer back where nobody waits for it.
-    fn send(self, answer: Result<T, DurableError>) -> Result<(), Result<T, DurableError>> {
-        self.to.send(answer)
-    }
-}
-
-/// How many requests may wait to be written: of a database that does not answer for minutes, and of requests that have
-/// given up, there would be no end.
-pub(super) const ROOM: usize = 10_000;
 
 /// What became of an [`Op`].
 enum Done {
@@ -68,6 +29,9 @@ enum Done {
 /// How many requests share a transaction at most.
 const TOGETHER: usize = 256;
 
+/// How long others have the database for themselves while there is much to forget.
+const BREATH: Duration = Duration::from_millis(50);
+
 /// How often a transaction is tried that another stands in the way of.
 const TRIES: u32 = 5;
 
@@ -78,28 +42,12 @@ pub(super) struct Writer {
     claim: Duration,
     /// How long answers are kept.
     keep: Duration,
+    /// How long a request waits for a database that cannot be reached.
+    patience: Duration,
     /// Claims whose handlers run here, by their owners.
     held: HashMap<String, Claim>,
     /// Jobs whose requests did not wait for them: nobody else will promote them.
     orphans: Vec<i64>,
-}
-
-/// The engine refuses a key that comes twice in what it is given at once: the second is the first then. Gives also where in
-/// it each job is, and whether it is there for another.
-fn once_each(jobs: &[&NewJob]) -> (Vec<NewJob>, Vec<(usize, bool)>) {
-    let (mut firsts, mut keys, mut places) = (Vec::new(), HashMap::new(), Vec::new());
-    for job in jobs {
-        let next = firsts.len();
-        let first = match job.unique {
-            Unique::No => next,
-            Unique::UntilDone | Unique::WhileKept => *keys.entry((job.kind, job.key.as_str())).or_insert(next),
-        };
-        if first == next {
-            firsts.push(NewJob::clone(job));
-        }
-        places.push((first, first != next));
-    }
-    (firsts, places)
 }
 
 fn now_ms() -> i64 {
@@ -111,9 +59,24 @@ fn later_ms(by: Duration) -> i64 {
     now_ms().saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// The next ones: those that were `left` come first. None when nobody can send any more.
+async fn receive(ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>, batch: &mut Vec<Op>) -> usize {
+    if left.is_empty() {
+        return ops.recv_many(batch, TOGETHER).await;
+    }
+    batch.extend(left.drain(..left.len().min(TOGETHER)));
+    batch.len()
+}
+
 impl Writer {
-    pub(super) fn new(database: Database, engine: Arc<dyn Engine>, claim: Duration, keep: Duration) -> Self {
-        Self { database, engine, claim, keep, held: HashMap::new(), orphans: Vec::new() }
+    pub(super) fn new(
+        database: Database,
+        engine: Arc<dyn Engine>,
+        claim: Duration,
+        keep: Duration,
+        patience: Duration,
+    ) -> Self {
+        Self { database, engine, claim, keep, patience, held: HashMap::new(), orphans: Vec::new() }
     }
 
     /// Ends when nobody can send any more.
@@ -122,42 +85,71 @@ impl Writer {
         renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut cleaning = tokio::time::interval(Duration::from_secs(60));
         cleaning.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut batch = Vec::new();
+        let (mut batch, mut left) = (Vec::new(), VecDeque::new());
         loop {
             tokio::select! {
                 // The timers first: they are seldom due, and under load there is always something to write.
                 biased;
                 _ = renewal.tick() => self.renew().await,
-                _ = cleaning.tick() => self.clean().await,
-                count = ops.recv_many(&mut batch, TOGETHER) => {
+                _ = cleaning.tick() => if self.clean().await {
+                    cleaning.reset_after(BREATH);
+                },
+                count = receive(&mut ops, &mut left, &mut batch) => {
                     if count == 0 {
                         return;
                     }
-                    self.together(std::mem::take(&mut batch)).await;
+                    if let Err(error) = self.together(std::mem::take(&mut batch)).await {
+                        self.fail_behind(&mut ops, &mut left, &error);
+                    }
                 }
             }
             if !self.orphans.is_empty() {
                 let orphans = std::mem::take(&mut self.orphans);
-                self.together(vec![Op::Promote(orphans)]).await;
+                // If that fails, it is told.
+                let _ = self.together(vec![Op::Promote(orphans)]).await;
             }
         }
     }
 
-    /// Writes all in one transaction; if that fails for a reason that may be one of them alone, each in its own.
-    async fn together(&mut self, ops: Vec<Op>) {
+    /// Writes all in one transaction; if that fails for a reason that may be one of them alone, each in its own. An error if
+    /// the database is not there.
+    async fn together(&mut self, ops: Vec<Op>) -> Result<(), DurableError> {
         match self.write(&ops).await {
             Ok(done) => self.answer(ops, done),
-            Err(error) if ops.len() == 1 || error.is_unavailable() => self.fail(ops, &error),
+            Err(error) if ops.len() == 1 || error.is_unavailable() => return self.fail_all(ops, error),
             Err(_) => {
-                for op in ops {
+                let mut ops = ops.into_iter();
+                while let Some(op) = ops.next() {
                     let alone = [op];
-                    let result = self.write(&alone).await;
-                    match result {
+                    match self.write(&alone).await {
                         Ok(done) => self.answer(alone.into(), done),
+                        Err(error) if error.is_unavailable() => {
+                            return self.fail_all(alone.into_iter().chain(ops).collect(), error);
+                        }
                         Err(error) => self.fail(alone.into(), &error),
                     }
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn fail_all(&mut self, ops: Vec<Op>, error: DurableError) -> Result<(), DurableError> {
+        self.fail(ops, &error);
+        // Who was in the way of these need not be in that of others.
+        if error.is_unavailable() && !error.is_conflict() { Err(error) } else { Ok(()) }
+    }
+
+    /// Behind those that were tried in vain: who has waited for as long as they is not to wait for a turn of its own, which
+    /// comes later the more there are.
+    fn fail_behind(&mut self, ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>, error: &DurableError) {
+        while let Ok(op) = ops.try_recv() {
+            left.push_back(op);
+        }
+        let (late, rest): (Vec<_>, _) = std::mem::take(left).into_iter().partition(|op| op.has_waited(self.patience));
+        *left = rest.into();
+        if !late.is_empty() {
+            self.fail(late, error);
         }
     }
 
@@ -210,13 +202,7 @@ impl Writer {
         let mut promoted = Vec::new();
         for op in ops {
             done.push(match op {
-                Op::Claim { claim, .. } => {
-                    Done::Claimed(records::claim(claim, now_ms(), later_ms(self.claim), &mut begun.tx()).await?)
-                }
-                Op::Keep { jobs, answer, .. } => {
-                    if let Some((claim, answer)) = answer {
-                        records::answer(claim, answer, later_ms(self.keep), &mut begun.tx()).await?;
-                    }
+                Op::Keep { jobs, .. } => {
                     let kept: Vec<_> = stored.by_ref().take(jobs.len()).collect();
                     if kept.len() != jobs.len() {
                         return Err(DurableError::because(
@@ -226,16 +212,29 @@ impl Writer {
                     }
                     Done::Kept(kept)
                 }
-                Op::Release(claim) => {
-                    records::release(claim, &mut begun.tx()).await?;
-                    Done::Nothing
-                }
                 Op::Promote(ids) => {
                     promoted.extend_from_slice(ids);
                     Done::Nothing
                 }
-                Op::Barrier(_) => Done::Nothing,
+                Op::Claim { .. } | Op::Release(_) | Op::Barrier(_) => Done::Nothing,
             });
+        }
+        // By their keys, as every process does it: of two that have one each and want the other's, the database would fail
+        // one. What is about one key stays in its order.
+        let mut keyed: Vec<_> = ops.iter().zip(&mut done).filter(|(op, _)| op.key().is_some()).collect();
+        keyed.sort_by_key(|(op, _)| op.key());
+        for (op, done) in keyed {
+            match op {
+                Op::Claim { claim, .. } => {
+                    let until = later_ms(self.claim);
+                    *done = Done::Claimed(records::claim(claim, now_ms(), until, &mut begun.tx()).await?);
+                }
+                Op::Keep { answer: Some((claim, answer)), .. } => {
+                    records::answer(claim, answer, later_ms(self.keep), &mut begun.tx()).await?;
+                }
+                Op::Release(claim) => records::release(claim, &mut begun.tx()).await?,
+                Op::Keep { .. } | Op::Promote(_) | Op::Barrier(_) => {}
+            }
         }
         if !promoted.is_empty() {
             self.engine.promote(&promoted, begun.tx()).await?;
@@ -293,7 +292,9 @@ impl Writer {
         }
         let renewed = async {
             let mut begun = self.database.begin_writer().await?;
-            for claim in self.held.values() {
+            let mut held: Vec<_> = self.held.values().collect();
+            held.sort_by_key(|claim| &claim.key);
+            for claim in held {
                 records::renew(claim, later_ms(self.claim), &mut begun.tx()).await?;
             }
             begun.commit().await
@@ -303,17 +304,21 @@ impl Writer {
         }
     }
 
-    async fn clean(&self) {
+    /// Whether there may be more.
+    async fn clean(&self) -> bool {
         let cleaned = async {
             let mut begun = self.database.begin_writer().await?;
             let rows = records::clean(now_ms(), &mut begun.tx()).await?;
             begun.commit().await?;
             Ok::<_, DurableError>(rows)
         };
-        match cleaned.await {
-            Ok(rows) if rows > 0 => tracing::debug!(rows, "answers that had expired were forgotten"),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "expired answers were not forgotten"),
+        let rows = cleaned.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "expired answers were not forgotten");
+            0
+        });
+        if rows > 0 {
+            tracing::debug!(rows, "answers that had expired were forgotten");
         }
+        rows >= u64::from(records::FORGOTTEN)
     }
 }

@@ -26,13 +26,17 @@
 //! | The job is stored, and the connection breaks before the client hears of it. | The client does not know, and asks again. | Clients send an `Idempotency-Key`, or the job has a key that the order determines ([`with_key`](crate::durable::Durable::with_key)). |
 //! | The database goes away in the middle of a commit. | The client gets a 503, and the job may be stored all the same. It runs when its lease ends. | The same: under a key, asking again finds it. |
 //! | The machine of the database vanishes without a word: its power, the network. | What waits for its answer is given up within 25 s (Linux, [`postgres`](crate::durable::DurableStore::postgres)), and then it is as above. With a [pool of yours](crate::durable::DurableStore::postgres_pool) it waits for ever, unless the pool has probes. | Nothing, or probes. |
-//! | The database does not answer for long. | What is to be stored waits, within its request's limit; beyond 10,000 that wait in a process (those count whose requests have given up) a client gets a 503 at once. What nobody can be told of waits all the same. | Nothing. |
+//! | The database cannot be reached, or SQLite's lock is somebody else's. | Clients get a 503 after the [`busy_timeout`](crate::durable::DurableBuilder::busy_timeout), or twice that where others wait before them. | Nothing. |
+//! | The database is reached, and does not answer for long. | What is to be stored waits, within its request's limit; beyond 10,000 that wait in a process (those count whose requests have given up) a client gets a 503 at once. What nobody can be told of waits all the same. | Nothing. |
 //! | The request's time limit passes while its job is being stored. | The client gets a 503, and the job is stored, or not, and runs if it is. | The same. |
 //! | A job blocks its thread past its limit, for longer than [`rescue_after`](crate::durable::DurableBuilder::rescue_after). | It is taken for lost, and runs twice at the same time. | Do not block: `spawn_blocking`, with a limit of its own. |
 //! | A process is suspended, or does not reach its database, for longer than the limit and `rescue_after` of an attempt that waits for its place. | Another process takes the job. The first one does not run it, but puts it back: it runs a second time. | The key, as above. |
 //! | The last attempt ends with its process. | The job is discarded by the process that rescues it. [`on_discard`](crate::durable::DurableBuilder::on_discard) is not called, since no process ran it to its end. | Watch the number of discarded jobs ([`counts`](crate::durable::DurableStore::counts)). |
+//! | A job does not come back from the JSON that it is stored as: a number that is none, a field that is written otherwise than read. | Its client gets a 503. | Types that are read as they are written. |
 //! | A new version of the program cannot read what an old one stored. | The job stays stored, counts no attempt, is looked at again each half minute, and the log says so each time. | Add fields with `#[serde(default)]`; take none away before the old jobs are done; or let both versions run for a while. |
+//! | Somebody cancels a job with River's tools. | It does not begin, or is dropped at its next `.await`, with the status TIMEOUT, and is noted as cancelled. No list or count here has it any more. | Nothing. |
 //! | No process knows the job's kind any more. | It stays stored, untouched. | Run one that knows it, or delete it. |
+//! | Other programs use River's tables in the same database. | Of all of them one leads, and it discards the jobs that a dead process has left and whose kind it does not know: theirs, or yours. Jobs in a queue of theirs that has the name of a kind here fail in this process, and this one's in theirs. | Give it a schema of its own: a [pool](crate::durable::DurableStore::postgres_pool) whose connections set `search_path`. |
 //! | The clocks of machines differ. | Leases and rescues come that much earlier or later. | Keep `rescue_after` above the difference. |
 //! | The client left while its job was being stored. | It is stored, and starts at once. | Nothing. |
 //! | A middleware *inside* of the `DurableLayer` puts another response in the place of the handler's, or no `DurableLayer` stands there and no service of this crate does either. | Nothing is stored, and the log says so. | The layer goes inside of what replaces responses. |
@@ -45,11 +49,15 @@
 //! ([draft](https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/)), names a request: see
 //! [`DurableLayer`](crate::durable::DurableLayer) for what is answered when. The *job's* key names an effect. It is
 //! [yours](crate::durable::Durable::with_key), or else made of the client's request (the same whenever that is repeated), or else
-//! random; all attempts at one job have the same.
+//! random; all attempts at one job have the same. A job that is stored [in a transaction](crate::durable::Durable::in_transaction)
+//! knows of no request: give it the client's key by hand
+//! ([`IdempotencyKey::as_str`](crate::durable::IdempotencyKey::as_str)), so that the handler may begin anew, as it does where
+//! its process died between that transaction and the answer.
 //!
 //! An answer is kept for a day ([`keep_answers`](crate::durable::DurableBuilder::keep_answers)) in the same transaction as
-//! its jobs. After that the key may be used for something else. Put the layer *inside* of compression, so that what is
-//! kept is not compressed for one client and given to another.
+//! its jobs. After that the key may be used for something else. What is given again passes nothing that stands inside of
+//! the layer: who may ask is to be settled outside of it. Put the layer *inside* of sessions, too, whose cookie would be set
+//! again as it was then, and of compression, so that what is kept is not compressed for one client and given to another.
 //!
 //! # One lifecycle
 //!

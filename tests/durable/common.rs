@@ -184,6 +184,8 @@ pub enum Act {
     FailUntil(u16),
     Panic,
     GiveUp,
+    /// The first attempt does, and the others fail.
+    GiveUpThenFail,
     /// Waits for the record's gate.
     Wait,
     Hang,
@@ -215,7 +217,8 @@ impl DurableJob for Task {
             Act::FailUntil(attempt) if cx.attempt() < attempt => Err("not yet".into()),
             Act::Succeed | Act::FailUntil(_) => Ok(()),
             Act::Panic => panic!("this job panics"),
-            Act::GiveUp => Err(JobError::give_up("hopeless")),
+            Act::GiveUpThenFail if cx.attempt() > 1 => Err("not yet".into()),
+            Act::GiveUp | Act::GiveUpThenFail => Err(JobError::give_up("hopeless")),
             Act::Wait => {
                 record.gate.subscribe().wait_for(|open| *open).await?;
                 Ok(())

@@ -272,18 +272,30 @@ impl Engine for River {
             // River's `retry` would run a completed job once more.
             if sql::is_discarded(id, begun.tx()).await? {
                 let request = self.client.jobs().retry(id);
-                match begun.tx() {
+                let retried = match begun.tx() {
                     #[cfg(feature = "durable-sqlite")]
-                    Tx::Sqlite(transaction) => request.tx(transaction).await?,
+                    Tx::Sqlite(transaction) => request.tx(transaction).await,
                     #[cfg(feature = "durable-postgres")]
-                    Tx::Postgres(transaction) => request.tx(transaction).await?,
+                    Tx::Postgres(transaction) => request.tx(transaction).await,
                 };
+                retried.map_err(not_beside_another)?;
             }
             begun.commit().await?;
             self.wake();
             Ok(())
         })
     }
+}
+
+/// Of one kind and key, only one may be stored that was not given up.
+fn not_beside_another(error: riverqueue::Error) -> DurableError {
+    let cause = if let riverqueue::Error::Database(error) = &error { error.as_database_error() } else { None };
+    if cause.is_some_and(riverqueue::sqlx::error::DatabaseError::is_unique_violation) {
+        return DurableError::new(Kind::Invalid(
+            "another job of its kind and key is, and keeps the promise".to_owned(),
+        ));
+    }
+    error.into()
 }
 
 impl From<riverqueue::Error> for DurableError {

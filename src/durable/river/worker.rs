@@ -21,6 +21,9 @@ use crate::durable::{
 /// Where a job that was given up keeps the reason.
 const REASON: &str = "tower_epilogue_reason";
 
+/// What River says of it.
+const GIVEN_UP: &str = "job discarded by worker";
+
 /// Hands attempts to the runner.
 pub(super) struct Attempts {
     runner: Arc<OnceLock<Arc<dyn Runner>>>,
@@ -81,6 +84,7 @@ impl Worker<Envelope> for Attempts {
             attempt: number(job.row.attempt),
             max_attempts: number(job.row.max_attempts),
             from: job.args.from,
+            cancelled: context.cancellation_token().clone(),
         };
         match runner.run(attempt).await {
             Outcome::Completed => Ok(WorkOutcome::Complete),
@@ -90,6 +94,7 @@ impl Worker<Envelope> for Attempts {
                 let _ = context.metadata_set(REASON, storable(error));
                 Ok(WorkOutcome::Discard)
             }
+            // Of one that was cancelled River makes that, whatever comes but its completion.
             Outcome::Returned { after } => Ok(WorkOutcome::Snooze(after)),
         }
     }
@@ -136,8 +141,10 @@ impl RetryPolicy for Backoff {
 /// A discarded job in our words; `None` for one that is not ours.
 pub(super) fn discarded(job: &JobRow) -> Option<DiscardedJob> {
     let envelope: Envelope = serde_json::from_str(job.encoded_args.get()).ok()?;
-    let reason = job.metadata.get::<String>(REASON).ok().flatten();
-    let error = reason.or_else(|| job.errors.last().map(|error| error.error.clone())).unwrap_or_default();
+    let last = job.errors.last().map(|error| error.error.as_str()).unwrap_or_default();
+    // One that was revived has the reason of before, and may have failed otherwise since.
+    let reason = if last == GIVEN_UP { job.metadata.get::<String>(REASON).ok().flatten() } else { None };
+    let error = reason.unwrap_or_else(|| last.to_owned());
     Some(DiscardedJob {
         id: job.id,
         kind: job.queue.clone(),

@@ -1,0 +1,305 @@
+//! What operators do and meet: jobs that are revived, settings at their ends, a database that cannot be reached for long.
+
+use std::{pin::Pin, time::Duration};
+
+use axum::{Router, body::Body, http::Request, routing::post};
+use futures_util::future::join_all;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+use tower::ServiceExt as _;
+use tower_epilogue::{
+    Epilogue,
+    durable::{
+        Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError,
+        sqlx::{self, Connection as _, Executor as _},
+    },
+};
+
+use crate::{
+    common::{Act, Node, Place, Record, Task, on_both, quick},
+    support::{Logs, logs, soon},
+};
+
+on_both!(
+    a_revived_job_that_fails_otherwise_says_so,
+    a_job_is_not_revived_beside_another_of_its_key,
+    times_may_be_without_end,
+    what_has_expired_is_forgotten_bit_by_bit,
+    a_job_that_is_cancelled_with_rivers_tools_ends,
+    so_does_one_that_waits_for_its_place,
+    what_would_never_decode_is_not_promised,
+    a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight,
+);
+
+async fn discarded(node: &Node, jobs: u64) {
+    node.until("it is given up", |counts| counts.discarded == jobs && counts.unfinished() == 0).await;
+}
+
+/// It gives up first, and is given up after its last attempt then.
+async fn a_revived_job_that_fails_otherwise_says_so(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Task::new("given up", Act::GiveUpThenFail))).await.unwrap();
+    discarded(&node, 1).await;
+    let job = node.store.discarded(1).await.unwrap().remove(0);
+    assert_eq!(job.error, "hopeless");
+    node.store.revive(job.id).await.unwrap();
+    node.record.begun("given up", 3).await;
+    discarded(&node, 1).await;
+    assert_eq!(node.store.discarded(1).await.unwrap()[0].error, "not yet");
+}
+
+/// It has been promised anew meanwhile.
+async fn a_job_is_not_revived_beside_another_of_its_key(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Task::new("old", Act::GiveUp)).with_key("k")).await.unwrap();
+    discarded(&node, 1).await;
+    node.store.enqueue(Durable::new(Task::new("new", Act::Wait)).with_key("k")).await.unwrap();
+    node.record.begun("new", 1).await;
+    let error = node.store.revive(node.store.discarded(1).await.unwrap()[0].id).await.unwrap_err();
+    assert!(error.to_string().contains("another job of its kind and key"), "{error}");
+    node.record.open();
+    node.completed(1).await;
+    assert_eq!((node.record.runs_of("old").len(), node.store.counts().await.unwrap().discarded), (1, 1));
+}
+
+/// With the engine's services behind it, which look after leases and retries.
+async fn times_may_be_without_end(place: Place) {
+    for setting in [DurableBuilder::lease, DurableBuilder::rescue_after, DurableBuilder::busy_timeout] {
+        let node = Node::with(&place, |store| setting(store, Duration::MAX), |epilogue| epilogue, |_| Router::new());
+        let node = node.await;
+        node.store.enqueue(Durable::new(Task::ok("ends"))).await.unwrap();
+        node.record.begun("ends", 1).await;
+        node.stop().await;
+    }
+    let record = Record::default();
+    let builder = place.store().leader_lease(Duration::MAX).state(record.clone()).register::<Task>();
+    // It has to be scheduled, for nobody tells that it is to start.
+    let node = Node::of(record, builder.lease(Duration::from_secs(2)), |epilogue| epilogue, |_| Router::new()).await;
+    let transaction = async || -> Result<(), Box<dyn std::error::Error>> {
+        match &place {
+            Place::Sqlite(_) => {
+                let mut transaction = node.store.begin_sqlite().await?;
+                drop(Durable::in_transaction(Task::ok("scheduled"), &node.store, &mut transaction).await?);
+                transaction.commit().await?;
+            }
+            Place::Postgres(_) => {
+                let mut transaction = node.store.begin_postgres().await?;
+                drop(Durable::in_transaction(Task::ok("scheduled"), &node.store, &mut transaction).await?);
+                transaction.commit().await?;
+            }
+        }
+        Ok(())
+    };
+    transaction().await.unwrap();
+    node.record.begun("scheduled", 1).await;
+}
+
+/// After an outage there may be millions, and others wait for their turn.
+async fn what_has_expired_is_forgotten_bit_by_bit(place: Place) {
+    let logs = logs();
+    let node = Node::start(&place, |_| Router::new()).await;
+    node.stop().await;
+    let expired =
+        "WITH RECURSIVE numbers (number) AS (SELECT 1 UNION ALL SELECT number + 1 FROM numbers WHERE number < 4321)
+        INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms)
+        SELECT 'k' || number, '', '', number FROM numbers";
+    place.execute(expired).await;
+    let _node = Node::start(&place, |_| Router::new()).await;
+    place.until("SELECT count(*) FROM tower_epilogue_answer", 0).await;
+    let forgotten = logs.with("answers that had expired were forgotten");
+    assert!(!forgotten.is_empty() && !forgotten.iter().any(|line| line.contains("4321")), "{forgotten:?}");
+}
+
+/// Says when it begins, and that it is dropped.
+#[derive(Serialize, Deserialize)]
+struct Endless;
+
+type Told = mpsc::UnboundedSender<&'static str>;
+
+struct Tells(Told);
+
+impl Drop for Tells {
+    fn drop(&mut self) {
+        let _ = self.0.send("dropped");
+    }
+}
+
+impl DurableJob for Endless {
+    const KIND: &'static str = "endless";
+    const LIMIT: Duration = Duration::from_secs(3600);
+
+    async fn run(self, cx: JobContext) -> Result<(), JobError> {
+        let told = cx.state::<Told>()?;
+        told.send("begun")?;
+        let _tells = Tells(told.clone());
+        std::future::pending().await
+    }
+}
+
+/// The only job there is, as River's own tools do it.
+async fn cancel(place: &Place) {
+    let tools = match place {
+        Place::Sqlite(file) => {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file.path);
+            riverqueue::Client::builder(sqlx::SqlitePool::connect_with(options).await.unwrap()).build()
+        }
+        Place::Postgres(url) => riverqueue::Client::builder(sqlx::PgPool::connect(url).await.unwrap()).build(),
+    };
+    tools.unwrap().jobs().cancel(1).await.unwrap();
+    place.until("SELECT count(*) FROM river_job WHERE state = 'cancelled' AND finalized_at IS NOT NULL", 1).await;
+}
+
+async fn a_job_that_is_cancelled_with_rivers_tools_ends(place: Place) {
+    let (told, mut tells) = mpsc::unbounded_channel::<&'static str>();
+    let node =
+        Node::with(&place, |store| store.register::<Endless>().state(told), |epilogue| epilogue, |_| Router::new());
+    let node = node.await;
+    node.store.enqueue(Durable::new(Endless)).await.unwrap();
+    assert_eq!(soon("it begins", tells.recv()).await, Some("begun"));
+    cancel(&place).await;
+    assert_eq!(soon("it is dropped", tells.recv()).await, Some("dropped"));
+    assert_eq!(node.store.counts().await.unwrap().unfinished(), 0);
+    let report = node.stop().await;
+    assert!(report.is_clean(), "{report}");
+}
+
+async fn so_does_one_that_waits_for_its_place(place: Place) {
+    let (node, gate) = crate::common::waits_for_its_place(&place, Duration::from_secs(30)).await;
+    cancel(&place).await;
+    gate.send_replace(true);
+    node.journal.ended(2).await;
+    assert!(node.record.runs().is_empty());
+}
+
+/// JSON has nothing for what is no number.
+#[derive(Serialize, Deserialize)]
+struct Sum(f64);
+
+impl DurableJob for Sum {
+    const KIND: &'static str = "sum";
+
+    async fn run(self, _: JobContext) -> Result<(), JobError> {
+        Ok(())
+    }
+}
+
+async fn what_would_never_decode_is_not_promised(place: Place) {
+    let sum = |sum: String| async move { Durable::new(Sum(sum.parse().unwrap())) };
+    let app = |store: &DurableStore| Router::new().route("/", post(sum)).layer(store.layer());
+    let node = Node::with(&place, DurableBuilder::register::<Sum>, |epilogue| epilogue, app).await;
+    assert_eq!(node.post("/", &[], "NaN").await.status, 503);
+    assert_eq!(node.post("/", &[], "0.1").await.status, 200);
+    let error = node.store.enqueue(Durable::new(Sum(f64::INFINITY))).await.unwrap_err();
+    assert!(error.to_string().contains("does not come back"), "{error}");
+    node.completed(1).await;
+    assert_eq!(node.store.counts().await.unwrap().unfinished(), 0);
+}
+
+/// As far as it comes: it waits for the store.
+async fn begin<F: Future>(asked: &mut Vec<Pin<Box<F>>>, ask: F) {
+    let mut ask = Box::pin(ask);
+    assert!(futures_util::poll!(ask.as_mut()).is_pending());
+    asked.push(ask);
+}
+
+/// Many clients click twice, and their second clicks come to the other process, in another order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_that_are_asked_under_the_same_keys_do_not_lock_each_other_out() {
+    const KEYS: usize = 211;
+    let logs = logs();
+    let place = Place::postgres();
+    let Place::Postgres(url) = &place else { unreachable!() };
+    let nodes = [Node::start(&place, |_| Router::new()).await, Node::start(&place, |_| Router::new()).await];
+    let mut locks = sqlx::PgConnection::connect(url).await.unwrap();
+    locks.execute("BEGIN; LOCK TABLE tower_epilogue_answer").await.unwrap();
+    let mut asked = Vec::new();
+    for (node, number) in nodes.iter().zip(0..) {
+        let handler = async || (Durable::new(Task::ok("order")), "ordered");
+        let app = Router::new().route("/", post(handler)).layer(node.store.layer());
+        let ask = |key: String| {
+            let request = Request::post("/").header("idempotency-key", key).body(Body::empty()).unwrap();
+            app.clone().oneshot(request)
+        };
+        // It waits for the lock, and the others behind it for one transaction.
+        begin(&mut asked, ask(format!("first-{number}"))).await;
+        let waits = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        place.until(waits, number + 1).await;
+        for key in 0..KEYS {
+            begin(&mut asked, ask(format!("k{}", if number == 0 { key } else { KEYS - 1 - key }))).await;
+        }
+    }
+    locks.execute("ROLLBACK").await.unwrap();
+    let statuses = soon("all are answered", join_all(asked)).await.into_iter().map(|answer| answer.unwrap().status());
+    let (ordered, others): (Vec<_>, _) = statuses.partition(|status| *status == 200);
+    assert!(ordered.len() >= KEYS + 2 && others.iter().all(|status| *status == 409), "{others:?}");
+    never_tried_again(&logs);
+}
+
+/// With so many at once, that is; other tests have it happen to few.
+fn never_tried_again(logs: &Logs) {
+    let again = logs.with("a transaction is tried again");
+    let many = |line: &String| line.rsplit_once("requests=").is_some_and(|(_, number)| number.trim().len() > 2);
+    assert!(!again.iter().any(many), "{again:?}");
+}
+
+/// Somebody tells both of much that has happened, and each in another order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nor_do_two_that_are_to_store_the_same_jobs() {
+    const JOBS: usize = 211;
+    let logs = logs();
+    let place = Place::postgres();
+    let nodes = [Node::start(&place, |_| Router::new()).await, Node::start(&place, |_| Router::new()).await];
+    let locked = crate::commits::Locked::take(&place).await;
+    let mut asked = Vec::new();
+    for (node, number) in nodes.iter().zip(0..) {
+        let ask = |key: String| node.store.enqueue(Durable::new(Task::ok(key.clone())).with_key(key));
+        begin(&mut asked, ask(format!("first-{number}"))).await;
+        let waits = "SELECT count(*) FROM pg_stat_activity
+            WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO%river_job%'";
+        place.until(waits, number + 1).await;
+        for key in 0..JOBS {
+            begin(&mut asked, ask(format!("k{}", if number == 0 { key } else { JOBS - 1 - key }))).await;
+        }
+    }
+    locked.release().await;
+    for stored in soon("all are stored", join_all(asked)).await {
+        stored.unwrap();
+    }
+    never_tried_again(&logs);
+    nodes[0].completed(JOBS as u64 + 2).await;
+    assert_eq!(nodes.iter().map(|node| node.record.runs().len()).sum::<usize>(), JOBS + 2);
+}
+
+/// Whoever set it up has kept the store alone.
+async fn a_store_runs_its_jobs_where_its_epilogue_is_out_of_sight(place: Place) {
+    let record = Record::default();
+    let builder = quick(place.store()).state(record.clone()).register::<Task>();
+    let store: DurableStore = builder.start(&Epilogue::new()).await.unwrap();
+    store.enqueue(Durable::new(Task::ok("promised"))).await.unwrap();
+    record.begun("promised", 1).await;
+}
+
+/// All wait as long as the first: the next ones are not tried after it, each as long again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crowd_is_refused_as_soon_as_one() {
+    let logs = logs();
+    let place = Place::sqlite();
+    let node =
+        Node::with(&place, |store| store.busy_timeout(Duration::from_secs(1)), |epilogue| epilogue, |_| Router::new())
+            .await;
+    let locked = crate::commits::Locked::take(&place).await;
+    let asked = (0..2000).map(|_| node.store.enqueue(Durable::new(Task::ok("refused"))));
+    for answer in soon("all are refused", join_all(asked)).await {
+        assert!(answer.unwrap_err().is_locked());
+    }
+    // Of so many at once no other test has.
+    let refused = logs.with("the store of durable jobs failed");
+    let requests = |line: &String| line.rsplit_once("requests=").and_then(|(_, requests)| requests.trim().parse().ok());
+    let tried: Vec<u32> = refused.iter().filter_map(requests).filter(|requests| *requests > 100).collect();
+    assert!((1..4).contains(&tried.len()), "{tried:?}");
+    locked.release().await;
+    node.store.enqueue(Durable::new(Task::ok("after"))).await.unwrap();
+    node.completed(1).await;
+    assert!(node.record.runs_of("refused").is_empty());
+}
