@@ -18,11 +18,12 @@ use super::{
     engine::{DiscardedJob, Engine, Times, Work},
     error::Kind,
     job::kind_error,
+    op::ROOM,
     records,
     river::River,
     runner::{JobRunner, KnownKind, OnDiscard},
     store::Inner,
-    writer::{ROOM, Writer},
+    writer::Writer,
 };
 use crate::{Epilogue, pool::Companion};
 

@@ -84,6 +84,7 @@ mod error;
 mod idempotency;
 mod job;
 mod layer;
+mod op;
 mod part;
 #[cfg(feature = "durable-postgres")]
 mod pools;

@@ -10,9 +10,9 @@ use super::{
     database::{Database, Tx},
     engine::{DiscardedJob, Engine, NewJob, Stored, Unique},
     error::Kind,
+    op::{Op, ROOM, Reply},
     part::Promise,
     records::{Answer, Claim, Claimed},
-    writer::{Op, ROOM, Reply},
 };
 use crate::pool::{Companion, Pool};
 

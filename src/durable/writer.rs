@@ -9,73 +9,15 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use tokio::{
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
-    time::Instant,
-};
+use tokio::sync::mpsc;
 
 use super::{
     database::{Begun, Database},
-    engine::{Engine, NewJob, Stored, Unique},
+    engine::{Engine, Stored},
     error::{DurableError, Kind},
-    records::{self, Answer, Claim, Claimed},
+    op::{Op, once_each},
+    records::{self, Claim, Claimed},
 };
-
-/// Something to write.
-pub(super) enum Op {
-    Claim {
-        claim: Claim,
-        reply: Reply<Claimed>,
-    },
-    /// Jobs, and the answer that is given for them: all or nothing.
-    Keep {
-        jobs: Vec<NewJob>,
-        answer: Option<(Claim, Answer)>,
-        reply: Reply<Vec<Stored>>,
-    },
-    Release(Claim),
-    Promote(Vec<i64>),
-    /// Answered when all before it has been written.
-    Barrier(oneshot::Sender<()>),
-}
-
-/// Who waits for an answer, and the room in the queue that is taken until there is one.
-pub(super) struct Reply<T> {
-    to: oneshot::Sender<Result<T, DurableError>>,
-    /// None for those whom nobody can be told of: they wait for as long as it takes. Given back when this is dropped.
-    room: Option<OwnedSemaphorePermit>,
-    since: Instant,
-}
-
-impl<T> Reply<T> {
-    pub(super) fn new(to: oneshot::Sender<Result<T, DurableError>>, room: Option<OwnedSemaphorePermit>) -> Self {
-        Self { to, room, since: Instant::now() }
-    }
-
-    fn has_waited(&self, time: Duration) -> bool {
-        self.room.is_some() && self.since.elapsed() >= time
-    }
-
-    /// Gives the answer back where nobody waits for it.
-    fn send(self, answer: Result<T, DurableError>) -> Result<(), Result<T, DurableError>> {
-        self.to.send(answer)
-    }
-}
-
-impl Op {
-    /// Whether somebody has waited for it for so long.
-    fn has_waited(&self, time: Duration) -> bool {
-        match self {
-            Self::Claim { reply, .. } => reply.has_waited(time),
-            Self::Keep { reply, .. } => reply.has_waited(time),
-            Self::Release(_) | Self::Promote(_) | Self::Barrier(_) => false,
-        }
-    }
-}
-
-/// How many requests may wait to be written: of a database that does not answer for minutes, and of requests that have
-/// given up, there would be no end.
-pub(super) const ROOM: usize = 10_000;
 
 /// What became of an [`Op`].
 enum Done {
@@ -106,24 +48,6 @@ pub(super) struct Writer {
     held: HashMap<String, Claim>,
     /// Jobs whose requests did not wait for them: nobody else will promote them.
     orphans: Vec<i64>,
-}
-
-/// The engine refuses a key that comes twice in what it is given at once: the second is the first then. Gives also where in
-/// it each job is, and whether it is there for another.
-fn once_each(jobs: &[&NewJob]) -> (Vec<NewJob>, Vec<(usize, bool)>) {
-    let (mut firsts, mut keys, mut places) = (Vec::new(), HashMap::new(), Vec::new());
-    for job in jobs {
-        let next = firsts.len();
-        let first = match job.unique {
-            Unique::No => next,
-            Unique::UntilDone | Unique::WhileKept => *keys.entry((job.kind, job.key.as_str())).or_insert(next),
-        };
-        if first == next {
-            firsts.push(NewJob::clone(job));
-        }
-        places.push((first, first != next));
-    }
-    (firsts, places)
 }
 
 fn now_ms() -> i64 {
@@ -212,7 +136,8 @@ impl Writer {
 
     fn fail_all(&mut self, ops: Vec<Op>, error: DurableError) -> Result<(), DurableError> {
         self.fail(ops, &error);
-        if error.is_unavailable() { Err(error) } else { Ok(()) }
+        // Who was in the way of these need not be in that of others.
+        if error.is_unavailable() && !error.is_conflict() { Err(error) } else { Ok(()) }
     }
 
     /// Behind those that were tried in vain: who has waited for as long as they is not to wait for a turn of its own, which
@@ -277,13 +202,7 @@ impl Writer {
         let mut promoted = Vec::new();
         for op in ops {
             done.push(match op {
-                Op::Claim { claim, .. } => {
-                    Done::Claimed(records::claim(claim, now_ms(), later_ms(self.claim), &mut begun.tx()).await?)
-                }
-                Op::Keep { jobs, answer, .. } => {
-                    if let Some((claim, answer)) = answer {
-                        records::answer(claim, answer, later_ms(self.keep), &mut begun.tx()).await?;
-                    }
+                Op::Keep { jobs, .. } => {
                     let kept: Vec<_> = stored.by_ref().take(jobs.len()).collect();
                     if kept.len() != jobs.len() {
                         return Err(DurableError::because(
@@ -293,16 +212,29 @@ impl Writer {
                     }
                     Done::Kept(kept)
                 }
-                Op::Release(claim) => {
-                    records::release(claim, &mut begun.tx()).await?;
-                    Done::Nothing
-                }
                 Op::Promote(ids) => {
                     promoted.extend_from_slice(ids);
                     Done::Nothing
                 }
-                Op::Barrier(_) => Done::Nothing,
+                Op::Claim { .. } | Op::Release(_) | Op::Barrier(_) => Done::Nothing,
             });
+        }
+        // By their keys, as every process does it: of two that have one each and want the other's, the database would fail
+        // one. What is about one key stays in its order.
+        let mut keyed: Vec<_> = ops.iter().zip(&mut done).filter(|(op, _)| op.key().is_some()).collect();
+        keyed.sort_by_key(|(op, _)| op.key());
+        for (op, done) in keyed {
+            match op {
+                Op::Claim { claim, .. } => {
+                    let until = later_ms(self.claim);
+                    *done = Done::Claimed(records::claim(claim, now_ms(), until, &mut begun.tx()).await?);
+                }
+                Op::Keep { answer: Some((claim, answer)), .. } => {
+                    records::answer(claim, answer, later_ms(self.keep), &mut begun.tx()).await?;
+                }
+                Op::Release(claim) => records::release(claim, &mut begun.tx()).await?,
+                Op::Keep { .. } | Op::Promote(_) | Op::Barrier(_) => {}
+            }
         }
         if !promoted.is_empty() {
             self.engine.promote(&promoted, begun.tx()).await?;
@@ -360,7 +292,9 @@ impl Writer {
         }
         let renewed = async {
             let mut begun = self.database.begin_writer().await?;
-            for claim in self.held.values() {
+            let mut held: Vec<_> = self.held.values().collect();
+            held.sort_by_key(|claim| &claim.key);
+            for claim in held {
                 records::renew(claim, later_ms(self.claim), &mut begun.tx()).await?;
             }
             begun.commit().await

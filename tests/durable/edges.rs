@@ -263,7 +263,8 @@ fn a_panic_is_a_failed_attempt_however_slow_the_log_is() {
     });
 }
 
-/// Each has locked a key, and wants the other's: the database fails one of them, which has done nothing then.
+/// Each has locked a key, and wants the other's: the database fails one of them, which has done nothing then. (The store takes
+/// them by the alphabet, and the user does not.)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadlock_is_tried_again() {
     let place = Place::postgres();
@@ -274,13 +275,13 @@ async fn a_deadlock_is_tried_again() {
     let node = Node::start(&place, |store| Router::new().route("/", post(handler)).layer(store.layer())).await;
     let mut transaction = node.store.begin_postgres().await.unwrap();
     let by_hand = |name| Durable::new(Task::ok(name)).with_key(name);
-    drop(by_hand("a").store_in(&node.store, &mut transaction).await.unwrap());
+    drop(by_hand("b").store_in(&node.store, &mut transaction).await.unwrap());
     let address = node.address;
     let asked = tokio::spawn(async move { ask(address, "/", &[], "").await });
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     place.until(waits, 1).await;
     // Who has waited first finds it out.
-    drop(by_hand("b").store_in(&node.store, &mut transaction).await.unwrap());
+    drop(by_hand("a").store_in(&node.store, &mut transaction).await.unwrap());
     transaction.commit().await.unwrap();
     let reply = asked.await.unwrap();
     assert_eq!((reply.status, reply.text().as_str()), (200, "promised"));
