@@ -41,6 +41,10 @@ impl Pools {
     /// Begins a transaction of the writer's.
     pub(super) async fn begin_writer(&self) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
         self.follow();
+        // The writer's are closed behind them, by a task that has its turn when it has.
+        if self.all.is_closed() {
+            return Err(sqlx::Error::PoolClosed);
+        }
         riverqueue::database::begin_postgres(&self.writer).await
     }
 

@@ -220,11 +220,11 @@ async fn two_processes_that_are_asked_under_the_same_keys_do_not_lock_each_other
             let request = Request::post("/").header("idempotency-key", key).body(Body::empty()).unwrap();
             app.clone().oneshot(request)
         };
-        // It waits for the lock, and the others behind it for one transaction.
+        // It waits for the lock, or behind what its store does of its own accord, and the others behind it for one transaction.
         begin(&mut asked, ask(format!("first-{number}"))).await;
         let waits = "SELECT count(*) FROM pg_stat_activity
             WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        place.until(waits, number + 1).await;
+        place.until_found(waits, |waiting| waiting > number).await;
         for key in 0..KEYS {
             begin(&mut asked, ask(format!("k{}", if number == 0 { key } else { KEYS - 1 - key }))).await;
         }
@@ -257,7 +257,7 @@ async fn nor_do_two_that_are_to_store_the_same_jobs() {
         begin(&mut asked, ask(format!("first-{number}"))).await;
         let waits = "SELECT count(*) FROM pg_stat_activity
             WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO%river_job%'";
-        place.until(waits, number + 1).await;
+        place.until_found(waits, |waiting| waiting > number).await;
         for key in 0..JOBS {
             begin(&mut asked, ask(format!("k{}", if number == 0 { key } else { JOBS - 1 - key }))).await;
         }
