@@ -231,6 +231,9 @@ impl Continuation {
     ///
     /// A client that resets the connection meanwhile has aborted: the continuation starts, and the status says
     /// ABORTED. Where the acknowledgement cannot be known (no tracked socket, or not Linux) it starts after the flush.
+    ///
+    /// Until then the connection's socket is kept open: a server that drops a connection, rather than to shut it, ends it no
+    /// sooner than that. Behind other continuations of its response it waits for its turn first.
     #[cfg(feature = "acknowledged")]
     pub fn after_acknowledged(mut self, deadline: std::time::Duration) -> Self {
         self.extra().after_acknowledged = Some(deadline);

@@ -51,7 +51,12 @@ impl Delivered {
             return Acknowledged::Unknown;
         };
         let upto = source.sent();
-        let is_confirmed = || unacknowledged(source).map(|queued| source.sent().saturating_sub(queued) >= upto);
+        let is_confirmed = || {
+            // Counted before the look at the queue: what is written in between is in the queue alone then, and taken for what
+            // was written before at worst, which is asked for again.
+            let sent = source.sent();
+            unacknowledged(source).map(|queued| sent.saturating_sub(queued) >= upto)
+        };
         let mut pause = FIRST;
         loop {
             // A reset leaves the queue as it is for ever, so it is asked for first.

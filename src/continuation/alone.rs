@@ -58,9 +58,7 @@ impl Owner for Nobody {
 
     fn failed(&self, error: BoxError, class: Option<&'static str>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
-            if let Err(payload) = caught::call(|| tracing::error!(error, class, "a continuation failed")) {
-                caught::dispose(payload);
-            }
+            caught::tell(|| tracing::error!(error, class, "a continuation failed"));
         })
     }
 }
@@ -123,17 +121,21 @@ impl Running {
 }
 
 /// One that has not come to its end, and may go down with its runtime: then it is lost, which is told (contract rule 13).
-struct Unended(Option<Arc<dyn Owner>>);
+struct Unended {
+    owner: Option<Arc<dyn Owner>>,
+    /// Last: a drain that waits for this waits for nothing more.
+    _listed: OnTheList,
+}
 
 impl Unended {
     fn is_over(&mut self) {
-        self.0 = None;
+        self.owner = None;
     }
 }
 
 impl Drop for Unended {
     fn drop(&mut self) {
-        if let Some(owner) = self.0.take() {
+        if let Some(owner) = self.owner.take() {
             let why = "it ran on its own, and no runtime is there to run it to its end";
             owner.pool().report_lost(&owner.route(), why);
         }
@@ -150,11 +152,12 @@ pub(crate) fn run_alone(mut continuation: Continuation, owner: Arc<dyn Owner>) {
     let alone = Arc::new(Alone { began: Instant::now(), route, class, cut, waker });
     let weak: Weak<dyn Straggler> = Arc::downgrade(&alone) as _;
     let pool = owner.pool().clone();
-    let listed = OnTheList { key: pool.list(weak), pool };
-    let mut unended = Unended(Some(owner.clone()));
+    let unended = Unended { owner: Some(owner.clone()), _listed: OnTheList { key: pool.list(weak), pool } };
+    // In the order in which they are dropped, if no runtime is there.
+    let task = (kind, unended);
     let runtime = owner.runtime().cloned();
     let work = async move {
-        let _listed = listed;
+        let (kind, mut unended) = task;
         let mut running = match kind {
             Kind::Async(work) => Running::Async(work),
             Kind::Blocking(work) | Kind::Brief(work) => {
@@ -178,6 +181,7 @@ pub(crate) fn run_alone(mut continuation: Continuation, owner: Arc<dyn Owner>) {
             }
         });
         let ended = ended.await;
+        let is_thread = matches!(running, Running::Thread(_));
         caught::discard(running);
         unended.is_over();
         let outcome = match ended {
@@ -189,7 +193,8 @@ pub(crate) fn run_alone(mut continuation: Continuation, owner: Arc<dyn Owner>) {
                 "ended"
             }
             None => {
-                tracing::warn!(route = alone.route, "a continuation that ran on its own was cut by a drain");
+                let goes_on = if is_thread { ": its thread is stuck until it returns" } else { "" };
+                tracing::warn!(route = alone.route, "a continuation that ran on its own was cut by a drain{goes_on}");
                 "dropped"
             }
         };

@@ -3,7 +3,10 @@
 use tracing::Span;
 
 use super::{Continuation, Extra, Kind};
-use crate::{event::RequestId, pool::spans};
+use crate::{
+    event::RequestId,
+    pool::{caught, spans},
+};
 
 /// Whose span a continuation holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +60,10 @@ impl Continuation {
 
     /// Says something of it, in the span where it was made.
     pub(crate) fn told(&self, says: impl FnOnce()) {
-        let _span = self.extra.as_ref().map(|extra| extra.span.enter());
-        says();
+        caught::tell(|| {
+            let _span = self.extra.as_ref().map(|extra| extra.span.enter());
+            says();
+        });
     }
 
     /// Gives it a span to run in, unless it has one.

@@ -1,4 +1,4 @@
-//! Continuations whose response went astray: whose they are then, and how one runs that has no request.
+//! Continuations whose response went astray: whose they are then.
 
 use std::{
     cell::{Cell, RefCell},

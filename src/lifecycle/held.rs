@@ -311,10 +311,9 @@ impl Shared {
     }
 
     fn tell_of_stray(&self) {
-        tracing::warn!(
-            route = self.route(),
-            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same"
-        );
+        let said =
+            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same";
+        caught::tell(|| tracing::warn!(route = self.route(), "{said}"));
     }
 }
 

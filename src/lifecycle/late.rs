@@ -1,5 +1,5 @@
 //! Blocking continuations that have reached their limit before their turn: for the contract they have ended, and they run
-//! when it comes.
+//! when it comes. And how those run that come when their request has ended.
 
 use std::{
     future::Future,

@@ -106,8 +106,8 @@ impl Shared {
 
     /// The same as `arm`, where the user calls, which may be in a thread of their own.
     pub(super) fn arm_anywhere(&self) {
-        if lock(&self.core).rare.as_ref().is_some_and(|rare| rare.lost) {
-            // Its runtime has ended, and takes no timer.
+        if lock(&self.core).is_lost() {
+            // And takes no timer.
             return;
         }
         if self.runtime().is_none() && Handle::try_current().is_err() {
@@ -148,16 +148,8 @@ mod tests {
         time::Duration,
     };
 
-    use http::{Method, Uri, Version};
-
     use super::*;
-    use crate::{
-        lifecycle::{
-            clock::Start,
-            shared::{Arrival, Home},
-        },
-        pool::Pool,
-    };
+    use crate::lifecycle::{clock::Start, shared::Arrival};
 
     /// The timer is moved under a lock, and who is woken there ends the request, which gives the timer back.
     #[test]
@@ -166,15 +158,7 @@ mod tests {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
             runtime.unwrap().block_on(async {
-                let shared = Shared::new(Arrival {
-                    home: Some(Arc::new(Home::new(Arc::<Pool>::default()))),
-                    connection: None,
-                    method: Method::GET,
-                    uri: Uri::from_static("/"),
-                    version: Version::HTTP_11,
-                    uploaded: true,
-                    is_job: false,
-                });
+                let shared = Shared::new(Arrival::of_a_test(Arc::default()));
                 // Nothing is left of it but its response, which is on its way.
                 shared.response_leaves();
                 shared.clock.set(Duration::from_secs(60), Start::Arrival, None);

@@ -53,6 +53,21 @@ pub(crate) struct Arrival {
     pub(crate) is_job: bool,
 }
 
+#[cfg(test)]
+impl Arrival {
+    pub(super) fn of_a_test(pool: Arc<Pool>) -> Self {
+        Self {
+            home: Some(Arc::new(Home::new(pool))),
+            connection: None,
+            method: Method::GET,
+            uri: Uri::from_static("/"),
+            version: Version::HTTP_11,
+            uploaded: true,
+            is_job: false,
+        }
+    }
+}
+
 /// There is one for each request, and for each continuation that waits: it keeps no more than that needs. What most requests
 /// never have is in [`Rare`]; what is over with the response, in the passage.
 pub(crate) struct Shared {
@@ -129,6 +144,11 @@ pub(super) struct Rare {
 impl Core {
     pub(super) fn rare(&mut self) -> &mut Rare {
         self.rare.get_or_insert_default()
+    }
+
+    /// Its runtime has ended, and nobody takes anything from here any more.
+    pub(super) fn is_lost(&self) -> bool {
+        self.rare.as_ref().is_some_and(|rare| rare.lost)
     }
 }
 

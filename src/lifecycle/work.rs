@@ -27,10 +27,15 @@ impl Shared {
     /// ended.
     fn take_in(&self, continuation: Continuation) -> Result<(), Continuation> {
         let mut core = lock(&self.core);
-        if self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK))).is_none() {
+        let taken = |word: Word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK));
+        if core.is_lost() || self.change(None, taken).is_none() {
             return Err(continuation);
         }
         core.continuations.push_back(continuation);
+        #[cfg(feature = "acknowledged")]
+        if self.word().has(word::HEAD) {
+            self.keep_socket(&mut core);
+        }
         drop(core);
         self.more_work();
         Ok(())
@@ -39,7 +44,7 @@ impl Shared {
     pub(crate) fn add_hook(&self, mut hook: Hook) -> Result<(), LifecycleError> {
         hook.carry(self.captured());
         let mut core = lock(&self.core);
-        if self.change(None, |word| Some(word.with(word::WORK))).is_none() {
+        if core.is_lost() || self.change(None, |word| Some(word.with(word::WORK))).is_none() {
             drop(core);
             caught::discard(hook);
             return Err(LifecycleError::new(Kind::HookTooLate));
@@ -65,6 +70,7 @@ impl Shared {
                     "a continuation came when its request had ended: it runs on its own"
                 );
             });
+            me.let_go();
             continuation::run_alone(continuation, me);
         }
     }
@@ -167,5 +173,32 @@ impl Shared {
             self.leave_connection();
         }
         self.wake_awaiting();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{lifecycle::shared::Arrival, pool::Pool};
+
+    #[test]
+    fn what_comes_when_its_runtime_has_ended_is_lost_and_not_in_silence() {
+        let pool = Arc::<Pool>::default();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let shared = runtime.block_on(async {
+            let arrival = Arrival::of_a_test(pool.clone());
+            if let Some(home) = &arrival.home {
+                home.is_here();
+            }
+            Shared::new(arrival)
+        });
+        drop(runtime);
+        // As the destructor of its task does.
+        shared.discard_work();
+        shared.keep(Continuation::new(async {}));
+        assert_eq!((pool.lost(), pool.running()), (1, 0));
+        assert!(shared.add_hook(Hook::new(|_| async {})).is_err());
     }
 }

@@ -28,6 +28,13 @@ pub(crate) fn call<T>(f: impl FnOnce() -> T) -> Result<T, Payload> {
     catch_unwind(AssertUnwindSafe(f))
 }
 
+/// Says something to a subscriber, which is the user's: a panic of it is not to cost what is to come after it.
+pub(crate) fn tell(says: impl FnOnce()) {
+    if let Err(payload) = call(says) {
+        dispose(payload);
+    }
+}
+
 /// Drops a value of the user's, whose destructor may panic while a connection's task is polled, which would
 /// take the other requests of that connection with it.
 pub(crate) fn discard<T>(value: T) {
