@@ -145,7 +145,8 @@ impl Drop for Unended {
 /// Runs one that has no request (any more).
 pub(crate) fn run_alone(mut continuation: Continuation, owner: Arc<dyn Owner>) {
     let (route, class) = (owner.route(), continuation.class_name());
-    continuation.begin_span(|| route.clone(), owner.id());
+    // Its span is the subscriber's to make: one that panics has it run in none.
+    caught::tell(|| continuation.begin_span(|| route.clone(), owner.id()));
     let failure = continuation.failure_slot();
     let (kind, span) = continuation.into_work();
     let (waker, cut) = (AtomicWaker::new(), AtomicBool::new(false));
@@ -187,14 +188,16 @@ pub(crate) fn run_alone(mut continuation: Continuation, owner: Arc<dyn Owner>) {
         let outcome = match ended {
             Some(Ok(())) => "ended",
             Some(Err(payload)) => {
-                tracing::error!(route = alone.route, panic = panic_message(&*payload), "a continuation panicked");
                 owner.pool().count_panic();
+                let panic = panic_message(&*payload);
+                caught::tell(|| tracing::error!(route = alone.route, panic, "a continuation panicked"));
                 caught::dispose(payload);
                 "ended"
             }
             None => {
                 let goes_on = if is_thread { ": its thread is stuck until it returns" } else { "" };
-                tracing::warn!(route = alone.route, "a continuation that ran on its own was cut by a drain{goes_on}");
+                let said = "a continuation that ran on its own was cut by a drain";
+                caught::tell(|| tracing::warn!(route = alone.route, "{said}{goes_on}"));
                 "dropped"
             }
         };
@@ -207,5 +210,132 @@ pub(crate) fn run_alone(mut continuation: Continuation, owner: Arc<dyn Owner>) {
     match runtime {
         Some(runtime) => drop(runtime.spawn(work)),
         None => caught::discard(Pool::spawn_listed(work).err()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        future::{pending, ready},
+        sync::Mutex,
+    };
+
+    use axum_core::response::IntoResponse as _;
+    use tokio::{runtime::Runtime, sync::oneshot};
+    use tracing::{Event, Metadata, Subscriber, span};
+
+    use super::*;
+
+    /// Notes how much its pool still waits for, each time that it is asked for its route.
+    struct Noting {
+        pool: Arc<Pool>,
+        runtime: Handle,
+        notes: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl Owner for Noting {
+        fn pool(&self) -> &Arc<Pool> {
+            &self.pool
+        }
+
+        fn runtime(&self) -> Option<&Handle> {
+            Some(&self.runtime)
+        }
+
+        fn route(&self) -> String {
+            lock(&self.notes).push(self.pool.running());
+            "GET /".to_owned()
+        }
+
+        fn id(&self) -> Option<RequestId> {
+            None
+        }
+
+        fn failed(&self, _: BoxError, _: Option<&'static str>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            Box::pin(ready(()))
+        }
+    }
+
+    struct NotesAtDrop(Arc<Pool>, Arc<Mutex<Vec<usize>>>);
+
+    impl Drop for NotesAtDrop {
+        fn drop(&mut self) {
+            lock(&self.1).push(self.0.running());
+        }
+    }
+
+    fn runtime() -> Runtime {
+        tokio::runtime::Builder::new_current_thread().build().unwrap()
+    }
+
+    #[test]
+    fn a_drain_waits_until_it_is_told_as_lost() {
+        for begins in [false, true] {
+            let (pool, notes, runtime) = (Arc::<Pool>::default(), Arc::<Mutex<Vec<usize>>>::default(), runtime());
+            let owner = Noting { pool: pool.clone(), runtime: runtime.handle().clone(), notes: notes.clone() };
+            let noting = NotesAtDrop(pool.clone(), notes.clone());
+            let work = Continuation::new(async move {
+                let _noting = noting;
+                pending::<()>().await;
+            });
+            run_alone(work, Arc::new(owner));
+            if begins {
+                runtime.block_on(tokio::task::yield_now());
+            }
+            drop(runtime);
+            // When it began; when its work was dropped; and when that was told.
+            assert_eq!(*lock(&notes), [0, 1, 1], "begins: {begins}");
+            assert_eq!((pool.running(), pool.lost()), (0, 1));
+        }
+    }
+
+    /// Panics at what it is told, or at what it is asked for: each in a run of its own, since behind the first panic nothing more is
+    /// asked of it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Panics {
+        AtEvents,
+        AtSpans,
+    }
+
+    impl Subscriber for Panics {
+        fn enabled(&self, _: &Metadata<'_>) -> bool {
+            true
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            assert_ne!(*self, Self::AtSpans);
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn event(&self, _: &Event<'_>) {
+            assert_ne!(*self, Self::AtEvents);
+        }
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn a_subscriber_that_panics_costs_no_continuation() {
+        for panics in [Panics::AtEvents, Panics::AtSpans] {
+            let (runs, ran) = oneshot::channel();
+            let lost = move || drop((Continuation::new(async { runs.send(()).unwrap() }), "hello").into_response());
+            let thread = std::thread::spawn(move || {
+                runtime().block_on(async {
+                    tracing::subscriber::with_default(panics, || {
+                        // Other tests have none, and may have come first.
+                        tracing::callsite::rebuild_interest_cache();
+                        lost();
+                    });
+                    ran.await
+                })
+            });
+            assert_eq!(thread.join().unwrap(), Ok(()), "{panics:?}");
+        }
     }
 }

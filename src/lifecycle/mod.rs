@@ -195,7 +195,7 @@ impl Lifecycle {
     ///
     /// # Errors
     ///
-    /// If the request's last hook has run: the hook is dropped.
+    /// If the request's last hook has run, or its runtime has ended: the hook is dropped.
     pub fn on_shutdown<F, Fut>(&self, hook: F) -> Result<(), LifecycleError>
     where
         F: FnOnce(End) -> Fut + Send + 'static,

@@ -114,8 +114,12 @@ impl Shared {
         let mut core = lock(&self.core);
         core.rare().lost = true;
         let (continuations, hooks) = (std::mem::take(&mut core.continuations), std::mem::take(&mut core.hooks));
-        let finished = core.rare.as_mut().and_then(|rare| rare.finished.take());
+        let finished = core.rare().finished.take();
+        #[cfg(feature = "acknowledged")]
+        let delivered = core.rare().delivered.take();
         drop(core);
+        #[cfg(feature = "acknowledged")]
+        drop(delivered);
         // From here on no other is set.
         self.clock.stop();
         for continuation in continuations {
