@@ -6,7 +6,12 @@ mod support;
 
 use std::{io, time::Duration};
 
-use axum::{Router, body::Body, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
 use futures_util::stream;
 use socket2::SockRef;
 use support::{Client, Gate, Journal, Server, soon};
@@ -205,11 +210,7 @@ async fn on_a_unix_socket_who_closes_without_reading_has_confirmed_nothing() {
     {
         let mut client = UnixStream::connect(&path).await.unwrap();
         client.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.unwrap();
-        journal
-            .until("it is flushed", |events| {
-                events.iter().filter(|event| event.kind().name() == "flushed").count() > count
-            })
-            .await;
+        journal.seen_times("flushed", count + 1).await;
         assert!(known.try_recv().is_err(), "nothing was read yet");
         if reads {
             soon("a response", client.read_to_end(&mut Vec::new())).await.unwrap();
@@ -223,12 +224,9 @@ async fn on_a_unix_socket_who_closes_without_reading_has_confirmed_nothing() {
 
 /// Waits until so many continuations have started, and lets the server act on whatever it can beside.
 async fn started(server: &Server, count: usize) -> usize {
-    let starts = |events: &[tower_epilogue::Event]| {
-        events.iter().filter(|event| event.kind().name() == "continuation_start").count()
-    };
-    server.journal.until("they start", |events| starts(events) >= count).await;
+    server.journal.seen_times("continuation_start", count).await;
     server.get("/other").await;
-    starts(&server.journal.events())
+    server.journal.events().iter().filter(|event| event.kind().name() == "continuation_start").count()
 }
 
 /// Each for its own time: that the first did not wait as long says nothing of what the client has.
@@ -249,21 +247,24 @@ async fn of_several_continuations_each_waits_for_it() {
     assert!(server.stop().await.is_clean());
 }
 
-/// Its handler returns it when the response has left already.
+/// Its handler returns it, or loses it with another response, when the response has left already.
 #[tokio::test]
-async fn one_that_is_returned_behind_a_finish_waits_for_it() {
-    let handler = async |lifecycle: Lifecycle| {
-        lifecycle.finish(vec![b'x'; SIZE]).await?;
-        Ok::<_, LifecycleError>(Continuation::new(async {}).after_acknowledged(LONG))
-    };
-    let app = Router::new().route("/", get(handler)).route("/other", get(async || "hello"));
-    let server = Server::start(app).await;
-    let mut client = slow_client(&server).await;
-    client.send_get("/").await;
-    server.journal.seen("handler_end").await;
-    assert_eq!(started(&server, 0).await, 0);
-    assert_eq!(client.reply_by_length(false).await.body.len(), SIZE);
-    assert_eq!(started(&server, 1).await, 1);
-    server.journal.ended(3).await;
-    assert!(server.stop().await.is_clean());
+async fn one_that_comes_behind_a_finish_waits_for_it() {
+    for is_lost in [false, true] {
+        let handler = async move |lifecycle: Lifecycle| {
+            lifecycle.finish(vec![b'x'; SIZE]).await?;
+            let response = Continuation::new(async {}).after_acknowledged(LONG).into_response();
+            Ok::<_, LifecycleError>(if is_lost { Response::default() } else { response })
+        };
+        let app = Router::new().route("/", get(handler)).route("/other", get(async || "hello"));
+        let server = Server::start(app).await;
+        let mut client = slow_client(&server).await;
+        client.send_get("/").await;
+        server.journal.seen("handler_end").await;
+        assert_eq!(started(&server, 0).await, 0, "is_lost: {is_lost}");
+        assert_eq!(client.reply_by_length(false).await.body.len(), SIZE);
+        assert_eq!(started(&server, 1).await, 1);
+        server.journal.ended(3).await;
+        assert!(server.stop().await.is_clean());
+    }
 }
