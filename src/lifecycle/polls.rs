@@ -107,7 +107,7 @@ impl Shared {
     /// The same as `arm`, where the user calls, which may be in a thread of their own.
     pub(super) fn arm_anywhere(&self) {
         if lock(&self.core).is_lost() {
-            // And takes no timer.
+            // Its runtime takes no timer any more.
             return;
         }
         if self.runtime().is_none() && Handle::try_current().is_err() {
