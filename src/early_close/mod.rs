@@ -29,7 +29,8 @@
 //! - On HTTP/1, `Connection: close` (RFC 9112, section 9.6); never on HTTP/2 (RFC 9113, section 8.2.2). With
 //!   [`keep_alive`](EarlyCloseLayer::keep_alive) only where it is the end of the connection that ends a body: past the
 //!   limit on HTTP/1.0.
-//! - A `Content-Length` that the handler declared, and that is wrong, is corrected and logged.
+//! - A `Content-Length` that the handler declared, and that is wrong, is corrected and logged. Where the body streams on, it is
+//!   left out if what was read of it shows that.
 //! - A body that fails before the head is sent: a 500. After it: a broken connection.
 //! - Trailers stay, in chunks on HTTP/1.1 and beside a length on HTTP/2; where they cannot be sent, the length is
 //!   declared instead. On HTTP/1.1 that is so for a client that does not ask for them (`TE: trailers`), and, since hyper

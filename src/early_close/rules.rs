@@ -109,3 +109,21 @@ pub(super) fn declare(parts: &mut Parts, length: u64) {
     // A length and chunks exclude each other (RFC 9112, section 6.2).
     parts.headers.remove(header::TRANSFER_ENCODING);
 }
+
+/// Of a body that streams on, of which so many bytes are known: what a handler declared stays if it may be right. A server
+/// would end the body there, and it would look whole.
+pub(super) fn keep_declared(parts: &mut Parts, at_least: u64) {
+    let mut all = parts.headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(declared) = all.next() else { return };
+    if length(declared).is_some_and(|length| length >= at_least) && all.all(|other| other == declared) {
+        parts.headers.remove(header::TRANSFER_ENCODING);
+        return;
+    }
+    tracing::warn!(?declared, at_least, "a handler declared a wrong Content-Length: it was left out");
+    parts.headers.remove(header::CONTENT_LENGTH);
+}
+
+/// Digits, and nothing else (RFC 9110, section 8.6).
+fn length(declared: &HeaderValue) -> Option<u64> {
+    declared.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()))?.parse().ok()
+}

@@ -175,7 +175,7 @@ impl Shaping {
         // That of the body before.
         parts.headers.remove(CONTENT_LENGTH);
         if rules::is_bodiless(parts.status) {
-            return Next::Leave(Response::from_parts(parts, Body::empty()));
+            return Next::Leave(self.pass(Response::from_parts(parts, Body::empty())));
         }
         self.encode_and_measure(parts, Buffer::whole(bytes, trailers).into_body(None), true)
     }
@@ -271,6 +271,9 @@ impl Shaping {
     }
 
     fn leave(&self, mut parts: Parts, body: Body) -> Response {
+        if body.size_hint().exact().is_none() {
+            rules::keep_declared(&mut parts, body.size_hint().lower());
+        }
         // Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
         let ends_by_close = self.asked.version <= Version::HTTP_10
             && body.size_hint().exact().is_none()

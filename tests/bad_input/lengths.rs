@@ -54,6 +54,53 @@ async fn an_early_close_corrects_it() {
     }
 }
 
+/// What was read of it shows that it is wrong, also where its end was not waited for.
+#[tokio::test]
+async fn of_a_body_that_streams_on_an_early_close_declares_none_that_is_too_short() {
+    for length in ["2", "none", "+9", "5, 5"] {
+        let notes = Notes::default();
+        let handler = move || {
+            let mut response = declared(length, false);
+            response.headers_mut().insert(header::CONTENT_LANGUAGE, "en".parse().unwrap());
+            response
+        };
+        let app = app(&notes, false, handler).layer(EarlyCloseLayer::new().buffer_limit(3));
+        let server = Server::start(app).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        let reply = client.response(false).await;
+        assert_eq!((reply.header("content-length"), reply.text().as_str()), (None, "hello"), "{length}");
+        assert_eq!(reply.header("content-language"), Some("en"), "{length}");
+        let whole = Http2::connect(server.address).await.get("/").await.unwrap();
+        assert_eq!((whole.headers.get("content-length"), &whole.body[..]), (None, &b"hello"[..]), "{length}");
+        server.journal.ended(2).await;
+        assert_eq!(notes.all().iter().filter(|note| *note == "hook: NORMAL, Flushed").count(), 2);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// Nothing that was read of it says so.
+#[tokio::test]
+async fn of_a_body_that_streams_on_an_early_close_keeps_one_that_may_be_right() {
+    for (length, right) in [("5", true), ("9", false)] {
+        let notes = Notes::default();
+        let handler = move || {
+            let mut response = declared(length, false);
+            // It excludes a length.
+            response.headers_mut().insert(header::TRANSFER_ENCODING, "chunked".parse().unwrap());
+            response
+        };
+        let server = Server::start(app(&notes, false, handler).layer(EarlyCloseLayer::new().buffer_limit(3))).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        let reply = client.reply().await;
+        let came = (reply.header("content-length"), reply.text().len());
+        assert!(came == (Some("5"), 5) || (!right && (came.0 == Some("9") || reply.status == 0)), "{reply:?}");
+        assert_eq!(Http2::connect(server.address).await.get("/").await.is_ok(), right, "{length}");
+        assert!(server.stop().await.is_clean());
+    }
+}
+
 /// Without it, what a client reads is between the handler and the server; the rest of the contract holds.
 #[tokio::test]
 async fn without_an_early_close_the_request_ends_all_the_same() {

@@ -159,3 +159,20 @@ async fn the_function_on_buffered_bodies_sees_plain_bytes() {
         }
     }
 }
+
+/// One that makes a tag of what a handler gave, and compares it.
+#[tokio::test]
+async fn a_304_that_the_function_on_buffered_bodies_makes_has_the_validator_that_its_client_asked_with() {
+    for (asked, told) in [("W/\"abc\"", "W/\"abc\""), ("\"abc\"", "\"abc\"")] {
+        let layer =
+            early_close().compress().map_buffer(async |mut parts: http::response::Parts, bytes: bytes::Bytes| {
+                parts.status = StatusCode::NOT_MODIFIED;
+                parts.headers.insert(header::ETAG, HeaderValue::from_static("\"abc\""));
+                Ok::<_, std::io::Error>((parts, bytes))
+            });
+        let server = Server::start(Router::new().route("/", get(async || text(5000))).layer(layer)).await;
+        let asked = [(header::ACCEPT_ENCODING, "gzip"), (header::IF_NONE_MATCH, asked)];
+        let got = fetch(server.address, Version::Http11, request(Method::GET, "/", &asked)).await;
+        assert_eq!((got.status, got.text(header::ETAG)), (304, Some(told)));
+    }
+}
