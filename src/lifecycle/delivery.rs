@@ -1,6 +1,7 @@
 //! The outermost body: what the server takes, watched until it is flushed.
 
 use std::{
+    cell::Cell,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -17,7 +18,7 @@ use crate::pool::caught;
 /// A body that counts what leaves, and whose drop tells the request what became of it.
 pub(super) struct Delivery {
     shared: Arc<Shared>,
-    /// `None` once it went on without us.
+    /// `None` once it has ended, or went on without us.
     body: Option<Body>,
     /// No inner body of ours watches its producer: then this one does.
     bare: bool,
@@ -28,6 +29,8 @@ pub(super) struct Delivery {
     /// The server has taken the last frame, or is never to take any.
     complete: bool,
     failed: bool,
+    /// It panicked where it was asked about itself: it is not asked any more, and what comes next is an error.
+    panicked: Cell<bool>,
     held: Held,
     /// What is still to come of a length that is known: an HTTP/1 server that has it lets go of the body, without asking
     /// for its end.
@@ -106,6 +109,7 @@ impl Delivery {
             known,
             complete,
             failed: false,
+            panicked: Cell::new(false),
             held,
             left,
             rest: Bytes::new(),
@@ -132,13 +136,24 @@ impl Delivery {
             Err(payload) => {
                 self.shared.panicked("body", &payload);
                 caught::dispose(payload);
-                Poll::Ready(Some(Err(axum_core::Error::new("the response's body panicked"))))
+                Poll::Ready(Some(Err(panicked())))
             }
         }
     }
 
+    /// What it says of itself is the user's code, and it may be the server that asks.
+    fn ask<T>(&self, question: impl FnOnce(&Body) -> T) -> Option<T> {
+        let body = self.body.as_ref().filter(|_| !self.panicked.get())?;
+        let told = |payload| {
+            self.panicked.set(true);
+            self.shared.panicked("body", &payload);
+            caught::dispose(payload);
+        };
+        caught::call(|| question(body)).map_err(told).ok()
+    }
+
     fn has_ended(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.failed || self.body.is_none() || self.ask(Body::is_end_stream).unwrap_or(false)
     }
 
     /// Gives the held end out once everything before it is flushed.
@@ -185,6 +200,9 @@ impl http_body::Body for Delivery {
         if this.shared.is_broken_off() {
             return this.fail(broken_off());
         }
+        if this.panicked.get() {
+            return this.fail(panicked());
+        }
         let polled = if matches!(this.held, Held::End(_)) { this.poll_held() } else { this.poll_next(cx) };
         if polled.is_pending() {
             // Registered before the second look, so that what changes after it wakes us.
@@ -210,11 +228,14 @@ impl http_body::Body for Delivery {
 
     fn size_hint(&self) -> SizeHint {
         let rest = self.rest.len() as u64;
-        let inner = self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint);
+        let inner = match &self.body {
+            Some(_) => self.ask(Body::size_hint).unwrap_or_default(),
+            None => SizeHint::with_exact(0),
+        };
         let mut hint = SizeHint::new();
-        hint.set_lower(inner.lower() + rest);
+        hint.set_lower(inner.lower().saturating_add(rest));
         if let Some(upper) = inner.upper() {
-            hint.set_upper(upper + rest);
+            hint.set_upper(upper.saturating_add(rest));
         }
         hint
     }
@@ -228,6 +249,10 @@ const MARKS_A_POLL: usize = 32;
 
 fn broken_off() -> axum_core::Error {
     axum_core::Error::new("the response was broken off: its time limit passed, or its client left")
+}
+
+fn panicked() -> axum_core::Error {
+    axum_core::Error::new("the response's body panicked")
 }
 
 impl Delivery {
@@ -277,6 +302,8 @@ impl Delivery {
             None if holds => return this.hold(None),
             None => {
                 this.complete = true;
+                // Who stands outside may ask on, as some compressors do.
+                caught::discard(this.body.take());
                 return Poll::Ready(None);
             }
         };

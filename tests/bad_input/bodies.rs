@@ -1,5 +1,10 @@
 //! Bodies that fail: their client never takes what it got of them for the whole.
 
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
 use axum::{
     Router,
     body::Body,
@@ -7,11 +12,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
 use http::header;
+use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
-use tower_epilogue::{Continuation, EarlyCloseLayer, ShutdownHookLayer};
+use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, ShutdownHookLayer};
 
 use crate::{
     common::{settled, told},
@@ -161,5 +168,38 @@ async fn a_body_that_has_failed_stays_ended() {
     assert!(body.frame().await.unwrap().is_err());
     for _ in 0..3 {
         assert!(body.frame().await.is_none());
+    }
+}
+
+/// A body that must not be asked on after its end.
+struct Once {
+    known: bool,
+    ended: bool,
+}
+
+impl http_body::Body for Once {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        assert!(!self.ended, "it was asked on after its end");
+        self.ended = true;
+        Poll::Ready(None)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.known { SizeHint::with_exact(5) } else { SizeHint::new() }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_has_ended_stays_ended() {
+    for known in [false, true] {
+        let app = Router::new().route("/", get(async move || Body::new(Once { known, ended: false })));
+        let request = Request::get("/").body(Body::empty()).unwrap();
+        let mut body = app.layer(IgnoreAbortLayer::off()).oneshot(request).await.unwrap().into_body();
+        for _ in 0..3 {
+            assert!(body.frame().await.is_none(), "known: {known}");
+        }
     }
 }

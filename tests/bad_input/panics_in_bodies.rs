@@ -5,6 +5,7 @@ use std::{
     convert::Infallible,
     future::ready,
     pin::Pin,
+    sync::atomic::{AtomicU32, Ordering},
     task::{Context, Poll},
 };
 
@@ -23,7 +24,7 @@ use tower_epilogue::{Continuation, End, IgnoreAbortLayer, Lifecycle, ShutdownHoo
 use crate::{
     common::{Leave, told},
     panics::Unmeasurable,
-    support::{Gate, Journal, Notes, Server, h2client::Http2, soon, streamed},
+    support::{Gate, Journal, Notes, Server, TellingHook, h2client::Http2, soon, streamed},
 };
 
 #[tokio::test]
@@ -105,15 +106,18 @@ impl http_body::Body for Around {
     }
 }
 
-fn around_a_stream(notes: &Notes) -> Router {
+fn told_of_panics(notes: &Notes) -> ShutdownHookLayer<impl TellingHook> {
     let notes = notes.clone();
-    let hook = move |end: End| {
+    ShutdownHookLayer::new(move |end: End| {
         notes.add(format!("{}, {:?}, {:?}", end.status(), end.sent(), end.panic()));
         ready(())
-    };
+    })
+}
+
+fn around_a_stream(notes: &Notes) -> Router {
     Router::new()
         .route("/", get(async || streamed(&["hel", "lo"])))
-        .layer(ShutdownHookLayer::new(hook))
+        .layer(told_of_panics(notes))
         .layer(map_response(async |response: Response| response.map(|inner| Body::new(Around { inner, frames: 1 }))))
 }
 
@@ -142,4 +146,74 @@ async fn around_one_of_ours_it_is_an_error_without_a_server_of_ours() {
     assert!(error.to_string().contains("panicked"), "{error}");
     notes.count(1).await;
     assert_eq!(notes.all(), [PANICKED]);
+}
+
+/// A body that answers so many questions about itself, and panics at the next.
+struct Tired {
+    frames: u64,
+    known: bool,
+    answers: AtomicU32,
+}
+
+impl Tired {
+    fn is_asked(&self) {
+        let left = self.answers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        assert!(left.is_ok(), "the body panics, as this test wants it");
+    }
+}
+
+impl http_body::Body for Tired {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        let Some(frames) = self.frames.checked_sub(1) else { return Poll::Ready(None) };
+        self.frames = frames;
+        Poll::Ready(Some(Ok(http_body::Frame::data(bytes::Bytes::from_static(b"hello")))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_asked();
+        self.frames == 0
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.is_asked();
+        if self.known { http_body::SizeHint::with_exact(5 * self.frames) } else { http_body::SizeHint::new() }
+    }
+}
+
+/// The server asks, too.
+#[tokio::test]
+async fn whoever_asks_it_is_told_and_not_the_clients_abort() {
+    for (known, answers) in (0..20).flat_map(|answers| [(false, answers), (true, answers)]) {
+        let notes = Notes::default();
+        let service = tower::service_fn(move |_: Request| {
+            ready(Ok::<_, Infallible>(
+                Body::new(Tired { frames: 3, known, answers: AtomicU32::new(answers) }).into_response(),
+            ))
+        });
+        let service = told_of_panics(&notes).layer(service);
+        let app = Router::new().route_service("/", service).route("/ping", get(async || "pong"));
+        let server = Server::start(app).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        notes.count(1).await;
+        drop(client);
+        let mut client = Http2::connect(server.address).await;
+        let _ = client.get("/").await;
+        notes.count(2).await;
+        assert_eq!(client.get("/ping").await.unwrap().body, b"pong");
+        for ended in notes.all() {
+            let panicked = "Some(\"the body panics, as this test wants it\")";
+            // Where nobody asks so often, or only about what is over, it is whole.
+            let whole = ended == "NORMAL, Flushed, None" && answers > 5;
+            let told = ended == PANICKED || ended == format!("NORMAL, Flushed, {panicked}");
+            assert!(whole || told, "known: {known}, {answers} answers: {ended}");
+        }
+        assert!(server.stop().await.is_clean());
+    }
 }
