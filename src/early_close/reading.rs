@@ -38,8 +38,9 @@ impl Reading {
 
     pub(super) fn poll(&mut self, settings: &Settings, lifecycle: &Lifecycle, cx: &mut Context<'_>) -> Poll<Measured> {
         for _ in 0..FRAMES_A_TURN {
-            // Nobody inside watches the body of a HEAD, which otherwise is not read (contract rule 11).
-            let polled = caught::call(|| (Pin::new(&mut self.body).poll_frame(cx), self.body.is_end_stream()));
+            // Nobody inside watches the body of a HEAD, which otherwise is not read (contract rules 6 and 11).
+            let poll = || caught::call(|| (Pin::new(&mut self.body).poll_frame(cx), self.body.is_end_stream()));
+            let polled = lifecycle.0.measure("body", poll);
             let (polled, ended) = match polled {
                 Ok(polled) => polled,
                 Err(payload) => {

@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use axum::{Router, body::Body, routing::get};
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
+use http::Request;
 use tokio::time::{Instant, sleep};
+use tower::ServiceExt;
 use tower_epilogue::{EarlyCloseLayer, TimeLimitLayer};
 
 use crate::support::MemoryServer;
@@ -93,6 +95,27 @@ async fn the_time_limit_in_a_body_that_is_held_back_is_a_503() {
         assert_eq!(began.elapsed(), Duration::from_secs(2), "{method}");
         server.ended(1).await;
         assert_eq!(server.journal.lines().last().unwrap(), "ended/2", "{method}");
+    }
+}
+
+/// That of a `HEAD`, too, which nothing but its measuring reads.
+#[tokio::test(start_paused = true)]
+async fn the_busy_time_of_a_body_that_is_held_back_counts_without_a_server_of_ours() {
+    let layers =
+        (TimeLimitLayer::busy(Duration::from_secs(2)), EarlyCloseLayer::new().patience(Duration::from_secs(60)));
+    // Each part is computed for so long, on the paused clock.
+    let computes = async || {
+        let parts = stream::iter(0..20).then(async |_| {
+            let _ = tokio::time::advance(Duration::from_millis(300)).now_or_never();
+            tokio::task::yield_now().await;
+            Ok::<_, std::io::Error>("part\n")
+        });
+        Body::from_stream(parts)
+    };
+    for method in ["GET", "HEAD"] {
+        let app = Router::new().route("/", get(computes)).layer(layers.clone());
+        let request = Request::builder().method(method).uri("/").body(Body::empty()).unwrap();
+        assert_eq!(app.oneshot(request).await.unwrap().status(), 503, "{method}");
     }
 }
 
