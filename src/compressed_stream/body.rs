@@ -13,7 +13,7 @@ use http_body::{Body as _, Frame};
 use tokio::time::Sleep;
 
 use super::encoder::Encoder;
-use crate::encoded;
+use crate::{encoded, lifecycle::poll_sleep};
 
 /// How much is compressed before what has come out is given on.
 const ENOUGH_OUT: usize = 8 * 1024;
@@ -69,7 +69,7 @@ impl Compressed {
             Some(pause) if pause.is_zero() => true,
             Some(pause) => {
                 let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(pause)));
-                timer.as_mut().poll(cx).is_ready()
+                poll_sleep(timer.as_mut(), cx).is_ready()
             }
         }
     }

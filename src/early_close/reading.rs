@@ -1,7 +1,6 @@
 //! Holding a body back, up to a number of bytes and for a time.
 
 use std::{
-    future::Future as _,
     pin::Pin,
     task::{Context, Poll},
 };
@@ -11,7 +10,10 @@ use http_body::Body as _;
 use tokio::time::Sleep;
 
 use super::{Settings, body::Buffer};
-use crate::{lifecycle::Lifecycle, pool::caught};
+use crate::{
+    lifecycle::{Lifecycle, poll_sleep},
+    pool::caught,
+};
 
 /// After so many frames the connection's task gets a turn for others.
 const FRAMES_A_TURN: usize = 16;
@@ -21,6 +23,8 @@ pub(super) struct Reading {
     body: Body,
     buffer: Buffer,
     patience: Option<Pin<Box<Sleep>>>,
+    /// Without patience: it waited, when what may be had in a turn was used up.
+    used_up: bool,
 }
 
 /// What reading came to.
@@ -33,7 +37,7 @@ pub(super) enum Measured {
 
 impl Reading {
     pub(super) fn new(body: Body) -> Self {
-        Self { body, buffer: Buffer::default(), patience: None }
+        Self { body, buffer: Buffer::default(), patience: None, used_up: false }
     }
 
     pub(super) fn poll(&mut self, settings: &Settings, lifecycle: &Lifecycle, cx: &mut Context<'_>) -> Poll<Measured> {
@@ -53,6 +57,7 @@ impl Reading {
                 Poll::Ready(None) => return Poll::Ready(Measured::Whole),
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Measured::Failed(error)),
                 Poll::Ready(Some(Ok(frame))) => {
+                    self.used_up = false;
                     self.buffer.push(frame);
                     if self.buffer.length() > settings.buffer_limit {
                         return Poll::Ready(Measured::TooMuch);
@@ -62,8 +67,10 @@ impl Reading {
                     }
                 }
                 Poll::Pending if settings.patience.is_zero() => {
-                    // It may be tokio that has it wait, since the task has had its turn, and not what is there.
-                    if tokio::task::coop::has_budget_remaining() {
+                    // It may be tokio that has it wait, since the task has had its turn, and not what is there; but not in
+                    // a turn that is its own.
+                    let used_up = !tokio::task::coop::has_budget_remaining();
+                    if !used_up || std::mem::replace(&mut self.used_up, true) {
                         return Poll::Ready(Measured::TooMuch);
                     }
                     cx.waker().wake_by_ref();
@@ -82,7 +89,7 @@ impl Reading {
 
     fn poll_patience(&mut self, settings: &Settings, cx: &mut Context<'_>) -> Poll<Measured> {
         let patience = self.patience.get_or_insert_with(|| Box::pin(tokio::time::sleep(settings.patience)));
-        patience.as_mut().poll(cx).map(|()| Measured::TooMuch)
+        poll_sleep(patience.as_mut(), cx).map(|()| Measured::TooMuch)
     }
 
     /// What was read, and nothing behind it.

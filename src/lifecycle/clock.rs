@@ -311,7 +311,7 @@ pub(super) fn poll_timer(timer: &mut Option<Pin<Box<Sleep>>>, at: Instant, cx: &
 
 /// Polls a timer, whatever the task has left of its budget: a task that has used it up would be told to come back
 /// without the timer being set, and if its own work then waits, nothing would bring it back.
-fn poll_sleep(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
+pub(crate) fn poll_sleep(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
     std::pin::pin!(tokio::task::unconstrained(sleep)).poll(cx)
 }
 

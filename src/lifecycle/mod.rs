@@ -23,6 +23,7 @@ pub use self::{
     word::Phase,
 };
 pub(crate) use self::{
+    clock::poll_sleep,
     hooks::Hook,
     response::{answer, taken_off},
     service::{Drive, Hold, begin, enter, response_future},

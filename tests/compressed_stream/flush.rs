@@ -176,6 +176,26 @@ async fn the_pause_before_a_flush_is_a_setting() {
     }
 }
 
+/// A producer that finds nothing more among much, and has its task's turn used up whenever it waits: tokio's timers wait
+/// then, too.
+#[tokio::test]
+async fn a_pause_that_uses_up_every_turn_is_a_pause() {
+    let handler = async || {
+        let searches = stream::once(async {
+            loop {
+                tokio::task::coop::consume_budget().await;
+            }
+            #[expect(unreachable_code, reason = "it tells of what nothing is found")]
+            Ok::<_, Infallible>("")
+        });
+        Body::from_stream(stream::iter([Ok("token")]).chain(searches))
+    };
+    let layer = CompressedStreamLayer::new().flush_on_pause(Duration::from_millis(20));
+    let server = Server::start(Router::new().route("/", get(handler)).layer(layer)).await;
+    // On HTTP/1 the server writes in the same turn, and has none.
+    Decoded::get(server.address, true, "/", "gzip").await.expect("token").await;
+}
+
 /// It compresses to nearly nothing and is never pending: the others on its thread, and its own limit, have their turn.
 #[tokio::test]
 async fn a_stream_that_only_repeats_itself_lets_its_limit_end_it() {

@@ -80,6 +80,28 @@ async fn an_endless_body_of_nothing_is_held_back_no_longer_than_the_patience() {
     drop(client);
 }
 
+/// One that finds nothing among much, and has its task's turn used up whenever it waits: tokio's timers wait then, too.
+#[tokio::test]
+async fn a_body_that_uses_up_every_turn_is_held_back_no_longer_than_the_patience() {
+    let searches = async || {
+        Body::from_stream(stream::once(async {
+            loop {
+                tokio::task::coop::consume_budget().await;
+            }
+            #[expect(unreachable_code, reason = "it tells of what nothing is found")]
+            Ok::<_, std::io::Error>("")
+        }))
+    };
+    for patience in [Duration::ZERO, Duration::from_millis(20)] {
+        let app = Router::new().route("/", get(searches)).layer(EarlyCloseLayer::new().patience(patience));
+        let server = crate::support::Server::start(app).await;
+        // On HTTP/1 the server writes in the same turn, and has none.
+        let mut client = crate::support::h2client::Http2::connect(server.address).await;
+        let head = crate::support::soon("the head", client.start("GET", "/").await).await.unwrap();
+        assert_eq!(head.headers().get("content-length"), None, "{patience:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_time_limit_in_a_body_that_is_held_back_is_a_503() {
     let layers =
