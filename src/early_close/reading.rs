@@ -41,6 +41,7 @@ impl Reading {
     }
 
     pub(super) fn poll(&mut self, settings: &Settings, lifecycle: &Lifecycle, cx: &mut Context<'_>) -> Poll<Measured> {
+        let before = self.buffer.length();
         for _ in 0..FRAMES_A_TURN {
             // Nobody inside watches the body of a HEAD, which otherwise is not read (contract rules 6 and 11).
             let poll = || caught::call(|| (Pin::new(&mut self.body).poll_frame(cx), self.body.is_end_stream()));
@@ -82,7 +83,7 @@ impl Reading {
         // There may be more at once, and without end.
         cx.waker().wake_by_ref();
         if settings.patience.is_zero() {
-            return Poll::Pending;
+            return if self.buffer.length() > before { Poll::Pending } else { Poll::Ready(Measured::TooMuch) };
         }
         self.poll_patience(settings, cx)
     }

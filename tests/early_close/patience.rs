@@ -80,6 +80,17 @@ async fn an_endless_body_of_nothing_is_held_back_no_longer_than_the_patience() {
     drop(client);
 }
 
+/// Frames without a byte are nothing that is there at once, however many there are.
+#[tokio::test]
+async fn an_endless_body_of_nothing_is_not_held_back_without_patience() {
+    let nothing = async || Body::from_stream(stream::repeat_with(|| Ok::<_, std::io::Error>("")));
+    let layer = EarlyCloseLayer::new().patience(Duration::ZERO);
+    let server = crate::support::Server::start(Router::new().route("/", get(nothing)).layer(layer)).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    client.read_until("transfer-encoding: chunked").await;
+}
+
 /// One that finds nothing among much, and has its task's turn used up whenever it waits: tokio's timers wait then, too.
 #[tokio::test]
 async fn a_body_that_uses_up_every_turn_is_held_back_no_longer_than_the_patience() {
