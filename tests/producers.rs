@@ -18,7 +18,7 @@ use axum::{Router, body::Body, routing::get};
 use futures_util::{StreamExt, stream};
 use llm_stream::{Answers, model};
 use support::{Gate, Notes, Server, h2client::Http2, logs};
-use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, TimeLimitLayer};
+use tower_epilogue::{EarlyCloseLayer, HalfClose, IgnoreAbortLayer, TimeLimitLayer, Tracking};
 
 /// The showcase: a reader that leaves half-way, and the whole answer in SQLite.
 #[tokio::test]
@@ -176,4 +176,57 @@ async fn a_producer_of_nothing_is_ended_by_its_limit() {
         server.journal.ended(1).await;
         assert_eq!(server.journal.lines().last().unwrap(), "ended/2", "{path}");
     }
+}
+
+/// An app whose body is so many pieces, which are more than the windows of an HTTP/2 client take; half of them before
+/// the gate.
+fn wide(notes: &Notes, gate: &Gate, before: usize, after: usize) -> Router {
+    let (notes, gate) = (notes.clone(), gate.clone());
+    let handler = async move || {
+        let pieces = |count| stream::repeat_with(|| Ok::<_, Infallible>("x".repeat(16 * 1024))).take(count);
+        let wait = stream::once(async move { gate.passed().await }).filter_map(async |()| None);
+        let told = stream::once(async move { notes.add("produced") }).filter_map(async |()| None);
+        let first = stream::iter([Ok("first".to_owned())]);
+        Body::from_stream(first.chain(pieces(before)).chain(wait).chain(pieces(after)).chain(told))
+    };
+    Router::new().route("/", get(handler))
+}
+
+/// Reads so many bytes, widens no window, and leaves.
+async fn read_within_its_windows(server: &Server, bytes: usize) {
+    let mut client = Http2::connect(server.address).await;
+    let mut body = client.start("GET", "/").await.await.unwrap().into_body();
+    let mut read = 0;
+    while read < bytes {
+        read += body.data().await.unwrap().unwrap().len();
+    }
+    client.abort();
+    drop(body);
+}
+
+/// Behind them nothing is written any more that could tell that nobody is there.
+#[tokio::test]
+async fn a_client_that_left_behind_full_windows_holds_no_producer_up() {
+    for (before, after, read) in [(10, 0, 65_535), (0, 10, 5)] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let server = Server::start(wide(&notes, &gate, before, after).layer(IgnoreAbortLayer::new())).await;
+        read_within_its_windows(&server, read).await;
+        server.journal.seen("aborted").await;
+        gate.open();
+        notes.seen("produced").await;
+        server.journal.ended(1).await;
+        assert_eq!(server.journal.lines().last().unwrap(), "ended/1");
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn behind_full_windows_a_client_has_left_also_where_it_may_close_its_half() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let tracking = Tracking::default().half_close(HalfClose::Serve);
+    let server = Server::with(wide(&notes, &gate, 10, 0), |builder| builder.tracking(tracking)).await;
+    read_within_its_windows(&server, 65_535).await;
+    server.journal.ended(1).await;
+    assert_eq!(server.journal.lines()[2..], ["aborted/1", "body_dropped/1", "ended/1"]);
+    assert!(server.stop().await.is_clean());
 }

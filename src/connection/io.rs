@@ -13,7 +13,13 @@ use tokio::{
     time::{Instant, Sleep},
 };
 
-use super::{Connection, SocketHandle, Tracking, linger::Close, socket::Socket, watch::Source};
+use super::{
+    Connection, SocketHandle, Tracking,
+    linger::Close,
+    socket::Socket,
+    watch::Source,
+    windows::{self, Full},
+};
 
 /// An IO whose [`Connection`] knows when responses were flushed and when the client left.
 ///
@@ -37,6 +43,7 @@ pub struct TrackedIo<IO> {
     /// What the socket has told of while the server was given its turn.
     untold: Option<io::Error>,
     turn: Turn,
+    full: Option<Box<Full>>,
 }
 
 /// Whether a flush may be the end of the server's turn.
@@ -98,6 +105,7 @@ impl<IO: 'static> TrackedIo<IO> {
             gave_turn: false,
             untold: None,
             turn: Turn::Reading,
+            full: None,
         }
     }
 
@@ -133,6 +141,18 @@ impl<IO> TrackedIo<IO> {
                 "the response on this connection was broken off: its time limit passed, or its client left",
             )
         })
+    }
+
+    /// Whether the end of input is to be kept from the server: as long as anything can still leave.
+    fn hides_end(&mut self, stalled: bool, cx: &mut Context<'_>) -> bool {
+        if !self.connection.hides_end_of_input() {
+            return false;
+        }
+        let full = windows::poll(&mut self.full, &self.connection, stalled, cx).is_ready();
+        if full {
+            self.connection.shows_end_of_input();
+        }
+        !full
     }
 
     fn nothing_to_read(&mut self) -> Poll<io::Result<()>> {
@@ -218,7 +238,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
         self.connection.read_begins(self.turn == Turn::Reading);
         // Registered before anything is looked at, so that a change after the look wakes us.
         self.register(cx);
-        if self.connection.has_hidden_end() && self.connection.hides_end_of_input() {
+        let stalled = self.turn == Turn::Stalled;
+        if self.connection.has_hidden_end() && self.hides_end(stalled, cx) {
             return self.nothing_to_read();
         }
         self.turn = Turn::Reading;
@@ -248,7 +269,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
                     return self.nothing_to_read();
                 }
                 self.connection.saw_end_of_input();
-                if self.connection.hides_end_of_input() {
+                if self.hides_end(stalled, cx) {
                     return self.nothing_to_read();
                 }
                 Poll::Ready(Ok(()))

@@ -43,3 +43,4 @@ mod settings;
 mod socket;
 mod state;
 mod watch;
+mod windows;

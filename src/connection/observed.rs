@@ -133,6 +133,17 @@ impl Connection {
         hide
     }
 
+    /// It is shown, since nothing more can leave: the client has left, whatever the end of its input is taken for.
+    pub(super) fn shows_end_of_input(&self) {
+        self.0.hidden_end.store(false, Ordering::Release);
+        self.saw_client_leave();
+    }
+
+    /// HTTP/2: whether a response is on its way whose client has to make room for it.
+    pub(super) fn waits_for_windows(&self) -> bool {
+        lock(&self.0.parties).iter().any(|party| party.is_http2() && party.waits_for_reader())
+    }
+
     pub(super) fn has_hidden_end(&self) -> bool {
         self.0.hidden_end.load(Ordering::Acquire)
     }

@@ -44,6 +44,8 @@ pub(crate) trait Party: Send + Sync {
     fn closed(&self);
     /// The kernel takes no more bytes for now.
     fn stalled(&self);
+    /// Whether the server has more of its response than it has sent, or asks for no more.
+    fn waits_for_reader(&self) -> bool;
     /// Whether the handler is to finish in place although the client closed its side.
     fn hides_end_of_input(&self, serves_half_closed: bool) -> bool;
 }

@@ -74,6 +74,10 @@ impl Party for Shared {
         }
     }
 
+    fn waits_for_reader(&self) -> bool {
+        self.wait_for_reader().is_some() || self.exchange.has_chunks_out()
+    }
+
     fn hides_end_of_input(&self, serves_half_closed: bool) -> bool {
         let word = self.word();
         word.has(word::UPLOADED) && (serves_half_closed || word.ignores_abort())
