@@ -60,8 +60,8 @@
 //!
 //! Differences from `CompressionLayer`: the exact length; `Cache-Control: no-transform` and digests of the content
 //! (RFC 9530) are honoured, also where `Trailer` names them, and left out of trailers where nothing does; ETags are
-//! weakened; and bodies of known length within the limit are compressed with gzip by compressors that are used again,
-//! which for small pages takes a fraction of the time. At most 16 are kept, of some 300 KiB each.
+//! weakened; and `compress` has bodies of known length within the limit compressed with gzip by compressors that are used
+//! again, which for small pages takes a fraction of the time. At most 16 are kept, of some 300 KiB each.
 //!
 //! What a stream gives is not flushed through its encoder piece by piece: an event stream passes through uncompressed,
 //! and progress output wants a patience of zero and no compression.
@@ -154,10 +154,12 @@ impl EarlyCloseLayer {
     /// It is called for a body of known length up to the [`buffer_limit`](Self::buffer_limit), and for one of unknown
     /// length that was held back whole; an empty one, too. It is not called for what streams: what passes through this
     /// layer untouched, and what is past the limit or the patience. A `HEAD` request is answered as its `GET` is; where
-    /// the body was taken off before it came here, `map` is not called and no length is declared.
+    /// the body was taken off before it came here, or was empty, which looks the same, `map` is not called and no length is
+    /// declared.
     ///
     /// The bytes are those of the handler, before this layer encodes them; what another layer inside has encoded says
-    /// so with a `Content-Encoding` among the parts. A body in one piece is not copied.
+    /// so with a `Content-Encoding` among the parts, and what is a part of something larger, as of a file, with its status, a
+    /// 206. A body in one piece is not copied.
     ///
     /// Of several functions the last one holds.
     ///
