@@ -138,6 +138,8 @@
 //!   upload or a pipelined request the handler runs to its end, and no abort is told.
 //! - A body that is cut at the limit fails when the server next asks for a frame, which a stalled reader can put
 //!   off. The status, the continuations and the hooks do not wait for it.
+//! - On HTTP/1.0 a response that ends with its connection looks whole where it was broken off, for that ends in order
+//!   (RFC 9112, section 8): nobody can have it reset.
 //! - On HTTP/1, a handler that ignores an abort is moved to a task of its own, and its response goes nowhere. A client
 //!   that closed only its half does not get it.
 //!

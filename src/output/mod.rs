@@ -54,7 +54,8 @@
 //! # Where the response ends
 //!
 //! With [`finish`](Output::finish), or when the producer returns `Ok`. An `Err`, a panic and an `Output` that is dropped
-//! unfinished break the response off, as the time limit does: never is it short and looks whole. After `finish` nothing
+//! unfinished break the response off, as the time limit does: never is it short and looks whole (but for HTTP/1.0, [without a
+//! tracked connection](crate::manual::connection#without-a-tracked-connection)). After `finish` nothing
 //! can be written; what the producer still has to do runs as a [`Continuation`](crate::Continuation).
 //!
 //! Where you declare its length (`Content-Length`), that is its end as well: an HTTP/1 server lets go of it with its last byte,
