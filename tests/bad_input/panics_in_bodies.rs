@@ -210,7 +210,7 @@ async fn whoever_asks_it_is_told_and_not_the_clients_abort() {
         for ended in notes.all() {
             let panicked = "Some(\"the body panics, as this test wants it\")";
             // Where nobody asks so often, or only about what is over, it is whole.
-            let whole = ended == "NORMAL, Flushed, None" && answers > 5;
+            let whole = ended == "NORMAL, Flushed, None" && answers > 0;
             let told = ended == PANICKED || ended == format!("NORMAL, Flushed, {panicked}");
             assert!(whole || told, "known: {known}, {answers} answers: {ended}");
         }
