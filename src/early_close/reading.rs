@@ -11,7 +11,7 @@ use http_body::Body as _;
 use tokio::time::Sleep;
 
 use super::{Settings, body::Buffer};
-use crate::{lifecycle::Lifecycle, pool::caught};
+use crate::{event::BODY, lifecycle::Lifecycle, pool::caught};
 
 /// After so many frames the connection's task gets a turn for others.
 const FRAMES_A_TURN: usize = 16;
@@ -43,7 +43,7 @@ impl Reading {
             let (polled, ended) = match polled {
                 Ok(polled) => polled,
                 Err(payload) => {
-                    lifecycle.0.panicked("body", &payload);
+                    lifecycle.0.panicked(BODY, &payload);
                     caught::dispose(payload);
                     return Poll::Ready(Measured::Failed(axum_core::Error::new("the response's body panicked")));
                 }
