@@ -15,6 +15,7 @@ use super::{
     DurableError, DurableJob, DurableStore, connect,
     context::State,
     database::Database,
+    elsewhere::Elsewhere,
     engine::{DiscardedJob, Engine, Times, Work},
     error::Kind,
     job::kind_error,
@@ -257,6 +258,7 @@ impl DurableBuilder {
             migrate(&*engine, &database).await?;
         }
         check(&*engine, &database).await?;
+        let elsewhere = Elsewhere::new(self.kinds.keys().copied());
         let runner = Arc::new(JobRunner {
             pool: Arc::downgrade(&epilogue.pool),
             store: OnceLock::new(),
@@ -273,6 +275,7 @@ impl DurableBuilder {
             room: Arc::new(Semaphore::new(ROOM)),
             lease: self.lease,
             stopping: CancellationToken::new(),
+            elsewhere,
         });
         let _ = runner.store.set(Arc::downgrade(&inner));
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]
