@@ -140,6 +140,12 @@ async fn cut_short(pool: &Pool, serving: Option<Serving<'_>>, ended: impl Future
         }
     });
     let began = Instant::now();
+    tracing::info!(
+        running = pool.running(),
+        connections = serving.map(|serving| (serving.open)()),
+        deadline = ?pool.settings.drain_deadline,
+        "a drain begins"
+    );
     let mut progress = tokio::time::interval_at(began + SECOND, SECOND);
     progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
