@@ -64,7 +64,8 @@ impl fmt::Debug for DurableBuilder {
 
 impl DurableStore {
     /// A store in a SQLite file, which is created if it is not there: no server, for the processes of one machine.
-    /// It must not lie on a network file system.
+    /// It must not lie on a network file system. Tables of yours may be in it, too, for a
+    /// [transaction](super::Durable::in_transaction) with both.
     ///
     /// It is opened in WAL mode with `synchronous=FULL`: without the latter, SQLite's default for WAL in many builds,
     /// a power cut takes back what was acknowledged last. The tables are created by

@@ -88,7 +88,8 @@ impl DurableStore {
     ///
     /// It has the one connection that writes: until it ends nothing else is stored, and what waits longer than the
     /// [busy timeout](super::DurableBuilder::busy_timeout) is refused. Keep it short, and wait for nothing in it that
-    /// is to be stored.
+    /// is to be stored. What only reads needs none: a pool of yours on the same file, of [`durable::sqlx`](super::sqlx), waits
+    /// for nobody.
     ///
     /// # Errors
     ///
