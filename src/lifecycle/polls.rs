@@ -1,13 +1,13 @@
 //! Polls of what is the user's: measured, timed, and caught.
 
-use std::{cell::Cell, fmt, task::Waker, time::Instant};
+use std::{cell::Cell, error::Error as StdError, task::Waker, time::Instant};
 
 use tokio::runtime::Handle;
 
 use super::{clock::LIMIT_PASSED, shared::Shared, word};
 use crate::{
     event::{BODY, EventKind},
-    pool::{caught, lock, panic_message},
+    pool::{caught, lock, message, panic_message},
 };
 
 thread_local! {
@@ -48,14 +48,15 @@ impl Shared {
 
     /// A body failed, which breaks its response off. It is told of once, by whoever sees it first; not where it was cut, which
     /// was told of then.
-    pub(crate) fn body_failed(&self, error: &dyn fmt::Display) {
+    pub(crate) fn body_failed(&self, error: &(dyn StdError + 'static)) {
         if self.verdict().is_some() {
             return;
         }
         let first = self.change(None, |word| (!word.has(word::BODY_FAILED)).then(|| word.with(word::BODY_FAILED)));
         let Some(change) = first else { return };
         let whose = if change.old.status().is_aborted() { "a body whose reader had left" } else { "a response's body" };
-        tracing::warn!(route = self.route(), %error, "{whose} failed");
+        let error = message(error);
+        caught::tell(|| tracing::warn!(route = self.route(), error, "{whose} failed"));
     }
 
     pub(crate) fn panic(&self) -> Option<String> {

@@ -159,7 +159,7 @@ impl OutputBody {
             }
             Err(error) => {
                 // Here, where the span is.
-                lifecycle.0.body_failed(&error);
+                lifecycle.0.body_failed(&*error);
                 return Err(error);
             }
         }
