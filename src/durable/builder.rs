@@ -127,8 +127,8 @@ impl DurableBuilder {
         }
     }
 
-    /// Has this process run jobs of this kind. Kinds that it does not know are left to others; with none at all it
-    /// only promises.
+    /// Has this process run jobs of this kind. Kinds that it does not know are left to others, which the log says once of
+    /// each that is promised here; with none at all it only promises.
     pub fn register<J: DurableJob>(mut self) -> Self {
         if self.kinds.insert(J::KIND, KnownKind::of::<J>()).is_some() {
             self.settings_error = Some(format!("two types of job have the kind `{}`", J::KIND));

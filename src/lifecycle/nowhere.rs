@@ -46,9 +46,22 @@ pub(super) async fn returned_alone(owner: &Arc<Shared>, mut response: Response, 
 /// A response that comes too late to be sent. After `finish` it is dropped (contract rule 7).
 fn go_nowhere(shared: &Arc<Shared>, response: Response) {
     if shared.is_finished() {
+        tell_error(shared, &response);
         caught::discard(response);
     } else {
         produce_unread(shared, response.into_body());
+    }
+}
+
+/// The client has another answer. That the work behind it failed (a `?`, a timeout of a middleware inside) would be known to
+/// nobody (contract rule 13).
+fn tell_error(shared: &Shared, response: &Response) {
+    let status = response.status();
+    if status.is_client_error() || status.is_server_error() {
+        let (route, status) = (shared.route(), status.as_u16());
+        caught::tell(|| {
+            tracing::error!(route, status, "a handler returned an error after its `finish`: it goes nowhere")
+        });
     }
 }
 
@@ -82,6 +95,7 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
 
 /// What a handler returned whose answer was another, given to `finish`.
 pub(super) fn returned_late(shared: &Arc<Shared>, response: Response) {
+    tell_error(shared, &response);
     match shared.store_promises(response, Some(shared.keepers())) {
         Promised::Nothing(response) => caught::discard(response),
         Promised::Storing(storing) => {
