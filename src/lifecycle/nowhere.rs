@@ -60,7 +60,7 @@ fn tell_error(shared: &Shared, response: &Response) {
     if status.is_client_error() || status.is_server_error() {
         let (route, status) = (shared.route(), status.as_u16());
         caught::tell(|| {
-            tracing::error!(route, status, "a handler returned an error after its `finish`: it goes nowhere")
+            tracing::error!(route, status, "a handler returned an error after its `finish`: it goes nowhere");
         });
     }
 }

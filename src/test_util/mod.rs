@@ -118,6 +118,7 @@ pub use self::{
     await_points::{Interrupted, every_await_point},
     client::{Leave, TestClient},
     journal::Journal,
+    request::request_bytes,
     response::TestResponse,
     server::{TestServer, TestServerBuilder},
     story::Story,
@@ -127,6 +128,7 @@ mod await_points;
 mod client;
 mod journal;
 mod listener;
+mod request;
 mod response;
 mod server;
 mod story;

@@ -11,7 +11,7 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes},
-    routing::get,
+    routing::{get, post},
 };
 use futures_util::{StreamExt as _, stream};
 use http_body::{Frame, SizeHint};
@@ -20,7 +20,7 @@ use tower_epilogue::{
     test_util::{Leave, TestServer},
 };
 
-use crate::support::logs;
+use crate::support::{h2client::Http2, logs};
 
 fn broken() -> io::Error {
     io::Error::other("the upstream broke off")
@@ -152,4 +152,46 @@ async fn one_that_fails_while_it_is_held_back_is_a_500_and_told_of_once() {
     let lines = logs.with("route=\"GET /held/stream\"");
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(lines[0].contains("before its head was sent"), "{lines:?}");
+}
+
+/// An echo's body fails when its upload does, which is when its client leaves: that is no failure of the app.
+#[tokio::test]
+async fn an_echo_whose_client_leaves_has_not_failed() {
+    let logs = logs();
+    let app = Router::new().route("/echo", post(async |body: Body| body)).layer(TimeLimitLayer::off());
+    let mut asked = 0;
+    let server = TestServer::on_socket(app).await;
+    for how in [Leave::Fin, Leave::Close, Leave::Reset] {
+        for _ in 0..10 {
+            let mut client = server.connect().await;
+            client.send("POST /echo HTTP/1.1\r\nhost: test\r\ncontent-length: 100\r\n\r\nhalf").await;
+            client.read_until("half").await;
+            client.leave(how).await;
+            asked += 1;
+        }
+    }
+    for breaks in [false, true] {
+        for _ in 0..10 {
+            let client = Http2::connect(server.address().unwrap()).await;
+            let request = http::Request::post("http://test/echo").body(()).unwrap();
+            let mut send = client.send.clone().ready().await.unwrap();
+            let (response, mut upload) = send.send_request(request, false).unwrap();
+            upload.send_data(Bytes::from_static(b"half"), false).unwrap();
+            let mut body = response.await.unwrap().into_body();
+            assert_eq!(body.data().await.unwrap().unwrap(), "half");
+            asked += 1;
+            if breaks {
+                client.abort();
+            } else {
+                upload.send_reset(h2::Reason::CANCEL);
+                drop(body);
+                server.journal().ended(asked).await;
+            }
+        }
+    }
+    server.journal().ended(asked).await;
+    let stories = server.journal().stories();
+    assert!(stories.iter().all(|story| story.status().is_aborted()), "{stories:?}");
+    let lines = logs.with("route=\"POST /echo\"");
+    assert_eq!(lines, Vec::<String>::new());
 }
