@@ -83,6 +83,9 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         if cut.named.is_empty() {
             let connections = serving.map(|serving| (serving.open)());
             tracing::warn!(running = pool.running(), connections, "{why}: no request is left to cut");
+        } else if cut.named.iter().all(Straggler::is_stored) {
+            // No promise is broken: they run again.
+            tracing::warn!(report = %cut.report(), "{why}");
         } else {
             // Level error: promises that were not kept.
             tracing::error!(report = %cut.report(), "{why}");

@@ -59,7 +59,8 @@
 //! [`on_socket_with`](TestServerBuilder::on_socket_with). In the journal an attempt at a job is as a request is.
 //! [`settled`](TestServer::settled) waits for the attempts that run, and does not know of those that are still to: wait for
 //! them in the journal, or until the store [counts](crate::durable::DurableStore::counts) the job as completed, which it
-//! does a moment later.
+//! does a moment later. Nothing but a store makes a [`JobContext`](crate::durable::JobContext): what of a job is to be tested
+//! without one goes into a function of its own.
 //!
 //! ```
 //! # #[cfg(feature = "durable-sqlite")]
