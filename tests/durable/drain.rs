@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tower_epilogue::{
     EpilogueBuilder,
-    durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
 };
 
 use crate::{
@@ -98,7 +98,7 @@ impl DurableJob for Cut {
 async fn a_drain_that_cut_nothing_but_what_is_stored_is_no_error() {
     let (logs, place) = (logs(), Place::sqlite());
     let short = |epilogue: EpilogueBuilder| epilogue.drain_deadline(Duration::from_millis(300));
-    let node = Node::with(&place, |store| store.register::<Cut>(), short, |_| Router::new()).await;
+    let node = Node::with(&place, DurableBuilder::register::<Cut>, short, |_| Router::new()).await;
     node.store.enqueue(Durable::new(Cut)).await.unwrap();
     node.journal.seen("continuation_start").await;
     assert!(!node.stop().await.is_clean());
