@@ -4,6 +4,7 @@ use std::{future::pending, time::Duration};
 
 use axum::{Router, body::Body, http::StatusCode, routing::get};
 use tower_epilogue::{IgnoreAbortLayer, Lifecycle, LifecycleError, TimeLimitLayer, test_util::TestServer};
+use tower_http::timeout::TimeoutLayer;
 
 use crate::support::logs;
 
@@ -47,15 +48,28 @@ async fn an_error_that_a_handler_returns_after_finish_is_logged_once_with_its_ro
         assert!(futures_util::poll!(finish).is_pending());
         StatusCode::CONFLICT
     };
+    let takes_long = async |lifecycle: Lifecycle| {
+        let _ = lifecycle.finish("accepted").await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    };
+    let timeout = TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(1));
     let goes_well = async |lifecycle: Lifecycle| lifecycle.finish("accepted").await.map(drop);
     let app = Router::new()
         .route("/error-behind/fails", get(fails))
         .route("/error-behind/twice", get(twice))
         .route("/error-behind/not-awaited", get(is_not_awaited))
+        .route("/error-behind/timeout", get(takes_long).layer(timeout))
         .route("/error-behind/none", get(goes_well))
         .layer(IgnoreAbortLayer::off());
     let server = TestServer::in_memory(app);
-    for (name, status) in [("fails", Some(502)), ("twice", Some(500)), ("not-awaited", Some(409)), ("none", None)] {
+    let expected = [
+        ("fails", Some(502)),
+        ("twice", Some(500)),
+        ("not-awaited", Some(409)),
+        ("timeout", Some(504)),
+        ("none", None),
+    ];
+    for (name, status) in expected {
         assert_eq!(server.get(&format!("/error-behind/{name}")).await.text(), "accepted");
         server.settled().await;
         let lines = logs.with(&format!("GET /error-behind/{name}"));
