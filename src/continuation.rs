@@ -140,6 +140,19 @@ impl Continuation {
     /// `Epilogue`, which by default is a line in the log; [hooks](crate::End::failure) see it as well.
     ///
     /// It is not tried again: a continuation runs once (contract rule 1).
+    ///
+    /// ```
+    /// use tower_epilogue::Continuation;
+    ///
+    /// async fn keep(text: String) -> (Continuation, &'static str) {
+    ///     let work = Continuation::try_new(async move {
+    ///         tokio::fs::write("last.txt", text).await?;
+    ///         Ok::<_, std::io::Error>(()) // what `?` makes of its errors has to be said
+    ///     });
+    ///     (work, "It will be kept.\n")
+    /// }
+    /// # let _ = keep;
+    /// ```
     pub fn try_new<F, E>(work: F) -> Self
     where
         F: Future<Output = Result<(), E>> + Send + 'static,

@@ -113,6 +113,7 @@ impl Event {
 
 /// What is polled, or panicked.
 pub(crate) const HANDLER: &str = "handler";
+pub(crate) const BODY: &str = "body";
 pub(crate) const CONTINUATION: &str = "continuation";
 
 /// What an [`Event`] tells of.

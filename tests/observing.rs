@@ -9,6 +9,7 @@
 mod support;
 
 mod observing {
+    mod bodies;
     mod broken;
     mod events;
     mod fields;

@@ -15,6 +15,7 @@ use super::{
     DurableError, DurableJob, DurableStore, connect,
     context::State,
     database::Database,
+    elsewhere::Elsewhere,
     engine::{DiscardedJob, Engine, Times, Work},
     error::Kind,
     job::kind_error,
@@ -63,7 +64,8 @@ impl fmt::Debug for DurableBuilder {
 
 impl DurableStore {
     /// A store in a SQLite file, which is created if it is not there: no server, for the processes of one machine.
-    /// It must not lie on a network file system.
+    /// It must not lie on a network file system. Tables of yours may be in it, too, for a
+    /// [transaction](super::Durable::in_transaction) with both.
     ///
     /// It is opened in WAL mode with `synchronous=FULL`: without the latter, SQLite's default for WAL in many builds,
     /// a power cut takes back what was acknowledged last. The tables are created by
@@ -125,8 +127,8 @@ impl DurableBuilder {
         }
     }
 
-    /// Has this process run jobs of this kind. Kinds that it does not know are left to others; with none at all it
-    /// only promises.
+    /// Has this process run jobs of this kind. Kinds that it does not know are left to others, which the log says once of
+    /// each that is promised here; with none at all it only promises.
     pub fn register<J: DurableJob>(mut self) -> Self {
         if self.kinds.insert(J::KIND, KnownKind::of::<J>()).is_some() {
             self.settings_error = Some(format!("two types of job have the kind `{}`", J::KIND));
@@ -257,6 +259,7 @@ impl DurableBuilder {
             migrate(&*engine, &database).await?;
         }
         check(&*engine, &database).await?;
+        let elsewhere = Elsewhere::new(self.kinds.keys().copied());
         let runner = Arc::new(JobRunner {
             pool: Arc::downgrade(&epilogue.pool),
             store: OnceLock::new(),
@@ -273,6 +276,7 @@ impl DurableBuilder {
             room: Arc::new(Semaphore::new(ROOM)),
             lease: self.lease,
             stopping: CancellationToken::new(),
+            elsewhere,
         });
         let _ = runner.store.set(Arc::downgrade(&inner));
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]

@@ -5,6 +5,8 @@ use riverqueue::sqlx::postgres::PgPoolOptions;
 #[cfg(feature = "durable-sqlite")]
 use riverqueue::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 
+#[cfg(feature = "durable-sqlite")]
+use super::error::Kind;
 #[cfg(feature = "durable-postgres")]
 use super::pools::Pools;
 use super::{
@@ -17,6 +19,7 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
     Ok(match &builder.place {
         #[cfg(feature = "durable-sqlite")]
         Place::Sqlite(file) => {
+            refuse_no_file(file)?;
             let options = SqliteConnectOptions::new()
                 .filename(file)
                 .create_if_missing(true)
@@ -67,6 +70,31 @@ async fn open(
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
             result => return result,
+        }
+    }
+}
+
+/// What SQLite, or those who know sqlx, take for something else than a file. In memory, each connection would have a database
+/// of its own, of which one has the tables.
+#[cfg(feature = "durable-sqlite")]
+fn refuse_no_file(file: &std::path::Path) -> Result<(), DurableError> {
+    let wrong = match file.to_str() {
+        Some("" | ":memory:") => "`DurableStore::sqlite` takes a file: what is in memory survives nothing",
+        Some(url) if url.starts_with("sqlite:") => "`DurableStore::sqlite` takes the path of a file, and no URL",
+        _ => return Ok(()),
+    };
+    Err(DurableError::new(Kind::Settings(wrong.to_owned())))
+}
+
+#[cfg(all(test, feature = "durable-sqlite"))]
+mod tests {
+    use crate::{Epilogue, durable::DurableStore};
+
+    #[tokio::test]
+    async fn what_is_no_file_is_refused_with_the_reason() {
+        for (place, why) in [(":memory:", "takes a file"), ("", "takes a file"), ("sqlite://orders.db", "no URL")] {
+            let error = DurableStore::sqlite(place).start(&Epilogue::new()).await.unwrap_err().to_string();
+            assert!(error.contains(why), "{place}: {error}");
         }
     }
 }

@@ -2,9 +2,15 @@
 
 use std::{error::Error as StdError, fmt};
 
+use axum_core::response::{IntoResponse, Response};
+
+use super::idempotency;
+
 /// The store, or what was to be stored, is at fault.
 ///
-/// Inside [`DurableLayer`](super::DurableLayer) it becomes a 503 by itself. Its `Display` says what to do.
+/// Its `Display` says what to do. As a response, which tells the client nothing of that and has it logged, it is a 503 with
+/// `Retry-After` where it [`is_unavailable`](Self::is_unavailable), and a 500 otherwise. What a handler returns and cannot
+/// be stored never comes to the handler: [`DurableLayer`](super::DurableLayer) answers with a 503 by itself.
 pub struct DurableError {
     kind: Kind,
     cause: Option<Box<dyn StdError + Send + Sync>>,
@@ -128,5 +134,31 @@ impl fmt::Debug for DurableError {
 impl StdError for DurableError {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.cause.as_deref().map(|cause| cause as _)
+    }
+}
+
+impl IntoResponse for DurableError {
+    fn into_response(self) -> Response {
+        tracing::error!(error = %self, "an error of the store of durable jobs is a handler's answer");
+        if self.is_unavailable() { idempotency::not_stored() } else { idempotency::not_storable() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{StatusCode, header::RETRY_AFTER};
+
+    use super::*;
+
+    #[test]
+    fn as_a_response_it_says_whether_to_come_again_and_nothing_of_its_cause() {
+        let down = DurableError::because(Kind::Unavailable, "postgres://shop:secret@db");
+        let response = down.into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()[RETRY_AFTER], "1");
+        // What no later attempt can mend.
+        let wrong = DurableError::because(Kind::Other, "no such table: orders").into_response();
+        assert_eq!(wrong.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!wrong.headers().contains_key(RETRY_AFTER));
     }
 }

@@ -264,6 +264,10 @@ pub(super) fn not_stored() -> Response {
     problem(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", detail)
 }
 
+pub(super) fn not_storable() -> Response {
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "The work could not be stored.")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,6 +5,7 @@ use std::{error::Error as StdError, fmt, future::Future, time::Duration};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::JobContext;
+use crate::pool::chain;
 
 /// Work that is stored before the response leaves, and that runs after it, in this process or another.
 ///
@@ -122,14 +123,7 @@ impl JobError {
 
     /// The cause, with its sources.
     pub(super) fn chain(&self) -> String {
-        let mut text = self.cause.to_string();
-        let mut source = self.cause.source();
-        while let Some(error) = source {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            source = error.source();
-        }
-        text
+        chain(&*self.cause)
     }
 }
 

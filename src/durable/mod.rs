@@ -79,6 +79,7 @@ mod commit;
 mod connect;
 mod context;
 mod database;
+mod elsewhere;
 mod engine;
 mod error;
 mod idempotency;

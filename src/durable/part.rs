@@ -91,6 +91,34 @@ impl Durable {
     ///
     /// Its key is random, whatever the client has sent: see [`store_in`](Self::store_in) for one of its own.
     ///
+    /// ```no_run
+    /// # #[cfg(feature = "durable-sqlite")] mod example {
+    /// # use axum::{extract::State, http::StatusCode};
+    /// # use tower_epilogue::durable::{Durable, DurableError, DurableJob, DurableStore, JobContext, JobError, sqlx};
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct Mail { order: i64 }
+    /// # impl DurableJob for Mail {
+    /// #     const KIND: &'static str = "mail";
+    /// #     async fn run(self, _: JobContext) -> Result<(), JobError> { Ok(()) }
+    /// # }
+    /// /// The order is there if and only if its mail is.
+    /// async fn order(State(store): State<DurableStore>, item: String) -> Result<(StatusCode, Durable), DurableError> {
+    ///     let mut transaction = store.begin_sqlite().await?;
+    ///     let order = sqlx::query_scalar("INSERT INTO orders (item) VALUES ($1) RETURNING id")
+    ///         .bind(item)
+    ///         .fetch_one(&mut *transaction)
+    ///         .await?;
+    ///     let mail = Durable::in_transaction(Mail { order }, &store, &mut transaction).await?;
+    ///     transaction.commit().await?;
+    ///     Ok((StatusCode::CREATED, mail))
+    /// }
+    /// # fn app(store: DurableStore) -> axum::Router {
+    /// #     axum::Router::new().route("/order", axum::routing::post(order)).layer(store.layer()).with_state(store)
+    /// # }
+    /// # }
+    /// ```
+    ///
+    /// A transaction that was dropped before its end is rolled back, and its job with it.
+    ///
     /// # Errors
     ///
     /// If it cannot be stored. Roll the transaction back.
@@ -112,6 +140,41 @@ impl Durable {
 
     /// As [`in_transaction`](Self::in_transaction), for one that has a [key](Self::with_key) of its own; say, that of the
     /// client's request, [`IdempotencyKey::as_str`](super::IdempotencyKey::as_str).
+    ///
+    /// A handler whose process dies between its commit and the answer is begun anew when its client asks again. So what it
+    /// writes has the client's key, too:
+    ///
+    /// ```no_run
+    /// # #[cfg(feature = "durable-sqlite")] mod example {
+    /// # use axum::{extract::State, http::StatusCode};
+    /// # use tower_epilogue::durable::{
+    /// #     Durable, DurableError, DurableJob, DurableStore, IdempotencyKey, JobContext, JobError, sqlx,
+    /// # };
+    /// # #[derive(serde::Serialize, serde::Deserialize)] struct Mail { order: i64 }
+    /// # impl DurableJob for Mail {
+    /// #     const KIND: &'static str = "mail";
+    /// #     async fn run(self, _: JobContext) -> Result<(), JobError> { Ok(()) }
+    /// # }
+    /// async fn order(
+    ///     State(store): State<DurableStore>,
+    ///     key: IdempotencyKey,
+    ///     item: String,
+    /// ) -> Result<(StatusCode, Durable), DurableError> {
+    ///     let insert = "INSERT INTO orders (client_key, item) VALUES ($1, $2)
+    ///         ON CONFLICT (client_key) DO UPDATE SET client_key = excluded.client_key RETURNING id";
+    ///     let mut transaction = store.begin_sqlite().await?;
+    ///     let order =
+    ///         sqlx::query_scalar(insert).bind(key.as_str()).bind(item).fetch_one(&mut *transaction).await?;
+    ///     let mail = Durable::new(Mail { order }).with_key(key.as_str());
+    ///     let mail = mail.store_in(&store, &mut transaction).await?;
+    ///     transaction.commit().await?;
+    ///     Ok((StatusCode::CREATED, mail))
+    /// }
+    /// # fn app(store: DurableStore) -> axum::Router {
+    /// #     axum::Router::new().route("/order", axum::routing::post(order)).layer(store.layer()).with_state(store)
+    /// # }
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Durable, DurableError, DurableLayer, JobCounts,
     database::{Database, Tx},
+    elsewhere::Elsewhere,
     engine::{DiscardedJob, Engine, NewJob, Stored, Unique},
     error::Kind,
     op::{Op, ROOM, Reply},
@@ -44,6 +45,7 @@ pub(super) struct Inner {
     pub(super) room: Arc<Semaphore>,
     pub(super) lease: Duration,
     pub(super) stopping: CancellationToken,
+    pub(super) elsewhere: Elsewhere,
 }
 
 impl fmt::Debug for DurableStore {
@@ -86,7 +88,8 @@ impl DurableStore {
     ///
     /// It has the one connection that writes: until it ends nothing else is stored, and what waits longer than the
     /// [busy timeout](super::DurableBuilder::busy_timeout) is refused. Keep it short, and wait for nothing in it that
-    /// is to be stored.
+    /// is to be stored. What only reads needs none: a pool of yours on the same file, of [`durable::sqlx`](super::sqlx), waits
+    /// for nobody.
     ///
     /// # Errors
     ///
@@ -159,6 +162,7 @@ impl DurableStore {
     pub(super) async fn insert_in(&self, mut job: NewJob, tx: Tx<'_, '_>) -> Result<Stored, DurableError> {
         fill_key(&mut job, None);
         job.wait = self.0.lease;
+        self.0.elsewhere.promised(job.kind);
         let stored = self.0.engine.insert(&[job], tx).await?;
         stored.first().copied().ok_or_else(|| DurableError::because(Kind::Other, "the engine stored nothing"))
     }
@@ -255,6 +259,7 @@ impl Inner {
         };
         for job in &mut jobs {
             job.wait = self.lease;
+            self.elsewhere.promised(job.kind);
         }
         let (reply, answered) = oneshot::channel();
         self.send(Op::Keep { jobs, answer, reply: Reply::new(reply, room) })?;

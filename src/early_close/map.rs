@@ -17,7 +17,7 @@ use tracing::Span;
 use crate::{
     continuation::Continuation,
     lifecycle::Lifecycle,
-    pool::{Captured, caught},
+    pool::{Captured, caught, message},
 };
 
 type Outcome = Result<(Parts, Bytes), BoxError>;
@@ -97,7 +97,11 @@ impl Mapping {
             Ok(Poll::Ready(Ok(mapped))) => Some(mapped),
             Ok(Poll::Ready(Err(error))) => {
                 let route = lifecycle.0.route();
-                tracing::error!(%error, route, "the function on buffered bodies failed: a 500 was answered");
+                tracing::error!(
+                    error = message(&*error),
+                    route,
+                    "the function on buffered bodies failed: a 500 was answered"
+                );
                 caught::discard(error);
                 None
             }
@@ -121,7 +125,12 @@ impl Drop for Mapping {
             let owner = self.lifecycle.clone();
             let work = async move {
                 if let Err(error) = running.await {
-                    tracing::warn!(route = owner.0.route(), %error, "the function on buffered bodies failed, for nobody");
+                    let error = message(&*error);
+                    tracing::warn!(
+                        route = owner.0.route(),
+                        error,
+                        "the function on buffered bodies failed, for nobody"
+                    );
                 }
             };
             self.lifecycle.0.keep_with(span.in_scope(|| Continuation::new(work)), captured);

@@ -11,6 +11,7 @@ use tokio::time::Sleep;
 
 use super::{Settings, body::Buffer};
 use crate::{
+    event::BODY,
     lifecycle::{Lifecycle, poll_sleep},
     pool::caught,
 };
@@ -45,11 +46,11 @@ impl Reading {
         for _ in 0..FRAMES_A_TURN {
             // Nobody inside watches the body of a HEAD, which otherwise is not read (contract rules 6 and 11).
             let poll = || caught::call(|| (Pin::new(&mut self.body).poll_frame(cx), self.body.is_end_stream()));
-            let polled = lifecycle.0.measure("body", poll);
+            let polled = lifecycle.0.measure(BODY, poll);
             let (polled, ended) = match polled {
                 Ok(polled) => polled,
                 Err(payload) => {
-                    lifecycle.0.panicked("body", &payload);
+                    lifecycle.0.panicked(BODY, &payload);
                     caught::dispose(payload);
                     return Poll::Ready(Measured::Failed(axum_core::Error::new("the response's body panicked")));
                 }

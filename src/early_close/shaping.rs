@@ -24,7 +24,10 @@ use super::{
     compress::{Accepts, Compress},
     gzip::Gzips,
 };
-use crate::lifecycle::{Lifecycle, answer, taken_off};
+use crate::{
+    lifecycle::{Lifecycle, answer, taken_off},
+    pool::message,
+};
 
 /// All that shaping a response depends on.
 pub(super) struct Shaping {
@@ -126,7 +129,11 @@ impl Shaping {
             (Step::Read(_, reading, _), Done::Read(Measured::Failed(error))) => {
                 if self.lifecycle.0.verdict().is_none() {
                     let route = self.lifecycle.0.route();
-                    tracing::error!(%error, route, "a response's body failed before its head was sent");
+                    tracing::error!(
+                        error = message(&error),
+                        route,
+                        "a response's body failed before its head was sent"
+                    );
                 }
                 reading.discard();
                 Next::Leave(self.fail())

@@ -83,6 +83,9 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         if cut.named.is_empty() {
             let connections = serving.map(|serving| (serving.open)());
             tracing::warn!(running = pool.running(), connections, "{why}: no request is left to cut");
+        } else if cut.named.iter().all(Straggler::is_stored) {
+            // No promise is broken: they run again.
+            tracing::warn!(report = %cut.report(), "{why}");
         } else {
             // Level error: promises that were not kept.
             tracing::error!(report = %cut.report(), "{why}");
@@ -140,6 +143,12 @@ async fn cut_short(pool: &Pool, serving: Option<Serving<'_>>, ended: impl Future
         }
     });
     let began = Instant::now();
+    tracing::info!(
+        running = pool.running(),
+        connections = serving.map(|serving| (serving.open)()),
+        deadline = ?pool.settings.drain_deadline,
+        "a drain begins"
+    );
     let mut progress = tokio::time::interval_at(began + SECOND, SECOND);
     progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {

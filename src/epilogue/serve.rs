@@ -65,13 +65,23 @@ impl Epilogue {
     ///
     /// # Differences from `axum::serve`
     ///
+    /// `app` is the router itself, as it is: neither `into_make_service()` nor `into_make_service_with_connect_info()`.
+    ///
     /// Every connection is tracked. Awaited with a graceful shutdown, it returns when the connections *and* the
     /// continuations and hooks have ended, and says what it had to cut. A client that is slow to send a request's
     /// head, or does not answer HTTP/2 pings, is disconnected; see the settings of
     /// [`EpilogueBuilder`](crate::EpilogueBuilder).
-    pub fn serve<L, S>(&self, listener: L, app: S) -> Serve<L, S>
+    pub fn serve<L, S, B>(&self, listener: L, app: S) -> Serve<L, S>
     where
+        // Those that awaiting it needs, so that an app which cannot be served is an error here.
         L: Listener,
+        L::Addr: Clone + Sync + 'static,
+        S: tower_service::Service<Request<Body>, Response = http::Response<B>, Error = Infallible>
+            + Clone
+            + Send
+            + 'static,
+        S::Future: Send + 'static,
+        B: SendBody,
     {
         Serve { listener, app, epilogue: self.clone(), open: Arc::default() }
     }

@@ -13,7 +13,7 @@ use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::{passage::Waits, producer, response, shared::Shared};
-use crate::pool::caught;
+use crate::{event::BODY, pool::caught};
 
 /// A body that counts what leaves, and whose drop tells the request what became of it.
 pub(super) struct Delivery {
@@ -130,11 +130,11 @@ impl Delivery {
         // One of known length is whole in memory, nearly always, and costs no look at the clock. Around one that is watched
         // itself there may be that of a middleware.
         let is_measured = self.bare && (!self.sized || self.shared.clock.is_busy());
-        let polled = if is_measured { self.shared.measure("body", poll) } else { poll() };
+        let polled = if is_measured { self.shared.measure(BODY, poll) } else { poll() };
         match polled {
             Ok(polled) => polled,
             Err(payload) => {
-                self.shared.panicked("body", &payload);
+                self.shared.panicked(BODY, &payload);
                 caught::dispose(payload);
                 Poll::Ready(Some(Err(panicked())))
             }
@@ -146,7 +146,7 @@ impl Delivery {
         let body = self.body.as_ref().filter(|_| !self.panicked.get())?;
         let told = |payload| {
             self.panicked.set(true);
-            self.shared.panicked("body", &payload);
+            self.shared.panicked(BODY, &payload);
             caught::dispose(payload);
         };
         caught::call(|| question(body)).map_err(told).ok()
@@ -298,7 +298,10 @@ impl Delivery {
         let holds = matches!(this.held, Held::Open);
         let frame = match frame {
             Some(Ok(frame)) => frame,
-            Some(Err(error)) => return this.fail(error),
+            Some(Err(error)) => {
+                this.shared.body_failed(&error);
+                return this.fail(error);
+            }
             None if holds => return this.hold(None),
             None => {
                 this.complete = true;

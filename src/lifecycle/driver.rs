@@ -22,7 +22,7 @@ use super::{
     shared::Shared,
     transitions::Verdict,
 };
-use crate::pool::caught;
+use crate::{event::BODY, pool::caught};
 
 /// What the outermost of our services does beside its inner future.
 #[derive(Debug)]
@@ -152,7 +152,7 @@ impl Driver {
                 super::job::refuse_unkept(shared, &mut response);
                 // What its body says of itself is the code of whoever made it.
                 let measure = caught::call(|| Measure::take(shared, &mut response)).unwrap_or_else(|payload| {
-                    let answer = self.answer_panic("body", payload);
+                    let answer = self.answer_panic(BODY, payload);
                     caught::discard(std::mem::replace(&mut response, answer));
                     Measure::take(shared, &mut response)
                 });

@@ -349,7 +349,7 @@ fn poll_running(work: &mut Work, rest: Option<&Rest>, shared: &Shared, cx: &mut 
     shared.arm_for_work();
     match shared.verdict() {
         Some(Verdict::TimedOut) => {
-            tracing::warn!(route = shared.route(), "a continuation was dropped at its limit");
+            tracing::warn!(route = shared.route(), "a continuation was dropped before its end");
             Poll::Ready(Outcome::Dropped)
         }
         Some(Verdict::Abandoned) | None => Poll::Pending,

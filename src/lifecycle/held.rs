@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     continuation::{self, Continuation},
-    event::HANDLER,
+    event::{BODY, HANDLER},
     pool::{Captured, Detached, carry::carried, caught, spans},
 };
 
@@ -124,7 +124,7 @@ where
         let finished = self.shared.take_finished().and_then(|mut response| {
             collect(&self.shared, &mut response);
             let told = |payload| {
-                self.shared.panicked("body", &payload);
+                self.shared.panicked(BODY, &payload);
                 caught::dispose(payload);
             };
             caught::call(|| watched(&self.shared, *response)).map_err(told).ok()
@@ -154,7 +154,7 @@ where
         let response = caught::call(|| watched(&self.shared, response));
         self.shared.handler_returned(continuations);
         response.unwrap_or_else(|payload| {
-            self.shared.panicked("body", &payload);
+            self.shared.panicked(BODY, &payload);
             self.shared.ended_one(HandlerEnd::Ended);
             resume_unwind(payload)
         })

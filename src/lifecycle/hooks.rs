@@ -48,7 +48,7 @@ impl End {
         self.shared.panic()
     }
 
-    /// The error of the first continuation that [failed](crate::Continuation::try_new), if one did.
+    /// The error of the first continuation that [failed](crate::Continuation::try_new), if one did, with its sources.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.shared.failure()

@@ -210,7 +210,8 @@ impl Lifecycle {
     /// The response passes through the middleware outside of our innermost service, as a returned one does.
     /// From then on the handler is its own continuation, which an abort no longer ends. It resolves when the
     /// response was [flushed](crate::Sent::Flushed), or will not be. What the handler returns after it goes nowhere,
-    /// but for a continuation in it, which runs, and durable jobs, which are stored.
+    /// but for a continuation in it, which runs, and durable jobs, which are stored. Of an error (a status of 400 or more)
+    /// the log has the status; what it says is up to you to log.
     ///
     /// # Errors
     ///

@@ -12,7 +12,7 @@ use axum_core::{body::Body, response::Response};
 use tokio::runtime::Handle;
 
 use super::{passage::Waits, producer, response::collect, shared::Shared};
-use crate::{continuation::Continuation, pool::caught};
+use crate::{continuation::Continuation, event::BODY, pool::caught};
 
 const UNSTORED: &str = "the runtime ended before what it promised was known to be stored";
 
@@ -46,9 +46,22 @@ pub(super) async fn returned_alone(owner: &Arc<Shared>, mut response: Response, 
 /// A response that comes too late to be sent. After `finish` it is dropped (contract rule 7).
 fn go_nowhere(shared: &Arc<Shared>, response: Response) {
     if shared.is_finished() {
+        tell_error(shared, &response);
         caught::discard(response);
     } else {
         produce_unread(shared, response.into_body());
+    }
+}
+
+/// The client has another answer. That the work behind it failed (a `?`, a timeout of a middleware inside) would be known to
+/// nobody (contract rule 13).
+fn tell_error(shared: &Shared, response: &Response) {
+    let status = response.status();
+    if status.is_client_error() || status.is_server_error() {
+        let (route, status) = (shared.route(), status.as_u16());
+        caught::tell(|| {
+            tracing::error!(route, status, "a handler returned an error after its `finish`: it goes nowhere");
+        });
     }
 }
 
@@ -82,6 +95,7 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
 
 /// What a handler returned whose answer was another, given to `finish`.
 pub(super) fn returned_late(shared: &Arc<Shared>, response: Response) {
+    tell_error(shared, &response);
     match shared.store_promises(response, Some(shared.keepers())) {
         Promised::Nothing(response) => caught::discard(response),
         Promised::Storing(storing) => {
@@ -122,7 +136,7 @@ async fn stored(owner: &Arc<Shared>, mut storing: Storing, waits: Waits) -> Opti
         match caught::poll(storing.as_mut(), cx) {
             Ok(Poll::Ready(response)) => return Poll::Ready(Some(response)),
             Err(payload) => {
-                owner.panicked("body", &payload);
+                owner.panicked(BODY, &payload);
                 caught::dispose(payload);
                 return Poll::Ready(None);
             }
@@ -151,7 +165,7 @@ fn produce_unread(shared: &Arc<Shared>, body: Body) -> bool {
     // What it says of its length is the user's code, and this may be a destructor, or a task that nobody watches.
     let asked = || (http_body::Body::is_end_stream(&body), http_body::Body::size_hint(&body).exact().is_none());
     let (bodiless, streamed) = caught::call(asked).unwrap_or_else(|payload| {
-        shared.panicked("body", &payload);
+        shared.panicked(BODY, &payload);
         caught::dispose(payload);
         (true, false)
     });

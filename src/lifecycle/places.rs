@@ -16,7 +16,7 @@ use crate::{
     pool::{
         Failure,
         bounds::{Place, enter},
-        caught, lock,
+        caught, lock, message,
     },
 };
 
@@ -63,11 +63,7 @@ impl Shared {
     /// A continuation returned an error.
     pub(super) async fn tell_failure(&self, error: BoxError, class: Option<&'static str>) {
         let shared = self;
-        // Its `Display` is the user's.
-        let message = caught::call(|| error.to_string()).unwrap_or_else(|payload| {
-            caught::dispose(payload);
-            "an error whose message panicked".to_owned()
-        });
+        let message = message(&*error);
         lock(&shared.core).rare().failure.get_or_insert_with(|| message.as_str().into());
         shared.tell(EventKind::ContinuationFailed);
         let Some(handler) = &shared.pool().failures else {

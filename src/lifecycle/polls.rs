@@ -1,13 +1,13 @@
 //! Polls of what is the user's: measured, timed, and caught.
 
-use std::{cell::Cell, task::Waker, time::Instant};
+use std::{cell::Cell, error::Error as StdError, task::Waker, time::Instant};
 
 use tokio::runtime::Handle;
 
 use super::{clock::LIMIT_PASSED, shared::Shared, word};
 use crate::{
-    event::EventKind,
-    pool::{caught, lock, panic_message},
+    event::{BODY, EventKind},
+    pool::{caught, lock, message, panic_message},
 };
 
 thread_local! {
@@ -42,7 +42,21 @@ impl Shared {
         let mut core = lock(&self.core);
         core.rare().panic.get_or_insert(message.into());
         drop(core);
-        self.change(Some(EventKind::Panicked { what }), |word| Some(word.with(word::PANICKED)));
+        let told = if what == BODY { word::BODY_FAILED } else { 0 };
+        self.change(Some(EventKind::Panicked { what }), |word| Some(word.with(word::PANICKED | told)));
+    }
+
+    /// A body failed, which breaks its response off. It is told of once, by whoever sees it first; not where it was cut, which
+    /// was told of then.
+    pub(crate) fn body_failed(&self, error: &(dyn StdError + 'static)) {
+        if self.verdict().is_some() {
+            return;
+        }
+        let first = self.change(None, |word| (!word.has(word::BODY_FAILED)).then(|| word.with(word::BODY_FAILED)));
+        let Some(change) = first else { return };
+        let whose = if change.old.status().is_aborted() { "a body whose reader had left" } else { "a response's body" };
+        let error = message(error);
+        caught::tell(|| tracing::warn!(route = self.route(), error, "{whose} failed"));
     }
 
     pub(crate) fn panic(&self) -> Option<String> {

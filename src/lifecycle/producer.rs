@@ -12,7 +12,10 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
 use super::{passage::Waits, shared::Shared};
-use crate::{event::EventKind, pool::caught};
+use crate::{
+    event::{BODY, EventKind},
+    pool::caught,
+};
 
 /// A body that is produced on its request's clock, whose end is noticed, and which goes on without its reader
 /// where aborts are ignored.
@@ -77,7 +80,7 @@ impl http_body::Body for Producer {
                 "the response was broken off: its time limit passed, or its client left".into()
             )));
         }
-        let polled = this.shared.measure("body", || caught::call(|| Pin::new(&mut *body).poll_frame(cx)));
+        let polled = this.shared.measure(BODY, || caught::call(|| Pin::new(&mut *body).poll_frame(cx)));
         match polled {
             Ok(Poll::Pending) => {
                 // Registered before the second look, so that what changes after it wakes us: nobody else polls it where it
@@ -96,9 +99,6 @@ impl http_body::Body for Producer {
                 Poll::Ready(Some(Ok(frame)))
             }
             Ok(Poll::Ready(Some(Err(error)))) => {
-                if this.shared.word().status().is_aborted() {
-                    tracing::warn!(route = this.shared.route(), %error, "a body whose reader had left failed");
-                }
                 this.end(EventKind::BodyDropped);
                 Poll::Ready(Some(Err(error.into_inner())))
             }
@@ -107,7 +107,7 @@ impl http_body::Body for Producer {
                 Poll::Ready(None)
             }
             Err(payload) => {
-                this.shared.panicked("body", &payload);
+                this.shared.panicked(BODY, &payload);
                 caught::dispose(payload);
                 this.end(EventKind::BodyDropped);
                 Poll::Ready(Some(Err("the response's body panicked".into())))
@@ -149,17 +149,17 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
             owner.register(Waits::Response, cx);
             for _ in 0..FRAMES_A_POLL {
                 let polled =
-                    owner.measure("body", || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
+                    owner.measure(BODY, || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
                 match polled {
                     Ok(Poll::Ready(Some(Ok(_)))) if !owner.producer_is_over() => {}
                     Ok(Poll::Ready(None)) => return Poll::Ready(true),
                     Ok(Poll::Ready(Some(Ok(_)))) => return Poll::Ready(false),
                     Ok(Poll::Ready(Some(Err(error)))) => {
-                        tracing::warn!(route = owner.route(), %error, "a body whose reader had left failed");
+                        owner.body_failed(&error);
                         return Poll::Ready(false);
                     }
                     Err(payload) => {
-                        owner.panicked("body", &payload);
+                        owner.panicked(BODY, &payload);
                         caught::dispose(payload);
                         return Poll::Ready(false);
                     }

@@ -45,6 +45,8 @@ pub(super) const HOOKS: u32 = 1 << 16;
 pub(super) const AWAITED: u32 = 1 << 17;
 /// Something of the user's panicked.
 pub(super) const PANICKED: u32 = 1 << 18;
+/// The response's body failed, and that was told of.
+pub(super) const BODY_FAILED: u32 = 1 << 19;
 // Bits 20 to 31: the number of shields.
 const SHIELD: u32 = 1 << 20;
 

@@ -169,7 +169,8 @@
 //! a drain does not wait for such a one.
 //!
 //! **What a handler returns after the client left, or after `finish`,** goes nowhere; a continuation in it
-//! runs. If the client left and that is ignored, its body is still produced to its end; after `finish` it is
+//! runs. That it was an error is logged after `finish`, with its status. If the client left and that is ignored, its body is
+//! still produced to its end; after `finish` it is
 //! dropped.
 //!
 //! **A limit that passes before the continuation has started** (a slow reader used the time up) still starts

@@ -136,6 +136,12 @@
 //! # let _ = epilogue;
 //! ```
 //!
+//! **As many handlers.** Nobody knows what a handler will return. So under `Refuse` every request, also on a route that never
+//! returns a continuation, keeps a place until its handler has returned, and `max_running` and `max_waiting` together bound how
+//! many handlers run at once: with 4 and 16, the twenty-first of many slow reports is answered with a 503. Where that is not
+//! meant, set no `max_running`: bound the [classes](crate::EpilogueBuilder::class) of the continuations, and put a
+//! [`ReserveLayer`](crate::ReserveLayer) on the routes that return them. All other routes are then always admitted.
+//!
 //! [`Refuse`](crate::WhenFull::Refuse) is for servers with many clients: it costs the least, and says so early, to a
 //! client or a balancer that can come again. [`Hold`](crate::WhenFull::Hold) is for few clients of your own that
 //! send one request after the other: it slows them down to what can be done.

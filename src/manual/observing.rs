@@ -47,7 +47,8 @@
 //! `Span::current()`.
 //!
 //! **An attempt at a durable job** runs in a span named `durable_job`, with its kind, number and attempt, inside of the
-//! engine's own `river_job`, which is a root. In its field `from` it has the route that stored it.
+//! engine's own `river_job`, which is a root. In its field `from` it has the route that stored it; nothing for a job that
+//! was stored in a transaction of yours, or outside of any response: put into the job what is to be known of its request.
 //!
 //! Where no subscriber wants spans of `tower_epilogue` at info, there is none, and nothing of it is computed; the work does
 //! not run in the request's instead.
@@ -56,8 +57,8 @@
 //!
 //! | level | what |
 //! |---|---|
-//! | error | a promise that was not kept or user code that broke: panics, failed and lost continuations, a drain that had to cut. Each is for somebody to look at |
-//! | warn | what was ended from outside and is so accounted for: limits that passed, work that takes long, requests that are refused (once a second, with their number), misuse that was put right |
+//! | error | a promise that was not kept or user code that broke: panics, failed and lost continuations, a drain that had to cut what is not stored. Each is for somebody to look at |
+//! | warn | what was ended from outside and is so accounted for: limits that passed, bodies that failed, work that takes long, requests that are refused (at once, and then once a second, with their number), misuse that was put right |
 //! | info | the spans of continuations; rare turns that are nobody's fault: a slow reader that is no longer waited for, the progress of a drain |
 //! | debug | each refused request, connections that fall silent |
 //! | trace | errors of single sockets |
@@ -90,7 +91,8 @@
 //! which is also what a client has that sends `JOB`.
 //! Requests that are refused before they are routed are `unmatched`. `class` is `none` for continuations without one. For
 //! durable jobs the method is `JOB` and the route the kind of job, `/charge` for example; a response that carries jobs has one
-//! continuation more, of no class, that starts them. Without the feature `serve` every route is `unmatched`.
+//! continuation more, of no class, that starts them. What a handler does after its `finish` is none of these continuations:
+//! its request is an active one meanwhile. Without the feature `serve` every route is `unmatched`.
 //!
 //! All of it is made from events, in the task that delivers them: so requests do not pay for the recorder, and figures are
 //! behind by as long as the events are. For as long as a request has not ended, some of it is kept to reckon with, about

@@ -99,7 +99,8 @@ impl Lifecycle {
     /// The current span and the [carried](crate::EpilogueBuilder::carry) task-locals go along; what comes after
     /// [`finish`](Output::finish) has a [span of its own](crate::manual::observing#spans). When it returns `Ok`, the
     /// response ends. An error breaks the response off and is logged; one after [`finish`](Output::finish) is that of a
-    /// [continuation](Continuation::try_new). See the [module docs](crate::output) for an example.
+    /// [continuation](Continuation::try_new). What kind of error it is has to be said, as in `Ok::<_, OutputError>(())` at its
+    /// end. See the [module docs](crate::output) for an example.
     pub fn output<F, Fut, E>(&self, produce: F) -> OutputResponse
     where
         F: FnOnce(Output) -> Fut + Send + 'static,
@@ -157,8 +158,8 @@ impl OutputBody {
                 lifecycle.0.keep(Continuation::try_new(std::future::ready(Err::<(), _>(error))));
             }
             Err(error) => {
-                let route = lifecycle.0.route();
-                tracing::warn!(route, %error, "the producer of a response failed: the response is broken off");
+                // Here, where the span is.
+                lifecycle.0.body_failed(&*error);
                 return Err(error);
             }
         }

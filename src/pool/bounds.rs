@@ -95,8 +95,8 @@ pub(crate) struct Gate {
     waiting: AtomicUsize,
     refused: AtomicU64,
     over: AtomicU64,
-    refusals: Throttle,
-    overflows: Throttle,
+    refusals: Arc<Throttle>,
+    overflows: Arc<Throttle>,
 }
 
 /// The right to a place: reserved, waiting, or in use. Given back when dropped.
@@ -196,8 +196,8 @@ impl Gate {
             waiting: AtomicUsize::new(0),
             refused: AtomicU64::new(0),
             over: AtomicU64::new(0),
-            refusals: Throttle::default(),
-            overflows: Throttle::default(),
+            refusals: Arc::default(),
+            overflows: Arc::default(),
         })
     }
 
@@ -256,8 +256,10 @@ impl Gate {
 
     fn count_overflow(&self, what: &'static str) {
         self.over.fetch_add(1, Ordering::Relaxed);
-        if let Some(count) = self.overflows.hit() {
-            tracing::warn!(class = self.class, count, "{what}");
+        let class = self.class;
+        let say = move |count| tracing::warn!(class, count, "{what}");
+        if let Some(count) = self.overflows.hit(|| say) {
+            say(count);
         }
     }
 
@@ -295,9 +297,17 @@ impl Gate {
     /// A request is refused; each is told of at level debug, and once a second all of them together.
     pub(crate) fn refuse(&self, route: &str) {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        tracing::debug!(route, class = self.class, "a request was refused: there is no place for its continuation");
-        if let Some(count) = self.refusals.hit() {
-            tracing::warn!(route, class = self.class, count, "requests are refused: as much runs and waits as may");
+        let class = self.class;
+        tracing::debug!(route, class, "a request was refused: there is no place for its continuation");
+        let say = move |route: &str, count| {
+            tracing::warn!(route, class, count, "requests are refused: as much runs and waits as may");
+        };
+        let later = || {
+            let route = route.to_owned();
+            move |count| say(&route, count)
+        };
+        if let Some(count) = self.refusals.hit(later) {
+            say(route, count);
         }
     }
 

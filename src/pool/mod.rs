@@ -19,9 +19,11 @@ use tokio::runtime::Handle as Runtime;
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 
 pub use self::failure::Failure;
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub(crate) use self::failure::chain;
 pub(crate) use self::{
     carry::{Captured, Carry, CarryKey},
-    failure::FailureHandler,
+    failure::{FailureHandler, message},
     feed::{Feed, Listener, Told},
     slow::SlowWatch,
 };

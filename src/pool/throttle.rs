@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        OnceLock,
-        atomic::{AtomicU64, Ordering},
+        Arc, OnceLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
+
+use tokio::runtime::Handle;
 
 /// Lets a message through once a second, with the number of those since the last.
 #[derive(Default)]
@@ -14,30 +16,82 @@ pub(super) struct Throttle {
     /// In milliseconds of the process, plus one; 0 before the first.
     last: AtomicU64,
     count: AtomicU64,
+    /// A task tells of those that are counted, when the second is over.
+    is_kept: AtomicBool,
+}
+
+const SECOND: u64 = 1000;
+
+fn now() -> u64 {
+    static BEGAN: OnceLock<Instant> = OnceLock::new();
+    u64::try_from(BEGAN.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX) + 1
 }
 
 impl Throttle {
-    pub(super) fn hit(&self) -> Option<u64> {
-        static BEGAN: OnceLock<Instant> = OnceLock::new();
+    /// Counts one. Says how many are to be told of now; those that come too soon for that are told of by `later`, together,
+    /// when the second is over, also where none comes any more by then.
+    pub(super) fn hit<F>(self: &Arc<Self>, later: impl FnOnce() -> F) -> Option<u64>
+    where
+        F: FnOnce(u64) + Send + 'static,
+    {
         self.count.fetch_add(1, Ordering::Relaxed);
-        let now = u64::try_from(BEGAN.get_or_init(Instant::now).elapsed().as_millis()).unwrap_or(u64::MAX) + 1;
-        let last = self.last.load(Ordering::Relaxed);
+        let (now, last) = (now(), self.last.load(Ordering::Relaxed));
+        let passed = now - last.min(now);
+        let due = last == 0 || passed >= SECOND;
         // Of several at once, the one that changes it speaks.
-        let due = last == 0 || now - last.min(now) >= 1000;
-        let mine = due && self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-        mine.then(|| self.count.swap(0, Ordering::Relaxed))
+        if due && self.last.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return Some(self.count.swap(0, Ordering::Relaxed));
+        }
+        // Who finds it set has counted before its task takes the count: that task clears it first.
+        if !self.is_kept.swap(true, Ordering::AcqRel) {
+            let kept = Kept(self.clone());
+            // Elsewhere the next one that is due tells of them.
+            if let Ok(runtime) = Handle::try_current() {
+                let rest = Duration::from_millis(SECOND - passed.min(SECOND));
+                runtime.spawn(kept.tell(rest, later()));
+            }
+        }
+        None
+    }
+}
+
+/// The task, which may end with its runtime.
+struct Kept(Arc<Throttle>);
+
+impl Kept {
+    async fn tell(self, rest: Duration, say: impl FnOnce(u64)) {
+        tokio::time::sleep(rest).await;
+        let throttle = self.0.clone();
+        drop(self);
+        let count = throttle.count.swap(0, Ordering::Relaxed);
+        if count > 0 {
+            throttle.last.store(now(), Ordering::Relaxed);
+            say(count);
+        }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // An exchange, so that what was counted before somebody found it set is seen after it.
+        self.0.is_kept.swap(false, Ordering::AcqRel);
     }
 }
 
 /// One throttle for what no gate refuses.
 #[derive(Default)]
-pub(crate) struct Refusals(Throttle);
+pub(crate) struct Refusals(Arc<Throttle>);
 
 impl Refusals {
     pub(crate) fn tell(&self, route: &str, why: &'static str) {
         tracing::debug!(route, why, "a request was refused");
-        if let Some(count) = self.0.hit() {
-            tracing::warn!(route, count, why, "requests are refused");
+        let say = move |route: &str, count| tracing::warn!(route, count, why, "requests are refused");
+        let later = || {
+            let route = route.to_owned();
+            move |count| say(&route, count)
+        };
+        if let Some(count) = self.0.hit(later) {
+            say(route, count);
         }
     }
 }

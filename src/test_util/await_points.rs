@@ -144,7 +144,8 @@ impl Interrupted {
         self.send(app, format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}"))
     }
 
-    /// The same with a request of your own, head and body, as the bytes of HTTP/1.1.
+    /// The same with a request of your own, head and body, as the bytes of HTTP/1.1: see
+    /// [`request_bytes`](super::request_bytes).
     ///
     /// # Panics
     ///

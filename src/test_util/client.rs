@@ -139,7 +139,7 @@ impl TestClient {
 
     // === sending ===
 
-    /// Sends `bytes` as they are.
+    /// Sends `bytes` as they are: those of a whole [request](super::request_bytes), or of a part of one.
     #[track_caller]
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> impl Future<Output = ()> {
         let line = Location::caller();
@@ -179,7 +179,8 @@ impl TestClient {
         self.send(get(path))
     }
 
-    /// Posts `body` to `path`.
+    /// Posts `body` to `path`, without a `Content-Type`, which `Json` and `Form` ask for: for those, and for headers of your
+    /// own, [`send`](Self::send) what [`request_bytes`](super::request_bytes) makes.
     #[track_caller]
     pub fn send_post(&mut self, path: &str, body: impl AsRef<[u8]>) -> impl Future<Output = ()> {
         let body = body.as_ref();

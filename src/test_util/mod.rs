@@ -49,11 +49,58 @@
 //! disconnected ([`header_read_timeout`](crate::EpilogueBuilder::header_read_timeout)). The patience of the harness itself
 //! is always counted on the wall.
 //!
+//! A paused clock does not wait for other threads. So it has a [blocking](crate::Continuation::blocking) continuation given
+//! up at its limit at once, and a database is found not to answer: test blocking continuations without a limit, and durable
+//! jobs with the clock running.
+//!
 //! # Durable jobs
 //!
 //! Their store is started in the server's `Epilogue`, which an app is given by
-//! [`on_socket_with`](TestServerBuilder::on_socket_with). [`settled`](TestServer::settled) waits for the attempts that
-//! run, and does not know of those that are still to: wait until the store counts the job as completed.
+//! [`on_socket_with`](TestServerBuilder::on_socket_with). In the journal an attempt at a job is as a request is.
+//! [`settled`](TestServer::settled) waits for the attempts that run, and does not know of those that are still to: wait for
+//! them in the journal, or until the store [counts](crate::durable::DurableStore::counts) the job as completed, which it
+//! does a moment later. Nothing but a store makes a [`JobContext`](crate::durable::JobContext): what of a job is to be tested
+//! without one goes into a function of its own.
+//!
+//! ```
+//! # #[cfg(feature = "durable-sqlite")]
+//! # #[tokio::main(flavor = "current_thread")] async fn main() {
+//! use axum::{Router, routing::post};
+//! use serde::{Deserialize, Serialize};
+//! use tower_epilogue::{
+//!     durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
+//!     test_util::{Story, TestServer},
+//! };
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct Welcome { name: String }
+//!
+//! impl DurableJob for Welcome {
+//!     const KIND: &'static str = "welcome";
+//!
+//!     async fn run(self, _: JobContext) -> Result<(), JobError> {
+//!         Ok(()) // … a mail is sent to `self.name`.
+//!     }
+//! }
+//!
+//! let directory = std::env::temp_dir().join(format!("welcome-{}", std::process::id()));
+//! std::fs::create_dir_all(&directory).unwrap();
+//! let app = async |epilogue: &_| {
+//!     let store = DurableStore::sqlite(directory.join("jobs.db")).register::<Welcome>().start(epilogue).await.unwrap();
+//!     Router::new().route("/signup", post(async |name| Durable::new(Welcome { name }))).layer(store.layer())
+//! };
+//! let server = TestServer::builder().in_memory_with(app).await;
+//! let mut client = server.connect().await;
+//! client.send_post("/signup", "Ada").await;
+//! assert_eq!(client.response().await.status, 200);
+//!
+//! let tried = |story: &Story| story.route() == "JOB /welcome" && story.has_ended();
+//! server.journal().until(|stories| stories.iter().any(tried)).await;
+//! server.stop().await;
+//! std::fs::remove_dir_all(directory).unwrap();
+//! # }
+//! # #[cfg(not(feature = "durable-sqlite"))] fn main() {}
+//! ```
 //!
 //! # A whole test file
 //!
@@ -72,6 +119,7 @@ pub use self::{
     await_points::{Interrupted, every_await_point},
     client::{Leave, TestClient},
     journal::Journal,
+    request::request_bytes,
     response::TestResponse,
     server::{TestServer, TestServerBuilder},
     story::Story,
@@ -81,6 +129,7 @@ mod await_points;
 mod client;
 mod journal;
 mod listener;
+mod request;
 mod response;
 mod server;
 mod story;

@@ -29,6 +29,13 @@ impl Story {
         self.request
     }
 
+    /// Its method and its matched route, or its path as long as no route is known; of an attempt at a durable job `JOB /` and
+    /// its kind.
+    #[must_use]
+    pub fn route(&self) -> &str {
+        self.events.last().map(Event::route).unwrap_or_default()
+    }
+
     /// Its events.
     #[must_use]
     pub fn events(&self) -> &[Event] {
@@ -232,8 +239,7 @@ impl Story {
 impl fmt::Display for Story {
     /// A line for the request and its route, and one for each event: the time since its arrival, the name, the status.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let route = self.events.last().map(Event::route).unwrap_or_default();
-        writeln!(f, "request {}: {route}", self.request)?;
+        writeln!(f, "request {}: {}", self.request, self.route())?;
         for event in &self.events {
             let ms = event.at().as_secs_f64() * 1000.0;
             write!(f, "  {ms:>10.3} ms  {}", event.kind().name())?;

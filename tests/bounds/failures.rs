@@ -73,6 +73,39 @@ async fn without_a_handler_it_is_logged_with_its_route_and_class() {
     }
 }
 
+/// What says no more than that it failed, as clients of HTTP do; the reason is its source.
+#[derive(Debug)]
+struct Sending(io::Error);
+
+impl std::fmt::Display for Sending {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the request was not sent")
+    }
+}
+
+impl std::error::Error for Sending {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
+#[tokio::test]
+async fn the_log_and_the_hooks_have_the_reason_of_a_failure_too() {
+    let (logs, notes) = (logs(), Notes::default());
+    let theirs = notes.clone();
+    let sends = async move |lifecycle: Lifecycle| {
+        lifecycle.on_shutdown(async move |end| theirs.add(end.failure().unwrap_or_default()))?;
+        let work = async { Err(Sending(io::Error::other("connection refused"))) };
+        Ok::<_, LifecycleError>((Continuation::try_new(work), "accepted"))
+    };
+    let server = Server::start(Router::new().route("/reason", get(sends))).await;
+    server.get("/reason").await;
+    server.journal.ended(1).await;
+    let said = "the request was not sent: connection refused";
+    assert_eq!(notes.all(), [said]);
+    assert_eq!(logs.with(said).len(), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_panics_or_hangs_costs_its_request_only() {
     let notes = Notes::default();

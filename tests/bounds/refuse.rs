@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use axum::{Router, body::Body, routing::get};
-use tower_epilogue::{Bound, Continuation, Load, ReserveLayer, WhenFull};
+use tower_epilogue::{Bound, Continuation, Lifecycle, Load, ReserveLayer, WhenFull};
 
 use crate::{
     Meter, app,
-    support::{Gate, Notes, Server, h2client::Http2, soon, streamed},
+    support::{Gate, Logs, MemoryServer, Notes, Server, h2client::Http2, logs, soon, streamed},
 };
 
 #[tokio::test]
@@ -196,4 +196,36 @@ async fn without_a_bound_nothing_is_counted_or_refused() {
     assert_eq!((meter.now(), server.epilogue.load(), server.epilogue.refused()), (20, None, 0));
     gate.open();
     soon("they end", server.journal.ended(20)).await;
+}
+
+/// The log's numbers of refused requests with this route.
+fn told(logs: &Logs, route: &str) -> Vec<u64> {
+    let lines = logs.with(&format!("route=\"GET {route}\"")).into_iter();
+    let lines = lines.filter(|line| line.contains("WARN") && line.contains("requests are refused"));
+    lines.map(|line| line.split("count=").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap()).collect()
+}
+
+/// An overload that lasts for a moment is to be seen as large as it was.
+#[tokio::test(start_paused = true)]
+async fn the_log_has_the_number_of_those_that_were_refused_in_one_moment() {
+    let logs = logs();
+    let accept = async || (Continuation::new(tokio::time::sleep(Duration::from_secs(60))), "accepted");
+    let detached = async |lifecycle: Lifecycle| {
+        let _ = lifecycle.finish("accepted").await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    };
+    for (route, app) in [("/moment", get(accept)), ("/moment/detached", get(detached))] {
+        let app = Router::new().route(route, app);
+        let server = MemoryServer::with(app, |builder| builder.max_running(1).max_waiting(0).max_detached(1));
+        assert_eq!(server.get(route).await.status, 200);
+        for _ in 0..5 {
+            assert_eq!(server.get(route).await.status, 503);
+        }
+        assert_eq!(told(&logs, route), [1]);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        // None came any more, and nothing is told of twice.
+        assert_eq!(told(&logs, route), [1, 4]);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(told(&logs, route), [1, 4]);
+    }
 }

@@ -2,8 +2,9 @@
 
 use std::{future::pending, time::Duration};
 
-use axum::{Router, body::Body, routing::get};
-use tower_epilogue::{TimeLimitLayer, test_util::TestServer};
+use axum::{Router, body::Body, http::StatusCode, routing::get};
+use tower_epilogue::{IgnoreAbortLayer, Lifecycle, LifecycleError, TimeLimitLayer, test_util::TestServer};
+use tower_http::timeout::TimeoutLayer;
 
 use crate::support::logs;
 
@@ -27,5 +28,54 @@ async fn a_limit_that_passed_is_logged_once_with_its_route() {
         let passed: Vec<_> = lines.iter().filter(|line| line.contains("the time limit passed")).collect();
         assert_eq!(passed.len(), 1, "{lines:#?}");
         assert!(passed[0].contains("WARN") && passed[0].contains(phase), "{passed:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_error_that_a_handler_returns_after_finish_is_logged_once_with_its_route() {
+    let logs = logs();
+    let fails = async |lifecycle: Lifecycle| {
+        lifecycle.finish("accepted").await?;
+        // As `?` on what the work comes to.
+        Ok::<_, LifecycleError>(Err::<(), _>(StatusCode::BAD_GATEWAY))
+    };
+    let twice = async |lifecycle: Lifecycle| {
+        lifecycle.finish("accepted").await?;
+        lifecycle.finish("again").await.map(drop)
+    };
+    let is_not_awaited = async |lifecycle: Lifecycle| {
+        let finish = std::pin::pin!(lifecycle.finish("accepted"));
+        assert!(futures_util::poll!(finish).is_pending());
+        StatusCode::CONFLICT
+    };
+    let takes_long = async |lifecycle: Lifecycle| {
+        let _ = lifecycle.finish("accepted").await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    };
+    let timeout = TimeoutLayer::with_status_code(StatusCode::GATEWAY_TIMEOUT, Duration::from_secs(1));
+    let goes_well = async |lifecycle: Lifecycle| lifecycle.finish("accepted").await.map(drop);
+    let app = Router::new()
+        .route("/error-behind/fails", get(fails))
+        .route("/error-behind/twice", get(twice))
+        .route("/error-behind/not-awaited", get(is_not_awaited))
+        .route("/error-behind/timeout", get(takes_long).layer(timeout))
+        .route("/error-behind/none", get(goes_well))
+        .layer(IgnoreAbortLayer::off());
+    let server = TestServer::in_memory(app);
+    let expected = [
+        ("fails", Some(502)),
+        ("twice", Some(500)),
+        ("not-awaited", Some(409)),
+        ("timeout", Some(504)),
+        ("none", None),
+    ];
+    for (name, status) in expected {
+        assert_eq!(server.get(&format!("/error-behind/{name}")).await.text(), "accepted");
+        server.settled().await;
+        let lines = logs.with(&format!("GET /error-behind/{name}"));
+        let errors: Vec<_> = lines.iter().filter(|line| line.contains("ERROR")).collect();
+        assert_eq!(errors.len(), usize::from(status.is_some()), "{lines:#?}");
+        let told = |status| errors[0].contains(&format!("status={status}"));
+        assert!(status.is_none_or(told), "{errors:?}");
     }
 }

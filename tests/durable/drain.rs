@@ -3,12 +3,16 @@
 use std::time::Duration;
 
 use axum::{Router, routing::post};
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
-use tower_epilogue::durable::{Durable, DurableStore};
+use tower_epilogue::{
+    EpilogueBuilder,
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
+};
 
 use crate::{
     common::{Act, Node, Place, Task, on_both},
-    support::soon,
+    support::{logs, soon},
 };
 
 on_both!(
@@ -76,4 +80,30 @@ async fn what_is_promised_while_it_drains_is_stored(place: Place) {
     let node = Node::start(&place, app).await;
     node.record.begun("last", 1).await;
     node.completed(1).await;
+}
+
+/// Runs until it is cut.
+#[derive(Serialize, Deserialize)]
+struct Cut;
+
+impl DurableJob for Cut {
+    const KIND: &'static str = "cut-and-kept";
+
+    async fn run(self, _: JobContext) -> Result<(), JobError> {
+        std::future::pending().await
+    }
+}
+
+#[tokio::test]
+async fn a_drain_that_cut_nothing_but_what_is_stored_is_no_error() {
+    let (logs, place) = (logs(), Place::sqlite());
+    let short = |epilogue: EpilogueBuilder| epilogue.drain_deadline(Duration::from_millis(300));
+    let node = Node::with(&place, DurableBuilder::register::<Cut>, short, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Cut)).await.unwrap();
+    node.journal.seen("continuation_start").await;
+    assert!(!node.stop().await.is_clean());
+    let lines = logs.with("JOB /cut-and-kept");
+    let levels = |level| lines.iter().filter(|line| line.contains(level)).count();
+    assert!(levels("WARN") >= 1, "{lines:#?}");
+    assert_eq!(levels("ERROR"), 0, "{lines:#?}");
 }

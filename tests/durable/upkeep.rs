@@ -303,3 +303,64 @@ async fn a_crowd_is_refused_as_soon_as_one() {
     node.completed(1).await;
     assert!(node.record.runs_of("refused").is_empty());
 }
+
+/// Its registration was forgotten.
+#[derive(Serialize, Deserialize)]
+struct Forgotten;
+
+impl DurableJob for Forgotten {
+    const KIND: &'static str = "forgotten-here";
+
+    async fn run(self, _: JobContext) -> Result<(), JobError> {
+        Ok(())
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct ForgottenToo;
+
+impl DurableJob for ForgottenToo {
+    const KIND: &'static str = "forgotten-in-transaction";
+
+    async fn run(self, _: JobContext) -> Result<(), JobError> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_promised_kind_that_was_not_registered_is_told_of_once() {
+    let logs = logs();
+    let node = Node::start(&Place::sqlite(), |_| Router::new()).await;
+    for _ in 0..2 {
+        node.store.enqueue(Durable::new(Forgotten)).await.unwrap();
+        let mut transaction = node.store.begin_sqlite().await.unwrap();
+        let part = Durable::in_transaction(ForgottenToo, &node.store, &mut transaction).await.unwrap();
+        transaction.commit().await.unwrap();
+        node.store.enqueue(part).await.unwrap();
+    }
+    for kind in [Forgotten::KIND, ForgottenToo::KIND] {
+        let lines = logs.with(&format!("kind=\"{kind}\""));
+        assert_eq!(lines.len(), 1, "{lines:#?}");
+        assert!(lines[0].contains("WARN") && lines[0].contains("register"), "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_process_that_runs_no_jobs_promises_without_a_word() {
+    #[derive(Serialize, Deserialize)]
+    struct Promised;
+
+    impl DurableJob for Promised {
+        const KIND: &'static str = "for-others-alone";
+
+        async fn run(self, _: JobContext) -> Result<(), JobError> {
+            Ok(())
+        }
+    }
+
+    let (logs, place, epilogue) = (logs(), Place::sqlite(), Epilogue::new());
+    let store = place.store().start(&epilogue).await.unwrap();
+    store.enqueue(Durable::new(Promised)).await.unwrap();
+    assert_eq!(logs.with(&format!("kind=\"{}\"", Promised::KIND)).len(), 0);
+    epilogue.drain().await;
+}

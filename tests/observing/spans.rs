@@ -147,7 +147,7 @@ async fn what_is_dropped_at_its_limit_says_so() {
     let handler = async || (Continuation::new(std::future::pending()), "hello");
     let seen = run(app(handler)).await;
     let places = [
-        "in continuation: a continuation was dropped at its limit",
+        "in continuation: a continuation was dropped before its end",
         "continuation: outcome=\"dropped\"",
         "close continuation",
     ];
