@@ -74,7 +74,8 @@ async fn main() -> io::Result<()> {
         .layer(TimeLimitLayer::new(Duration::from_secs(4)))
         // For every request, before the handler's own hook: one line in the log.
         .layer(ShutdownHookLayer::new(|end| async move {
-            tracing::info!("{} {}: {}, {:?}", end.request(), end.route(), end.status(), end.sent());
+            let status = end.response_status().map_or(0, |status| status.as_u16());
+            tracing::info!(status, "{} {}: {}, {:?}", end.request(), end.route(), end.status(), end.sent());
         }));
 
     let port = std::env::var("PORT").unwrap_or_else(|_| "3000".to_owned());

@@ -14,6 +14,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use axum::{
@@ -27,7 +28,7 @@ use axum::{
 use http::StatusCode;
 use support::{Gate, Server, logs, soon};
 use tokio::{sync::mpsc, task::yield_now};
-use tower_epilogue::{ConnectionStatus, Continuation, End, Lifecycle, Sent, ShutdownHookLayer};
+use tower_epilogue::{ConnectionStatus, Continuation, End, Lifecycle, Sent, ShutdownHookLayer, TimeLimitLayer};
 
 /// What hooks say, in order.
 #[derive(Clone, Default)]
@@ -323,4 +324,41 @@ async fn a_failure_after_the_response_costs_no_other_request() {
         assert_eq!(client.reply_by_length(false).await.text(), "hello");
     }
     server.journal.ended(3).await;
+}
+
+// === the answer ===
+
+/// PHP's `http_response_code()` in a shutdown function.
+#[tokio::test]
+async fn hooks_see_the_status_that_was_answered() {
+    let (sender, mut ends) = mpsc::unbounded_channel();
+    let hook = async move |end: End| sender.send((end.route(), end.response_status())).unwrap();
+    let finished = async |lifecycle: Lifecycle| {
+        lifecycle.finish(StatusCode::ACCEPTED).await.unwrap();
+        StatusCode::BAD_GATEWAY
+    };
+    let app = Router::new()
+        .route("/made", get(async || StatusCode::CREATED))
+        .route("/finished", get(finished))
+        .route("/panics", get(async || fail("no more paper")))
+        .route("/changed", get(async || "ok").layer(middleware::map_response(async |_: Response| StatusCode::GONE)))
+        .route("/waits", get(std::future::pending::<()>))
+        .route("/slow", get(std::future::pending::<()>).layer(TimeLimitLayer::new(Duration::from_millis(1))))
+        .layer(ShutdownHookLayer::new(hook));
+    let server = Server::start(app).await;
+    let answers =
+        [("/made", 201), ("/finished", 202), ("/panics", 500), ("/changed", 410), ("/slow", 503), ("/nowhere", 404)];
+    for (path, status) in answers {
+        assert_eq!(server.get(path).await.status, status, "{path}");
+        let seen = soon("the hook", ends.recv()).await.unwrap();
+        assert_eq!(seen, (format!("GET {path}"), StatusCode::from_u16(status).ok()));
+    }
+    let mut client = server.connect().await;
+    client.send_get("/waits").await;
+    server.journal.seen_times("handler_start", answers.len() + 1).await;
+    client.close();
+    let (route, status) = soon("the hook", ends.recv()).await.unwrap();
+    assert_eq!(route, "GET /waits");
+    // The server may take the answer yet, or be the first to know.
+    assert!(status.is_none_or(|status| status == 499), "{status:?}");
 }

@@ -1,7 +1,15 @@
 //! What runs at a request's end: [`ShutdownHook`], and the [`End`] that it is told.
 
-use std::{fmt, future::Future, ops::ControlFlow, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    future::Future,
+    ops::ControlFlow,
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
+use http::StatusCode;
 use tracing::Span;
 
 use super::{LifecycleError, shared::Shared};
@@ -24,6 +32,7 @@ impl fmt::Debug for End {
             .field("route", &self.route())
             .field("status", &self.status())
             .field("sent", &self.sent())
+            .field("response_status", &self.response_status())
             .finish_non_exhaustive()
     }
 }
@@ -39,6 +48,15 @@ impl End {
     #[must_use]
     pub fn sent(&self) -> Sent {
         self.shared.word().known_sent().unwrap_or(Sent::BrokenOff)
+    }
+
+    /// The status of the response as the outermost of this crate's services handed it to the server, whether it was
+    /// [sent](Self::sent) or not: PHP's `http_response_code()`. `None` if there was none, as of an attempt at a durable job.
+    ///
+    /// A request that ended because its client left has 499, which nobody reads, or none, if the server was the first to know.
+    #[must_use]
+    pub fn response_status(&self) -> Option<StatusCode> {
+        StatusCode::from_u16(self.shared.answered.load(Ordering::Acquire)).ok()
     }
 
     /// The first panic of handler, body, continuation or an earlier hook, if there was one:

@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
@@ -185,6 +185,34 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
     if let Err(work) = shared.pool().spawn(work) {
         caught::discard(work);
         shared.producer_ended(streamed.then_some(EventKind::BodyDropped));
-    } // Whoever waits for the producer's end is the task that a drain knows of.
+    }
+    // Whoever waits for the producer's end is the task that a drain knows of.
     shared.ensure_ending();
+}
+
+// === who is waited for ===
+
+impl Shared {
+    /// The server has a frame and has not asked for the next.
+    pub(super) fn reader_begins(&self) {
+        // Only the task that the response is in changes the count.
+        let waits = self.waits.load(Ordering::Acquire);
+        if waits % 2 == 0 {
+            self.waits.store(waits.wrapping_add(1), Ordering::Release);
+            self.ending_waker.wake();
+        }
+    }
+
+    /// The producer is waited for.
+    pub(super) fn producer_begins(&self) {
+        let waits = self.waits.load(Ordering::Acquire);
+        if waits % 2 == 1 {
+            self.waits.store(waits.wrapping_add(1), Ordering::Release);
+        }
+    }
+
+    /// The number of the wait, if it is the reader that is waited for.
+    pub(super) fn wait_for_reader(&self) -> Option<u32> {
+        Some(self.waits.load(Ordering::Acquire)).filter(|waits| waits % 2 == 1)
+    }
 }

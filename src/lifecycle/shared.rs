@@ -2,7 +2,10 @@
 
 use std::{
     fmt,
-    sync::{Arc, OnceLock, Weak, atomic::Ordering},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -81,6 +84,8 @@ pub(crate) struct Shared {
     pub(super) verb: Verb,
     pub(super) version: Version,
     pub(super) is_job: bool,
+    /// The status of the response that was handed over; 0 before that.
+    pub(super) answered: AtomicU16,
     word: AtomicU32,
     pub(super) clock: Clock,
     pub(super) exchange: Exchange,
@@ -88,7 +93,7 @@ pub(crate) struct Shared {
     body_bytes: AtomicU64,
     /// Whom the response waits for: odd for its reader, even for its producer. Counted, so that a wait is not
     /// taken for the one before.
-    waits: AtomicU32,
+    pub(super) waits: AtomicU32,
     /// How many of our services this request has entered.
     depth: AtomicU32,
     /// The innermost of them that was ever polled.
@@ -179,6 +184,7 @@ impl Shared {
             routed: AtomicBool::new(false),
             version,
             is_job,
+            answered: AtomicU16::new(0),
             word: AtomicU32::new(word),
             clock: Clock::new(Instant::now()),
             exchange: Exchange::default(),
@@ -356,31 +362,6 @@ impl Shared {
     /// Wakes those who await the abort or the fate of the response.
     pub(super) fn changed(&self) -> Arc<Notify> {
         lock(&self.core).rare().changed.get_or_insert_default().clone()
-    }
-
-    // === a slow reader ===
-
-    /// The server has a frame and has not asked for the next.
-    pub(super) fn reader_begins(&self) {
-        // Only the task that the response is in changes the count.
-        let waits = self.waits.load(Ordering::Acquire);
-        if waits % 2 == 0 {
-            self.waits.store(waits.wrapping_add(1), Ordering::Release);
-            self.ending_waker.wake();
-        }
-    }
-
-    /// The producer is waited for.
-    pub(super) fn producer_begins(&self) {
-        let waits = self.waits.load(Ordering::Acquire);
-        if waits % 2 == 1 {
-            self.waits.store(waits.wrapping_add(1), Ordering::Release);
-        }
-    }
-
-    /// The number of the wait, if it is the reader that is waited for.
-    pub(super) fn wait_for_reader(&self) -> Option<u32> {
-        Some(self.waits.load(Ordering::Acquire)).filter(|waits| waits % 2 == 1)
     }
 }
 

@@ -3,9 +3,9 @@
 //! None of these runs user code: they are called from destructors, from flushes and from timers. They change
 //! the word, tell of it, and wake whoever has to act.
 
-use std::task::Context;
+use std::{sync::atomic::Ordering, task::Context};
 
-use http::Version;
+use http::{StatusCode, Version};
 
 use super::{nowhere::finish_nowhere, passage::Waits, shared::Shared, word};
 use crate::{
@@ -153,7 +153,9 @@ impl Shared {
 
 impl Shared {
     /// The outermost service hands the response over.
-    pub(super) fn response_leaves(&self) {
+    pub(super) fn response_leaves(&self, status: StatusCode) {
+        // Before the word tells of it.
+        self.answered.store(status.as_u16(), Ordering::Release);
         if let Some(connection) = self.connection() {
             connection.head(&self.exchange);
         }
