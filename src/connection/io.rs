@@ -325,6 +325,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
             Poll::Ready(Ok(())) => {
                 self.stall.since = None;
                 self.connection.flushed(self.turn == Turn::Writing);
+                if self.full.is_none() && self.connection.has_hidden_end() && self.connection.waits_for_windows() {
+                    // It was this turn that filled them: the wait for room begins in the next.
+                    cx.waker().wake_by_ref();
+                }
                 Poll::Ready(Ok(()))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(self.failed(error))),

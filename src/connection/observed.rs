@@ -139,9 +139,10 @@ impl Connection {
         self.saw_client_leave();
     }
 
-    /// HTTP/2: whether a response is on its way whose client has to make room for it.
+    /// HTTP/2: whether nothing is on its way but responses whose client has to make room for them.
     pub(super) fn waits_for_windows(&self) -> bool {
-        lock(&self.0.parties).iter().any(|party| party.is_http2() && party.waits_for_reader())
+        let parties = lock(&self.0.parties);
+        !parties.is_empty() && parties.iter().all(|party| party.is_http2() && party.waits_for_reader())
     }
 
     pub(super) fn has_hidden_end(&self) -> bool {

@@ -24,7 +24,8 @@ pub enum HalfClose {
     #[default]
     Abort,
     /// A client that has sent its whole request gets its whole response. That it really left shows by a reset,
-    /// or by a failing write; on HTTP/2 also by windows that are full, which it could not widen.
+    /// or by a failing write; on HTTP/2 also by windows that are full, which it could not widen, where nothing else is on its
+    /// way.
     Serve,
 }
 

@@ -32,12 +32,13 @@ pub(super) fn poll(
     stalled: bool,
     cx: &mut Context<'_>,
 ) -> Poll<()> {
-    if stalled || !connection.waits_for_windows() {
+    if !connection.waits_for_windows() {
         *full = None;
         return Poll::Pending;
     }
     let written = connection.written();
-    let begun = full.take().filter(|full| full.written == written);
+    // Begun anew, and not given up, by a turn that finds the kernel full: it may be the last.
+    let begun = full.take().filter(|full| !stalled && full.written == written);
     let full =
         full.insert(begun.unwrap_or_else(|| Box::new(Full { written, timer: Box::pin(tokio::time::sleep(SURE)) })));
     full.timer.as_mut().poll(cx)

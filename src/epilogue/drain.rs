@@ -83,13 +83,14 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         if cut.named.is_empty() {
             let connections = serving.map(|serving| (serving.open)());
             tracing::warn!(running = pool.running(), connections, "{why}: no request is left to cut");
-        } else if cut.named.iter().all(Straggler::is_stored) {
-            // No promise is broken: they run again.
+        } else if !cut.breaks_promises() {
+            // What is stored runs again.
             tracing::warn!(report = %cut.report(), "{why}");
         } else {
             // Level error: promises that were not kept.
             tracing::error!(report = %cut.report(), "{why}");
         }
+        let broke_promises = cut.breaks_promises();
         // Hooks have a limit each. Twice that is enough for all but the most stubborn. In the first half of it connections
         // come to their own end; in the second, those that did not are closed, and linger.
         let (half, cut_at) = (pool.settings.hook_limit, Instant::now());
@@ -111,6 +112,9 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             tracing::error!(running = pool.running(), "the drain ends with work still running");
             // Those that are left now are ended as they are, whether or not there was time to close them first.
             closed = closed.max(serving.map_or(0, |serving| (serving.open)()));
+        }
+        if !broke_promises && cut.breaks_promises() {
+            tracing::error!(report = %cut.report(), "{why}: what came after it was cut, too");
         }
         if closed > 0 {
             tracing::warn!(connections = closed, "connections that did not end by themselves are closed");
@@ -193,6 +197,11 @@ impl Cut {
         for straggler in stragglers {
             straggler.cut();
         }
+    }
+
+    /// Whether anything was cut that is not stored.
+    fn breaks_promises(&self) -> bool {
+        !self.named.iter().all(Straggler::is_stored)
     }
 
     /// All of it, the oldest first.

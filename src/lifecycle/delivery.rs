@@ -3,7 +3,7 @@
 use std::{
     cell::Cell,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
 };
 
@@ -126,7 +126,12 @@ impl Delivery {
         let Some(body) = self.body.as_mut() else {
             return Poll::Ready(None);
         };
-        let poll = || caught::call(|| Pin::new(body).poll_frame(cx));
+        let poll = || {
+            self.shared.produces.store(true, Ordering::Release);
+            let polled = caught::call(|| Pin::new(body).poll_frame(cx));
+            self.shared.produces.store(false, Ordering::Release);
+            polled
+        };
         // One of known length is whole in memory, nearly always, and costs no look at the clock. Around one that is watched
         // itself there may be that of a middleware.
         let is_measured = self.bare && (!self.sized || self.shared.clock.is_busy());

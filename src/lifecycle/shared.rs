@@ -19,15 +19,13 @@ use super::{
     passage::{Passing, Verb, Waits},
     word::{self, Word},
 };
-#[cfg(feature = "serve")]
-use crate::sync::AtomicBool;
 use crate::{
     connection::{Connection, Exchange},
     continuation::Continuation,
     event::{EventKind, RequestId},
     pool::{Pool, bounds::Ticket, lock},
     queue::Queue,
-    sync::{AtomicU32, AtomicU64, AtomicWaker, Mutex},
+    sync::{AtomicBool, AtomicU32, AtomicU64, AtomicWaker, Mutex},
 };
 
 /// What the requests of one connection share: with one count of their own, which no other connection touches.
@@ -94,6 +92,8 @@ pub(crate) struct Shared {
     /// Whom the response waits for: odd for its reader, even for its producer. Counted, so that a wait is not
     /// taken for the one before.
     pub(super) waits: AtomicU32,
+    /// The outermost body is being polled: nobody is waited for.
+    pub(super) produces: AtomicBool,
     /// How many of our services this request has entered.
     depth: AtomicU32,
     /// The innermost of them that was ever polled.
@@ -191,6 +191,7 @@ impl Shared {
             core: Mutex::default(),
             body_bytes: AtomicU64::new(0),
             waits: AtomicU32::new(0),
+            produces: AtomicBool::new(false),
             // The first of our services is the one that makes this.
             depth: AtomicU32::new(1),
             begun: AtomicU32::new(0),

@@ -1,6 +1,10 @@
 //! Who tells a request what happened to it: its connection, its timer, and a drain.
 
-use std::{sync::Arc, task::Wake, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    task::Wake,
+    time::Duration,
+};
 
 use super::{
     clock::LIMIT_PASSED,
@@ -75,7 +79,9 @@ impl Party for Shared {
     }
 
     fn waits_for_reader(&self) -> bool {
-        self.wait_for_reader().is_some() || self.exchange.has_chunks_out()
+        // A poll may take long, and its reader has nothing to do with that.
+        let asked = !self.produces.load(Ordering::Acquire) && self.wait_for_reader().is_some();
+        asked || self.exchange.has_chunks_out()
     }
 
     fn hides_end_of_input(&self, serves_half_closed: bool) -> bool {

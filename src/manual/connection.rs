@@ -59,8 +59,8 @@
 //!   [`Flushed`](crate::Sent::Flushed) next to ABORTED.
 //!
 //! Both work once the handler has begun and the request's body has been read to its end. On HTTP/2 such a client gets what its
-//! windows take (RFC 9113, section 5.2), for it can widen none any more: when a response has waited for that for a second, its
-//! client has left.
+//! windows take (RFC 9113, section 5.2), for it can widen none any more: when nothing is on its way but responses that wait for
+//! that, for a second, it has left.
 //!
 //! # What nobody can know
 //!

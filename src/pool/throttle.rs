@@ -8,7 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Sleep};
+
+use super::caught;
 
 /// Lets a message through once a second, with the number of those since the last.
 #[derive(Default)]
@@ -44,11 +46,13 @@ impl Throttle {
         }
         // Who finds it set has counted before its task takes the count: that task clears it first.
         if !self.is_kept.swap(true, Ordering::AcqRel) {
-            let kept = Kept(self.clone());
-            // Elsewhere the next one that is due tells of them.
-            if let Ok(runtime) = Handle::try_current() {
-                let rest = Duration::from_millis(SECOND - passed.min(SECOND));
-                runtime.spawn(kept.tell(rest, later()));
+            let rest = Duration::from_millis(SECOND - passed.min(SECOND));
+            match Handle::try_current().map(|runtime| (runtime, caught::call(|| tokio::time::sleep(rest)))) {
+                Ok((runtime, Ok(timer))) => drop(runtime.spawn(Kept(self.clone()).tell(timer, later()))),
+                // It has no timers: this stays set, so that none is asked for again.
+                Ok((_, Err(payload))) => caught::dispose(payload),
+                // Elsewhere the next one that is due tells of them.
+                Err(_) => drop(Kept(self.clone())),
             }
         }
         None
@@ -59,8 +63,8 @@ impl Throttle {
 struct Kept(Arc<Throttle>);
 
 impl Kept {
-    async fn tell(self, rest: Duration, say: impl FnOnce(u64)) {
-        tokio::time::sleep(rest).await;
+    async fn tell(self, rest: Sleep, say: impl FnOnce(u64)) {
+        rest.await;
         let throttle = self.0.clone();
         drop(self);
         let count = throttle.count.swap(0, Ordering::Relaxed);
@@ -93,5 +97,23 @@ impl Refusals {
         if let Some(count) = self.0.hit(later) {
             say(route, count);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_runtime_has_no_timers_is_found_out_once() {
+        let throttle = Arc::<Throttle>::default();
+        let hit = || throttle.hit(|| |_| {});
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+            assert_eq!((hit(), hit()), (Some(1), None));
+            tokio::task::yield_now().await;
+            assert_eq!(hit(), None);
+        });
+        assert!(throttle.is_kept.load(Ordering::Relaxed));
+        assert_eq!(throttle.count.load(Ordering::Relaxed), 2, "they are for the next one that is due");
     }
 }

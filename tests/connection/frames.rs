@@ -20,7 +20,7 @@ pub const END_HEADERS: u8 = 4;
 pub const ACK: u8 = 1;
 
 pub const MAX_CONCURRENT_STREAMS: u16 = 3;
-const INITIAL_WINDOW_SIZE: u16 = 4;
+pub const INITIAL_WINDOW_SIZE: u16 = 4;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// As wide as a window may be.

@@ -1,14 +1,16 @@
 //! Clients that shut their sending side and stay to read.
 
+use std::time::Duration;
+
 use axum::{Router, body::Body, routing::any};
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
-use tokio::io::AsyncWriteExt as _;
-use tower_epilogue::{HalfClose, IgnoreAbortLayer, Tracking};
+use tokio::{io::AsyncWriteExt as _, net::TcpSocket};
+use tower_epilogue::{EpilogueBuilder, HalfClose, IgnoreAbortLayer, Tracking};
 
 use crate::{
     common::{Leave, Work, reset_when_dropped, the_server_has_looked},
-    frames::{DATA, RawHttp2, request},
+    frames::{DATA, INITIAL_WINDOW_SIZE, RawHttp2, SETTINGS, frame, request},
     support::{Client, Gate, Notes, Reply, Server, soon},
 };
 
@@ -225,6 +227,75 @@ async fn a_half_closed_http2_client_is_served_where_that_is_set_or_aborts_are_ig
         drop(client);
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// Has every stream's window so wide, and the connection's without bound.
+async fn with_windows(client: &mut RawHttp2, bytes: u32) {
+    let mut setting = INITIAL_WINDOW_SIZE.to_be_bytes().to_vec();
+    setting.extend(bytes.to_be_bytes());
+    client.send(&frame(SETTINGS, 0, 0, &setting)).await;
+}
+
+/// Reads so much of a stream, and what else comes in between.
+async fn read_data(client: &mut RawHttp2, stream: u32, bytes: usize) {
+    let mut read = 0;
+    while read < bytes {
+        read += client.until(|frame| frame.stream == stream && frame.kind == DATA).await.payload.len();
+    }
+}
+
+fn opened() -> Gate {
+    let gate = Gate::closed();
+    gate.open();
+    gate
+}
+
+#[tokio::test]
+async fn beside_a_full_window_a_half_closed_http2_client_gets_what_has_room() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let passed = gate.clone();
+    let later = async move || {
+        passed.passed().await;
+        "later"
+    };
+    let server = serving(app(&notes, &opened()).route("/later", any(later)), HalfClose::Serve).await;
+    let mut client = RawHttp2::connect(server.address).await;
+    with_windows(&mut client, 65_535).await;
+    client.send(&[request("GET", "/", 1, true), request("GET", "/later", 3, true)].concat()).await;
+    client.stream.shutdown().await.unwrap();
+    read_data(&mut client, 1, 65_535).await;
+    // Longer than windows may stay full where nothing else is on its way.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    gate.open();
+    assert_eq!(client.until(|frame| frame.stream == 3 && frame.kind == DATA).await.payload, b"later");
+    // Now nothing is.
+    server.journal.ended(2).await;
+    assert!(lines(&server).contains(&"aborted/1".to_owned()), "{:?}", lines(&server));
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+/// The turn in which the kernel takes again what it did not take may be the one that fills the windows.
+#[tokio::test]
+async fn behind_a_window_that_is_full_since_the_kernel_was_an_http2_client_has_left() {
+    const WINDOW: u32 = 6_000_000;
+    let notes = Notes::default();
+    let tracking = Tracking::new().half_close(HalfClose::Serve);
+    let setup = |builder: EpilogueBuilder| builder.tracking(tracking).http2_keep_alive(None, Duration::ZERO);
+    let server = Server::with(app(&notes, &opened()), setup).await;
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(8 * 1024).unwrap();
+    let mut client = RawHttp2::over(socket.connect(server.address).await.unwrap()).await;
+    with_windows(&mut client, WINDOW).await;
+    client.send(&request("GET", "/", 1, true)).await;
+    client.stream.shutdown().await.unwrap();
+    notes.seen("ended").await;
+    the_server_has_looked(server.address).await;
+    read_data(&mut client, 1, WINDOW as usize).await;
+    server.journal.ended(3).await;
+    assert!(lines(&server).contains(&"aborted/1".to_owned()), "{:?}", lines(&server));
+    drop(client);
+    assert!(server.stop().await.is_clean());
 }
 
 #[tokio::test]
