@@ -13,6 +13,10 @@ FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-
          "--remote-debugging-pipe"]
 
 
+class Refused(Exception):
+    """What the browser does not do, and why."""
+
+
 class Page:
     """One page. `errors` is what its console and the browser complained of."""
 
@@ -55,7 +59,8 @@ class Page:
         while True:
             answer = self.read()
             if answer.get("id") == self.count:
-                assert "error" not in answer, (method, answer["error"])
+                if "error" in answer:
+                    raise Refused(method, answer["error"])
                 return answer["result"]
 
     def read(self):
@@ -81,12 +86,16 @@ class Page:
         return result["result"].get("value")
 
     def until(self, expression, seconds=20):
-        """Waits until a JavaScript expression holds."""
+        """Waits until a JavaScript expression holds. The page may load anew meanwhile, in which nothing can be asked of it."""
         end = time.monotonic() + seconds
-        while not (value := self.value(expression)):
-            assert time.monotonic() < end, (expression, self.value("document.body.innerText"), self.errors)
+        while True:
+            try:
+                if value := self.value(expression):
+                    return value
+                assert time.monotonic() < end, (expression, self.value("document.body?.innerText"), self.errors)
+            except Refused as refused:
+                assert time.monotonic() < end, (expression, refused, self.errors)
             time.sleep(0.05)
-        return value
 
     def screenshot(self, path):
         with open(path, "wb") as file:
