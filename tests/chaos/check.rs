@@ -80,7 +80,16 @@ impl Round {
             known.insert(request);
             let ran = layer_hooks.remove(&request).unwrap_or_default();
             let outcome = outcomes[number];
-            let one = One { round: self, number: *number, record, story, outcome, layer_hooks: &ran, cut: &cut };
+            let one = One {
+                round: self,
+                number: *number,
+                record,
+                story,
+                outcome,
+                layer_hooks: &ran,
+                cut: &cut,
+                records: &records,
+            };
             one.check();
         }
         for (request, story) in &stories {
@@ -128,6 +137,7 @@ struct One<'a> {
     layer_hooks: &'a [String],
     /// The requests whose limit broke their response off, as far as the server knew.
     cut: &'a HashSet<u64>,
+    records: &'a HashMap<u64, Record>,
 }
 
 impl One<'_> {
@@ -135,7 +145,7 @@ impl One<'_> {
     fn assert(&self, holds: bool, what: &str) {
         assert!(
             holds,
-            "{what}\nrequest {}: {:?}, {:?}\n{:?}\n{:?}\n{:?}\n{}{}",
+            "{what}\nrequest {}: {:?}, {:?}\n{:?}\n{:?}\n{:?}\n{}{}\nbefore it, on the same connection:\n{}",
             self.number,
             self.outcome,
             Plan::of(self.round.notes.seed, self.number),
@@ -144,7 +154,19 @@ impl One<'_> {
             self.record,
             self.story,
             self.round.report,
+            self.before(),
         );
+    }
+
+    /// What a client asked for before that.
+    fn before(&self) -> String {
+        let told = |number: u64| {
+            let outcome = self.round.outcomes.iter().find(|(other, _)| *other == number);
+            let story = self.records.get(&number).and_then(|record| record.request);
+            let story = story.map_or_else(String::new, |request| self.round.journal.story(request).to_string());
+            format!("{outcome:?}, {:?}\n{story}\n", Plan::of(self.round.notes.seed, number))
+        };
+        (self.number / 16 * 16..self.number).map(told).collect()
     }
 
     fn check(&self) {
@@ -210,8 +232,10 @@ impl One<'_> {
             self.assert(known, "rule 3: what ended it is known");
         }
         if status == ConnectionStatus::NORMAL && self.outcome == Outcome::Left {
+            // Or its connection was closed with the response before it, which a limit cut before the client had left.
             let told = self.story.count("flushed") == 1
-                || matches!(plan.answer, Answer::BrokenStream(_) | Answer::PanickingStream(_));
+                || matches!(plan.answer, Answer::BrokenStream(_) | Answer::PanickingStream(_))
+                || self.is_behind_a_broken_one();
             self.assert(told, "rule 3: a client that left before the flush has aborted");
         }
     }
