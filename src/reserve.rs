@@ -22,7 +22,8 @@
 //! ([`max_running`](crate::EpilogueBuilder::max_running)) needs no layer.
 //!
 //! Under another policy than [`WhenFull::Refuse`](crate::WhenFull::Refuse), for a class without a bound, and where no
-//! [`Epilogue`](crate::Epilogue) serves, the layer does nothing.
+//! [`Epilogue`](crate::Epilogue) serves, the layer does nothing. Where other classes have bounds, one without may be
+//! misspelt: that is logged, once for each such class.
 
 use std::{
     future::Future,

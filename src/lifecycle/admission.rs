@@ -59,9 +59,12 @@ impl Shared {
     }
 
     /// The same for a class, as a layer asks.
-    pub(crate) fn admit_class<B>(&self, class: &str, request: &mut Request<B>) -> Option<Response> {
+    pub(crate) fn admit_class<B>(&self, class: &'static str, request: &mut Request<B>) -> Option<Response> {
         let bounds = self.bounds()?;
-        let gate = bounds.class(class)?;
+        let Some(gate) = bounds.class(class) else {
+            self.tell_unbounded(bounds, class);
+            return None;
+        };
         if gate.when_full() != WhenFull::Refuse || self.has_spare_ticket(gate) {
             return None;
         }
@@ -78,6 +81,20 @@ impl Shared {
                 self.note_told_class(None);
                 Some(refusal)
             }
+        }
+    }
+
+    /// While other classes have a bound, the name of one that has none may be misspelt (contract rule 13).
+    fn tell_unbounded(&self, bounds: &Bounds, class: &'static str) {
+        if !bounds.classes.is_empty() && bounds.unbounded.is_news(class) {
+            let bounded: Vec<_> = bounds.classes.iter().filter_map(|gate| gate.class).collect();
+            let route = self.route();
+            tracing::warn!(
+                route,
+                class,
+                ?bounded,
+                "`ReserveLayer` does nothing: other classes have a bound, this one has none"
+            );
         }
     }
 

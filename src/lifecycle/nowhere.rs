@@ -48,9 +48,20 @@ fn go_nowhere(shared: &Arc<Shared>, response: Response) {
     if shared.is_finished() {
         tell_error(shared, &response);
         caught::discard(response);
-    } else {
-        produce_unread(shared, response.into_body());
+        return;
     }
+    if response.status().is_server_error() {
+        // The work did not get done, and neither its client nor a middleware hears of that (contract rule 13).
+        let (route, status) = (shared.route(), response.status().as_u16());
+        caught::tell(|| {
+            tracing::error!(
+                route,
+                status,
+                "a handler that went on without its client returned an error: it goes nowhere"
+            );
+        });
+    }
+    produce_unread(shared, response.into_body());
 }
 
 /// The client has another answer. That the work behind it failed (a `?`, a timeout of a middleware inside) would be known to

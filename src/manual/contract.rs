@@ -170,7 +170,7 @@
 //!
 //! **What a handler returns after the client left, or after `finish`,** goes nowhere; a continuation in it
 //! runs. That it was an error is logged after `finish`, with its status. If the client left and that is ignored, its body is
-//! still produced to its end; after `finish` it is dropped.
+//! still produced to its end, and that it was an error of the server (5xx) is logged; after `finish` it is dropped.
 //!
 //! **A limit that passes before the continuation has started** (a slow reader used the time up) still starts
 //! it, and drops it at its first `.await`: what it does before that is done. A blocking one is started and given

@@ -12,7 +12,7 @@ use std::{
 use http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::throttle::{Refusals, Throttle};
+use super::throttle::{Once, Refusals, Throttle};
 
 /// What becomes of new work when as much runs and waits as may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -340,6 +340,8 @@ pub(crate) struct Bounds {
     /// Refused for another reason than the gates'.
     pub(crate) refused: AtomicU64,
     pub(crate) refusals: Refusals,
+    /// Classes without one that a place was asked for in.
+    pub(crate) unbounded: Once,
 }
 
 impl Default for Bounds {
@@ -353,6 +355,7 @@ impl Default for Bounds {
             exempt: None,
             refused: AtomicU64::new(0),
             refusals: Refusals::default(),
+            unbounded: Once::default(),
         }
     }
 }

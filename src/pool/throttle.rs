@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -10,7 +10,7 @@ use std::{
 
 use tokio::{runtime::Handle, time::Sleep};
 
-use super::caught;
+use super::{caught, lock};
 
 /// Lets a message through once a second, with the number of those since the last.
 #[derive(Default)]
@@ -97,6 +97,22 @@ impl Refusals {
         if let Some(count) = self.0.hit(later) {
             say(route, count);
         }
+    }
+}
+
+/// What is to be told of once each, for good.
+#[derive(Default)]
+pub(crate) struct Once(Mutex<Vec<&'static str>>);
+
+impl Once {
+    /// Whether that is the first time.
+    pub(crate) fn is_news(&self, name: &'static str) -> bool {
+        let mut told = lock(&self.0);
+        let is_news = !told.contains(&name);
+        if is_news {
+            told.push(name);
+        }
+        is_news
     }
 }
 

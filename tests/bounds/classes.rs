@@ -7,7 +7,7 @@ use tower_epilogue::{Bound, Continuation, Lifecycle, LifecycleError, ReserveLaye
 
 use crate::{
     Meter,
-    support::{Gate, Notes, Server},
+    support::{Gate, Notes, Server, logs},
 };
 
 /// `/{mail or thumb}/{name}`; only mail waits at the gate. Mail has its place reserved if asked.
@@ -168,4 +168,27 @@ async fn a_place_that_a_finished_handler_does_not_need_is_given_back_while_its_o
     assert_eq!(server.epilogue.class_load("mail").unwrap().reserved, 0);
     gate.open();
     server.journal.ended(1).await;
+}
+
+/// Contract rule 13: a name that is misspelt would bound nothing, in silence.
+#[tokio::test]
+async fn a_place_in_a_class_without_a_bound_is_told_of_once_where_others_have_one() {
+    let logs = logs();
+    let app = || {
+        let mail = async || (Continuation::new(async {}).class("letters"), "mail");
+        Router::new().route("/misspelt/{number}", get(mail).layer(ReserveLayer::class("leters")))
+    };
+    let told = || logs.with("`ReserveLayer` does nothing");
+    // As in a test of the app, which bounds nothing.
+    let unbounded = Server::with(app(), |builder| builder.max_running(3)).await;
+    assert_eq!(unbounded.get("/misspelt/1").await.status, 200);
+    assert_eq!(told(), [""; 0]);
+    let server = Server::with(app(), |builder| builder.class("letters", Bound::new(2))).await;
+    for number in 0..3 {
+        assert_eq!(server.get(&format!("/misspelt/{number}")).await.status, 200);
+    }
+    let [line] = &told()[..] else { panic!("{:?}", told()) };
+    for part in ["WARN", "GET /misspelt/{number}", "leters", "letters"] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
 }

@@ -142,13 +142,17 @@ pub enum Left {
 impl Asked {
     /// A `GET /` by a client that is going to leave so.
     pub async fn get(server: &Server, leave: Leave) -> Self {
+        Self::get_at(server, leave, "/").await
+    }
+
+    pub async fn get_at(server: &Server, leave: Leave, path: &str) -> Self {
         if leave.is_http2() {
             let mut client = Http2::connect(server.address).await;
-            let response = client.start("GET", "/").await;
+            let response = client.start("GET", path).await;
             Self::Http2(client, response)
         } else {
             let mut client = server.connect().await;
-            client.send_get("/").await;
+            client.send_get(path).await;
             Self::Http1(client)
         }
     }

@@ -6,7 +6,10 @@ use axum::{Router, body::Body, http::StatusCode, routing::get};
 use tower_epilogue::{IgnoreAbortLayer, Lifecycle, LifecycleError, TimeLimitLayer, test_util::TestServer};
 use tower_http::timeout::TimeoutLayer;
 
-use crate::support::logs;
+use crate::{
+    common::{Asked, Leave},
+    support::{Gate, Notes, Server, logs},
+};
 
 #[tokio::test(start_paused = true)]
 async fn a_limit_that_passed_is_logged_once_with_its_route() {
@@ -77,5 +80,37 @@ async fn an_error_that_a_handler_returns_after_finish_is_logged_once_with_its_ro
         assert_eq!(errors.len(), usize::from(status.is_some()), "{lines:#?}");
         let told = |status| errors[0].contains(&format!("status={status}"));
         assert!(status.is_none_or(told), "{errors:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_error_of_a_handler_that_went_on_without_its_client_is_logged_once_with_its_route() {
+    let logs = logs();
+    // Where the response has nowhere to go; at a closed socket it may leave.
+    for leave in [Leave::Reset, Leave::ResetStream, Leave::LoseConnection] {
+        for (status, logged) in [(StatusCode::BAD_GATEWAY, 1), (StatusCode::CONFLICT, 0), (StatusCode::OK, 0)] {
+            let (notes, gate) = (Notes::default(), Gate::closed());
+            let (theirs, opens) = (notes.clone(), gate.clone());
+            let handler = async move |lifecycle: Lifecycle| {
+                theirs.add("started");
+                lifecycle.aborted().await;
+                opens.passed().await;
+                status
+            };
+            // The route of its own is what the lines are found by.
+            let route = format!("/error-alone/{leave:?}/{}", status.as_u16());
+            let app = Router::new().route(&route, get(handler)).layer(IgnoreAbortLayer::new());
+            let server = Server::start(app).await;
+            let client = Asked::get_at(&server, leave, &route).await;
+            notes.seen("started").await;
+            let _left = client.leave(leave).await;
+            server.journal.seen("aborted").await;
+            gate.open();
+            server.journal.ended(1).await;
+            let lines = logs.with(&format!("GET {route}"));
+            let errors: Vec<_> = lines.iter().filter(|line| line.contains("ERROR")).collect();
+            assert_eq!(errors.len(), logged, "{lines:#?}");
+            assert!(errors.iter().all(|line| line.contains("status=502")), "{errors:?}");
+        }
     }
 }
