@@ -16,5 +16,8 @@ mod clients;
 #[path = "test_util/failures.rs"]
 mod failures;
 
+#[path = "test_util/memory.rs"]
+mod memory;
+
 #[path = "test_util/settled.rs"]
 mod settled;

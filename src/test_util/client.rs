@@ -14,16 +14,16 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tokio_util::either::Either;
 
 use super::{Journal, Line, Shown, TestResponse, in_time, response::Parser};
-use crate::epilogue::OpenConnections;
+use crate::{connection::MemoryClient, epilogue::OpenConnections};
 
 /// A client's end of a connection.
-pub(super) type Wire = Either<TcpStream, DuplexStream>;
+pub(super) type Wire = Either<TcpStream, MemoryClient>;
 
 /// How many clients came and left, so that a server can be waited for until it has seen that.
 #[derive(Debug, Default)]

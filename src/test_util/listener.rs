@@ -9,16 +9,15 @@ use std::{
 };
 
 use axum::serve::Listener;
-use tokio::{
-    io::DuplexStream,
-    sync::{Notify, mpsc},
-};
+use tokio::sync::{Notify, mpsc};
+
+use crate::connection::MemoryStream;
 
 /// Accepts connections in memory.
-pub(super) struct MemoryListener(pub(super) mpsc::UnboundedReceiver<DuplexStream>);
+pub(super) struct MemoryListener(pub(super) mpsc::UnboundedReceiver<MemoryStream>);
 
 impl Listener for MemoryListener {
-    type Io = DuplexStream;
+    type Io = MemoryStream;
     type Addr = ();
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {

@@ -12,7 +12,6 @@ use std::{
 
 use axum::{Router, serve::Listener};
 use tokio::{
-    io::DuplexStream,
     net::{TcpListener, TcpSocket},
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -27,6 +26,7 @@ use super::{
     listener::{Closed, Closing, MemoryListener},
 };
 use crate::{
+    connection::{MemoryStream, pair},
     epilogue::{DrainReport, Epilogue, EpilogueBuilder, OpenConnections},
     lifecycle::Phase,
     pool::Straggler,
@@ -61,7 +61,7 @@ impl fmt::Debug for TestServer {
 
 enum Door {
     Socket(SocketAddr),
-    Memory(mpsc::UnboundedSender<DuplexStream>),
+    Memory(mpsc::UnboundedSender<MemoryStream>),
 }
 
 /// Sets a [`TestServer`] up.
@@ -261,7 +261,7 @@ impl TestServer {
             },
             Door::Memory(connections) => {
                 // Of none it would take nothing at all.
-                let (client, server) = tokio::io::duplex(bytes.max(1));
+                let (client, server) = pair(bytes.max(1));
                 assert!(connections.send(server).is_ok(), "the server is gone");
                 Either::Right(client)
             }
