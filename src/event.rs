@@ -38,7 +38,7 @@ pub(crate) struct Route {
     pub(crate) method: usize,
     pub(crate) matched: bool,
     /// It is an attempt at a durable job, and no request: a client can send that method, too.
-    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "it is for its labels"))]
+    #[cfg_attr(not(any(feature = "metrics", feature = "test-util")), expect(dead_code, reason = "they tell it apart"))]
     pub(crate) is_job: bool,
 }
 

@@ -36,6 +36,11 @@ impl Story {
         self.events.last().map(Event::route).unwrap_or_default()
     }
 
+    /// Whether it is an attempt at a durable job.
+    pub(super) fn is_job(&self) -> bool {
+        self.events.first().is_some_and(|event| event.route.is_job)
+    }
+
     /// Its events.
     #[must_use]
     pub fn events(&self) -> &[Event] {
