@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -38,6 +38,7 @@ pub(crate) struct MemoryClient {
 /// How the two have ended.
 #[derive(Debug)]
 pub(crate) struct Ends {
+    number: u64,
     client: AtomicU8,
     news: Notify,
     reset: AtomicBool,
@@ -49,8 +50,11 @@ const CLOSED: u8 = 2;
 
 /// Both ends of a connection; each takes so many bytes that the other has not read.
 pub(crate) fn pair(bytes: usize) -> (MemoryClient, MemoryStream) {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
     let (client, server) = tokio::io::duplex(bytes);
-    let ends = Arc::new(Ends { client: AtomicU8::new(0), news: Notify::new(), reset: AtomicBool::new(false) });
+    // Relaxed: only uniqueness matters.
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let ends = Arc::new(Ends { number, client: AtomicU8::new(0), news: Notify::new(), reset: AtomicBool::new(false) });
     (MemoryClient { stream: Some(client), ends: ends.clone() }, MemoryStream { stream: server, ends })
 }
 
@@ -84,6 +88,11 @@ impl Ends {
 // === the server's end ===
 
 impl MemoryStream {
+    /// Tells this connection from all others, at both of its ends.
+    pub(crate) fn number(&self) -> u64 {
+        self.ends.number
+    }
+
     pub(super) fn ends(&self) -> &Arc<Ends> {
         &self.ends
     }
@@ -124,6 +133,11 @@ impl AsyncWrite for MemoryStream {
 // === the client's end ===
 
 impl MemoryClient {
+    /// Tells this connection from all others, at both of its ends.
+    pub(crate) fn number(&self) -> u64 {
+        self.ends.number
+    }
+
     fn stream(&mut self) -> io::Result<Pin<&mut DuplexStream>> {
         self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }

@@ -1,16 +1,6 @@
 //! A client that misbehaves on demand.
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    panic::Location,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, io, panic::Location, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
@@ -19,47 +9,11 @@ use tokio::{
 };
 use tokio_util::either::Either;
 
-use super::{Journal, Line, Shown, TestResponse, in_time, response::Parser};
-use crate::{connection::MemoryClient, epilogue::OpenConnections};
+use super::{Journal, Line, Shown, TestResponse, in_time, presence::Present, response::Parser};
+use crate::connection::MemoryClient;
 
 /// A client's end of a connection.
 pub(super) type Wire = Either<TcpStream, MemoryClient>;
-
-/// How many clients came and left, so that a server can be waited for until it has seen that.
-#[derive(Debug, Default)]
-pub(super) struct Presence {
-    came: AtomicU64,
-    left: AtomicU64,
-}
-
-impl Presence {
-    pub(super) fn enter(self: &Arc<Self>) -> Present {
-        self.came.fetch_add(1, Ordering::AcqRel);
-        Present(self.clone())
-    }
-
-    /// Whether the server has accepted all that came, and let go of all that left. `closed` once it accepts nobody.
-    pub(super) fn is_seen(&self, open: &OpenConnections, closed: bool) -> bool {
-        // What left is read first: who leaves after that is waited for the next time.
-        let left = self.left.load(Ordering::Acquire);
-        let came = self.came.load(Ordering::Acquire);
-        let accepted = open.accepted();
-        // Others may have connected to the socket than our clients.
-        let missed = came.saturating_sub(accepted);
-        // Those whom it never accepted may be among those who left.
-        (missed == 0 || closed) && open.len() as u64 <= accepted.saturating_sub(left.saturating_sub(missed))
-    }
-}
-
-/// One client's presence.
-#[derive(Debug)]
-pub(super) struct Present(Arc<Presence>);
-
-impl Drop for Present {
-    fn drop(&mut self) {
-        self.0.left.fetch_add(1, Ordering::AcqRel);
-    }
-}
 
 /// How a client leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
