@@ -160,13 +160,13 @@ impl TestClient {
     /// the end of the connection. The connection stays as it is, and so do the bytes behind the response.
     ///
     /// An informational one, such as the 100 that a request with `Expect: 100-continue` gets, is a response of its own.
-    /// That to a HEAD has another end: see [`response_to_head`](Self::response_to_head).
+    /// That to a HEAD, and a successful one to a CONNECT, have another end: see [`response_to_head`](Self::response_to_head).
     #[track_caller]
     pub fn response(&mut self) -> impl Future<Output = TestResponse> {
         self.read_response(Location::caller(), false)
     }
 
-    /// The same for a request with the method HEAD, whose response ends with its head.
+    /// The same for a request with the method HEAD, or CONNECT, whose response ends with its head.
     #[track_caller]
     pub fn response_to_head(&mut self) -> impl Future<Output = TestResponse> {
         self.read_response(Location::caller(), true)
@@ -221,8 +221,11 @@ impl TestClient {
         let line = Location::caller();
         async move {
             let marker = marker.as_ref();
+            // What was looked through is not looked through again, however slowly the rest comes.
+            let mut seen = 0;
             let read = in_time(self.patience, async {
-                while !self.buffer.windows(marker.len().max(1)).any(|window| window == marker) {
+                while !marker.is_empty() && !self.buffer[seen..].windows(marker.len()).any(|window| window == marker) {
+                    seen = (self.buffer.len() + 1).saturating_sub(marker.len());
                     match self.fill(usize::MAX).await? {
                         Ok(0) => return Err(format!("the connection ended before {}", Shown(marker))),
                         Ok(_) => {}

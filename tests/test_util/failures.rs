@@ -149,6 +149,20 @@ async fn a_long_stream_that_comes_in_small_pieces_is_read_within_the_patience() 
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_marker_far_behind_is_found_within_the_patience_wherever_it_is_cut() {
+    const BEFORE: usize = 5_000_000;
+    let marked = async || [vec![b'x'; BEFORE].as_slice(), b"xxyxxyz", b"behind"].concat();
+    let server = TestServer::in_memory(Router::new().route("/", get(marked)));
+    for narrow in [1000, 1001, 1002] {
+        let mut client = server.connect_narrow(narrow).await;
+        client.send_get("/").await;
+        let read = client.read_until("xxyz").await;
+        let body = read.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+        assert!(read[body..].starts_with(b"xxxx") && read[body + BEFORE..].starts_with(b"xxyxxyz"));
+    }
+}
+
 #[tokio::test]
 async fn a_client_that_the_server_does_not_accept_any_more_is_not_waited_for() {
     let app = || Router::new().route("/", get(async || "hello"));
