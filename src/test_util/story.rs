@@ -66,8 +66,14 @@ impl Story {
     }
 
     /// How many events have that [name](EventKind::name).
+    ///
+    /// # Panics
+    ///
+    /// If there is no event of that name: it would be counted 0 times whatever happens.
     #[must_use]
+    #[track_caller]
     pub fn count(&self, name: &str) -> usize {
+        check(name);
         self.events.iter().filter(|event| event.kind().name() == name).count()
     }
 
@@ -174,6 +180,7 @@ impl Story {
     /// All of these happened, the first of each name after the first of the one before. So no name can be there twice.
     #[track_caller]
     pub fn assert_order(&self, names: &[&str]) {
+        names.iter().copied().for_each(check);
         let places: Vec<_> = names.iter().map(|name| self.first(name)).collect();
         let holds = places.iter().all(Option::is_some) && places.is_sorted_by(|one, next| one < next);
         self.assert(holds, format_args!("this should have happened in this order: {}", names.join(", ")));
@@ -239,6 +246,12 @@ impl Story {
             self.assert(in_time, format_args!("rule 2: no hook runs before the last {name}"));
         }
     }
+}
+
+#[track_caller]
+fn check(name: &str) {
+    let names = EventKind::NAMES;
+    assert!(names.contains(&name), "no event is named {name:?}; these are their names: {}", names.join(", "));
 }
 
 impl fmt::Display for Story {

@@ -105,6 +105,21 @@ async fn what_is_said_of_the_end_is_not_said_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_that_no_event_has_holds_for_nothing() {
+    let server = TestServer::in_memory(never());
+    server.get("/").await.assert_whole();
+    server.settled().await;
+    let story = server.journal().only();
+    assert_eq!((story.count("flushed"), story.count("aborted")), (1, 0));
+    for message in [
+        fails(&story, |story| assert_eq!(story.count("panics"), 0)),
+        fails(&story, |story| story.assert_order(&["flushed", "panics"])),
+    ] {
+        assert!(message.contains("\"panics\"") && message.contains("continuation_start"), "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_panicked_has_not_run_to_its_end() {
     let broken = async || -> &'static str { panic!("the handler is broken") };
     let mail = async || (Continuation::new(async { panic!("the mail is broken") }), "hello");
