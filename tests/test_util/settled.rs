@@ -167,3 +167,18 @@ async fn it_tells_those_who_left_from_those_whom_the_server_closed() {
         assert_eq!(seen, 2, "that of the one who left has arrived before");
     }
 }
+
+#[tokio::test]
+async fn thousands_of_requests_are_waited_for_while_they_come() {
+    const MANY: usize = 4_000;
+    let app = Router::new().route("/", get(async || (Continuation::new(tokio::task::yield_now()), "hello")));
+    let server = TestServer::in_memory(app);
+    let clients = async {
+        for _ in 0..MANY {
+            server.get("/").await.assert_whole();
+        }
+    };
+    tokio::join!(clients, server.journal().begun(MANY), server.journal().ended(MANY));
+    server.settled().await;
+    server.journal().assert_contract();
+}
