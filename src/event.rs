@@ -282,10 +282,27 @@ mod tests {
         ];
         // Whoever adds a kind is to add it above, too.
         let added = |kind: &EventKind| match kind {
-            Arrived | Refused | HandlerStart | HandlerEnd | HandlerDropped | HandedOver | FinishResolved => (),
-            Flushed { .. } | Aborted | BodyEnd | BodyDropped | Panicked { .. } | Slow | ContinuationWaits => (),
-            ContinuationStart | ContinuationFailed | ContinuationEnd | ContinuationDropped => (),
-            HookStart { .. } | HookEnd { .. } | Ended => (),
+            Arrived
+            | Refused
+            | HandlerStart
+            | HandlerEnd
+            | HandlerDropped
+            | HandedOver
+            | FinishResolved
+            | Flushed { .. }
+            | Aborted
+            | BodyEnd
+            | BodyDropped
+            | Panicked { .. }
+            | Slow
+            | ContinuationWaits
+            | ContinuationStart
+            | ContinuationFailed
+            | ContinuationEnd
+            | ContinuationDropped
+            | HookStart { .. }
+            | HookEnd { .. }
+            | Ended => (),
         };
         all.iter().for_each(added);
         assert_eq!(all.map(|kind| kind.name()), EventKind::NAMES);

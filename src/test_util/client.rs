@@ -24,7 +24,7 @@ pub enum Leave {
     /// It closes its socket; the system answers what is sent to it from then on with a reset. If bytes have come that it
     /// has not read, that is a reset at once, on Linux.
     Close,
-    /// It resets the connection (a RST). In memory, which knows no resets, it closes.
+    /// It resets the connection (a RST). In memory it closes.
     Reset,
     /// It stays, silently: nothing is sent, nothing read, and nothing tells the server.
     Silence,

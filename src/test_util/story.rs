@@ -255,7 +255,8 @@ fn check(name: &str) {
 }
 
 impl fmt::Display for Story {
-    /// A line for the request and its route, and one for each event: the time since its arrival, the name, the status.
+    /// A line for the request and its route, and one for each event: the time since its arrival, the name, the class of the
+    /// continuation that it is about, the status.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "request {}: {}", self.request, self.route())?;
         for event in &self.events {
@@ -266,6 +267,9 @@ impl fmt::Display for Story {
                 EventKind::Flushed { bytes } => write!(f, " ({bytes} bytes of body)")?,
                 EventKind::Panicked { what } => write!(f, " ({what})")?,
                 _ => {}
+            }
+            if let Some(class) = event.class() {
+                write!(f, " [{class}]")?;
             }
             if event.status().is_normal() { writeln!(f)? } else { writeln!(f, "  {}", event.status())? }
         }
