@@ -133,13 +133,21 @@ impl Parser {
         if self.bodiless || none {
             return Ok(Framing::Length(0));
         }
-        if response.headers.contains_key(header::TRANSFER_ENCODING) {
-            return Ok(Framing::Chunks);
-        }
-        match response.header("content-length").map(str::parse) {
-            Some(Ok(length)) => Ok(Framing::Length(length)),
-            Some(Err(error)) => Err(format!("a Content-Length that is no number: {error}")),
-            None => Ok(Framing::Connection),
+        let mut lengths = response.headers.get_all(header::CONTENT_LENGTH).iter();
+        let (first, chunked) = (lengths.next(), response.headers.contains_key(header::TRANSFER_ENCODING));
+        match (first, chunked) {
+            (None, true) => Ok(Framing::Chunks),
+            (None, false) => Ok(Framing::Connection),
+            // No two clients need agree on where such a response ends (RFC 9112, sections 6.2 and 6.3).
+            (Some(_), true) => Err("a response with a Content-Length and a Transfer-Encoding".to_owned()),
+            (Some(first), false) if lengths.any(|other| other != first) => {
+                Err("a response with several Content-Lengths".to_owned())
+            }
+            (Some(first), false) => {
+                let digits = first.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+                let length = digits.and_then(|digits| digits.parse().ok()).map(Framing::Length);
+                length.ok_or_else(|| format!("a Content-Length that is no number: {first:?}"))
+            }
         }
     }
 }
@@ -256,6 +264,19 @@ mod tests {
         assert_eq!(parsed(&trailers[..trailers.len() - 2], false), None, "there may be more of them");
         assert_eq!(parsed("HTTP/1.1 204 No Content\r\n\r\nHTTP", false), whole("", 4));
         assert_eq!(parsed("HTTP/1.0 200 OK\r\n\r\nabc", true), whole("abc", 0));
+    }
+
+    #[test]
+    fn a_response_whose_end_is_in_doubt_is_none() {
+        let chunks = "transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n5\r\nabcde\r\n0\r\n\r\n";
+        let lengths = "content-length: 5\r\ncontent-length: 6\r\n\r\nabcde";
+        for head in [chunks, lengths, "content-length: +5\r\n\r\nabcde", "content-length:\r\n\r\n"] {
+            let mut buffer = BytesMut::from(&*format!("HTTP/1.1 200 OK\r\n{head}"));
+            let error = Parser::new(false).parse(&mut buffer, None).unwrap_err();
+            assert!(error.contains("Content-Length"), "{head}: {error}");
+        }
+        let same = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nab";
+        assert_eq!(parsed(same, false), Some(("ab".to_owned(), true, 0)));
     }
 
     #[test]
