@@ -38,7 +38,7 @@ pub(crate) struct Route {
     pub(crate) method: usize,
     pub(crate) matched: bool,
     /// It is an attempt at a durable job, and no request: a client can send that method, too.
-    #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "it is for its labels"))]
+    #[cfg_attr(not(any(feature = "metrics", feature = "test-util")), expect(dead_code, reason = "they tell it apart"))]
     pub(crate) is_job: bool,
 }
 
@@ -196,6 +196,32 @@ impl EventKind {
         }
     }
 
+    /// All that [`name`](Self::name) gives.
+    #[cfg(feature = "test-util")]
+    pub(crate) const NAMES: [&str; 21] = [
+        "arrived",
+        "refused",
+        "handler_start",
+        "handler_end",
+        "handler_dropped",
+        "handed_over",
+        "finish_resolved",
+        "flushed",
+        "aborted",
+        "body_end",
+        "body_dropped",
+        "panicked",
+        "slow",
+        "continuation_waits",
+        "continuation_start",
+        "continuation_failed",
+        "continuation_end",
+        "continuation_dropped",
+        "hook_start",
+        "hook_end",
+        "ended",
+    ];
+
     /// The event's name in snake case, as journals and logs write it.
     #[must_use]
     pub const fn name(&self) -> &'static str {
@@ -222,5 +248,63 @@ impl EventKind {
             Self::HookEnd { .. } => "hook_end",
             Self::Ended => "ended",
         }
+    }
+}
+
+#[cfg(all(test, feature = "test-util"))]
+mod tests {
+    use super::EventKind::{self, *};
+
+    #[test]
+    fn every_name_is_listed() {
+        let all = [
+            Arrived,
+            Refused,
+            HandlerStart,
+            HandlerEnd,
+            HandlerDropped,
+            HandedOver,
+            FinishResolved,
+            Flushed { bytes: 0 },
+            Aborted,
+            BodyEnd,
+            BodyDropped,
+            Panicked { what: "" },
+            Slow,
+            ContinuationWaits,
+            ContinuationStart,
+            ContinuationFailed,
+            ContinuationEnd,
+            ContinuationDropped,
+            HookStart { hook: 0 },
+            HookEnd { hook: 0 },
+            Ended,
+        ];
+        // Whoever adds a kind is to add it above, too.
+        let added = |kind: &EventKind| match kind {
+            Arrived
+            | Refused
+            | HandlerStart
+            | HandlerEnd
+            | HandlerDropped
+            | HandedOver
+            | FinishResolved
+            | Flushed { .. }
+            | Aborted
+            | BodyEnd
+            | BodyDropped
+            | Panicked { .. }
+            | Slow
+            | ContinuationWaits
+            | ContinuationStart
+            | ContinuationFailed
+            | ContinuationEnd
+            | ContinuationDropped
+            | HookStart { .. }
+            | HookEnd { .. }
+            | Ended => (),
+        };
+        all.iter().for_each(added);
+        assert_eq!(all.map(|kind| kind.name()), EventKind::NAMES);
     }
 }

@@ -16,5 +16,12 @@ mod clients;
 #[path = "test_util/failures.rs"]
 mod failures;
 
+#[cfg(feature = "durable-sqlite")]
+#[path = "test_util/jobs.rs"]
+mod jobs;
+
+#[path = "test_util/memory.rs"]
+mod memory;
+
 #[path = "test_util/settled.rs"]
 mod settled;

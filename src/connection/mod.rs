@@ -13,6 +13,8 @@ pub(crate) use self::acknowledged::Delivered;
 pub(crate) use self::lent::Lent;
 #[cfg(feature = "serve")]
 pub use self::listener::TrackedListener;
+#[cfg(feature = "test-util")]
+pub(crate) use self::memory::{MemoryClient, MemoryStream, pair};
 #[cfg(feature = "serve")]
 pub(crate) use self::state::Asked;
 pub use self::state::Connection;
@@ -36,6 +38,8 @@ mod lent;
 mod linger;
 #[cfg(feature = "serve")]
 mod listener;
+#[cfg(feature = "test-util")]
+mod memory;
 mod observed;
 #[cfg(all(feature = "acknowledged", target_os = "linux"))]
 mod send_queue;

@@ -16,6 +16,8 @@ use tokio::{
     net::TcpStream,
 };
 
+#[cfg(feature = "test-util")]
+use super::memory::MemoryStream;
 use super::{
     Tracking,
     watch::{Counted, Source},
@@ -29,6 +31,8 @@ pub(super) enum Socket<IO> {
     Tcp(Arc<Counted<TcpStream>>),
     #[cfg(unix)]
     Unix(Arc<Counted<UnixStream>>),
+    #[cfg(feature = "test-util")]
+    Memory(MemoryStream),
     Other(IO),
 }
 
@@ -43,6 +47,10 @@ impl<IO: 'static> Socket<IO> {
         if let Some(unix) = take_as::<IO, UnixStream>(&mut io) {
             return Self::Unix(Arc::new(Counted::new(unix)));
         }
+        #[cfg(feature = "test-util")]
+        if let Some(memory) = take_as::<IO, MemoryStream>(&mut io) {
+            return Self::Memory(memory);
+        }
         match io {
             Some(io) => Self::Other(io),
             None => unreachable!("an IO is taken only where this returns"),
@@ -55,6 +63,8 @@ impl<IO: 'static> Socket<IO> {
             Self::Tcp(tcp) => Some(Source::Tcp(tcp.clone())),
             #[cfg(unix)]
             Self::Unix(unix) => Some(Source::Unix(unix.clone())),
+            #[cfg(feature = "test-util")]
+            Self::Memory(memory) => Some(Source::Memory(memory.ends().clone())),
             Self::Other(_) => None,
         }
     }
@@ -68,6 +78,8 @@ impl<IO> Socket<IO> {
             Self::Tcp(tcp) => tcp.reset(),
             #[cfg(unix)]
             Self::Unix(_) => {}
+            #[cfg(feature = "test-util")]
+            Self::Memory(memory) => memory.ends().reset(),
             Self::Other(_) => {}
         }
     }
@@ -84,6 +96,8 @@ impl<IO> fmt::Debug for Socket<IO> {
             Self::Tcp(_) => "Tcp",
             #[cfg(unix)]
             Self::Unix(_) => "Unix",
+            #[cfg(feature = "test-util")]
+            Self::Memory(_) => "Memory",
             Self::Other(_) => "Other",
         })
     }
@@ -134,6 +148,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Socket<IO> {
             Self::Tcp(tcp) => read!(tcp, cx, buf),
             #[cfg(unix)]
             Self::Unix(unix) => read!(unix, cx, buf),
+            #[cfg(feature = "test-util")]
+            Self::Memory(io) => Pin::new(io).poll_read(cx, buf),
             Self::Other(io) => Pin::new(io).poll_read(cx, buf),
         }
     }
@@ -145,6 +161,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
             Self::Tcp(tcp) => write!(tcp, cx, tcp.try_write(buf)),
             #[cfg(unix)]
             Self::Unix(unix) => write!(unix, cx, unix.try_write(buf)),
+            #[cfg(feature = "test-util")]
+            Self::Memory(io) => Pin::new(io).poll_write(cx, buf),
             Self::Other(io) => Pin::new(io).poll_write(cx, buf),
         }
     }
@@ -158,6 +176,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
             Self::Tcp(tcp) => write!(tcp, cx, tcp.try_write_vectored(bufs)),
             #[cfg(unix)]
             Self::Unix(unix) => write!(unix, cx, unix.try_write_vectored(bufs)),
+            #[cfg(feature = "test-util")]
+            Self::Memory(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Other(io) => Pin::new(io).poll_write_vectored(cx, bufs),
         }
     }
@@ -167,6 +187,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
             Self::Tcp(tcp) => tcp.stream.is_write_vectored(),
             #[cfg(unix)]
             Self::Unix(unix) => unix.stream.is_write_vectored(),
+            #[cfg(feature = "test-util")]
+            Self::Memory(io) => io.is_write_vectored(),
             Self::Other(io) => io.is_write_vectored(),
         }
     }
@@ -177,6 +199,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
             Self::Tcp(_) => Poll::Ready(Ok(())),
             #[cfg(unix)]
             Self::Unix(_) => Poll::Ready(Ok(())),
+            #[cfg(feature = "test-util")]
+            Self::Memory(io) => Pin::new(io).poll_flush(cx),
             Self::Other(io) => Pin::new(io).poll_flush(cx),
         }
     }
@@ -195,6 +219,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
             Self::Tcp(tcp) => Poll::Ready(shut(tcp, &SockRef::from(&tcp.stream))),
             #[cfg(unix)]
             Self::Unix(unix) => Poll::Ready(shut(unix, &SockRef::from(&unix.stream))),
+            #[cfg(feature = "test-util")]
+            Self::Memory(io) => Pin::new(io).poll_shutdown(cx),
             Self::Other(io) => Pin::new(io).poll_shutdown(cx),
         }
     }

@@ -18,6 +18,8 @@ use tokio::net::UnixStream;
 use tokio::{io::Interest, net::TcpStream};
 
 use super::HalfClose;
+#[cfg(feature = "test-util")]
+use super::memory::Ends;
 
 /// A socket, and the bytes that were written to it.
 #[derive(Debug)]
@@ -75,6 +77,9 @@ pub(super) enum Source {
     Tcp(Arc<Counted<TcpStream>>),
     #[cfg(unix)]
     Unix(Arc<Counted<UnixStream>>),
+    /// No socket, and watched as if it were one.
+    #[cfg(feature = "test-util")]
+    Memory(Arc<Ends>),
 }
 
 impl Source {
@@ -84,6 +89,9 @@ impl Source {
             Self::Tcp(tcp) => tcp.sent(),
             #[cfg(unix)]
             Self::Unix(unix) => unix.sent(),
+            // That is asked below an encryption, and for acknowledgements.
+            #[cfg(feature = "test-util")]
+            Self::Memory(_) => 0,
         }
     }
 
@@ -93,6 +101,8 @@ impl Source {
             Self::Tcp(tcp) => tcp.reset(),
             #[cfg(unix)]
             Self::Unix(_) => {}
+            #[cfg(feature = "test-util")]
+            Self::Memory(ends) => ends.reset(),
         }
     }
 
@@ -108,6 +118,8 @@ impl Source {
             Self::Tcp(tcp) => tcp.stream.take_error(),
             #[cfg(unix)]
             Self::Unix(unix) => unix.stream.take_error(),
+            #[cfg(feature = "test-util")]
+            Self::Memory(_) => Ok(None),
         };
         error.map_or(true, |error| error.is_some())
     }
@@ -126,6 +138,8 @@ impl Source {
             Self::Tcp(tcp) => tcp.ready(interest).await,
             #[cfg(unix)]
             Self::Unix(unix) => unix.ready(interest).await,
+            #[cfg(feature = "test-util")]
+            Self::Memory(ends) => return ends.left(half_close).await,
         };
         match ready {
             Ok(ready) if ready.is_read_closed() || ready.is_write_closed() || ready.is_error() => {}

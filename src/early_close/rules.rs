@@ -50,6 +50,9 @@ fn streams(headers: &HeaderMap) -> bool {
     }) || lists(headers, &X_ACCEL_BUFFERING, b"no")
 }
 
+/// How long a connection may be idle, which this one will not be.
+static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
 /// What a proxy is asked not to hold back: nginx's name.
 static X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -64,6 +67,8 @@ pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> boo
 pub(super) fn close(parts: &mut Parts, version: Version) {
     let close = beside_others(&parts.headers).unwrap_or_else(|| HeaderValue::from_static("close"));
     parts.headers.insert(header::CONNECTION, close);
+    // Its option is gone, without which a proxy would pass it on (RFC 9110, section 7.6.1).
+    parts.headers.remove(&KEEP_ALIVE);
     // hyper adds `keep-alive` to a 1.1 response for a 1.0 client that asked for it, whatever the response
     // says; not to a 1.0 response.
     parts.version = version;

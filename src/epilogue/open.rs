@@ -40,9 +40,11 @@ impl Drop for Open {
 
 impl OpenConnections {
     pub(super) fn insert(self: &Arc<Self>, connection: Connection) -> Open {
-        // Relaxed: only uniqueness matters.
+        let mut open = lock(&self.open);
+        // Relaxed: it is counted under the lock.
         let key = self.accepted.fetch_add(1, Ordering::Relaxed);
-        lock(&self.open).insert(key, connection);
+        open.insert(key, connection);
+        drop(open);
         self.tell();
         Open { key, open: self.clone() }
     }
@@ -76,9 +78,10 @@ impl OpenConnections {
 
 #[cfg(feature = "test-util")]
 impl OpenConnections {
-    /// How many were accepted so far.
-    pub(crate) fn accepted(&self) -> u64 {
-        self.accepted.load(Ordering::Relaxed)
+    /// Whether that one of all that were accepted, counted from 0, was open and is no more.
+    pub(crate) fn has_let_go_of(&self, key: u64) -> bool {
+        let open = lock(&self.open);
+        key < self.accepted.load(Ordering::Relaxed) && !open.contains_key(&key)
     }
 
     /// For whoever waits until there are more, or fewer.

@@ -302,8 +302,10 @@ impl Server {
         B: SendBody,
     {
         let connection = io.connection().clone();
+        // Of all that are accepted, whatever becomes of them: a harness counts on it.
+        let open = self.open.insert(connection.clone());
         // The app is cloned, which is the user's code, and here it is the server's task that it runs in.
-        let service = match caught::call(|| make_service.for_connection(connection.clone(), Some(address))) {
+        let service = match caught::call(|| make_service.for_connection(connection, Some(address))) {
             Ok(service) => service,
             Err(payload) => {
                 self.pool.count_panic();
@@ -312,7 +314,6 @@ impl Server {
                 return caught::dispose(payload);
             }
         };
-        let open = self.open.insert(connection);
         let (settings, streams) = (self.settings.clone(), Streams(self.connections.clone()));
         // In a box: a task's own memory is aligned to more than glibc finds again where the last such was, so that the
         // holes that connections leave between their continuations would stay.

@@ -38,12 +38,12 @@ impl Shared {
             if is_exempt(bounds, request) {
                 return None;
             }
-            let why = match too_many_detached {
-                true => "as many handlers and bodies outlived their response as may",
-                false => "as many blocking continuations wait as may",
+            let (count, why) = match too_many_detached {
+                true => (&bounds.refused_detached, "as many handlers and bodies outlived their response as may"),
+                false => (&bounds.refused_blocking, "as many blocking continuations wait as may"),
             };
             bounds.refusals.tell(&self.route(), why);
-            bounds.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             return Some(self.refuse());
         }
         let gate = bounds.all.as_ref().filter(refusing)?;

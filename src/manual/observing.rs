@@ -81,7 +81,7 @@
 //! | `tower_epilogue_panicked_total` | counter | method, route, what | panics, of what [`EventKind::Panicked`](crate::EventKind::Panicked) names |
 //! | `tower_epilogue_continuations_total` | counter | method, route, class, outcome | continuations that ended: `ended`, `failed`, `panicked` or `dropped` |
 //! | `tower_epilogue_active_requests` | gauge | | requests that have arrived and not ended |
-//! | `tower_epilogue_running_continuations` | gauge | method, route, class | continuations that run |
+//! | `tower_epilogue_running_continuations` | gauge | method, route, class | continuations that run, or wait for their thread |
 //! | `tower_epilogue_waiting_continuations` | gauge | method, route, class | continuations that wait for a place |
 //! | `tower_epilogue_arrival_to_flush_seconds` | histogram | method, route | from the arrival until the response was flushed |
 //! | `tower_epilogue_flush_seconds` | histogram | method, route | from the response's hand-over to the server until it was flushed |

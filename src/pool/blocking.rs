@@ -125,6 +125,12 @@ impl Threads {
         .detach();
     }
 
+    /// How many threads are busy, where they are bounded.
+    #[cfg(feature = "status-page")]
+    pub(crate) fn running(&self) -> usize {
+        lock(&self.queue).running
+    }
+
     /// What waits for a thread.
     pub(crate) fn waiting(&self) -> usize {
         lock(&self.queue).waiting.len()

@@ -337,8 +337,9 @@ pub(crate) struct Bounds {
     pub(crate) max_blocking_waiting: Option<usize>,
     pub(crate) retry_after: Duration,
     pub(crate) exempt: Option<Exempt>,
-    /// Refused for another reason than the gates'.
-    pub(crate) refused: AtomicU64,
+    /// Refused for those two, and not for a gate.
+    pub(crate) refused_detached: AtomicU64,
+    pub(crate) refused_blocking: AtomicU64,
     pub(crate) refusals: Refusals,
     /// Classes without one that a place was asked for in.
     pub(crate) unbounded: Once,
@@ -353,7 +354,8 @@ impl Default for Bounds {
             max_blocking_waiting: None,
             retry_after: Duration::from_secs(1),
             exempt: None,
-            refused: AtomicU64::new(0),
+            refused_detached: AtomicU64::new(0),
+            refused_blocking: AtomicU64::new(0),
             refusals: Refusals::default(),
             unbounded: Once::default(),
         }
@@ -379,7 +381,8 @@ impl Bounds {
 
     pub(crate) fn refused(&self) -> u64 {
         let gates = self.all.iter().chain(&self.classes);
-        gates.map(|gate| gate.load().refused).sum::<u64>() + self.refused.load(Ordering::Relaxed)
+        let others = [&self.refused_detached, &self.refused_blocking];
+        gates.map(|gate| gate.load().refused).chain(others.map(|count| count.load(Ordering::Relaxed))).sum()
     }
 
     /// The seconds for a `Retry-After`, one at least.

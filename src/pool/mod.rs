@@ -132,6 +132,9 @@ pub(crate) struct Pool {
     detached: Arc<AtomicUsize>,
 }
 
+/// So many places are not worth giving back.
+const FEW: usize = 256;
+
 /// A straggler, and what tracks it.
 struct Listed {
     straggler: Weak<dyn Straggler>,
@@ -244,7 +247,13 @@ impl Pool {
     }
 
     pub(crate) fn unlist(&self, key: usize) {
-        let listed = lock(&self.live).try_remove(key);
+        let mut live = lock(&self.live);
+        let listed = live.try_remove(key);
+        // A crowd is not to keep its room when it is gone; what is on it stays in its place, so all of it has to be.
+        if live.is_empty() && live.capacity() > FEW {
+            *live = Slab::new();
+        }
+        drop(live);
         // Not under the lock: it may be the last that keeps the request's memory, or that a drain waits for.
         drop(listed);
     }
@@ -331,4 +340,20 @@ pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
         .map(ToString::to_string)
         .or_else(|| payload.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without a message".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_a_crowd_is_given_back_with_the_last_of_it() {
+        let pool = Pool::default();
+        let nobody: Weak<dyn Straggler> = Weak::<crate::lifecycle::Shared>::new();
+        let keys: Vec<_> = (0..10_000).map(|_| pool.list(nobody.clone())).collect();
+        assert!(lock(&pool.live).capacity() >= keys.len());
+        keys.into_iter().for_each(|key| pool.unlist(key));
+        assert!(lock(&pool.live).capacity() <= FEW);
+        assert_eq!(pool.running(), 0);
+    }
 }

@@ -103,14 +103,14 @@ fn bounds(bounds: &[BoundLoad]) -> Markup {
         h2 { "Bounds" }
         div.table { table {
             thead { tr {
-                th { "continuations" }
+                th { "bound" }
                 @for name in ["running", "of", "waiting", "of", "reserved", "refused", "over"] { th.number { (name) } }
             } }
             tbody { @for bound in bounds { tr {
-                td { @match bound.class { Some(class) => (class), None => span.quiet { "all" } } }
-                @for value in [bound.running, bound.max_running, bound.waiting, bound.max_waiting, bound.reserved] {
-                    td.number { (value) }
-                }
+                td { @match bound.class { Some(class) => (class), None => span.quiet { (bound.bound) } } }
+                @for value in [bound.running, bound.max_running, bound.waiting] { td.number { (value) } }
+                td.number { @match bound.max_waiting { Some(most) => (most), None => "any" } }
+                td.number { (bound.reserved) }
                 td.number { (bound.refused) }
                 td.number { (bound.over) }
             } } }

@@ -80,7 +80,8 @@
 //! *Accepted* requests are those that were not *refused*; of these alone the rest is told. They are *in flight* until their
 //! last hook has ended. *Flushed*, *aborted* and *timed out* is what became of them; one that is flushed, and then timed
 //! out in its continuation, is both. *Running* is what is not over and does not *wait* for a place; the picture has the
-//! most of both in each second. Attempts at durable jobs are counted and listed as what they are, with their kind; what
+//! most of both in each second. A blocking continuation that has its place and waits for its thread has begun, and is running;
+//! the row *blocking* of the bounds has them apart, where [`max_blocking`](EpilogueBuilder::max_blocking) is set. Attempts at durable jobs are counted and listed as what they are, with their kind; what
 //! runs in each is one of the *continuations*, too, and so is what starts the jobs of a response. Of connections, those
 //! are known that this crate tracks. *Worked* is how long the handler and the continuations took: a stream that is on its
 //! way for hours is not slow. *Dropped* are continuations that a limit or a drain ended. The slowest and the failures are

@@ -76,23 +76,26 @@ impl Collector for Snapshot {
 
 impl Snapshot {
     fn encode_bounds(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        type Column = (&'static str, &'static str, fn(&BoundLoad) -> u64);
+        type Column<T> = (&'static str, &'static str, fn(&BoundLoad) -> T);
         if self.bounds.is_empty() {
-            // A family without a sample tells nothing.
             return Ok(());
         }
-        let gauges: [Column; 5] = [
-            ("bound_max_running", "Continuations that may run at once", |bound| bound.max_running as u64),
-            ("bound_max_waiting", "Continuations that may wait", |bound| bound.max_waiting as u64),
-            ("bound_running", "Continuations that run", |bound| bound.running as u64),
-            ("bound_waiting", "Continuations that wait", |bound| bound.waiting as u64),
-            ("bound_reserved", "Places kept for requests that are handled", |bound| bound.reserved as u64),
+        let gauges: [Column<Option<u64>>; 5] = [
+            ("bound_max_running", "How many may run at once", |bound| Some(bound.max_running as u64)),
+            ("bound_max_waiting", "How many may wait", |bound| bound.max_waiting.map(|most| most as u64)),
+            ("bound_running", "How many run", |bound| Some(bound.running as u64)),
+            ("bound_waiting", "How many wait", |bound| Some(bound.waiting as u64)),
+            ("bound_reserved", "Places kept for requests that are handled", |bound| Some(bound.reserved as u64)),
         ];
         for (name, help, value) in gauges {
-            let rows: Vec<_> = self.bounds.iter().map(|bound| (bound.labels(), value(bound))).collect();
-            gauges_of(encoder, name, help, &rows)?;
+            let rows = self.bounds.iter().filter_map(|bound| Some((bound.labels(), value(bound)?)));
+            let rows: Vec<_> = rows.collect();
+            // A family without a sample tells nothing.
+            if !rows.is_empty() {
+                gauges_of(encoder, name, help, &rows)?;
+            }
         }
-        let counters: [Column; 2] = [
+        let counters: [Column<u64>; 2] = [
             ("bound_refused", "Requests that were refused for it", |bound| bound.refused),
             ("bound_over", "Continuations taken in beyond it", |bound| bound.over),
         ];
@@ -110,10 +113,7 @@ impl Snapshot {
 impl BoundLoad {
     /// Two, so that no class can be taken for the bound of all.
     fn labels(&self) -> [(&'static str, &'static str); 2] {
-        match self.class {
-            Some(class) => [("bound", "class"), ("class", class)],
-            None => [("bound", "all"), ("class", "")],
-        }
+        [("bound", self.bound), ("class", self.class.unwrap_or_default())]
     }
 }
 

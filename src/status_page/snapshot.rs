@@ -1,6 +1,6 @@
 //! What the page shows at one moment, as its JSON has it; HTML and OpenMetrics are made from it.
 
-use std::time::Duration;
+use std::{sync::atomic::Ordering, time::Duration};
 
 use serde::Serialize;
 
@@ -76,12 +76,14 @@ pub(super) struct Continuations {
     pub(super) failed: u64,
 }
 
-/// A bound of all continuations, or of a class.
+/// A bound of `all` continuations, of a `class`, of the `blocking` ones, or of what is `detached`.
 #[derive(Debug, Serialize)]
 pub(super) struct BoundLoad {
+    pub(super) bound: &'static str,
     pub(super) class: Option<&'static str>,
     pub(super) max_running: usize,
-    pub(super) max_waiting: usize,
+    /// `None` where any number may.
+    pub(super) max_waiting: Option<usize>,
     pub(super) running: usize,
     pub(super) waiting: usize,
     pub(super) reserved: usize,
@@ -200,17 +202,41 @@ fn past_row(past: &Past, uptime: Duration) -> PastRow {
 
 /// That of all first.
 fn bounds(pool: &Pool) -> Vec<BoundLoad> {
-    let gates = pool.bounds.iter().flat_map(|bounds| bounds.all.iter().chain(&bounds.classes));
-    gates.map(|gate| bound_load(gate)).collect()
+    let Some(bounds) = &pool.bounds else { return Vec::new() };
+    let gates = bounds.all.iter().chain(&bounds.classes).map(|gate| bound_load(gate));
+    let blocking = pool.threads.most.map(|most| BoundLoad {
+        bound: "blocking",
+        class: None,
+        max_running: most.max(1),
+        max_waiting: bounds.max_blocking_waiting,
+        running: pool.threads.running(),
+        waiting: pool.threads.waiting(),
+        reserved: 0,
+        refused: bounds.refused_blocking.load(Ordering::Relaxed),
+        over: 0,
+    });
+    let detached = bounds.max_detached.map(|most| BoundLoad {
+        bound: "detached",
+        class: None,
+        max_running: most,
+        max_waiting: Some(0),
+        running: pool.detached(),
+        waiting: 0,
+        reserved: 0,
+        refused: bounds.refused_detached.load(Ordering::Relaxed),
+        over: 0,
+    });
+    gates.chain(blocking).chain(detached).collect()
 }
 
 fn bound_load(gate: &Gate) -> BoundLoad {
     let bound = gate.bound();
     let Load { running, waiting, reserved, refused, over } = gate.load();
     BoundLoad {
+        bound: if gate.class.is_some() { "class" } else { "all" },
         class: gate.class,
         max_running: bound.max_running,
-        max_waiting: bound.max_waiting,
+        max_waiting: Some(bound.max_waiting),
         running,
         waiting,
         reserved,

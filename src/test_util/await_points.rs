@@ -16,6 +16,7 @@ use atomic_waker::AtomicWaker;
 use axum::Router;
 use axum_core::{body::Body, extract::Request, response::Response};
 use bytes::Bytes;
+use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use pin_project_lite::pin_project;
 use tokio::sync::Notify;
@@ -149,14 +150,15 @@ impl Interrupted {
     ///
     /// # Panics
     ///
-    /// If there is no response, or the server does not settle, within the [patience](super::TestServerBuilder::patience).
+    /// If there is no response, or the server does not settle, within the [patience](super::TestServerBuilder::patience); if what
+    /// was sent is no request.
     #[track_caller]
     pub fn send(&self, app: Router, request: impl AsRef<[u8]>) -> impl Future<Output = Story> {
         self.send_from(Location::caller(), TestServer::builder(), async |_: &_| app, request)
     }
 
     /// The same on a server of your own settings, for an app that is made of its [`Epilogue`]: one with bounds, or with a store
-    /// of durable jobs.
+    /// of durable jobs, whose attempts have stories of their own.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {
@@ -197,15 +199,32 @@ impl Interrupted {
         let server = builder.in_memory_with(async |epilogue| app(epilogue).await.layer(points)).await;
         let mut client = server.connect().await;
         let bodiless = request.as_ref().starts_with(b"HEAD ");
-        client.send_from(line, request).await;
-        tokio::select! {
+        let exchange = async {
+            client.send_from(line, request).await;
+            loop {
+                let response = client.read_response(line, bodiless).await;
+                // That to `Expect: 100-continue` comes before the one that the request ends with.
+                if !response.status.is_informational() || response.status == StatusCode::SWITCHING_PROTOCOLS {
+                    return response;
+                }
+            }
+        };
+        let answered = tokio::select! {
             biased;
-            () = self.points.reached.notified() => {}
-            _ = client.read_response(line, bodiless) => {}
-        }
+            // Maybe before a long request was sent: it is the handler that has the server take the rest of it.
+            () = self.points.reached.notified() => None,
+            response = exchange => Some(response),
+        };
         client.leave(Leave::Close).await;
         server.settled_from(line).await;
-        server.journal().last()
+        // What jobs there are beside it, of this turn or of one before, is not what was asked for.
+        match server.journal().stories().into_iter().rfind(|story| !story.is_job()) {
+            Some(story) => story,
+            None => panic!(
+                "no request has begun: what was sent is none to the server\n  in the test at {line}; \
+                 it was answered with {answered:#?}"
+            ),
+        }
     }
 }
 

@@ -1,65 +1,19 @@
 //! A client that misbehaves on demand.
 
-use std::{
-    fmt,
-    future::Future,
-    io,
-    panic::Location,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, future::Future, io, panic::Location, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 use tokio_util::either::Either;
 
-use super::{Journal, Line, Shown, TestResponse, in_time, response::Parser};
-use crate::epilogue::OpenConnections;
+use super::{Journal, Line, Shown, TestResponse, in_time, presence::Present, response::Parser};
+use crate::connection::MemoryClient;
 
 /// A client's end of a connection.
-pub(super) type Wire = Either<TcpStream, DuplexStream>;
-
-/// How many clients came and left, so that a server can be waited for until it has seen that.
-#[derive(Debug, Default)]
-pub(super) struct Presence {
-    came: AtomicU64,
-    left: AtomicU64,
-}
-
-impl Presence {
-    pub(super) fn enter(self: &Arc<Self>) -> Present {
-        self.came.fetch_add(1, Ordering::AcqRel);
-        Present(self.clone())
-    }
-
-    /// Whether the server has accepted all that came, and let go of all that left. `closed` once it accepts nobody.
-    pub(super) fn is_seen(&self, open: &OpenConnections, closed: bool) -> bool {
-        // What left is read first: who leaves after that is waited for the next time.
-        let left = self.left.load(Ordering::Acquire);
-        let came = self.came.load(Ordering::Acquire);
-        let accepted = open.accepted();
-        // Others may have connected to the socket than our clients.
-        let missed = came.saturating_sub(accepted);
-        // Those whom it never accepted may be among those who left.
-        (missed == 0 || closed) && open.len() as u64 <= accepted.saturating_sub(left.saturating_sub(missed))
-    }
-}
-
-/// One client's presence.
-#[derive(Debug)]
-pub(super) struct Present(Arc<Presence>);
-
-impl Drop for Present {
-    fn drop(&mut self) {
-        self.0.left.fetch_add(1, Ordering::AcqRel);
-    }
-}
+pub(super) type Wire = Either<TcpStream, MemoryClient>;
 
 /// How a client leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,7 +24,7 @@ pub enum Leave {
     /// It closes its socket; the system answers what is sent to it from then on with a reset. If bytes have come that it
     /// has not read, that is a reset at once, on Linux.
     Close,
-    /// It resets the connection (a RST). In memory, which knows no resets, it closes.
+    /// It resets the connection (a RST). In memory it closes.
     Reset,
     /// It stays, silently: nothing is sent, nothing read, and nothing tells the server.
     Silence,
@@ -206,13 +160,13 @@ impl TestClient {
     /// the end of the connection. The connection stays as it is, and so do the bytes behind the response.
     ///
     /// An informational one, such as the 100 that a request with `Expect: 100-continue` gets, is a response of its own.
-    /// That to a HEAD has another end: see [`response_to_head`](Self::response_to_head).
+    /// That to a HEAD, and a successful one to a CONNECT, have another end: see [`response_to_head`](Self::response_to_head).
     #[track_caller]
     pub fn response(&mut self) -> impl Future<Output = TestResponse> {
         self.read_response(Location::caller(), false)
     }
 
-    /// The same for a request with the method HEAD, whose response ends with its head.
+    /// The same for a request with the method HEAD, or CONNECT, whose response ends with its head.
     #[track_caller]
     pub fn response_to_head(&mut self) -> impl Future<Output = TestResponse> {
         self.read_response(Location::caller(), true)
@@ -267,8 +221,11 @@ impl TestClient {
         let line = Location::caller();
         async move {
             let marker = marker.as_ref();
+            // What was looked through is not looked through again, however slowly the rest comes.
+            let mut seen = 0;
             let read = in_time(self.patience, async {
-                while !self.buffer.windows(marker.len().max(1)).any(|window| window == marker) {
+                while !marker.is_empty() && !self.buffer[seen..].windows(marker.len()).any(|window| window == marker) {
+                    seen = (self.buffer.len() + 1).saturating_sub(marker.len());
                     match self.fill(usize::MAX).await? {
                         Ok(0) => return Err(format!("the connection ended before {}", Shown(marker))),
                         Ok(_) => {}

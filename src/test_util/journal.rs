@@ -1,6 +1,7 @@
 //! What happened to every request of a server.
 
 use std::{
+    collections::{HashMap, HashSet},
     fmt,
     future::Future,
     panic::Location,
@@ -23,9 +24,37 @@ use crate::{
 /// [`listener`](Self::listener) to its epilogue. Cloning is cheap; clones are the same journal.
 #[derive(Clone, Default)]
 pub struct Journal {
-    events: Arc<Mutex<Vec<Event>>>,
+    told: Arc<Mutex<Told>>,
     news: Arc<Notify>,
     patience: Option<Duration>,
+}
+
+/// All events, and what is asked of them again and again: counted as they come, for there may be many.
+#[derive(Default)]
+struct Told {
+    events: Vec<Event>,
+    open: HashSet<RequestId>,
+    begun: HashSet<RequestId>,
+    ended: usize,
+}
+
+impl Told {
+    fn push(&mut self, event: Event) {
+        let request = event.request();
+        match event.kind() {
+            EventKind::Ended => {
+                self.ended += 1;
+                self.open.remove(&request);
+            }
+            kind => {
+                if *kind == EventKind::HandlerStart {
+                    self.begun.insert(request);
+                }
+                self.open.insert(request);
+            }
+        }
+        self.events.push(event);
+    }
 }
 
 impl Journal {
@@ -45,7 +74,7 @@ impl Journal {
     pub fn listener(&self) -> impl Fn(&Event) + Send + Sync + 'static {
         let journal = self.clone();
         move |event| {
-            lock(&journal.events).push(event.clone());
+            lock(&journal.told).push(event.clone());
             journal.news.notify_waiters();
         }
     }
@@ -58,14 +87,14 @@ impl Journal {
     /// All events so far, in the order in which they were told.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
-        lock(&self.events).clone()
+        lock(&self.told).events.clone()
     }
 
     /// What happened to each request so far, in the order of the requests' arrival.
     #[must_use]
     pub fn stories(&self) -> Vec<Story> {
         let mut stories: Vec<Story> = Vec::new();
-        let mut places = std::collections::HashMap::new();
+        let mut places = HashMap::new();
         for event in self.events() {
             let place = *places.entry(event.request()).or_insert_with(|| {
                 stories.push(Story::new(event.request()));
@@ -127,13 +156,14 @@ impl Journal {
     /// Nothing is lost when it is dropped.
     #[track_caller]
     pub fn until(&self, found: impl Fn(&[Story]) -> bool) -> impl Future<Output = ()> {
-        self.wait(Location::caller(), "the journal says what is waited for".to_owned(), found)
+        let said = move |journal: &Self| found(&journal.stories());
+        self.wait(Location::caller(), "the journal says what is waited for".to_owned(), said)
     }
 
     /// Waits until `count` requests have ended, whatever else goes on; as long as [`until`](Self::until) does.
     #[track_caller]
     pub fn ended(&self, count: usize) -> impl Future<Output = ()> {
-        let ended = move |stories: &[Story]| stories.iter().filter(|story| story.has_ended()).count() >= count;
+        let ended = move |journal: &Self| lock(&journal.told).ended >= count;
         self.wait(Location::caller(), format!("requests that have ended: {count}"), ended)
     }
 
@@ -142,19 +172,18 @@ impl Journal {
     /// Before a client leaves: of a client that leaves at once, a server may never see the request.
     #[track_caller]
     pub fn begun(&self, count: usize) -> impl Future<Output = ()> {
-        let has_begun = |story: &&Story| story.has(&EventKind::HandlerStart);
-        let begun = move |stories: &[Story]| stories.iter().filter(has_begun).count() >= count;
+        let begun = move |journal: &Self| lock(&journal.told).begun.len() >= count;
         self.wait(Location::caller(), format!("handlers that have begun: {count}"), begun)
     }
 
-    async fn wait(&self, line: Line, what: String, found: impl Fn(&[Story]) -> bool) {
+    async fn wait(&self, line: Line, what: String, found: impl Fn(&Self) -> bool) {
         let seen = async {
             loop {
                 // Enlisted before the look, so that what is told after it is heard of.
                 let news = self.news.notified();
                 tokio::pin!(news);
                 news.as_mut().enable();
-                if found(&self.stories()) {
+                if found(self) {
                     return;
                 }
                 news.await;
@@ -182,15 +211,7 @@ impl Journal {
     }
 
     pub(super) fn all_ended(&self) -> bool {
-        let events = lock(&self.events);
-        let mut open = std::collections::HashSet::new();
-        for event in events.iter() {
-            match event.kind() {
-                EventKind::Ended => open.remove(&event.request()),
-                _ => open.insert(event.request()),
-            };
-        }
-        open.is_empty()
+        lock(&self.told).open.is_empty()
     }
 }
 

@@ -1,24 +1,35 @@
 //! What a [`TestServer`](super::TestServer) listens to.
 
-use std::{
-    io,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-};
+use std::{io, sync::Arc};
 
 use axum::serve::Listener;
-use tokio::{
-    io::DuplexStream,
-    sync::{Notify, mpsc},
-};
+use tokio::{net::TcpListener, sync::mpsc};
+
+use super::presence::{Guest, Presence};
+use crate::connection::MemoryStream;
+
+/// A listener whose connections are known at both ends.
+pub(super) trait Knows: Listener {
+    fn guest(io: &Self::Io, address: &Self::Addr) -> Guest;
+}
+
+impl Knows for TcpListener {
+    fn guest(_: &Self::Io, address: &Self::Addr) -> Guest {
+        Guest::Socket(*address)
+    }
+}
 
 /// Accepts connections in memory.
-pub(super) struct MemoryListener(pub(super) mpsc::UnboundedReceiver<DuplexStream>);
+pub(super) struct MemoryListener(pub(super) mpsc::UnboundedReceiver<MemoryStream>);
+
+impl Knows for MemoryListener {
+    fn guest(io: &Self::Io, (): &Self::Addr) -> Guest {
+        Guest::Memory(io.number())
+    }
+}
 
 impl Listener for MemoryListener {
-    type Io = DuplexStream;
+    type Io = MemoryStream;
     type Addr = ();
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
@@ -33,42 +44,26 @@ impl Listener for MemoryListener {
     }
 }
 
-/// A listener that tells when it is gone: nobody is accepted any more.
-pub(super) struct Closing<L> {
+/// A listener that tells whom it accepts, and when it is gone: nobody is accepted any more.
+pub(super) struct Telling<L> {
     pub(super) listener: L,
-    pub(super) closed: Arc<Closed>,
+    pub(super) presence: Arc<Presence>,
 }
 
-#[derive(Default)]
-pub(super) struct Closed {
-    closed: AtomicBool,
-    news: Notify,
-}
-
-impl Closed {
-    pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    /// For whoever waits for it.
-    pub(super) fn news(&self) -> &Notify {
-        &self.news
-    }
-}
-
-impl<L> Drop for Closing<L> {
+impl<L> Drop for Telling<L> {
     fn drop(&mut self) {
-        self.closed.closed.store(true, Ordering::Release);
-        self.closed.news.notify_waiters();
+        self.presence.close();
     }
 }
 
-impl<L: Listener> Listener for Closing<L> {
+impl<L: Knows> Listener for Telling<L> {
     type Io = L::Io;
     type Addr = L::Addr;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        self.listener.accept().await
+        let (io, address) = self.listener.accept().await;
+        self.presence.accepted(L::guest(&io, &address));
+        (io, address)
     }
 
     fn local_addr(&self) -> io::Result<Self::Addr> {

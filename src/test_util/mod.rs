@@ -129,6 +129,7 @@ mod await_points;
 mod client;
 mod journal;
 mod listener;
+mod presence;
 mod request;
 mod response;
 mod server;

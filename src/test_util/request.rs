@@ -1,7 +1,7 @@
 //! Requests as bytes.
 
 use http::{
-    Request,
+    Method, Request,
     header::{CONTENT_LENGTH, HOST, TRANSFER_ENCODING},
 };
 
@@ -31,14 +31,19 @@ use http::{
 pub fn request_bytes(request: Request<impl AsRef<[u8]>>) -> Vec<u8> {
     let (parts, body) = request.into_parts();
     let body = body.as_ref();
-    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    let connects = parts.method == Method::CONNECT;
+    let target = match parts.uri.authority() {
+        // RFC 9112, section 3.2.3.
+        Some(authority) if connects => authority.as_str(),
+        _ => parts.uri.path_and_query().map_or("/", |target| target.as_str()),
+    };
     let mut bytes = format!("{} {target} HTTP/1.1\r\n", parts.method).into_bytes();
     if !parts.headers.contains_key(HOST) {
         let host = parts.uri.authority().map_or("test", |authority| authority.as_str());
         bytes.extend_from_slice(format!("host: {host}\r\n").as_bytes());
     }
     let is_framed = [CONTENT_LENGTH, TRANSFER_ENCODING].iter().any(|name| parts.headers.contains_key(name));
-    let has_none = body.is_empty() && parts.method.is_safe();
+    let has_none = body.is_empty() && (parts.method.is_safe() || connects);
     if !is_framed && !has_none {
         bytes.extend_from_slice(format!("content-length: {}\r\n", body.len()).as_bytes());
     }
@@ -67,6 +72,12 @@ mod tests {
         assert_eq!(text(get), "GET /a?b HTTP/1.1\r\nhost: test\r\n\r\n");
         let post = Request::post("http://shop/a").header("x-a", "1").header("x-a", "2").body("body").unwrap();
         assert_eq!(text(post), "POST /a HTTP/1.1\r\nhost: shop\r\ncontent-length: 4\r\nx-a: 1\r\nx-a: 2\r\n\r\nbody");
+    }
+
+    #[test]
+    fn a_connect_names_the_other_end_and_has_no_body() {
+        let connect = Request::connect("shop:443").body("").unwrap();
+        assert_eq!(text(connect), "CONNECT shop:443 HTTP/1.1\r\nhost: shop:443\r\n\r\n");
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct TestResponse {
     pub headers: HeaderMap,
     /// The body as far as it came, without the framing of chunks.
     pub body: Bytes,
+    /// The trailers, which come behind the last chunk.
+    pub trailers: HeaderMap,
     /// Whether the response came to a well-formed end.
     pub whole: bool,
     /// What the connection ended with instead, if that was an error.
@@ -80,6 +82,7 @@ struct Chunks {
     /// How many bytes behind the head they took.
     used: usize,
     ended: bool,
+    trailers: HeaderMap,
 }
 
 impl Parser {
@@ -118,6 +121,7 @@ impl Parser {
         let Some((mut response, _)) = parse_head(buffer)? else { return Ok(None) };
         buffer.advance(head + used);
         (response.body, response.whole) = (body, whole);
+        response.trailers = std::mem::take(&mut self.chunks.trailers);
         response.error = ended.flatten();
         Ok(Some(response))
     }
@@ -129,13 +133,21 @@ impl Parser {
         if self.bodiless || none {
             return Ok(Framing::Length(0));
         }
-        if response.headers.contains_key(header::TRANSFER_ENCODING) {
-            return Ok(Framing::Chunks);
-        }
-        match response.header("content-length").map(str::parse) {
-            Some(Ok(length)) => Ok(Framing::Length(length)),
-            Some(Err(error)) => Err(format!("a Content-Length that is no number: {error}")),
-            None => Ok(Framing::Connection),
+        let mut lengths = response.headers.get_all(header::CONTENT_LENGTH).iter();
+        let (first, chunked) = (lengths.next(), response.headers.contains_key(header::TRANSFER_ENCODING));
+        match (first, chunked) {
+            (None, true) => Ok(Framing::Chunks),
+            (None, false) => Ok(Framing::Connection),
+            // No two clients need agree on where such a response ends (RFC 9112, sections 6.2 and 6.3).
+            (Some(_), true) => Err("a response with a Content-Length and a Transfer-Encoding".to_owned()),
+            (Some(first), false) if lengths.any(|other| other != first) => {
+                Err("a response with several Content-Lengths".to_owned())
+            }
+            (Some(first), false) => {
+                let digits = first.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+                let length = digits.and_then(|digits| digits.parse().ok()).map(Framing::Length);
+                length.ok_or_else(|| format!("a Content-Length that is no number: {first:?}"))
+            }
         }
     }
 }
@@ -152,17 +164,22 @@ fn parse_head(buffer: &[u8]) -> Result<Option<(TestResponse, usize)>, String> {
     let version = if head.version == Some(0) { Version::HTTP_10 } else { Version::HTTP_11 };
     let code = head.code.unwrap_or_default();
     let status = StatusCode::from_u16(code).map_err(|_| format!("this is no response: its status is {code}"))?;
-    let headers = head.headers.iter().filter_map(|header| {
-        let name = HeaderName::from_bytes(header.name.as_bytes()).ok()?;
-        Some((name, HeaderValue::from_bytes(header.value).ok()?))
+    let (headers, trailers) = (fields(head.headers), HeaderMap::new());
+    let response = TestResponse { version, status, headers, body: Bytes::new(), trailers, whole: false, error: None };
+    Ok(Some((response, length)))
+}
+
+fn fields(parsed: &[httparse::Header<'_>]) -> HeaderMap {
+    let fields = parsed.iter().filter_map(|field| {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).ok()?;
+        Some((name, HeaderValue::from_bytes(field.value).ok()?))
     });
-    // A repeated header is kept, as it came.
+    // A repeated one is kept, as it came.
     let mut all = HeaderMap::new();
-    for (name, value) in headers {
+    for (name, value) in fields {
         all.append(name, value);
     }
-    let response = TestResponse { version, status, headers: all, body: Bytes::new(), whole: false, error: None };
-    Ok(Some((response, length)))
+    all
 }
 
 impl Chunks {
@@ -173,8 +190,9 @@ impl Chunks {
             let Some((line, size)) = chunk_size(rest)? else { break };
             if size == 0 {
                 // Trailers, if there are any, and an empty line.
-                let Some(end) = end_of_trailers(&rest[line..]) else { break };
+                let Some((end, trailers)) = parse_trailers(&rest[line..])? else { break };
                 self.used += line + end;
+                self.trailers = trailers;
                 self.ended = true;
                 break;
             }
@@ -213,11 +231,14 @@ fn chunk_size(bytes: &[u8]) -> Result<Option<(usize, usize)>, String> {
     }
 }
 
-fn end_of_trailers(bytes: &[u8]) -> Option<usize> {
-    if bytes.starts_with(b"\r\n") {
-        return Some(2);
+/// The length of what is behind the last chunk, and what that says; `None` if there is not all of it.
+fn parse_trailers(bytes: &[u8]) -> Result<Option<(usize, HeaderMap)>, String> {
+    let mut headers = [httparse::EMPTY_HEADER; 128];
+    match httparse::parse_headers(bytes, &mut headers) {
+        Ok(httparse::Status::Complete((length, parsed))) => Ok(Some((length, fields(parsed)))),
+        Ok(httparse::Status::Partial) => Ok(None),
+        Err(error) => Err(format!("these are no trailers: {error}")),
     }
-    bytes.windows(4).position(|window| window == b"\r\n\r\n").map(|place| place + 4)
 }
 
 #[cfg(test)]
@@ -236,9 +257,26 @@ mod tests {
         assert_eq!(parsed("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nabHTTP", false), whole("ab", 4));
         let chunks = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n";
         assert_eq!(parsed(&format!("{chunks}\r\nHTTP"), false), whole("abcde", 4));
-        assert_eq!(parsed(&format!("{chunks}grpc-status: 0\r\n\r\n"), false), whole("abcde", 0));
+        let trailers = format!("{chunks}grpc-status: 0\r\nx-sum: 1\r\nx-sum: 2\r\n\r\n");
+        assert_eq!(parsed(&trailers, false), whole("abcde", 0));
+        let response = Parser::new(false).parse(&mut BytesMut::from(&*trailers), None).unwrap().unwrap();
+        assert_eq!((response.trailers["grpc-status"].to_str().unwrap(), response.trailers.len()), ("0", 3));
+        assert_eq!(parsed(&trailers[..trailers.len() - 2], false), None, "there may be more of them");
         assert_eq!(parsed("HTTP/1.1 204 No Content\r\n\r\nHTTP", false), whole("", 4));
         assert_eq!(parsed("HTTP/1.0 200 OK\r\n\r\nabc", true), whole("abc", 0));
+    }
+
+    #[test]
+    fn a_response_whose_end_is_in_doubt_is_none() {
+        let chunks = "transfer-encoding: chunked\r\ncontent-length: 5\r\n\r\n5\r\nabcde\r\n0\r\n\r\n";
+        let lengths = "content-length: 5\r\ncontent-length: 6\r\n\r\nabcde";
+        for head in [chunks, lengths, "content-length: +5\r\n\r\nabcde", "content-length:\r\n\r\n"] {
+            let mut buffer = BytesMut::from(&*format!("HTTP/1.1 200 OK\r\n{head}"));
+            let error = Parser::new(false).parse(&mut buffer, None).unwrap_err();
+            assert!(error.contains("Content-Length"), "{head}: {error}");
+        }
+        let same = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nab";
+        assert_eq!(parsed(same, false), Some(("ab".to_owned(), true, 0)));
     }
 
     #[test]

@@ -10,10 +10,9 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, serve::Listener};
+use axum::Router;
 use tokio::{
-    io::DuplexStream,
-    net::{TcpListener, TcpSocket},
+    net::{TcpListener, TcpSocket, TcpStream},
     runtime::Handle,
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -22,11 +21,13 @@ use tokio_util::either::Either;
 
 use super::{
     Journal, Line, TestClient, TestResponse,
-    client::{Presence, Wire},
+    client::Wire,
     in_time,
-    listener::{Closed, Closing, MemoryListener},
+    listener::{Knows, MemoryListener, Telling},
+    presence::{Guest, Presence},
 };
 use crate::{
+    connection::{MemoryStream, pair},
     epilogue::{DrainReport, Epilogue, EpilogueBuilder, OpenConnections},
     lifecycle::Phase,
     pool::Straggler,
@@ -46,7 +47,6 @@ pub struct TestServer {
     journal: Journal,
     door: Door,
     open: Arc<OpenConnections>,
-    closed: Arc<Closed>,
     presence: Arc<Presence>,
     patience: Duration,
     stop: Option<oneshot::Sender<()>>,
@@ -61,7 +61,7 @@ impl fmt::Debug for TestServer {
 
 enum Door {
     Socket(SocketAddr),
-    Memory(mpsc::UnboundedSender<DuplexStream>),
+    Memory(mpsc::UnboundedSender<MemoryStream>),
 }
 
 /// Sets a [`TestServer`] up.
@@ -174,11 +174,11 @@ fn start<L>(
     app: Router,
 ) -> TestServer
 where
-    L: Listener,
+    L: Knows,
     L::Addr: Clone + Sync + 'static,
 {
-    let closed: Arc<Closed> = Arc::default();
-    let serve = epilogue.serve(Closing { listener, closed: closed.clone() }, app);
+    let presence = Arc::<Presence>::default();
+    let serve = epilogue.serve(Telling { listener, presence: presence.clone() }, app);
     let open = serve.open();
     let (stop, stopped) = oneshot::channel();
     let serve = serve.with_graceful_shutdown(async {
@@ -190,8 +190,7 @@ where
         journal: journal.within(patience),
         door,
         open,
-        closed,
-        presence: Arc::default(),
+        presence,
         patience,
         stop: Some(stop),
         task: Handle::current().spawn(serve.into_future()),
@@ -254,19 +253,20 @@ impl TestServer {
     ///
     /// If the server is gone.
     pub async fn connect_narrow(&self, bytes: usize) -> TestClient {
-        let wire: Wire = match &self.door {
+        let (wire, guest): (Wire, _) = match &self.door {
             Door::Socket(address) => match connect(*address, bytes).await {
-                Ok(stream) => Either::Left(stream),
+                Ok((stream, own)) => (Either::Left(stream), Guest::Socket(own)),
                 Err(error) => panic!("the server cannot be reached: {error}"),
             },
             Door::Memory(connections) => {
                 // Of none it would take nothing at all.
-                let (client, server) = tokio::io::duplex(bytes.max(1));
+                let (client, server) = pair(bytes.max(1));
                 assert!(connections.send(server).is_ok(), "the server is gone");
-                Either::Right(client)
+                let guest = Guest::Memory(client.number());
+                (Either::Right(client), guest)
             }
         };
-        TestClient::new(wire, self.patience, self.presence.enter(), self.journal.clone())
+        TestClient::new(wire, self.patience, self.presence.enter(guest), self.journal.clone())
     }
 
     /// Asks for `path` on a connection of its own.
@@ -311,14 +311,13 @@ impl TestServer {
     async fn settle(&self) {
         loop {
             let (news, changed) = (self.journal.news().notified(), self.open.changed().notified());
-            let closing = self.closed.news().notified();
+            let closing = self.presence.closing().notified();
             tokio::pin!(news, changed, closing);
             news.as_mut().enable();
             changed.as_mut().enable();
             closing.as_mut().enable();
             self.epilogue.events_delivered().await;
-            let closed = self.closed.is_closed();
-            if !self.presence.is_seen(&self.open, closed) || !self.journal.all_ended() {
+            if !self.presence.is_seen(&self.open) || !self.journal.all_ended() {
                 tokio::select! {
                     () = news => {}
                     () = changed => {}
@@ -387,7 +386,7 @@ impl fmt::Display for Unsettled<'_> {
     }
 }
 
-async fn connect(address: SocketAddr, bytes: usize) -> io::Result<tokio::net::TcpStream> {
+async fn connect(address: SocketAddr, bytes: usize) -> io::Result<(TcpStream, SocketAddr)> {
     let socket = TcpSocket::new_v4()?;
     if bytes != BUFFER {
         // Before connecting: the window is announced with it.
@@ -395,5 +394,6 @@ async fn connect(address: SocketAddr, bytes: usize) -> io::Result<tokio::net::Tc
     }
     let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
-    Ok(stream)
+    let own = stream.local_addr()?;
+    Ok((stream, own))
 }

@@ -36,6 +36,11 @@ impl Story {
         self.events.last().map(Event::route).unwrap_or_default()
     }
 
+    /// Whether it is an attempt at a durable job.
+    pub(super) fn is_job(&self) -> bool {
+        self.events.first().is_some_and(|event| event.route.is_job)
+    }
+
     /// Its events.
     #[must_use]
     pub fn events(&self) -> &[Event] {
@@ -61,8 +66,14 @@ impl Story {
     }
 
     /// How many events have that [name](EventKind::name).
+    ///
+    /// # Panics
+    ///
+    /// If there is no event of that name: it would be counted 0 times whatever happens.
     #[must_use]
+    #[track_caller]
     pub fn count(&self, name: &str) -> usize {
+        check(name);
         self.events.iter().filter(|event| event.kind().name() == name).count()
     }
 
@@ -169,6 +180,7 @@ impl Story {
     /// All of these happened, the first of each name after the first of the one before. So no name can be there twice.
     #[track_caller]
     pub fn assert_order(&self, names: &[&str]) {
+        names.iter().copied().for_each(check);
         let places: Vec<_> = names.iter().map(|name| self.first(name)).collect();
         let holds = places.iter().all(Option::is_some) && places.is_sorted_by(|one, next| one < next);
         self.assert(holds, format_args!("this should have happened in this order: {}", names.join(", ")));
@@ -236,8 +248,15 @@ impl Story {
     }
 }
 
+#[track_caller]
+fn check(name: &str) {
+    let names = EventKind::NAMES;
+    assert!(names.contains(&name), "no event is named {name:?}; these are their names: {}", names.join(", "));
+}
+
 impl fmt::Display for Story {
-    /// A line for the request and its route, and one for each event: the time since its arrival, the name, the status.
+    /// A line for the request and its route, and one for each event: the time since its arrival, the name, the class of the
+    /// continuation that it is about, the status.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "request {}: {}", self.request, self.route())?;
         for event in &self.events {
@@ -248,6 +267,9 @@ impl fmt::Display for Story {
                 EventKind::Flushed { bytes } => write!(f, " ({bytes} bytes of body)")?,
                 EventKind::Panicked { what } => write!(f, " ({what})")?,
                 _ => {}
+            }
+            if let Some(class) = event.class() {
+                write!(f, " [{class}]")?;
             }
             if event.status().is_normal() { writeln!(f)? } else { writeln!(f, "  {}", event.status())? }
         }

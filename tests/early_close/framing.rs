@@ -148,3 +148,17 @@ async fn the_other_options_of_the_connection_stay() {
         assert!(!reply.headers.contains_key(header::CONNECTION));
     }
 }
+
+#[tokio::test]
+async fn what_was_said_of_a_connection_that_lives_on_goes_with_its_option() {
+    let headers = [("connection", "keep-alive"), ("keep-alive", "timeout=5")];
+    for (layer, kept) in [(EarlyCloseLayer::new(), None), (EarlyCloseLayer::new().keep_alive(), Some("timeout=5"))] {
+        let app = Router::new().route("/", get(async move || (headers, "hello"))).layer(layer);
+        let server = Server::start(app).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        let reply = client.response(false).await;
+        let connection = if kept.is_some() { "keep-alive" } else { "close" };
+        assert_eq!((reply.header("connection"), reply.header("keep-alive")), (Some(connection), kept));
+    }
+}

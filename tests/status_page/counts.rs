@@ -295,3 +295,53 @@ async fn what_a_middleware_holds_back_is_not_on_its_way() {
     json_when(&server, "it has ended", |page| page["requests"]["ended"] == 1).await;
     server.stop().await;
 }
+
+/// Requests are refused for these as well, and their queue is nowhere else.
+#[tokio::test]
+async fn what_blocks_and_what_is_detached_have_rows_among_the_bounds() {
+    let (held, (release, released)) = (Gate::closed(), std::sync::mpsc::channel::<()>());
+    let (gate, released) = (held.clone(), std::sync::Arc::new(std::sync::Mutex::new(released)));
+    let blocks = async move || {
+        let released = released.clone();
+        (Continuation::blocking(move || released.lock().unwrap().recv().unwrap()), "blocks")
+    };
+    let detaches = async move |lifecycle: Lifecycle| {
+        lifecycle.finish("detached").await.unwrap();
+        gate.passed().await;
+    };
+    let app = Router::new().route("/blocks", get(blocks)).route("/detaches", get(detaches));
+    let setup = |builder: tower_epilogue::EpilogueBuilder| builder.max_blocking(1).max_waiting(2).max_detached(1);
+    let exempt = |request: &http::request::Parts| request.uri.path().starts_with("/status");
+    let server = serve(app, |builder| setup(builder).admit_always(exempt)).await;
+    for status in [200, 200, 200, 503] {
+        assert_eq!(server.get("/blocks").await.status, status);
+    }
+    let page = json_when(&server, "three have begun", |page| page["continuations"]["started"] == 3).await;
+    let row = |page: &Value, name: &str| {
+        let all = page["bounds"].as_array().unwrap();
+        let row = all.iter().find(|row| row["bound"] == name).unwrap();
+        ["running", "max_running", "waiting", "max_waiting", "refused"].map(|column| row[column].as_u64().unwrap())
+    };
+    assert_eq!(row(&page, "blocking"), [1, 1, 2, 2, 1], "{page:#}");
+    for _ in 0..3 {
+        release.send(()).unwrap();
+    }
+    json_when(&server, "all have ended", |page| page["requests"]["in_flight"] == 0).await;
+    assert_eq!(server.get("/detaches").await.status, 200);
+    json_when(&server, "it goes on", |page| page["now"]["detached"] == 1).await;
+    assert_eq!(server.get("/detaches").await.status, 503);
+    let page = json_when(&server, "it is refused", |page| page["requests"]["refused"] == 2).await;
+    assert_eq!((row(&page, "blocking"), row(&page, "detached")), ([0, 1, 0, 2, 1], [1, 1, 0, 0, 1]), "{page:#}");
+    let metrics = samples(&server.get("/status/metrics").await);
+    for (sample, value) in [("max_running", 1.0), ("running", 0.0), ("max_waiting", 2.0), ("refused_total", 1.0)] {
+        assert_eq!(
+            metrics[&format!("epilogue_pool_bound_{sample}{{bound=\"blocking\",class=\"\"}}")],
+            value,
+            "{sample}"
+        );
+    }
+    assert!(server.get("/status").await.text().contains("<span class=\"quiet\">blocking</span>"));
+    held.open();
+    json_when(&server, "all have ended", |page| page["requests"]["in_flight"] == 0).await;
+    server.stop().await;
+}

@@ -141,3 +141,13 @@ async fn stories_come_in_the_order_of_arrival() {
     let journal = server.journal().clone();
     assert!(failure(std::panic::AssertUnwindSafe(move || drop(journal.only()))).is_some(), "there are three");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_story_tells_which_class_a_continuation_is_of() {
+    let mail = async || (Continuation::new(async {}).class("mail"), "mail");
+    let server = TestServer::in_memory(Router::new().route("/", get(mail)));
+    server.get("/").await.assert_whole();
+    server.settled().await;
+    let story = server.journal().only().to_string();
+    assert!(story.contains("continuation_start [mail]\n") && story.contains("handler_start\n"), "{story}");
+}

@@ -6,11 +6,16 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, routing::get};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::Request,
+    routing::{get, post},
+};
 use futures_util::FutureExt as _;
 use tower_epilogue::{
     Continuation, Epilogue, EventKind, IgnoreAbortLayer, Lifecycle,
-    test_util::{Interrupted, TestServer, every_await_point},
+    test_util::{Interrupted, TestServer, every_await_point, request_bytes},
 };
 
 type Steps = Arc<Mutex<Vec<u32>>>;
@@ -158,4 +163,54 @@ async fn its_server_may_have_settings_and_its_app_be_made_of_its_epilogue() {
     })
     .await;
     assert_eq!((points, *shares.lock().unwrap()), (2, 3), "each turn is told of to the listener of the settings");
+}
+
+/// What each turn came to: its point, how much of the body the handler has had in the end, and whether the client aborted.
+type Turns = Mutex<Vec<(Option<usize>, usize, bool)>>;
+
+async fn uploads(body: Vec<u8>, expects: bool) -> (usize, Vec<(Option<usize>, usize, bool)>) {
+    let turns = Turns::default();
+    let points = every_await_point(async |server| {
+        let had = Arc::new(Mutex::new(0));
+        let theirs = had.clone();
+        let handler = async move |body: Bytes| {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            *theirs.lock().unwrap() = body.len();
+        };
+        let app = Router::new().route("/", post(handler));
+        let mut request = Request::post("/").body(body.clone()).unwrap();
+        if expects {
+            request.headers_mut().insert("expect", "100-continue".parse().unwrap());
+        }
+        let story = server.send(app, request_bytes(request)).await;
+        story.assert_contract();
+        turns.lock().unwrap().push((server.point(), *had.lock().unwrap(), story.status().is_aborted()));
+    })
+    .await;
+    (points, turns.into_inner().unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_asks_whether_to_go_on_waits_for_the_response_after_that() {
+    let (points, turns) = uploads(b"hello".to_vec(), true).await;
+    assert_eq!(turns[0], (None, 5, false), "undisturbed");
+    assert!(points > 0 && turns[1..].iter().all(|(_, had, aborted)| *had == 0 && *aborted), "{turns:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upload_may_be_longer_than_what_the_server_takes_at_once() {
+    let (points, turns) = uploads(vec![b'x'; 500_000], false).await;
+    assert_eq!(turns[0], (None, 500_000, false), "undisturbed");
+    assert!(points > 1 && turns[1..].iter().all(|(_, had, aborted)| *had == 0 && *aborted), "{turns:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_no_request_is_told_with_the_line_and_the_answer() {
+    let turn = async |server: Interrupted| {
+        drop(server.send(Router::new(), "GET / HTTP/1.1\r\nhost : test\r\n\r\n").await);
+    };
+    let payload = AssertUnwindSafe(every_await_point(turn)).catch_unwind().await.unwrap_err();
+    let message = payload.downcast::<String>().unwrap();
+    assert!(message.contains("no request has begun") && message.contains(file!()), "{message}");
+    assert!(message.contains("status: 400"), "{message}");
 }

@@ -105,6 +105,21 @@ async fn what_is_said_of_the_end_is_not_said_before_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_name_that_no_event_has_holds_for_nothing() {
+    let server = TestServer::in_memory(never());
+    server.get("/").await.assert_whole();
+    server.settled().await;
+    let story = server.journal().only();
+    assert_eq!((story.count("flushed"), story.count("aborted")), (1, 0));
+    for message in [
+        fails(&story, |story| assert_eq!(story.count("panics"), 0)),
+        fails(&story, |story| story.assert_order(&["flushed", "panics"])),
+    ] {
+        assert!(message.contains("\"panics\"") && message.contains("continuation_start"), "{message}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_panicked_has_not_run_to_its_end() {
     let broken = async || -> &'static str { panic!("the handler is broken") };
     let mail = async || (Continuation::new(async { panic!("the mail is broken") }), "hello");
@@ -146,6 +161,20 @@ async fn a_long_stream_that_comes_in_small_pieces_is_read_within_the_patience() 
         let mut client = server.connect_narrow(1000).await;
         client.send_get(path).await;
         assert_eq!(client.response().await.body.len(), PIECES * 1000, "{path}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_marker_far_behind_is_found_within_the_patience_wherever_it_is_cut() {
+    const BEFORE: usize = 5_000_000;
+    let marked = async || [vec![b'x'; BEFORE].as_slice(), b"xxyxxyz", b"behind"].concat();
+    let server = TestServer::in_memory(Router::new().route("/", get(marked)));
+    for narrow in [1000, 1001, 1002] {
+        let mut client = server.connect_narrow(narrow).await;
+        client.send_get("/").await;
+        let read = client.read_until("xxyz").await;
+        let body = read.windows(4).position(|window| window == b"\r\n\r\n").unwrap() + 4;
+        assert!(read[body..].starts_with(b"xxxx") && read[body + BEFORE..].starts_with(b"xxyxxyz"));
     }
 }
 

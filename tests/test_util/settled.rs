@@ -145,3 +145,40 @@ async fn it_does_not_wait_for_a_response_that_was_given_up_on() {
     server.settled().await;
     story.assert_contract();
 }
+
+/// Who stays while the server closes its connection is not taken for another who left.
+#[tokio::test]
+async fn it_tells_those_who_left_from_those_whom_the_server_closed() {
+    let app = Router::new().route("/", get(async || "hello")).layer(EarlyCloseLayer::new());
+    for server in [TestServer::on_socket(app.clone()).await, TestServer::in_memory(app)] {
+        let mut closed = server.connect().await;
+        closed.send_get("/").await;
+        closed.response().await.assert_whole();
+        closed.read_to_end().await;
+        let mut leaves = server.connect().await;
+        server.settled().await;
+        // The server has had no turn to look at it.
+        leaves.send_get("/").await;
+        leaves.leave(Leave::Close).await;
+        server.settled().await;
+        let seen = server.journal().stories().len();
+        drop(closed);
+        server.stop().await;
+        assert_eq!(seen, 2, "that of the one who left has arrived before");
+    }
+}
+
+#[tokio::test]
+async fn thousands_of_requests_are_waited_for_while_they_come() {
+    const MANY: usize = 4_000;
+    let app = Router::new().route("/", get(async || (Continuation::new(tokio::task::yield_now()), "hello")));
+    let server = TestServer::in_memory(app);
+    let clients = async {
+        for _ in 0..MANY {
+            server.get("/").await.assert_whole();
+        }
+    };
+    tokio::join!(clients, server.journal().begun(MANY), server.journal().ended(MANY));
+    server.settled().await;
+    server.journal().assert_contract();
+}
