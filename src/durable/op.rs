@@ -65,6 +65,17 @@ impl Op {
         }
     }
 
+    /// How much it has the database told, more or less.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Keep { jobs, answer, .. } => {
+                let answer = answer.as_ref().map_or(0, |(_, answer)| answer.body.len());
+                jobs.iter().map(|job| job.payload.len()).sum::<usize>() + answer
+            }
+            Self::Claim { .. } | Self::Release(_) | Self::Promote(_) | Self::Barrier(_) => 0,
+        }
+    }
+
     /// Whether somebody has waited for it for so long.
     pub(super) fn has_waited(&self, time: Duration) -> bool {
         match self {

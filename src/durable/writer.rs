@@ -29,6 +29,9 @@ enum Done {
 /// How many requests share a transaction at most.
 const TOGETHER: usize = 256;
 
+/// How much they hold at most: Postgres takes no gigabyte at once, and refuses all for it.
+const BYTES: usize = 16 * 1024 * 1024;
+
 /// How long others have the database for themselves while there is much to forget.
 const BREATH: Duration = Duration::from_millis(50);
 
@@ -62,9 +65,20 @@ fn later_ms(by: Duration) -> i64 {
 /// The next ones: those that were `left` come first. None when nobody can send any more.
 async fn receive(ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>, batch: &mut Vec<Op>) -> usize {
     if left.is_empty() {
-        return ops.recv_many(batch, TOGETHER).await;
+        ops.recv_many(batch, TOGETHER).await;
+        left.extend(batch.drain(..));
     }
-    batch.extend(left.drain(..left.len().min(TOGETHER)));
+    let mut bytes = 0;
+    while batch.len() < TOGETHER {
+        let Some(op) = left.pop_front() else { break };
+        bytes += op.bytes();
+        // One that holds more than that is written alone.
+        if bytes > BYTES && !batch.is_empty() {
+            left.push_front(op);
+            break;
+        }
+        batch.push(op);
+    }
     batch.len()
 }
 
@@ -320,5 +334,49 @@ impl Writer {
             tracing::debug!(rows, "answers that had expired were forgotten");
         }
         rows >= u64::from(records::FORGOTTEN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::durable::{
+        engine::{NewJob, Unique},
+        op::Reply,
+    };
+
+    fn keep(bytes: usize) -> Op {
+        let job = NewJob {
+            kind: "large",
+            key: String::new(),
+            unique: Unique::No,
+            payload: "x".repeat(bytes),
+            limit: Duration::ZERO,
+            max_attempts: 1,
+            wait: Duration::ZERO,
+            from: String::new(),
+        };
+        Op::Keep { jobs: vec![job], answer: None, reply: Reply::new(oneshot::channel().0, None) }
+    }
+
+    /// 256 of a few MiB each are more than Postgres takes in one message: it closes the connection, and all would be refused.
+    #[tokio::test]
+    async fn no_more_is_written_together_than_a_database_takes() {
+        let (sender, mut ops) = mpsc::unbounded_channel();
+        for bytes in [BYTES / 2, BYTES / 2, 1, BYTES + 1, BYTES + 1, 1] {
+            sender.send(keep(bytes)).unwrap();
+        }
+        drop(sender);
+        let (mut left, mut batches) = (VecDeque::new(), Vec::new());
+        loop {
+            let mut batch = Vec::new();
+            match receive(&mut ops, &mut left, &mut batch).await {
+                0 => break,
+                count => batches.push(count),
+            }
+        }
+        assert_eq!(batches, [2, 1, 1, 1, 1]);
     }
 }
