@@ -251,6 +251,9 @@ impl DurableBuilder {
         if self.times.rescue_after.is_zero() || self.claim.is_zero() {
             return Err(DurableError::new(Kind::Settings("`rescue_after` and `claim` must not be zero".to_owned())));
         }
+        if self.connections == 0 {
+            return Err(DurableError::new(Kind::Settings("`connections` must not be zero".to_owned())));
+        }
         self.keep_within(epilogue);
         self.keep_in_time();
         let database = connect::connect(&self).await?;

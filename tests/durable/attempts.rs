@@ -330,6 +330,8 @@ async fn settings_that_contradict_each_other_are_refused(place: Place) {
     assert!(error.to_string().contains("lower-case"), "{error}");
     let error = place.store().rescue_after(Duration::ZERO).start(&epilogue).await.unwrap_err();
     assert!(error.to_string().contains("must not be zero"), "{error}");
+    let error = place.store().connections(0).start(&epilogue).await.unwrap_err();
+    assert!(error.to_string().contains("`connections` must not be zero"), "{error}");
 }
 
 async fn state_that_is_missing_is_a_clear_error(place: Place) {
