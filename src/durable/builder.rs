@@ -254,11 +254,13 @@ impl DurableBuilder {
         if let Some(error) = self.settings_error {
             return Err(DurableError::new(Kind::Settings(error)));
         }
-        if self.times.rescue_after.is_zero() || self.claim.is_zero() {
-            return Err(DurableError::new(Kind::Settings("`rescue_after` and `claim` must not be zero".to_owned())));
-        }
-        if self.connections == 0 {
-            return Err(DurableError::new(Kind::Settings("`connections` must not be zero".to_owned())));
+        if self.times.rescue_after.is_zero()
+            || self.claim.is_zero()
+            || self.busy_timeout.is_zero()
+            || self.connections == 0
+        {
+            let error = "`rescue_after`, `claim`, `busy_timeout` and `connections` must not be zero";
+            return Err(DurableError::new(Kind::Settings(error.to_owned())));
         }
         self.keep_within(epilogue);
         self.keep_in_time();

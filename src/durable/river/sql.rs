@@ -81,9 +81,9 @@ pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableEr
     Ok(())
 }
 
-/// Whether it is, for as long as the transaction lasts.
+/// Whether it is, for as long as the transaction lasts. One of others who use the engine's tables is none.
 pub(super) async fn is_discarded(id: i64, mut tx: Tx<'_, '_>) -> Result<bool, DurableError> {
-    let look = "UPDATE river_job SET state = state WHERE id = $1 AND state = 'discarded'";
+    let look = "UPDATE river_job SET state = state WHERE id = $1 AND state = 'discarded' AND kind = 'tower_epilogue'";
     Ok(in_tx!(&mut tx, look, [id], execute)? > 0)
 }
 
