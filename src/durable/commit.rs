@@ -91,7 +91,11 @@ where
                 CommitProjection::Storing { storing } => return storing.as_mut().poll(cx).map(Ok),
                 CommitProjection::Inner { waiting, inner, store, lifecycle } => {
                     let result = ready!(inner.poll(cx));
-                    let guard = waiting.take().and_then(|waiting| lock(&waiting.claimant).take());
+                    let mut waiting = waiting.take();
+                    if result.as_ref().is_ok_and(|response| goes_on(lifecycle, response)) {
+                        waiting = None;
+                    }
+                    let guard = waiting.and_then(|waiting| lock(&waiting.claimant).take());
                     let (response, store) = match (result, store) {
                         (Ok(response), Some(store)) => (response, store),
                         (result, _) => return Poll::Ready(result),
@@ -107,6 +111,12 @@ where
             self.set(Self::Storing { storing });
         }
     }
+}
+
+/// Whether the handler runs on and has promised nothing so far: it keeps its claim, which is given back with what is left of
+/// its layer.
+fn goes_on(lifecycle: &Lifecycle, response: &Response) -> bool {
+    lifecycle.0.is_finished() && !Durable::is_in(response.extensions())
 }
 
 /// Stores what `response` promises. If that is nothing, its key, if there was one, is given back.

@@ -48,7 +48,7 @@ use crate::{
 /// another boundary each time (`multipart/form-data`) is another body each time.
 ///
 /// An answer without a durable job (a refusal, a failure) is not kept: the client may correct its request and use the
-/// key again. Bodies over 64 KiB, of unknown length, or that broke off are not kept either, and are missing from the answer
+/// key again. If it was given to [`finish`](crate::Lifecycle::finish), that is so once the handler has ended. Bodies over 64 KiB, of unknown length, or that broke off are not kept either, and are missing from the answer
 /// when it is given again, as trailers are.
 ///
 /// An answer that is given again passes nothing that stands inside of this layer. Whether a client may ask at all, an
