@@ -42,6 +42,7 @@ fn a_process_whose_machine_vanishes_is_not_waited_for() {
     play("process");
 }
 
+#[expect(clippy::print_stdout, reason = "a test says that it was skipped")]
 fn play(who: &str) {
     if let Err(reason) = loopback_of_its_own() {
         println!("skipped: this machine gives no network of one's own: {reason}");
