@@ -85,8 +85,9 @@ impl DurableStore {
     /// connections are led through sockets of this process that have, at an address of the abstract namespace. Where that
     /// may not be had, the log says so, and the connections are sqlx's own.
     ///
-    /// The server is told to look for the machine of this process in the same way (`tcp_keepalives_idle`, `tcp_user_timeout`): if
-    /// that vanishes, what it has locked in the middle of a transaction is free again within 25 s.
+    /// The server is told to look for the machine of this process, too (`tcp_keepalives_idle`): if that vanishes, what it has
+    /// locked in the middle of a transaction is free again within 25 s. In a transaction of
+    /// [yours](DurableStore::begin_postgres) to which an answer of the server's was on its way, it takes a quarter of an hour.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres(url: impl Into<String>) -> DurableBuilder {
         DurableBuilder::new(Place::Postgres(url.into()), false)

@@ -73,7 +73,7 @@ pub(super) fn lead(options: PgConnectOptions, pool: PgPoolOptions) -> (PgConnect
     let ends = Arc::new(end.drop_guard());
     let pool = pool.after_connect(move |connection, _| {
         let _ = &ends;
-        Box::pin(ask_for_probes(connection))
+        Box::pin(ask_for_probes(connection, false))
     });
     (options.socket(directory), pool, Failure(Some(way)))
 }

@@ -101,6 +101,18 @@ fn server_sockets(port: u16) -> usize {
     sockets.lines().skip(1).filter(of).count()
 }
 
+/// How many of the server's own bytes are on their way.
+fn on_their_way(port: u16) -> u64 {
+    let (sockets, port) = (std::fs::read_to_string("/proc/net/tcp").unwrap(), format!(":{port:04X}"));
+    let of = |line: &str| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let (unacknowledged, _) = fields[4].split_once(':').unwrap();
+        fields[1].ends_with(&port).then(|| u64::from_str_radix(unacknowledged, 16).unwrap())
+    };
+    // A listener has its backlog there (0A).
+    sockets.lines().skip(1).filter(|line| !line.contains(" 0A ")).filter_map(of).sum()
+}
+
 async fn database_vanishes() {
     let mut cluster = Cluster::start();
     let place = Place::Postgres(cluster.database());
@@ -161,6 +173,13 @@ async fn process_vanishes() {
     let theirs = DurableStore::postgres(url.replace("127.0.0.1", "10.9.8.7")).start(&Epilogue::new()).await.unwrap();
     let mut half_done = theirs.begin_postgres().await.unwrap();
     let first = Durable::new(Task::ok("k")).with_key("k").store_in(&theirs, &mut half_done).await.unwrap();
+    // It has heard all that it was told, which its kernel confirms a little later.
+    soon("nothing is on its way", async {
+        while on_their_way(cluster.port()) > 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
     ip(&["address", "del", "10.9.8.7/32", "dev", "lo"]);
 
     // Its client has heard nothing, and asks here.
