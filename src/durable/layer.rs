@@ -163,7 +163,7 @@ impl Keeper for Left {
         // once.
         let is_answer = !returned || !lifecycle.0.is_finished();
         let (answers, late) = if is_answer { (guard, None) } else { (None, guard) };
-        match keep_promises(&self.store, &lifecycle, response, answers, Asker::Gone) {
+        match keep_promises(&self.store, &lifecycle, response, answers, &self.claimant, Asker::Gone) {
             Promised::Storing(storing) if late.is_some() => Promised::Storing(Box::pin(async move {
                 let response = storing.await;
                 drop(late);

@@ -86,7 +86,9 @@ pub(super) async fn ask_for_probes(connection: &mut PgConnection, reads: bool) -
             Err(sqlx::Error::Database(error)) => {
                 tracing::debug!(%error, "the server of Postgres does not look whether this machine is there");
             }
-            asked => drop(asked?),
+            asked => {
+                asked?;
+            }
         }
     }
     Ok(())

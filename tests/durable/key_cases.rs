@@ -24,6 +24,7 @@ use tower_epilogue::{
 use tower_http::limit::RequestBodyLimitLayer;
 
 use crate::{
+    commits::Locked,
     common::{Act, Node, Place, Record, Task, on_both, post as ask, quick},
     support::{Client, soon},
 };
@@ -39,6 +40,7 @@ on_both!(
     a_handler_that_breaks_gives_its_key_back,
     an_answer_that_is_finished_early_is_kept,
     a_key_is_kept_while_its_handler_runs_on_after_a_finish,
+    so_it_is_where_what_was_finished_could_not_be_stored,
 );
 
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
@@ -239,4 +241,38 @@ async fn a_key_is_kept_while_its_handler_runs_on_after_a_finish(place: Place) {
         soon("the key is free", async { while node.post(path, &KEY, "").await.status != 200 {} }).await;
     }
     node.completed(4).await;
+}
+
+async fn so_it_is_where_what_was_finished_could_not_be_stored(place: Place) {
+    let (record, calls) = (Record::default(), Arc::new(AtomicU32::new(0)));
+    let (gate, called, locks) = (record.gate.clone(), calls.clone(), place.clone());
+    let handler = move |lifecycle: Lifecycle| async move {
+        // Only then, so that its key is claimed.
+        let locked = match called.fetch_add(1, Ordering::Relaxed) {
+            0 => Some(Locked::take(&locks).await),
+            _ => None,
+        };
+        let _ = lifecycle.finish(order("shoes").await).await;
+        if let Some(locked) = locked {
+            locked.release().await;
+        }
+        let _ = gate.subscribe().wait_for(|open| *open).await;
+    };
+    let short = match &place {
+        Place::Sqlite(_) => place.clone(),
+        // Who waits for another's lock has reached the database.
+        Place::Postgres(url) => Place::Postgres(format!("{url}?options[statement_timeout]=200")),
+    };
+    let builder =
+        quick(short.store()).busy_timeout(Duration::from_millis(200)).state(record.clone()).register::<Task>();
+    let app = |store: &DurableStore| Router::new().route("/", post(handler)).layer(store.layer());
+    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+    assert_eq!(node.post("/", &KEY, "").await.status, 503);
+    soon("the database is back", async { while node.store.enqueue(Durable::new(Task::ok("back"))).await.is_err() {} })
+        .await;
+    assert_eq!(node.post("/", &KEY, "").await.status, 409);
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    node.record.open();
+    soon("the key is free", async { while node.post("/", &KEY, "").await.status != 200 {} }).await;
+    node.record.begun("shoes", 1).await;
 }
