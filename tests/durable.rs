@@ -44,5 +44,7 @@ mod upkeep;
 #[cfg(target_os = "linux")]
 #[path = "durable/vanished.rs"]
 mod vanished;
+#[path = "durable/wires.rs"]
+mod wires;
 
 mod support;

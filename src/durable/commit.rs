@@ -91,14 +91,19 @@ where
                 CommitProjection::Storing { storing } => return storing.as_mut().poll(cx).map(Ok),
                 CommitProjection::Inner { waiting, inner, store, lifecycle } => {
                     let result = ready!(inner.poll(cx));
-                    let guard = waiting.take().and_then(|waiting| lock(&waiting.claimant).take());
+                    let mut waiting = waiting.take();
+                    if result.as_ref().is_ok_and(|response| goes_on(lifecycle, response)) {
+                        waiting = None;
+                    }
+                    let claimant = waiting.map(|waiting| waiting.claimant.clone()).unwrap_or_default();
+                    let guard = lock(&claimant).take();
                     let (response, store) = match (result, store) {
                         (Ok(response), Some(store)) => (response, store),
                         (result, _) => return Poll::Ready(result),
                     };
                     // It may have left, and is ignored.
                     let asker = if lifecycle.is_aborted() { Asker::Gone } else { Asker::Waits };
-                    match keep_promises(store, lifecycle, response, guard, asker) {
+                    match keep_promises(store, lifecycle, response, guard, &claimant, asker) {
                         Promised::Storing(storing) => storing,
                         Promised::Nothing(response) => return Poll::Ready(Ok(response)),
                     }
@@ -109,12 +114,20 @@ where
     }
 }
 
-/// Stores what `response` promises. If that is nothing, its key, if there was one, is given back.
+/// Whether the handler runs on and has promised nothing so far: it keeps its claim, which is given back with what is left of
+/// its layer.
+fn goes_on(lifecycle: &Lifecycle, response: &Response) -> bool {
+    lifecycle.0.is_finished() && !Durable::is_in(response.extensions())
+}
+
+/// Stores what `response` promises. If that is nothing, its key, if there was one, is given back. If that fails, and the handler
+/// runs on after its `finish`, its `claimant` gets it back.
 pub(super) fn keep_promises(
     store: &Arc<Inner>,
     lifecycle: &Lifecycle,
     mut response: Response,
     guard: Option<Guard>,
+    claimant: &Claimant,
     asker: Asker,
 ) -> Promised {
     let promises = Durable::take_from(response.extensions_mut());
@@ -122,7 +135,27 @@ pub(super) fn keep_promises(
         drop(guard);
         return Promised::Nothing(response);
     }
+    let guard =
+        guard.map(|guard| HeldClaim { guard: Some(guard), claimant: claimant.clone(), lifecycle: lifecycle.clone() });
     Promised::Storing(Box::pin(keep(store.clone(), lifecycle.clone(), response, promises, guard, asker)))
+}
+
+/// A claim, while its answer is stored.
+struct HeldClaim {
+    guard: Option<Guard>,
+    claimant: Claimant,
+    lifecycle: Lifecycle,
+}
+
+impl Drop for HeldClaim {
+    /// If it was not: a handler that runs on after its `finish` goes on with its claim, which is given back with what is left of
+    /// its layer; any other has nobody to keep it for.
+    fn drop(&mut self) {
+        let guard = self.guard.take();
+        if guard.is_some() && self.lifecycle.0.is_finished() {
+            *lock(&self.claimant) = guard;
+        }
+    }
 }
 
 /// The same; a response that says so if that fails.
@@ -131,11 +164,11 @@ async fn keep(
     lifecycle: Lifecycle,
     response: Response,
     promises: Vec<Promise>,
-    guard: Option<Guard>,
+    claimed: Option<HeldClaim>,
     asker: Asker,
 ) -> Response {
     let route = lifecycle.0.route();
-    let claim = guard.as_ref().and_then(Guard::claim).cloned();
+    let claim = claimed.as_ref().and_then(|claimed| claimed.guard.as_ref()?.claim()).cloned();
     // What a handler returned has its keys. What it gave to `finish` has none, and is not what it returns afterwards.
     let finished = claim.as_ref().map(|claim| format!("{}:finished", claim.name));
     let (mut by_hand, mut jobs) = (Vec::new(), Vec::new());
@@ -159,7 +192,7 @@ async fn keep(
     };
     let ids = match store_all(&store, jobs, answer, asker).await {
         Ok(stored) => {
-            if let Some(guard) = guard {
+            if let Some(guard) = claimed.and_then(|mut claimed| claimed.guard.take()) {
                 guard.settle();
             }
             stored

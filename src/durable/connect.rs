@@ -8,7 +8,7 @@ use riverqueue::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePo
 #[cfg(feature = "durable-sqlite")]
 use super::error::Kind;
 #[cfg(feature = "durable-postgres")]
-use super::pools::Pools;
+use super::pools::{Pools, ask_for_probes};
 use super::{
     DurableError,
     builder::{DurableBuilder, Place},
@@ -40,6 +40,7 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
         #[cfg(feature = "durable-postgres")]
         Place::Postgres(url) => {
             let pool = PgPoolOptions::new().max_connections(builder.connections).acquire_timeout(builder.busy_timeout);
+            let pool = pool.after_connect(|connection, _| Box::pin(ask_for_probes(connection, false)));
             let options = url.parse()?;
             #[cfg(target_os = "linux")]
             let (options, pool, failure) = super::relay::lead(options, pool);
@@ -48,10 +49,12 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
                 let error = failure.take().map_or(error, riverqueue::sqlx::Error::Io);
                 error
             })?;
-            Database::Postgres(Pools::beside(pool).await?)
+            Database::Postgres(Pools::beside(pool, true, builder.busy_timeout).await?)
         }
         #[cfg(feature = "durable-postgres")]
-        Place::PostgresPool(pool) => Database::Postgres(Pools::beside(pool.clone()).await?),
+        Place::PostgresPool(pool) => {
+            Database::Postgres(Pools::beside(pool.clone(), false, builder.busy_timeout).await?)
+        }
     })
 }
 

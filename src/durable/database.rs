@@ -196,9 +196,10 @@ fn classify(error: &(dyn sqlx::error::DatabaseError + 'static)) -> Kind {
         "53100" => Kind::Full,
         // Undefined table, column, function or type; invalid schema.
         "42P01" | "42703" | "42883" | "42704" | "3F000" => Kind::Schema(error.message().to_owned()),
-        // Shutting down, starting up, too many connections, read-only after a fail-over.
+        // Shutting down, starting up, too many connections.
         _ if code.starts_with("57P") || code.starts_with("53") || code.starts_with("08") => Kind::Unavailable,
-        "25006" | "55P03" => Kind::Unavailable,
+        // Read-only after a fail-over; the server's own limits for a lock, a statement, and a transaction that is idle, or long.
+        "25006" | "55P03" | "57014" | "25P03" | "25P04" => Kind::Unavailable,
         // A serialization failure, a deadlock.
         "40001" | "40P01" => Kind::Conflict,
         _ => Kind::Other,

@@ -50,7 +50,7 @@ pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
     /// process has died. A running attempt cannot move it.
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// How many of this kind run at once in one process; 16 by default, and no more than the bounds of its
+    /// How many of this kind run at once in one process; 16 by default, 10,000 at most, and no more than the bounds of its
     /// [`Epilogue`](crate::Epilogue) let run.
     const CONCURRENCY: usize = 16;
 

@@ -48,7 +48,7 @@ use crate::{
 /// another boundary each time (`multipart/form-data`) is another body each time.
 ///
 /// An answer without a durable job (a refusal, a failure) is not kept: the client may correct its request and use the
-/// key again. Bodies over 64 KiB, of unknown length, or that broke off are not kept either, and are missing from the answer
+/// key again. If it was given to [`finish`](crate::Lifecycle::finish), that is so once the handler has ended. Bodies over 64 KiB, of unknown length, or that broke off are not kept either, and are missing from the answer
 /// when it is given again, as trailers are.
 ///
 /// An answer that is given again passes nothing that stands inside of this layer. Whether a client may ask at all, an
@@ -163,7 +163,7 @@ impl Keeper for Left {
         // once.
         let is_answer = !returned || !lifecycle.0.is_finished();
         let (answers, late) = if is_answer { (guard, None) } else { (None, guard) };
-        match keep_promises(&self.store, &lifecycle, response, answers, Asker::Gone) {
+        match keep_promises(&self.store, &lifecycle, response, answers, &self.claimant, Asker::Gone) {
             Promised::Storing(storing) if late.is_some() => Promised::Storing(Box::pin(async move {
                 let response = storing.await;
                 drop(late);

@@ -48,6 +48,11 @@ impl<T> Reply<T> {
         self.room.is_some() && self.since.elapsed() >= time
     }
 
+    /// Whether somebody waits for it who cannot tell anybody that it failed.
+    fn is_kept_back(&self) -> bool {
+        self.room.is_none() && !self.to.is_closed()
+    }
+
     /// Gives the answer back where nobody waits for it.
     pub(super) fn send(self, answer: Result<T, DurableError>) -> Result<(), Result<T, DurableError>> {
         self.to.send(answer)
@@ -65,6 +70,17 @@ impl Op {
         }
     }
 
+    /// How much it has the database told, more or less.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Keep { jobs, answer, .. } => {
+                let answer = answer.as_ref().map_or(0, |(_, answer)| answer.body.len());
+                jobs.iter().map(|job| job.payload.len()).sum::<usize>() + answer
+            }
+            Self::Claim { .. } | Self::Release(_) | Self::Promote(_) | Self::Barrier(_) => 0,
+        }
+    }
+
     /// Whether somebody has waited for it for so long.
     pub(super) fn has_waited(&self, time: Duration) -> bool {
         match self {
@@ -72,6 +88,13 @@ impl Op {
             Self::Keep { reply, .. } => reply.has_waited(time),
             Self::Release(_) | Self::Promote(_) | Self::Barrier(_) => false,
         }
+    }
+}
+
+impl Op {
+    /// Whether it would be lost if it failed: it is tried again then, for as long as its request lets it.
+    pub(super) fn is_kept_back(&self) -> bool {
+        matches!(self, Self::Keep { reply, .. } if reply.is_kept_back())
     }
 }
 

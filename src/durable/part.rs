@@ -73,11 +73,21 @@ impl Durable {
     ///
     /// While a job of the same kind and key is stored (completed ones are for a day), no second one is: the response
     /// is released as if it had been, since its promise is kept by the first. One that was given up does not count. An
-    /// empty key is none.
+    /// empty key is none; with one that has a NUL in it, the job cannot be stored.
     pub fn with_key(mut self, key: impl Into<String>) -> Self {
-        if let Some(Promise::New(Ok(job))) = &mut self.promise {
-            job.key = key.into();
-            job.unique = Unique::WhileKept;
+        let key = key.into();
+        if let Some(Promise::New(promised)) = &mut self.promise {
+            match promised {
+                // Postgres would fail each time, and with it at first all that is written in the same moment.
+                Ok(_) if key.contains('\0') => {
+                    *promised = Err(DurableError::new(Kind::Invalid("its key has a NUL in it".to_owned())));
+                }
+                Ok(job) => {
+                    job.key = key;
+                    job.unique = Unique::WhileKept;
+                }
+                Err(_) => {}
+            }
         }
         self
     }

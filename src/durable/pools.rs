@@ -1,9 +1,12 @@
 //! The connections to Postgres: those that all use, and the writer's own.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use riverqueue::sqlx::{
-    self, PgPool, Postgres, Transaction,
+    self, PgConnection, PgPool, Postgres, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -23,11 +26,17 @@ pub(super) struct Pools {
 }
 
 impl Pools {
-    /// The writer's connections are made as those of `all` are, and close with them. One is made at once, so that what will be
-    /// lacking is said at the start.
-    pub(super) async fn beside(all: PgPool) -> Result<Self, sqlx::Error> {
+    /// The writer's connections are made as those of `all` are, and close with them; but how long they are waited for is the
+    /// store's to say. One is made at once, so that what will be lacking is said at the start. `ours` says whose `all` is.
+    pub(super) async fn beside(all: PgPool, ours: bool, patience: Duration) -> Result<Self, sqlx::Error> {
         let made = all.connect_options();
         let options: PgPoolOptions = all.options().clone().min_connections(0).max_connections(WRITERS);
+        let options = options.acquire_timeout(patience);
+        // A user may have said what is done with each of theirs.
+        let options = match ours {
+            true => options.after_connect(|connection, _| Box::pin(ask_for_probes(connection, true))),
+            false => options,
+        };
         let writer = options.connect_with((*made).clone()).await?;
         let (closed, theirs) = (all.close_event(), writer.clone());
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the pool")]
@@ -57,4 +66,30 @@ impl Pools {
             *made = now;
         }
     }
+}
+
+/// Has the server ask whether this machine is still there, and undo what it has left undone if it is not. A machine that loses
+/// its power says nothing, and a server asks for the first time after two hours, if it is not told otherwise: so long
+/// everybody who wants the same keys would wait.
+///
+/// Where an answer was on its way, the server's kernel does not ask, and waits for a quarter of an hour. It waits no longer for
+/// one that always `reads` at once; from others it may be the user who does not, and whose transaction that would end.
+pub(super) async fn ask_for_probes(connection: &mut PgConnection, reads: bool) -> Result<(), sqlx::Error> {
+    // As the relay does it for the other direction.
+    let probes =
+        "SELECT set_config('tcp_keepalives_idle', '5', false), set_config('tcp_keepalives_interval', '5', false),
+        set_config('tcp_keepalives_count', '3', false)";
+    let and_answers = "SELECT set_config('tcp_user_timeout', '20000', false)";
+    for settings in [Some(probes), reads.then_some(and_answers)].into_iter().flatten() {
+        match sqlx::raw_sql(settings).execute(&mut *connection).await {
+            // It is older than these settings, or only speaks as Postgres does.
+            Err(sqlx::Error::Database(error)) => {
+                tracing::debug!(%error, "the server of Postgres does not look whether this machine is there");
+            }
+            asked => {
+                asked?;
+            }
+        }
+    }
+    Ok(())
 }

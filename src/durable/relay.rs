@@ -20,7 +20,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::store::random_name;
+use super::{pools::ask_for_probes, store::random_name};
 use crate::pool::lock;
 
 /// Whoever is silent is asked after this time, and again after it.
@@ -64,14 +64,16 @@ pub(super) fn lead(options: PgConnectOptions, pool: PgPoolOptions) -> (PgConnect
         }
     };
     let end = CancellationToken::new();
-    let way = Arc::new(Way { host: options.get_host().to_owned(), port: options.get_port(), ..Way::default() });
+    // An address of IPv6 comes in the brackets that its URL has it in.
+    let host = options.get_host().trim_matches(['[', ']']).to_owned();
+    let way = Arc::new(Way { host, port: options.get_port(), ..Way::default() });
     #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the pool")]
     tokio::spawn(end.clone().run_until_cancelled_owned(accept(listener, way.clone())));
     // The pool has it with its functions, and drops it with them.
     let ends = Arc::new(end.drop_guard());
-    let pool = pool.after_connect(move |_, _| {
+    let pool = pool.after_connect(move |connection, _| {
         let _ = &ends;
-        Box::pin(async { Ok(()) })
+        Box::pin(ask_for_probes(connection, false))
     });
     (options.socket(directory), pool, Failure(Some(way)))
 }

@@ -9,7 +9,7 @@ use axum::{Router, routing::post};
 use serde::{Deserialize, Serialize};
 use tower_epilogue::{
     Epilogue,
-    durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
 };
 
 use crate::{
@@ -328,8 +328,16 @@ async fn settings_that_contradict_each_other_are_refused(place: Place) {
     let store = insert_only(&place).await;
     let error = store.enqueue(Durable::new(Shouting)).await.unwrap_err();
     assert!(error.to_string().contains("lower-case"), "{error}");
-    let error = place.store().rescue_after(Duration::ZERO).start(&epilogue).await.unwrap_err();
-    assert!(error.to_string().contains("must not be zero"), "{error}");
+    let zeros: [fn(DurableBuilder) -> DurableBuilder; 4] = [
+        |store| store.rescue_after(Duration::ZERO),
+        |store| store.claim(Duration::ZERO),
+        |store| store.busy_timeout(Duration::ZERO),
+        |store| store.connections(0),
+    ];
+    for zero in zeros {
+        let error = zero(place.store()).start(&epilogue).await.unwrap_err();
+        assert!(error.to_string().contains("must not be zero"), "{error}");
+    }
 }
 
 async fn state_that_is_missing_is_a_clear_error(place: Place) {

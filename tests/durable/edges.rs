@@ -26,6 +26,7 @@ use crate::{
 
 on_both!(
     an_error_with_a_nul_is_an_error,
+    a_key_with_a_nul_is_refused,
     what_is_returned_after_finish_is_not_taken_for_what_was_finished,
     a_keyed_request_that_ran_on_without_its_client_is_answered_once,
     two_jobs_of_one_response_with_one_key_are_one,
@@ -69,6 +70,14 @@ async fn an_error_with_a_nul_is_an_error(place: Place) {
     for job in node.store.discarded(2).await.unwrap() {
         assert_eq!(job.error, "no \u{fffd} here");
     }
+}
+
+/// Postgres would refuse it, and all that is written with it at first; it is never asked.
+async fn a_key_with_a_nul_is_refused(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    let error = node.store.enqueue(Durable::new(Task::ok("nul")).with_key("no \0 here")).await.unwrap_err();
+    assert!(error.to_string().contains("its key has a NUL"), "{error}");
+    assert!(!error.is_unavailable());
 }
 
 async fn what_is_returned_after_finish_is_not_taken_for_what_was_finished(place: Place) {

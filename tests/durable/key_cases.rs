@@ -24,7 +24,8 @@ use tower_epilogue::{
 use tower_http::limit::RequestBodyLimitLayer;
 
 use crate::{
-    common::{Act, Node, Place, Task, on_both, post as ask, quick},
+    commits::Locked,
+    common::{Act, Node, Place, Record, Task, on_both, post as ask, quick},
     support::{Client, soon},
 };
 
@@ -38,6 +39,8 @@ on_both!(
     a_key_that_no_layer_has_read_is_the_servers_fault,
     a_handler_that_breaks_gives_its_key_back,
     an_answer_that_is_finished_early_is_kept,
+    a_key_is_kept_while_its_handler_runs_on_after_a_finish,
+    so_it_is_where_what_was_finished_could_not_be_stored,
 );
 
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
@@ -82,7 +85,7 @@ async fn a_layer_inside_of_another_answers_as_one(place: Place) {
 
 /// As many ask the store at once as it takes for one to be always there.
 async fn a_claim_is_renewed_while_the_queue_is_never_empty(place: Place) {
-    let (calls, record) = (Arc::new(AtomicU32::new(0)), crate::common::Record::default());
+    let (calls, record) = (Arc::new(AtomicU32::new(0)), Record::default());
     let (called, gate) = (calls.clone(), record.gate.clone());
     let handler = move || async move {
         called.fetch_add(1, Ordering::SeqCst);
@@ -208,4 +211,68 @@ async fn an_answer_that_is_finished_early_is_kept(place: Place) {
     let again = node.post("/", &KEY, "").await;
     assert_eq!((again.text().as_str(), again.header("idempotency-replayed")), ("shoes", Some("true")));
     node.completed(1).await;
+}
+
+/// Its client has an answer, and the first still runs; in the layer's own future, and in that of a layer inside.
+async fn a_key_is_kept_while_its_handler_runs_on_after_a_finish(place: Place) {
+    let (record, calls) = (Record::default(), Arc::new(AtomicU32::new(0)));
+    let (gate, called) = (record.gate.clone(), calls.clone());
+    let handler = move |lifecycle: Lifecycle| async move {
+        called.fetch_add(1, Ordering::Relaxed);
+        let _ = lifecycle.finish("accepted").await;
+        let _ = gate.subscribe().wait_for(|open| *open).await;
+        Durable::new(Task::ok("order"))
+    };
+    let builder = quick(place.store()).state(record.clone()).register::<Task>();
+    let app = |store: &DurableStore| {
+        let inside = post(handler.clone()).layer(TimeLimitLayer::off());
+        Router::new().route("/", post(handler)).route("/inside", inside).layer(store.layer())
+    };
+    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+    for path in ["/", "/inside"] {
+        assert_eq!(node.post(path, &KEY, "").await.text(), "accepted");
+        assert_eq!(node.post(path, &KEY, "").await.status, 409);
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 2);
+    node.record.open();
+    node.completed(2).await;
+    // An answer that promised nothing is not kept.
+    for path in ["/", "/inside"] {
+        soon("the key is free", async { while node.post(path, &KEY, "").await.status != 200 {} }).await;
+    }
+    node.completed(4).await;
+}
+
+async fn so_it_is_where_what_was_finished_could_not_be_stored(place: Place) {
+    let (record, calls) = (Record::default(), Arc::new(AtomicU32::new(0)));
+    let (gate, called, locks) = (record.gate.clone(), calls.clone(), place.clone());
+    let handler = move |lifecycle: Lifecycle| async move {
+        // Only then, so that its key is claimed.
+        let locked = match called.fetch_add(1, Ordering::Relaxed) {
+            0 => Some(Locked::take(&locks).await),
+            _ => None,
+        };
+        let _ = lifecycle.finish(order("shoes").await).await;
+        if let Some(locked) = locked {
+            locked.release().await;
+        }
+        let _ = gate.subscribe().wait_for(|open| *open).await;
+    };
+    let short = match &place {
+        Place::Sqlite(_) => place.clone(),
+        // Who waits for another's lock has reached the database.
+        Place::Postgres(url) => Place::Postgres(format!("{url}?options[statement_timeout]=200")),
+    };
+    let builder =
+        quick(short.store()).busy_timeout(Duration::from_millis(200)).state(record.clone()).register::<Task>();
+    let app = |store: &DurableStore| Router::new().route("/", post(handler)).layer(store.layer());
+    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+    assert_eq!(node.post("/", &KEY, "").await.status, 503);
+    soon("the database is back", async { while node.store.enqueue(Durable::new(Task::ok("back"))).await.is_err() {} })
+        .await;
+    assert_eq!(node.post("/", &KEY, "").await.status, 409);
+    assert_eq!(calls.load(Ordering::Relaxed), 1);
+    node.record.open();
+    soon("the key is free", async { while node.post("/", &KEY, "").await.status != 200 {} }).await;
+    node.record.begun("shoes", 1).await;
 }

@@ -80,7 +80,7 @@ impl Cluster {
     /// False if its port is taken.
     fn comes_up(&mut self) -> bool {
         let (bin, data, port) = (self.binaries.display(), self.directory.display(), self.port);
-        let settings = format!("{} -c max_connections=200 -c listen_addresses=127.0.0.1", self.settings);
+        let settings = format!("-c max_connections=200 -c listen_addresses=127.0.0.1,::1 {}", self.settings);
         let line = format!(
             "{bin}/postgres -D {data} -p {port} -k {data} {settings} >>{data}/log 2>&1 & server=$!; read _; \
              kill -QUIT $server; wait $server"

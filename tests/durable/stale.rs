@@ -18,6 +18,7 @@ use crate::{
 on_both!(
     a_duplicate_is_never_promoted_however_it_comes,
     a_late_flush_does_not_bring_the_next_attempt_forward,
+    a_late_flush_does_not_start_what_was_put_back,
     an_attempt_that_is_anothers_by_now_is_never_begun,
 );
 
@@ -101,6 +102,19 @@ async fn a_late_flush_does_not_bring_the_next_attempt_forward(place: Place) {
     let second = soon("it is tried again", begun.recv()).await.unwrap();
     assert!(second - first >= Duration::from_millis(600), "{:?}", second - first);
     node.completed(1).await;
+}
+
+/// Another process may still run it: it was put back for as long as that may take, and counts no attempt.
+async fn a_late_flush_does_not_start_what_was_put_back(place: Place) {
+    let node = Node::with(&place, |store| store.lease(HOUR), |epilogue| epilogue, app).await;
+    let late = stored_by_hand(&node.store, "k", "put back").await;
+    // As the engine leaves such a one.
+    place.execute("UPDATE river_job SET attempted_at = created_at").await;
+    node.store.enqueue(late).await.unwrap();
+    node.store.settled().await;
+    let counts = node.store.counts().await.unwrap();
+    assert_eq!((counts.scheduled, counts.unfinished()), (1, 1), "{counts:?}");
+    assert!(node.record.runs().is_empty());
 }
 
 /// The store says meanwhile that another process runs it: it does not wait for its place any longer, and never runs.

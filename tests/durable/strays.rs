@@ -159,4 +159,7 @@ async fn a_list_of_discarded_jobs_has_ours_alone(place: Place) {
     node.until("it is discarded", |counts| counts.discarded == 1).await;
     let discarded = node.store.discarded(1).await.unwrap();
     assert_eq!(discarded.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>(), ["task"]);
+    let theirs = place.number("SELECT id FROM river_job WHERE kind = 'theirs'").await;
+    node.store.revive(theirs).await.unwrap();
+    assert_eq!(place.number("SELECT count(*) FROM river_job WHERE kind = 'theirs' AND state = 'discarded'").await, 1);
 }

@@ -44,7 +44,7 @@ pub(super) async fn check(database: &Database) -> Result<(), DurableError> {
 }
 
 /// Those that wait for the end of their lease, and no others: one that has run, or that runs, is never run again by
-/// this, and one that waits for its next attempt goes on waiting. (River's own `retry` would run a completed job once
+/// this, and one that waits for its next attempt goes on waiting, also where the last one was put back and counts none. (River's own `retry` would run a completed job once
 /// more, which a slow reader's late flush would then do.)
 pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableError> {
     match tx {
@@ -53,7 +53,7 @@ pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableEr
             let ids = serde_json::to_string(ids).map_err(|error| DurableError::because(Kind::Other, error))?;
             sqlx::query(
                 "UPDATE river_job SET state = 'available', scheduled_at = strftime('%Y-%m-%d %H:%M:%f', 'now')
-                 WHERE id IN (SELECT value FROM json_each($1)) AND attempt = 0
+                 WHERE id IN (SELECT value FROM json_each($1)) AND attempted_at IS NULL
                    AND (state = 'scheduled'
                      OR state = 'available' AND scheduled_at > strftime('%Y-%m-%d %H:%M:%f', 'now'))",
             )
@@ -67,7 +67,7 @@ pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableEr
             sqlx::query(
                 "WITH promoted AS (
                    UPDATE river_job SET state = 'available', scheduled_at = now()
-                   WHERE id = ANY($1) AND attempt = 0
+                   WHERE id = ANY($1) AND attempted_at IS NULL
                      AND (state = 'scheduled' OR state = 'available' AND scheduled_at > now())
                    RETURNING queue)
                  SELECT pg_notify(current_schema() || '.river_insert', json_build_object('queue', queue)::text)
@@ -81,9 +81,9 @@ pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableEr
     Ok(())
 }
 
-/// Whether it is, for as long as the transaction lasts.
+/// Whether it is, for as long as the transaction lasts. One of others who use the engine's tables is none.
 pub(super) async fn is_discarded(id: i64, mut tx: Tx<'_, '_>) -> Result<bool, DurableError> {
-    let look = "UPDATE river_job SET state = state WHERE id = $1 AND state = 'discarded'";
+    let look = "UPDATE river_job SET state = state WHERE id = $1 AND state = 'discarded' AND kind = 'tower_epilogue'";
     Ok(in_tx!(&mut tx, look, [id], execute)? > 0)
 }
 
