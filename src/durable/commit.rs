@@ -95,8 +95,10 @@ where
                     if result.as_ref().is_ok_and(|response| goes_on(lifecycle, response)) {
                         waiting = None;
                     }
-                    let claimant = waiting.map(|waiting| waiting.claimant.clone()).unwrap_or_default();
+                    let claimant = waiting.as_ref().map(|waiting| waiting.claimant.clone()).unwrap_or_default();
                     let guard = lock(&claimant).take();
+                    // Only now: whoever finds it gone takes the claim.
+                    drop(waiting);
                     let (response, store) = match (result, store) {
                         (Ok(response), Some(store)) => (response, store),
                         (result, _) => return Poll::Ready(result),

@@ -89,7 +89,6 @@ mod op;
 mod part;
 #[cfg(feature = "durable-postgres")]
 mod pools;
-mod queue;
 mod records;
 #[cfg(all(feature = "durable-postgres", target_os = "linux"))]
 mod relay;

@@ -48,11 +48,6 @@ impl<T> Reply<T> {
         self.room.is_some() && self.since.elapsed() >= time
     }
 
-    /// Whether somebody waits for it who cannot tell anybody that it failed.
-    fn is_kept_back(&self) -> bool {
-        self.room.is_none() && !self.to.is_closed()
-    }
-
     /// Gives the answer back where nobody waits for it.
     pub(super) fn send(self, answer: Result<T, DurableError>) -> Result<(), Result<T, DurableError>> {
         self.to.send(answer)
@@ -88,13 +83,6 @@ impl Op {
             Self::Keep { reply, .. } => reply.has_waited(time),
             Self::Release(_) | Self::Promote(_) | Self::Barrier(_) => false,
         }
-    }
-}
-
-impl Op {
-    /// Whether it would be lost if it failed: it is tried again then, for as long as its request lets it.
-    pub(super) fn is_kept_back(&self) -> bool {
-        matches!(self, Self::Keep { reply, .. } if reply.is_kept_back())
     }
 }
 

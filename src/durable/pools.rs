@@ -37,6 +37,8 @@ impl Pools {
             true => options.after_connect(|connection, _| Box::pin(ask_for_probes(connection, true))),
             false => options,
         };
+        // A server that has to wake first does so within the pool's own patience.
+        drop(all.acquire().await?);
         let writer = options.connect_with((*made).clone()).await?;
         let (closed, theirs) = (all.close_event(), writer.clone());
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the pool")]

@@ -4,7 +4,7 @@
 //! that a request which is dropped while it waits leaves nothing half done: its job is stored, or it is not.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -16,7 +16,6 @@ use super::{
     engine::{Engine, Stored},
     error::{DurableError, Kind},
     op::{Op, once_each},
-    queue::Queue,
     records::{self, Claim, Claimed},
 };
 
@@ -27,8 +26,11 @@ enum Done {
     Nothing,
 }
 
-/// How often that is tried again which is kept back.
-const AGAIN: Duration = Duration::from_secs(1);
+/// How many requests share a transaction at most.
+const TOGETHER: usize = 256;
+
+/// How much they hold at most: Postgres takes no gigabyte at once, and refuses all for it.
+const BYTES: usize = 16 * 1024 * 1024;
 
 /// How long others have the database for themselves while there is much to forget.
 const BREATH: Duration = Duration::from_millis(50);
@@ -49,8 +51,6 @@ pub(super) struct Writer {
     held: HashMap<String, Claim>,
     /// Jobs whose requests did not wait for them: nobody else will promote them.
     orphans: Vec<i64>,
-    /// What nobody can be told of that it was not stored: it is tried until it is.
-    kept_back: Vec<Op>,
 }
 
 fn now_ms() -> i64 {
@@ -62,6 +62,26 @@ fn later_ms(by: Duration) -> i64 {
     now_ms().saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// The next ones: those that were `left` come first. None when nobody can send any more.
+async fn receive(ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>, batch: &mut Vec<Op>) -> usize {
+    if left.is_empty() {
+        ops.recv_many(batch, TOGETHER).await;
+        left.extend(batch.drain(..));
+    }
+    let mut bytes = 0;
+    while batch.len() < TOGETHER {
+        let Some(op) = left.pop_front() else { break };
+        bytes += op.bytes();
+        // One that holds more than that is written alone.
+        if bytes > BYTES && !batch.is_empty() {
+            left.push_front(op);
+            break;
+        }
+        batch.push(op);
+    }
+    batch.len()
+}
+
 impl Writer {
     pub(super) fn new(
         database: Database,
@@ -70,47 +90,34 @@ impl Writer {
         keep: Duration,
         patience: Duration,
     ) -> Self {
-        Self {
-            database,
-            engine,
-            claim,
-            keep,
-            patience,
-            held: HashMap::new(),
-            orphans: Vec::new(),
-            kept_back: Vec::new(),
-        }
+        Self { database, engine, claim, keep, patience, held: HashMap::new(), orphans: Vec::new() }
     }
 
     /// Ends when nobody can send any more.
-    pub(super) async fn run(mut self, ops: mpsc::UnboundedReceiver<Op>) {
+    pub(super) async fn run(mut self, mut ops: mpsc::UnboundedReceiver<Op>) {
         let mut renewal = tokio::time::interval((self.claim / 3).max(Duration::from_millis(1)));
         renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut cleaning = tokio::time::interval(Duration::from_secs(60));
         cleaning.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut again = tokio::time::interval(AGAIN);
-        again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut batch, mut queue) = (Vec::new(), Queue::new(ops));
+        let (mut batch, mut left) = (Vec::new(), VecDeque::new());
         loop {
             tokio::select! {
                 // The timers first: they are seldom due, and under load there is always something to write.
                 biased;
-                _ = renewal.tick() => self.renew().await,
+                _ = renewal.tick() => {
+                    self.renew().await;
+                    // Of a database that does not answer it takes long, and what waits to be written is to have its turn.
+                    renewal.reset();
+                }
                 _ = cleaning.tick() => if self.clean().await {
                     cleaning.reset_after(BREATH);
                 },
-                _ = again.tick(), if !self.kept_back.is_empty() => queue.add(std::mem::take(&mut self.kept_back)),
-                count = queue.next(&mut batch) => {
+                count = receive(&mut ops, &mut left, &mut batch) => {
                     if count == 0 {
                         return;
                     }
                     if let Err(error) = self.together(std::mem::take(&mut batch)).await {
-                        // Who has waited behind them for as long as they is not to wait for a turn of its own, which comes
-                        // later the more there are.
-                        let late = queue.take_late(self.patience);
-                        if !late.is_empty() {
-                            self.fail(late, &error);
-                        }
+                        self.fail_behind(&mut ops, &mut left, &error);
                     }
                 }
             }
@@ -146,20 +153,22 @@ impl Writer {
     }
 
     fn fail_all(&mut self, ops: Vec<Op>, error: DurableError) -> Result<(), DurableError> {
-        if !error.is_unavailable() {
-            self.fail(ops, &error);
-            return Ok(());
-        }
-        let (kept, told): (Vec<_>, _) = ops.into_iter().partition(Op::is_kept_back);
-        if !kept.is_empty() {
-            tracing::error!(%error, requests = kept.len(), "the store of durable jobs failed: what nobody can be told of is tried again");
-            self.kept_back.extend(kept);
-        }
-        if !told.is_empty() {
-            self.fail(told, &error);
-        }
+        self.fail(ops, &error);
         // Who was in the way of these need not be in that of others.
-        if error.is_conflict() { Ok(()) } else { Err(error) }
+        if error.is_unavailable() && !error.is_conflict() { Err(error) } else { Ok(()) }
+    }
+
+    /// Behind those that were tried in vain: who has waited for as long as they is not to wait for a turn of its own, which
+    /// comes later the more there are.
+    fn fail_behind(&mut self, ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>, error: &DurableError) {
+        while let Ok(op) = ops.try_recv() {
+            left.push_back(op);
+        }
+        let (late, rest): (Vec<_>, _) = std::mem::take(left).into_iter().partition(|op| op.has_waited(self.patience));
+        *left = rest.into();
+        if !late.is_empty() {
+            self.fail(late, error);
+        }
     }
 
     /// Again, if the database has undone it in favour of another process's transaction, or of the user's: two that lock the
@@ -329,5 +338,49 @@ impl Writer {
             tracing::debug!(rows, "answers that had expired were forgotten");
         }
         rows >= u64::from(records::FORGOTTEN)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+    use crate::durable::{
+        engine::{NewJob, Unique},
+        op::Reply,
+    };
+
+    fn keep(bytes: usize) -> Op {
+        let job = NewJob {
+            kind: "large",
+            key: String::new(),
+            unique: Unique::No,
+            payload: "x".repeat(bytes),
+            limit: Duration::ZERO,
+            max_attempts: 1,
+            wait: Duration::ZERO,
+            from: String::new(),
+        };
+        Op::Keep { jobs: vec![job], answer: None, reply: Reply::new(oneshot::channel().0, None) }
+    }
+
+    /// 256 of a few MiB each are more than Postgres takes in one message: it closes the connection, and all would be refused.
+    #[tokio::test]
+    async fn no_more_is_written_together_than_a_database_takes() {
+        let (sender, mut ops) = mpsc::unbounded_channel();
+        for bytes in [BYTES / 2, BYTES / 2, 1, BYTES + 1, BYTES + 1, 1] {
+            sender.send(keep(bytes)).unwrap();
+        }
+        drop(sender);
+        let (mut left, mut batches) = (VecDeque::new(), Vec::new());
+        loop {
+            let mut batch = Vec::new();
+            match receive(&mut ops, &mut left, &mut batch).await {
+                0 => break,
+                count => batches.push(count),
+            }
+        }
+        assert_eq!(batches, [2, 1, 1, 1, 1]);
     }
 }

@@ -35,7 +35,10 @@ pub(super) async fn returned_alone(owner: &Arc<Shared>, mut response: Response, 
     let continuations = Continuation::take_from(response.extensions_mut());
     let response = match owner.store_promises(response, Some(keepers)) {
         Promised::Storing(storing) => stored(owner, storing, Waits::Handler).await,
-        Promised::Nothing(response) => Some(response),
+        Promised::Nothing(response) => {
+            tell_unheard(owner, &response);
+            Some(response)
+        }
     };
     if let Some(response) = response {
         go_nowhere(owner, response);
@@ -50,8 +53,12 @@ fn go_nowhere(shared: &Arc<Shared>, response: Response) {
         caught::discard(response);
         return;
     }
-    if response.status().is_server_error() {
-        // The work did not get done, and neither its client nor a middleware hears of that (contract rule 13).
+    produce_unread(shared, response.into_body());
+}
+
+/// The work did not get done, and neither its client nor a middleware hears of that (contract rule 13).
+fn tell_unheard(shared: &Shared, response: &Response) {
+    if response.status().is_server_error() && !shared.is_finished() {
         let (route, status) = (shared.route(), response.status().as_u16());
         caught::tell(|| {
             tracing::error!(
@@ -61,7 +68,6 @@ fn go_nowhere(shared: &Arc<Shared>, response: Response) {
             );
         });
     }
-    produce_unread(shared, response.into_body());
 }
 
 /// The client has another answer. That the work behind it failed (a `?`, a timeout of a middleware inside) would be known to

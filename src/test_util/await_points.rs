@@ -198,7 +198,7 @@ impl Interrupted {
         let points = PointsLayer(self.points.clone());
         let server = builder.in_memory_with(async |epilogue| app(epilogue).await.layer(points)).await;
         let mut client = server.connect().await;
-        let bodiless = request.as_ref().starts_with(b"HEAD ");
+        let bodiless = [&b"HEAD "[..], b"CONNECT "].iter().any(|method| request.as_ref().starts_with(method));
         let exchange = async {
             client.send_from(line, request).await;
             loop {

@@ -92,6 +92,8 @@ impl Presence {
             let gone = client.connection.map_or(closed, |key| open.has_let_go_of(key));
             !(client.left && gone)
         });
+        // Nor is one of ours to be taken for a stranger that is gone, whose address it may have by now.
+        state.strangers.retain(|(_, key)| !open.has_let_go_of(*key));
         state.clients.iter().all(|client| !client.left && (client.connection.is_some() || closed))
     }
 }

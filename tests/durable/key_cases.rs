@@ -261,10 +261,9 @@ async fn so_it_is_where_what_was_finished_could_not_be_stored(place: Place) {
     let short = match &place {
         Place::Sqlite(_) => place.clone(),
         // Who waits for another's lock has reached the database.
-        Place::Postgres(url) => Place::Postgres(format!("{url}?options[statement_timeout]=200")),
+        Place::Postgres(url) => Place::Postgres(format!("{url}?options[statement_timeout]=1000")),
     };
-    let builder =
-        quick(short.store()).busy_timeout(Duration::from_millis(200)).state(record.clone()).register::<Task>();
+    let builder = quick(short.store()).busy_timeout(Duration::from_secs(1)).state(record.clone()).register::<Task>();
     let app = |store: &DurableStore| Router::new().route("/", post(handler)).layer(store.layer());
     let node = Node::of(record, builder, |epilogue| epilogue, app).await;
     assert_eq!(node.post("/", &KEY, "").await.status, 503);

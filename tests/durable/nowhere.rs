@@ -29,7 +29,7 @@ use crate::{
     commits::Locked,
     common::{Node, Place, Record, Task, on_both, quick},
     strays::{Calls, asks_and_leaves, is_heard, starts, waits},
-    support::{h2client::Http2, soon},
+    support::h2client::Http2,
 };
 
 on_both!(
@@ -37,7 +37,6 @@ on_both!(
     a_key_is_kept_while_its_handler_runs_on_after_a_finish_that_nobody_gets,
     a_handler_that_panics_gives_its_key_back_before_its_hooks_end,
     a_promise_that_outlasts_its_request_is_stored,
-    a_promise_that_nobody_hears_of_outlasts_an_outage,
     an_answer_that_never_comes_is_waited_for_to_the_limit,
     an_answer_that_was_given_in_the_moment_in_which_the_client_left_is_kept,
 );
@@ -165,49 +164,6 @@ async fn a_promise_that_outlasts_its_request_is_stored(place: Place) {
     node.record.begun("order", 1).await;
     assert_eq!(node.post("/", &KEY, "").await.text(), "ordered");
     assert_eq!(*calls.borrow(), 1);
-}
-
-/// Whoever is there is told that it was not stored; who has left, and who has another answer, is not.
-async fn a_promise_that_nobody_hears_of_outlasts_an_outage(place: Place) {
-    let (calls, record) = (Calls::default(), Record::default());
-    let (called, gate, too) = (calls.clone(), record.gate.clone(), record.gate.clone());
-    let returned = Calls::default();
-    let (returns, returns_too) = (returned.clone(), returned.clone());
-    let left = move || async move {
-        waits(called, gate).await;
-        returns.send_modify(|returned| *returned += 1);
-        Durable::new(Task::ok("left"))
-    };
-    let late = move |lifecycle: Lifecycle| async move {
-        let _ = lifecycle.finish("early").await;
-        open(&too).await;
-        returns_too.send_modify(|returned| *returned += 1);
-        Durable::new(Task::ok("late"))
-    };
-    let app = |store: &DurableStore| {
-        let inside = Router::new().route("/left", post(left)).route("/late", post(late));
-        inside.layer(store.layer()).layer(IgnoreAbortLayer::new())
-    };
-    let short = match &place {
-        Place::Sqlite(_) => place.clone(),
-        // Who waits for another's lock has reached the database.
-        Place::Postgres(url) => Place::Postgres(format!("{url}?options[statement_timeout]=200")),
-    };
-    let builder =
-        quick(short.store()).busy_timeout(Duration::from_millis(200)).state(record.clone()).register::<Task>();
-    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
-    assert_eq!(node.post("/late", &[], "").await.text(), "early");
-    asks_and_leaves(node.address, "/left", &calls).await;
-    let locked = Locked::take(&place).await;
-    node.record.open();
-    soon("both return", returned.subscribe().wait_for(|returned| *returned == 2)).await.unwrap();
-    for _ in 0..3 {
-        assert!(node.store.enqueue(Durable::new(Task::ok("told"))).await.unwrap_err().is_unavailable());
-    }
-    locked.release().await;
-    node.record.begun("left", 1).await;
-    node.record.begun("late", 1).await;
-    assert!(node.record.runs_of("told").is_empty());
 }
 
 /// Of five bytes, which never come.

@@ -172,7 +172,8 @@ async fn it_tells_those_who_left_from_those_whom_the_server_closed() {
 async fn thousands_of_requests_are_waited_for_while_they_come() {
     const MANY: usize = 4_000;
     let app = Router::new().route("/", get(async || (Continuation::new(tokio::task::yield_now()), "hello")));
-    let server = TestServer::in_memory(app);
+    // Of which each would take as long as all that came before it, were those looked through.
+    let server = TestServer::builder().patience(Duration::from_secs(30)).in_memory(app);
     let clients = async {
         for _ in 0..MANY {
             server.get("/").await.assert_whole();
