@@ -20,7 +20,7 @@ use std::{
     convert::Infallible,
     fmt,
     future::Future,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use axum_core::{
@@ -282,7 +282,11 @@ impl Continuation {
             return Queue::Empty;
         }
         match extensions.remove::<Slot>() {
-            Some(slot) => std::mem::take(&mut *lock(&slot.0.0)),
+            // Seldom shared with copies of the response.
+            Some(slot) => match Arc::try_unwrap(slot.0) {
+                Ok(mut waiting) => std::mem::take(waiting.0.get_mut().unwrap_or_else(PoisonError::into_inner)),
+                Err(shared) => std::mem::take(&mut *lock(&shared.0)),
+            },
             None => Queue::Empty,
         }
     }
@@ -334,7 +338,7 @@ impl Drop for Waiting {
     /// The response was dropped before any of our services saw it: what it promised still runs (contract
     /// rule 1), with the request whose handler is being polled, or else on its own in the default pool.
     fn drop(&mut self) {
-        let stray = std::mem::take(&mut *lock(&self.0));
+        let stray = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
         if stray.is_empty() {
             return;
         }

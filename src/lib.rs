@@ -53,12 +53,11 @@ pub use self::{
     connection::{Connection, HalfClose, Linger, SocketHandle, TrackedIo, TrackedSocket, Tracking},
     continuation::Continuation,
     early_close::{EarlyClose, EarlyCloseLayer},
-    epilogue::{DrainReport, Epilogue, EpilogueBuilder, Service, Straggler, shutdown_signal},
+    epilogue::{DrainReport, Epilogue, EpilogueBuilder, ResponseFuture, Service, Straggler, shutdown_signal},
     event::{Event, EventKind, RequestId},
     ignore_abort::{IgnoreAbort, IgnoreAbortLayer},
     lifecycle::{
-        ClockKind, End, Finish, HookOutcome, Lifecycle, LifecycleError, MissingLifecycle, Phase, ResponseFuture,
-        SendBody, Shield,
+        ClockKind, End, Finish, HookOutcome, Lifecycle, LifecycleError, MissingLifecycle, Phase, SendBody, Shield,
     },
     output::{Output, OutputError, OutputResponse},
     pool::{

@@ -158,6 +158,8 @@ impl Exchange {
         let released = after_reading
             && !self.has_chunks_out()
             && !self.discarded.load(Ordering::Acquire)
+            // Most are not: a load costs less.
+            && self.is_held()
             && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok();
         if released && self.length_known.load(Ordering::Acquire) {
             self.all_flushed.store(true, Ordering::Release);

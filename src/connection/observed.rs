@@ -5,12 +5,16 @@ use std::{
     task::Waker,
 };
 
-use super::{
-    Connection,
-    state::{Found, Party},
-    watch::Watch,
-};
+use super::{Connection, state::Party, watch::Watch};
 use crate::pool::lock;
+
+/// What a completed flush did.
+enum Found {
+    Flushed(Arc<dyn Party>),
+    /// And nobody else is there.
+    Last(Arc<dyn Party>),
+    Released(Arc<dyn Party>),
+}
 
 impl Connection {
     /// Each time, and not only when it was woken since: a wake can take the waker at any moment, between any two steps
@@ -170,6 +174,10 @@ impl Connection {
             match self.next_flushed(turn) {
                 Some(Found::Flushed(party)) => party.flushed(),
                 Some(Found::Released(party)) => party.released(),
+                Some(Found::Last(party)) => {
+                    party.flushed();
+                    break;
+                }
                 None => break,
             }
         }
@@ -189,7 +197,8 @@ impl Connection {
                 let over = if party.is_http2() { exchange.end_flushed(turn) } else { written > exchange.mark() };
                 if over {
                     exchange.set_listed(false);
-                    return Some(Found::Flushed(parties.swap_remove(place)));
+                    let party = parties.swap_remove(place);
+                    return Some(if parties.is_empty() { Found::Last(party) } else { Found::Flushed(party) });
                 }
                 ends |= party.is_http2();
                 others = true;

@@ -40,7 +40,7 @@ pub(crate) trait Party: Send + Sync {
     fn left(&self);
     /// It had done so before this request arrived.
     fn had_left(&self);
-    /// The connection is gone, with the response not flushed.
+    /// The connection is gone, and the response was not flushed.
     fn closed(&self);
     /// The kernel takes no more bytes for now.
     fn stalled(&self);
@@ -72,7 +72,7 @@ pub(crate) enum Asked {
     End = 3,
 }
 
-/// A request that the app is not ready for, or the body of one that may still be read, perhaps behind its response. Made by [`Connection::coming`].
+/// A request that the app is not ready for, or the body of one that may still be read. Made by [`Connection::coming`].
 #[derive(Debug)]
 pub(crate) struct Coming(#[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "nobody counts"))] Connection);
 
@@ -86,12 +86,6 @@ impl Drop for Coming {
             connection.wake();
         }
     }
-}
-
-/// What a completed flush did.
-pub(super) enum Found {
-    Flushed(Arc<dyn Party>),
-    Released(Arc<dyn Party>),
 }
 
 /// The handle of a tracked connection: what its IO saw.

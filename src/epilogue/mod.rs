@@ -18,12 +18,14 @@ pub use self::{
 };
 pub use self::{
     report::{DrainReport, Straggler},
-    service::Service,
+    service::{ResponseFuture, Service},
     signals::shutdown_signal,
 };
 
 mod bounds;
 mod drain;
+#[cfg(feature = "serve")]
+mod glue;
 #[cfg(feature = "serve")]
 mod idle;
 #[cfg(feature = "serve")]

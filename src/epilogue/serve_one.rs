@@ -13,11 +13,10 @@ use http::Request;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto::Builder,
-    service::TowerToHyperService,
 };
 use tokio_util::task::TaskTracker;
 
-use super::{Service, idle::Idle, serve::Settings};
+use super::{Service, glue::Glue, idle::Idle, serve::Settings};
 use crate::{
     connection::{Asked, Lent, TrackedIo},
     lifecycle::SendBody,
@@ -76,7 +75,7 @@ pub(super) async fn serve_one<IO, A, S, B>(
     let connection = io.connection().clone();
     let (io, back) = Lent::new(io);
     {
-        let service = TowerToHyperService::new(service);
+        let service = Glue::new(service);
         let mut serving = pin!(builder.serve_connection_with_upgrades(TokioIo::new(io), service));
         let mut idle = Idle::new(settings.header_read);
         let mut stopping = false;

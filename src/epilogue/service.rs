@@ -14,7 +14,7 @@ use http_body::{Frame, SizeHint};
 use super::Epilogue;
 use crate::{
     connection::{Coming, Connection, TrackedIo},
-    lifecycle::{Home, Lifecycle, ResponseFuture, SendBody, begin},
+    lifecycle::{Boxed, Drive, Home, Lifecycle, SendBody, begin, response_future},
     pool::Pool,
 };
 
@@ -53,34 +53,35 @@ fn ready_made<S>(app: S) -> S {
 /// An app on one connection.
 #[derive(Debug)]
 pub struct Service<S, A = ()> {
-    inner: S,
-    home: Arc<Home>,
-    connection: Connection,
-    address: Option<A>,
+    pub(super) app: S,
+    pub(super) place: Place<A>,
     /// A request has come, and waits until the app is ready for it.
     waiting: Option<Coming>,
+}
+
+/// Where it is.
+#[derive(Clone, Debug)]
+pub(super) struct Place<A> {
+    home: Arc<Home>,
+    connection: Connection,
+    #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "nobody asks for it"))]
+    address: Option<A>,
 }
 
 /// By hand, since a clone has no request that waits.
 impl<S: Clone, A: Clone> Clone for Service<S, A> {
     fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-            home: self.home.clone(),
-            connection: self.connection.clone(),
-            address: self.address.clone(),
-            waiting: None,
-        }
+        Self { app: self.app.clone(), place: self.place.clone(), waiting: None }
     }
 }
 
 impl<S, A> Service<S, A> {
-    pub(super) fn new(inner: S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self {
+    pub(super) fn new(app: S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self {
         #[cfg(feature = "status-page")]
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self { inner, home: Arc::new(Home::new(pool)), connection, address, waiting: None }
+        Self { app, place: Place { home: Arc::new(Home::new(pool)), connection, address }, waiting: None }
     }
 }
 
@@ -98,16 +99,35 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let polled = self.inner.poll_ready(cx);
+        let polled = self.app.poll_ready(cx);
         if polled.is_ready() {
             self.waiting = None;
         } else if self.waiting.is_none() {
-            self.waiting = Some(self.connection.coming());
+            self.waiting = Some(self.place.connection.coming());
         }
         polled
     }
 
-    fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
+    fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
+        self.place.respond(&mut self.app, request)
+    }
+}
+
+impl<A: Clone + Send + Sync + 'static> Place<A> {
+    /// Begins a request's life, and calls the app, which is ready.
+    #[inline]
+    pub(super) fn respond<S, ReqBody, ResBody>(
+        &self,
+        app: &mut S,
+        mut request: Request<ReqBody>,
+    ) -> ResponseFuture<S::Future>
+    where
+        S: tower_service::Service<Request<Body>, Response = http::Response<ResBody>>,
+        S::Future: Send + 'static,
+        ReqBody: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+        ReqBody::Error: Into<BoxError>,
+        ResBody: SendBody,
+    {
         let entered = begin(&self.home, &self.connection, &mut request);
         #[cfg(feature = "serve")]
         if let Some(address) = &self.address {
@@ -124,8 +144,13 @@ where
                 Body::new(Upload { body, lifecycle: entered.lifecycle(), coming })
             }
         });
-        ResponseFuture::new(entered.call(|| self.inner.call(request)))
+        ResponseFuture::new(entered.call_boxed(|| app.call(request)))
     }
+}
+
+response_future! {
+    /// The response future of [`Service`].
+    pub(super) fn new(drive: Drive<Boxed<F>>)
 }
 
 /// A request's body that tells when it was read to its end.

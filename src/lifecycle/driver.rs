@@ -16,9 +16,9 @@ use http::StatusCode;
 use super::{
     admission::Reserving,
     delivery::{Delivery, Measure},
+    drive::Inner,
     passage::Waits,
     response,
-    service::Inner,
     shared::Shared,
     transitions::Verdict,
 };

@@ -24,15 +24,14 @@ use crate::{
     pool::{OnTheList, Pool, Straggler, carry::Work, caught, lock, spans},
 };
 
-/// Starts the task. Where no runtime is left to run it, that is said, and nothing else can be done.
-pub(super) fn start(shared: Arc<Shared>) {
-    let pool = shared.pool().clone();
-    let weak: std::sync::Weak<dyn Straggler> = Arc::downgrade(&shared) as _;
-    shared.set_listed(pool.list(weak));
+/// Starts the task of the request, which is `me`. Where no runtime is left to run it, that is said, and nothing else can be
+/// done.
+pub(super) fn start(shared: &Shared, me: Arc<Shared>) {
+    let weak: std::sync::Weak<dyn Straggler> = Arc::downgrade(&me) as _;
+    shared.set_listed(shared.pool().list(weak));
+    let work = Ending { shared: Some(me), step: Step::NONE };
     // Where it is served, and not where somebody has it begin: a runtime of the user's own may end before the request.
-    let runtime = shared.runtime().cloned();
-    let work = Ending { shared: Some(shared), step: Step::NONE };
-    match runtime {
+    match shared.runtime() {
         Some(runtime) => drop(runtime.spawn(work)),
         None => caught::discard(Pool::spawn_listed(work).err()),
     }
@@ -194,7 +193,7 @@ impl Step {
         // Registered before the second look, so that what changes after it wakes us.
         shared.ending_waker.register(cx.waker());
         if shared.word().known_sent().is_none() {
-            shared.arm();
+            shared.arm_here();
             if self.poll_patience(shared, cx).is_ready() {
                 tracing::info!(route = shared.route(), "the reader is slow: its request goes on without it");
                 shared.give_up_on_reader();
@@ -245,7 +244,7 @@ fn next(shared: &Shared) -> Poll<Option<Continuation>> {
     }
     drop(core);
     // The rest of a handler, or of a producer, runs and may still bring a continuation.
-    shared.arm();
+    shared.arm_here();
     Poll::Pending
 }
 
@@ -346,7 +345,7 @@ fn poll_running(work: &mut Work, rest: Option<&Rest>, shared: &Shared, cx: &mut 
     }
     // Registered before the look, so that what changes after it wakes us.
     shared.ending_waker.register(cx.waker());
-    shared.arm_for_work();
+    shared.arm_for_work_here();
     match shared.verdict() {
         Some(Verdict::TimedOut) => {
             tracing::warn!(route = shared.route(), "a continuation was dropped before its end");

@@ -53,8 +53,8 @@ where
     F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
     B: SendBody,
 {
-    pub(super) fn new(future: F, shared: Arc<Shared>, depth: u32) -> Self {
-        Self { future: Some(Box::pin(future)), shared, depth, started: false, context: None, detach: detach::<F, B, E> }
+    pub(super) fn new(future: Pin<Box<F>>, shared: Arc<Shared>, depth: u32) -> Self {
+        Self { future: Some(future), shared, depth, started: false, context: None, detach: detach::<F, B, E> }
     }
 
     /// Polls the handler; answers for it when it may not go on, or has finished its response.

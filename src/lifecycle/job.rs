@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum_core::response::{IntoResponse, Response};
-use http::{Method, StatusCode, Uri, Version};
+use http::{Method, StatusCode, Version};
 
 use super::{
     Lifecycle,
@@ -29,7 +29,7 @@ impl Lifecycle {
             connection: None,
             // A name and nothing more: a client can send it, too.
             method: Method::from_bytes(b"JOB").unwrap_or_default(),
-            uri: format!("/{kind}").parse().unwrap_or_else(|_| Uri::from_static("/")),
+            path: format!("/{kind}").parse().ok(),
             version: Version::HTTP_11,
             uploaded: true,
             is_job: true,

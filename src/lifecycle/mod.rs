@@ -24,9 +24,10 @@ pub use self::{
 };
 pub(crate) use self::{
     clock::poll_sleep,
+    drive::{Drive, response_future},
     hooks::Hook,
     response::{answer, taken_off},
-    service::{Drive, Hold, begin, enter, response_future},
+    service::{Boxed, Hold, begin, enter},
     shared::{Home, Shared},
 };
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
@@ -41,6 +42,7 @@ mod admission;
 mod after;
 mod clock;
 mod delivery;
+mod drive;
 mod driver;
 mod ending;
 mod error;

@@ -6,7 +6,7 @@ use std::task::{Context, Waker};
 
 #[cfg(feature = "serve")]
 use axum::extract::MatchedPath;
-use http::{Method, Uri, uri::PathAndQuery};
+use http::{Method, uri::PathAndQuery};
 
 use super::{shared::Shared, word};
 use crate::{connection::Connection, pool::lock};
@@ -53,9 +53,8 @@ pub(super) enum Passing {
 }
 
 impl Passing {
-    pub(super) fn new(connection: Option<Connection>, method: Method, uri: &Uri) -> Self {
+    pub(super) fn new(connection: Option<Connection>, method: Method, path: Option<PathAndQuery>) -> Self {
         let method = Some(method).filter(|method| Verb::of(method).name().is_none());
-        let path = uri.path_and_query().cloned();
         Self::Under(Box::new(Passage { connection, path, method, ..Passage::default() }))
     }
 
@@ -99,6 +98,13 @@ impl Passage {
 impl Shared {
     pub(super) fn connection(&self) -> Option<Connection> {
         lock(&self.passing).passage()?.connection.clone()
+    }
+
+    /// The head of the response is handed over.
+    pub(super) fn tell_connection_of_head(&self) {
+        if let Some(connection) = lock(&self.passing).passage().and_then(|passage| passage.connection.as_ref()) {
+            connection.head(&self.exchange);
+        }
     }
 
     #[cfg(feature = "serve")]
@@ -155,16 +161,16 @@ impl Shared {
         let over = word.sent().is_some() && !word.has(word::HANDLER | word::PRODUCER) && !self.exchange.is_listed();
         let mut passing = lock(&self.passing);
         let Some(passage) = passing.passage() else { return };
-        let left = passage.name(self.verb);
-        let path = passage.path.take();
-        let old = if over {
-            Some(std::mem::replace(&mut *passing, left))
+        let (mut path, mut old) = (None, None);
+        if over {
+            let left = passage.take_name(self.verb);
+            old = Some(std::mem::replace(&mut *passing, left));
         } else {
-            if let Passing::Named(name) = left {
-                passage.name = Some(name);
+            if !passage.is_routed(self.verb) {
+                passage.name = Some(passage.text(self.verb).into_boxed_str());
             }
-            None
-        };
+            path = passage.path.take();
+        }
         drop(passing);
         drop((path, old));
     }
@@ -181,11 +187,20 @@ impl Shared {
 }
 
 impl Passage {
-    /// What is left when it is over.
-    fn name(&self, verb: Verb) -> Passing {
+    /// Whether its method and its route name it.
+    fn is_routed(&self, verb: Verb) -> bool {
         #[cfg(feature = "serve")]
-        if let (Some(_), Some(route)) = (verb.name(), &self.route) {
-            return Passing::Routed(route.clone());
+        let route = self.route.is_some();
+        #[cfg(not(feature = "serve"))]
+        let route = false;
+        route && verb.name().is_some()
+    }
+
+    /// What is left when it is over.
+    fn take_name(&mut self, verb: Verb) -> Passing {
+        #[cfg(feature = "serve")]
+        if let Some(route) = self.is_routed(verb).then(|| self.route.take()).flatten() {
+            return Passing::Routed(route);
         }
         Passing::Named(self.text(verb).into_boxed_str())
     }

@@ -135,6 +135,16 @@ impl Shared {
     /// looked, and a service outside of this one that measures this poll only when that is over.
     pub(super) fn arm_for_work(&self) {
         self.arm();
+        self.look_at_the_clock();
+    }
+
+    /// The same in the request's own task, as with [`arm_here`](Self::arm_here).
+    pub(super) fn arm_for_work_here(&self) {
+        self.arm_here();
+        self.look_at_the_clock();
+    }
+
+    fn look_at_the_clock(&self) {
         if self.clock.is_past() || self.clock.is_used_up() {
             self.time_out(LIMIT_PASSED);
         }
@@ -142,11 +152,20 @@ impl Shared {
 
     /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.
     pub(super) fn arm(&self) {
+        self.arm_in(self.runtime());
+    }
+
+    /// The same in the request's own task, which is in the right runtime: it need not be entered.
+    pub(super) fn arm_here(&self) {
+        self.arm_in(None);
+    }
+
+    fn arm_in(&self, runtime: Option<&Handle>) {
         // The timer keeps the request until that is over: it must not be set any more then.
         if self.word().has(word::ENDED) {
             return;
         }
-        if self.clock.arm(self.runtime(), || self.arc().map_or_else(|| Waker::noop().clone(), Waker::from)) {
+        if self.clock.arm(runtime, || self.arc().map_or_else(|| Waker::noop().clone(), Waker::from)) {
             self.time_out(LIMIT_PASSED);
         }
         if self.word().has(word::ENDED) {

@@ -9,11 +9,12 @@ use std::{
 };
 
 use axum_core::response::Response;
-use http::{Extensions, Request, Uri};
+use http::{Extensions, Request, uri::PathAndQuery};
 use pin_project_lite::pin_project;
 
 use super::{
     Lifecycle,
+    drive::{Drive, response_future},
     driver::Driver,
     held::{Held, keep_dropped, poll_around},
     response::{self, SendBody},
@@ -64,20 +65,20 @@ where
     B: http_body::Body,
 {
     home.is_here();
-    let arrival = arrival(Some(home.clone()), Some(connection.clone()), request);
+    let arrival = arrival(Some(home.clone()), Some(connection), request);
     Entered::first(arrival, request, true)
 }
 
-fn arrival<B: http_body::Body>(
+fn arrival<'a, B: http_body::Body>(
     home: Option<Arc<Home>>,
-    connection: Option<Connection>,
+    connection: Option<&'a Connection>,
     request: &Request<B>,
-) -> Arrival {
+) -> Arrival<'a> {
     Arrival {
         home,
         connection,
         method: request.method().clone(),
-        uri: whole_uri(request),
+        path: whole_path(request),
         version: request.version(),
         uploaded: request.body().is_end_stream(),
         is_job: false,
@@ -85,7 +86,7 @@ fn arrival<B: http_body::Body>(
 }
 
 impl Entered {
-    fn first<B>(arrival: Arrival, request: &mut Request<B>, catches_panics: bool) -> Self {
+    fn first<B>(arrival: Arrival<'_>, request: &mut Request<B>, catches_panics: bool) -> Self {
         let shared = Shared::new(arrival);
         let extensions = request.extensions_mut();
         if extensions.is_empty() {
@@ -130,18 +131,17 @@ impl Entered {
         B: SendBody,
     {
         let driver = self.driver();
-        let inner = shape(self.hold(call));
-        Drive { driver, inner: Inner::Waiting { inner } }
+        Drive::new(driver, shape(self.hold(call)))
     }
 
     /// Answers in place of the inner service, which is not called.
-    pub(crate) fn refuse<F>(self, response: Response) -> Drive<Hold<F>> {
+    pub(crate) fn refuse<F, P>(self, response: Response) -> Drive<Hold<F, P>> {
         let driver = self.driver();
         // It entered and will not run: the service outside of it is the innermost again.
         if self.depth != OUTERMOST {
             self.shared.leave_service(self.depth);
         }
-        Drive { driver, inner: Inner::Waiting { inner: Hold::Refused { response: Some(response) } } }
+        Drive::new(driver, Hold::Refused { response: Some(response) })
     }
 
     /// A panic of the call goes on at the first poll, where the outermost service is there for it.
@@ -163,10 +163,27 @@ impl Entered {
         // Services that are nested directly have entered by now, and need no box of ours; those behind a router
         // enter at the first poll.
         if self.shared.is_innermost(self.depth) {
-            Hold::Held { held: Held::new(future, self.shared, self.depth) }
+            Hold::Held { held: Held::new(Box::pin(future), self.shared, self.depth) }
         } else {
             Hold::Plain { around: Around { future: Some(future), shared: self.shared } }
         }
+    }
+
+    /// The same for a service that is always the outermost. What it calls is most often a router, which has it boxed: so it
+    /// always is, at once, and not moved from hand to hand.
+    #[inline(always)]
+    pub(crate) fn call_boxed<F, B, E>(self, call: impl FnOnce() -> F) -> Drive<Boxed<F>>
+    where
+        F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+        B: SendBody,
+    {
+        let (driver, shared) = (self.driver(), self.shared);
+        let hold = match caught::call(|| Box::pin(call())) {
+            Err(payload) => Hold::Panicked { payload: Some(payload), shared },
+            Ok(future) if shared.is_innermost(self.depth) => Hold::Held { held: Held::new(future, shared, self.depth) },
+            Ok(future) => Hold::Plain { around: Around { future: Some(future), shared } },
+        };
+        Drive::new(driver, hold)
     }
 
     fn driver(&self) -> Option<Driver> {
@@ -176,12 +193,12 @@ impl Entered {
 }
 
 /// A nested router has taken its own part off the path.
-fn whole_uri<B>(request: &Request<B>) -> Uri {
+fn whole_path<B>(request: &Request<B>) -> Option<PathAndQuery> {
     #[cfg(feature = "serve")]
     if let Some(whole) = request.extensions().get::<axum::extract::OriginalUri>() {
-        return whole.0.clone();
+        return whole.0.path_and_query().cloned();
     }
-    request.uri().clone()
+    request.uri().path_and_query().cloned()
 }
 
 #[cfg(feature = "serve")]
@@ -199,9 +216,9 @@ pub(super) fn note_route(_: &Shared, _: &Extensions) {}
 pin_project! {
     /// The inner service's future.
     #[project = HoldProjection]
-    pub(crate) enum Hold<F> {
+    pub(crate) enum Hold<F, P = F> {
         /// Another of our services is inside.
-        Plain { #[pin] around: Around<F> },
+        Plain { #[pin] around: Around<P> },
         /// The innermost, for all that is known.
         Held { held: Held<F> },
         /// The inner service's call panicked.
@@ -211,9 +228,13 @@ pin_project! {
     }
 }
 
-impl<F, B, E> Future for Hold<F>
+/// With a box for every future.
+pub(crate) type Boxed<F> = Hold<F, Pin<Box<F>>>;
+
+impl<F, P, B, E> Future for Hold<F, P>
 where
     F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+    P: Future<Output = F::Output>,
     B: SendBody,
 {
     type Output = Result<Response, E>;
@@ -272,118 +293,6 @@ where
         })
     }
 }
-
-pin_project! {
-    /// What is outside of the inner service's future: in the outermost service, the driver.
-    ///
-    /// The fields' order is the order of their drops: first the driver says why, then the handler's future
-    /// decides what that means for it.
-    pub(crate) struct Drive<F> {
-        driver: Option<Driver>,
-        #[pin]
-        inner: Inner<F>,
-    }
-}
-
-pin_project! {
-    #[project = InnerProjection]
-    pub(super) enum Inner<F> {
-        Waiting { #[pin] inner: F },
-        /// Answered without it.
-        Gone,
-    }
-}
-
-impl<F> Inner<F> {
-    /// Drops what waits, which may be the user's.
-    pub(super) fn leave(mut self: Pin<&mut Self>) {
-        caught::discarding(|| self.set(Inner::Gone));
-    }
-}
-
-impl<F, E> Future for Inner<F>
-where
-    F: Future<Output = Result<Response, E>>,
-{
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.project() {
-            InnerProjection::Waiting { inner } => inner.poll(cx),
-            InnerProjection::Gone => Poll::Pending,
-        }
-    }
-}
-
-impl<F, E> Future for Drive<F>
-where
-    F: Future<Output = Result<Response, E>>,
-{
-    type Output = F::Output;
-
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let Some(driver) = this.driver else {
-            return this.inner.poll(cx);
-        };
-        if driver.is_holding() {
-            return driver.poll_holding(cx).map(|response| driver.hand_over(Ok(response)));
-        }
-        let polled = match caught::poll(this.inner.as_mut(), cx) {
-            Ok(Poll::Pending) => driver.poll(this.inner.as_mut(), cx),
-            Ok(ready) => ready,
-            Err(payload) => {
-                this.inner.leave();
-                driver.panicked(payload)
-            }
-        };
-        match polled {
-            Poll::Ready(Ok(response)) => driver.hold_back(response, cx).map(|response| driver.hand_over(Ok(response))),
-            polled => polled.map(|result| driver.hand_over(result)),
-        }
-    }
-}
-
-/// The response future that a service shows: a [`Drive`], and nothing of what it drives.
-macro_rules! response_future {
-    ($(#[$doc:meta])* $new:vis fn new(drive: $drive:ty)) => {
-        pin_project_lite::pin_project! {
-            $(#[$doc])*
-            pub struct ResponseFuture<F> {
-                #[pin]
-                drive: $drive,
-            }
-        }
-
-        impl<F> ResponseFuture<F> {
-            $new fn new(drive: $drive) -> Self {
-                Self { drive }
-            }
-        }
-
-        impl<F> std::fmt::Debug for ResponseFuture<F> {
-            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.debug_struct("ResponseFuture").finish_non_exhaustive()
-            }
-        }
-
-        impl<F, B, E> Future for ResponseFuture<F>
-        where
-            F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
-            B: $crate::lifecycle::SendBody,
-        {
-            type Output = Result<axum_core::response::Response, E>;
-
-            fn poll(
-                self: std::pin::Pin<&mut Self>,
-                cx: &mut std::task::Context<'_>,
-            ) -> std::task::Poll<Self::Output> {
-                self.project().drive.poll(cx)
-            }
-        }
-    };
-}
-pub(crate) use response_future;
 
 response_future! {
     /// The response future of our services.

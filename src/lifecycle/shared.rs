@@ -10,7 +10,7 @@ use std::{
 };
 
 use axum_core::response::Response;
-use http::{Method, Uri, Version};
+use http::{Method, Version, uri::PathAndQuery};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
@@ -40,13 +40,13 @@ pub(crate) struct Home {
 }
 
 /// The parts of a request that are known when it arrives.
-pub(crate) struct Arrival {
+pub(crate) struct Arrival<'a> {
     /// `None` where the layers stand alone.
     pub(crate) home: Option<Arc<Home>>,
     /// `None` where it is not known, and for work that no client asked for.
-    pub(crate) connection: Option<Connection>,
+    pub(crate) connection: Option<&'a Connection>,
     pub(crate) method: Method,
-    pub(crate) uri: Uri,
+    pub(crate) path: Option<PathAndQuery>,
     pub(crate) version: Version,
     /// Whether the request's body was over at once.
     pub(crate) uploaded: bool,
@@ -55,19 +55,24 @@ pub(crate) struct Arrival {
 }
 
 #[cfg(test)]
-impl Arrival {
+impl Arrival<'_> {
     pub(super) fn of_a_test(pool: Arc<Pool>) -> Self {
         Self {
             home: Some(Arc::new(Home::new(pool))),
             connection: None,
             method: Method::GET,
-            uri: Uri::from_static("/"),
+            path: Some(PathAndQuery::from_static("/")),
             version: Version::HTTP_11,
             uploaded: true,
             is_job: false,
         }
     }
 }
+
+/// Where the upper half of a word begins.
+const HALF: u32 = 32;
+/// The lower half.
+const RUNNING: u64 = (1 << HALF) - 1;
 
 /// There is one for each request, and for each continuation that waits: it keeps no more than that needs. What most requests
 /// never have is in [`Rare`]; what is over with the response, in the passage.
@@ -96,10 +101,9 @@ pub(crate) struct Shared {
     pub(super) produces: AtomicBool,
     /// How many of our services this request has entered.
     depth: AtomicU32,
-    /// The innermost of them that was ever polled.
-    begun: AtomicU32,
-    /// How many futures of our services run that could be the innermost.
-    running: AtomicU32,
+    /// The innermost of them that was ever polled, in the upper half; in the lower one, how many futures of our services run
+    /// that could be the innermost.
+    begun: AtomicU64,
     /// Its task's place on the pool's list.
     listed: AtomicU32,
     pub(super) ending_waker: AtomicWaker,
@@ -168,8 +172,8 @@ impl fmt::Debug for Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(arrival: Arrival) -> Arc<Self> {
-        let Arrival { home, connection, method, uri, version, uploaded, is_job } = arrival;
+    pub(crate) fn new(arrival: Arrival<'_>) -> Arc<Self> {
+        let Arrival { home, connection, method, path, version, uploaded, is_job } = arrival;
         if let Some(feed) = pool(home.as_ref()).feed() {
             feed.ensure_delivery();
         }
@@ -179,7 +183,7 @@ impl Shared {
             id: RequestId::next(),
             home,
             verb: Verb::of(&method),
-            passing: Mutex::new(Passing::new(connection.clone(), method, &uri)),
+            passing: Mutex::new(Passing::new(connection.cloned(), method, path)),
             #[cfg(feature = "serve")]
             routed: AtomicBool::new(false),
             version,
@@ -194,8 +198,7 @@ impl Shared {
             produces: AtomicBool::new(false),
             // The first of our services is the one that makes this.
             depth: AtomicU32::new(1),
-            begun: AtomicU32::new(0),
-            running: AtomicU32::new(0),
+            begun: AtomicU64::new(0),
             listed: AtomicU32::new(0),
             ending_waker: AtomicWaker::new(),
         });
@@ -251,8 +254,9 @@ impl Shared {
         self.body_bytes.load(Ordering::Acquire)
     }
 
+    /// For the outermost body alone, which counts its own chunks: so it needs no step that nobody can come between.
     pub(super) fn count_body_bytes(&self, bytes: usize) {
-        self.body_bytes.fetch_add(bytes as u64, Ordering::AcqRel);
+        self.body_bytes.store(self.body_bytes() + bytes as u64, Ordering::Release);
     }
 
     pub(crate) fn word(&self) -> Word {
@@ -284,21 +288,24 @@ impl Shared {
     }
 
     pub(super) fn started_one(&self, depth: u32) {
-        self.begun.fetch_max(depth, Ordering::AcqRel);
-        self.running.fetch_add(1, Ordering::AcqRel);
+        let (begins, depth) = (Ordering::AcqRel, u64::from(depth));
+        let _ = self.begun.fetch_update(begins, Ordering::Acquire, |begun| {
+            let (deepest, running) = (begun >> HALF, begun & RUNNING);
+            Some((deepest.max(depth) << HALF) | (running + 1))
+        });
     }
 
     /// A future of one of our services ended. After the last, the handler has ended, whatever the middleware between
     /// did with the service inside of it.
     pub(super) fn ended_one(&self, how: super::transitions::HandlerEnd) {
-        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.word().has(word::HANDLER) {
+        if self.begun.fetch_sub(1, Ordering::AcqRel) & RUNNING == 1 && self.word().has(word::HANDLER) {
             self.handler_ended(how);
         }
     }
 
     /// A handler has begun, and nothing inside of this service has, although it may have been called.
     pub(super) fn has_begun_last(&self, depth: u32) -> bool {
-        self.begun.load(Ordering::Acquire) == depth && self.word().has(word::HANDLER)
+        self.begun.load(Ordering::Acquire) >> HALF == u64::from(depth) && self.word().has(word::HANDLER)
     }
 
     pub(crate) fn is_innermost(&self, depth: u32) -> bool {

@@ -55,7 +55,7 @@ impl Drop for Shared {
 mod tests {
     use std::sync::Mutex;
 
-    use http::{Method, Uri, Version};
+    use http::{Method, Version, uri::PathAndQuery};
 
     use super::*;
     use crate::{
@@ -68,7 +68,7 @@ mod tests {
             home: Some(Arc::new(Home::new(pool.clone()))),
             connection: None,
             method: Method::GET,
-            uri: Uri::from_static("/path?query"),
+            path: Some(PathAndQuery::from_static("/path?query")),
             version: Version::HTTP_11,
             uploaded: true,
             is_job: false,

@@ -156,9 +156,7 @@ impl Shared {
     pub(super) fn response_leaves(&self, status: StatusCode) {
         // Before the word tells of it.
         self.answered.store(status.as_u16(), Ordering::Release);
-        if let Some(connection) = self.connection() {
-            connection.head(&self.exchange);
-        }
+        self.tell_connection_of_head();
         let changed = self.change(Some(EventKind::HandedOver), |word| Some(word.with(word::HEAD)));
         self.release_tickets();
         #[cfg(feature = "acknowledged")]

@@ -144,7 +144,7 @@ impl Shared {
     pub(super) fn ensure_ending(&self) {
         let started = self.change(None, |word| (!word.has(word::ENDING)).then(|| word.with(word::ENDING)));
         if let Some(me) = started.and_then(|_| self.arc()) {
-            ending::start(me);
+            ending::start(self, me);
         }
     }
 

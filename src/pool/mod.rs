@@ -123,7 +123,7 @@ pub(crate) struct Pool {
     panics: AtomicUsize,
     companions: Mutex<Vec<Arc<dyn Companion>>>,
     tracker: TaskTracker,
-    live: Mutex<Slab<Listed>>,
+    live: Mutex<Live>,
     /// Blocking continuations that passed their limit and whose thread has not ended.
     stuck: AtomicUsize,
     /// Continuations that could not be run, because no runtime was left to run them.
@@ -135,11 +135,12 @@ pub(crate) struct Pool {
 /// So many places are not worth giving back.
 const FEW: usize = 256;
 
-/// A straggler, and what tracks it.
-struct Listed {
-    straggler: Weak<dyn Straggler>,
-    #[expect(dead_code, reason = "it counts as long as it lives")]
-    tracked: TaskTrackerToken,
+/// The stragglers. One token tracks them all, so that each of a crowd costs the tracker nothing.
+#[derive(Default)]
+struct Live {
+    list: Slab<Weak<dyn Straggler>>,
+    /// `None` where the list is empty.
+    tracked: Option<TaskTrackerToken>,
 }
 
 /// A task's place on its pool's list, which a drain waits for: given back also where a subscriber panics at what it is told.
@@ -158,7 +159,7 @@ impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pool")
             .field("settings", &self.settings)
-            .field("running", &self.tracker.len())
+            .field("running", &self.running())
             .finish_non_exhaustive()
     }
 }
@@ -242,29 +243,32 @@ impl Pool {
     /// Puts a straggler on the list that a drain's report is made from, and tracks it, for the one that gets the key to
     /// [take off](Self::unlist) again.
     pub(crate) fn list(&self, straggler: Weak<dyn Straggler>) -> usize {
-        let tracked = self.tracker.token();
-        lock(&self.live).insert(Listed { straggler, tracked })
+        let mut live = lock(&self.live);
+        live.tracked.get_or_insert_with(|| self.tracker.token());
+        live.list.insert(straggler)
     }
 
     pub(crate) fn unlist(&self, key: usize) {
         let mut live = lock(&self.live);
-        let listed = live.try_remove(key);
+        let straggler = live.list.try_remove(key);
+        let tracked = if live.list.is_empty() { live.tracked.take() } else { None };
         // A crowd is not to keep its room when it is gone; what is on it stays in its place, so all of it has to be.
-        if live.is_empty() && live.capacity() > FEW {
-            *live = Slab::new();
+        if live.list.is_empty() && live.list.capacity() > FEW {
+            live.list = Slab::new();
         }
         drop(live);
         // Not under the lock: it may be the last that keeps the request's memory, or that a drain waits for.
-        drop(listed);
+        drop((straggler, tracked));
     }
 
     /// Everything on the list that is still alive.
     pub(crate) fn stragglers(&self) -> Vec<Arc<dyn Straggler>> {
-        lock(&self.live).iter().filter_map(|(_, listed)| listed.straggler.upgrade()).collect()
+        lock(&self.live).list.iter().filter_map(|(_, straggler)| straggler.upgrade()).collect()
     }
 
     pub(crate) fn running(&self) -> usize {
-        self.tracker.len()
+        let live = lock(&self.live);
+        (self.tracker.len() + live.list.len()).saturating_sub(usize::from(live.tracked.is_some()))
     }
 
     /// Waits until nothing runs. A tracker counts as ended only when closed, and it can be opened again.
@@ -351,9 +355,10 @@ mod tests {
         let pool = Pool::default();
         let nobody: Weak<dyn Straggler> = Weak::<crate::lifecycle::Shared>::new();
         let keys: Vec<_> = (0..10_000).map(|_| pool.list(nobody.clone())).collect();
-        assert!(lock(&pool.live).capacity() >= keys.len());
+        assert!(lock(&pool.live).list.capacity() >= keys.len());
+        assert_eq!(pool.running(), keys.len());
         keys.into_iter().for_each(|key| pool.unlist(key));
-        assert!(lock(&pool.live).capacity() <= FEW);
+        assert!(lock(&pool.live).list.capacity() <= FEW);
         assert_eq!(pool.running(), 0);
     }
 }

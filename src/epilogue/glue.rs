@@ -1,0 +1,54 @@
+//! Our service, as hyper calls it.
+
+use std::{
+    convert::Infallible,
+    task::{Context, Waker},
+};
+
+use axum_core::{body::Body, response::Response};
+use http::{Request, Version};
+use hyper::body::Incoming;
+use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
+use tokio_util::either::Either;
+
+use super::{ResponseFuture, Service};
+use crate::lifecycle::SendBody;
+
+/// One connection's service.
+///
+/// An app that is ready at once, as axum's is, is called as soon as a request of HTTP/1 is there: neither the service nor
+/// the request is moved to where they would wait for that.
+pub(super) struct Glue<S, A> {
+    ready: Service<S, A>,
+    waits: TowerToHyperService<Service<S, A>>,
+}
+
+impl<S: Clone, A: Clone> Glue<S, A> {
+    pub(super) fn new(service: Service<S, A>) -> Self {
+        Self { waits: TowerToHyperService::new(service.clone()), ready: service }
+    }
+}
+
+impl<S, A, B> hyper::service::Service<Request<Incoming>> for Glue<S, A>
+where
+    A: Clone + Send + Sync + 'static,
+    S: tower_service::Service<Request<Body>, Response = http::Response<B>, Error = Infallible> + Clone,
+    S::Future: Send + 'static,
+    B: SendBody,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<ResponseFuture<S::Future>, TowerToHyperServiceFuture<Service<S, A>, Request<Incoming>>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        // A stream of HTTP/2 has a task of its own: there its app is called.
+        if request.version() < Version::HTTP_2 {
+            let mut app = self.ready.app.clone();
+            // One that is not ready is asked again, by a task that waits for it.
+            if app.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready() {
+                return Either::Left(self.ready.place.respond(&mut app, request));
+            }
+        }
+        Either::Right(self.waits.call(request))
+    }
+}
