@@ -56,8 +56,20 @@ static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 /// What a proxy is asked not to hold back: nginx's name.
 static X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
+/// So few headers are looked through sooner than hashed for.
+const FEW: usize = 12;
+
+/// Whether there is such a header.
+fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
+    if headers.len() > FEW { headers.contains_key(name) } else { headers.keys().any(|other| other == name) }
+}
+
 /// Whether `token` is among those that `name` lists, whatever its parameters.
 pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
+    has(headers, name) && is_listed(headers, name, token)
+}
+
+fn is_listed(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
     headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|listed| {
         let listed = listed.split(|byte| *byte == b';').next().unwrap_or_default();
         listed.trim_ascii().eq_ignore_ascii_case(token)
@@ -112,7 +124,9 @@ pub(super) fn declare(parts: &mut Parts, length: u64) {
         tracing::warn!(?declared, length, "a handler declared a wrong Content-Length: it was corrected");
     }
     // A length and chunks exclude each other (RFC 9112, section 6.2).
-    parts.headers.remove(header::TRANSFER_ENCODING);
+    if has(&parts.headers, &header::TRANSFER_ENCODING) {
+        parts.headers.remove(header::TRANSFER_ENCODING);
+    }
 }
 
 /// Of a body that streams on, of which so many bytes are known: what a handler declared stays if it may be right. A server
