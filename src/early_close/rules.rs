@@ -46,7 +46,10 @@ fn streams(headers: &HeaderMap) -> bool {
     let content_type = headers.get(header::CONTENT_TYPE).map_or(&[][..], HeaderValue::as_bytes);
     let streamed = [&b"text/event-stream"[..], b"application/grpc", b"multipart/x-mixed-replace"];
     streamed.iter().any(|streamed| {
-        content_type.len() >= streamed.len() && content_type[..streamed.len()].eq_ignore_ascii_case(streamed)
+        // Each begins with a letter of its own.
+        content_type.first().is_some_and(|first| first.eq_ignore_ascii_case(&streamed[0]))
+            && content_type.len() >= streamed.len()
+            && content_type[..streamed.len()].eq_ignore_ascii_case(streamed)
     }) || lists(headers, &X_ACCEL_BUFFERING, b"no")
 }
 

@@ -346,6 +346,7 @@ impl Shared {
     }
 
     /// Tells of something that changes nothing.
+    #[inline]
     pub(super) fn tell(&self, event: EventKind) {
         if self.pool().feed().is_some() {
             self.change(Some(event), Some);
