@@ -44,6 +44,8 @@ mod slow_http2;
 mod upgraded;
 #[path = "connection/upload_behind.rs"]
 mod upload_behind;
+#[path = "connection/versions.rs"]
+mod versions;
 #[path = "connection/wrapped.rs"]
 mod wrapped;
 

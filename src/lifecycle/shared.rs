@@ -84,6 +84,8 @@ pub(crate) struct Shared {
     pub(super) is_job: bool,
     /// The status of the response that was handed over; 0 before that.
     pub(super) answered: AtomicU16,
+    /// That response is one of HTTP/1.0, although its request need not be.
+    pub(super) without_chunks: AtomicBool,
     word: AtomicU32,
     pub(super) clock: Clock,
     pub(super) exchange: Exchange,
@@ -185,6 +187,7 @@ impl Shared {
             version,
             is_job,
             answered: AtomicU16::new(0),
+            without_chunks: AtomicBool::new(false),
             word: AtomicU32::new(word),
             clock: Clock::new(Instant::now()),
             exchange: Exchange::default(),

@@ -5,7 +5,8 @@
 
 use std::{sync::atomic::Ordering, task::Context};
 
-use http::{StatusCode, Version};
+use axum_core::response::Response;
+use http::Version;
 
 use super::{nowhere::finish_nowhere, passage::Waits, shared::Shared, word};
 use crate::{
@@ -153,9 +154,13 @@ impl Shared {
 
 impl Shared {
     /// The outermost service hands the response over.
-    pub(super) fn response_leaves(&self, status: StatusCode) {
+    pub(super) fn response_leaves(&self, response: &Response) {
         // Before the word tells of it.
-        self.answered.store(status.as_u16(), Ordering::Release);
+        self.answered.store(response.status().as_u16(), Ordering::Release);
+        if !self.http2() && response.version() <= Version::HTTP_10 {
+            // Of an upstream, perhaps: to whichever client, hyper sends it without chunks.
+            self.without_chunks.store(true, Ordering::Release);
+        }
         if let Some(connection) = self.connection() {
             connection.head(&self.exchange);
         }
@@ -325,7 +330,7 @@ impl Shared {
     /// Whether the end of the connection may be the end of the response: then a broken one must end with a reset,
     /// or its client cannot tell (RFC 9112, section 8).
     pub(super) fn ends_by_close(&self) -> bool {
-        self.version <= Version::HTTP_10
+        self.version <= Version::HTTP_10 || self.without_chunks.load(Ordering::Acquire)
     }
 
     /// The patience with a slow reader is over.

@@ -1,0 +1,42 @@
+//! Responses whose version is not that of their request: as a proxy hands them on that has them of an old server.
+
+use std::{io, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    http::{Response, Version},
+    routing::get,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use tower_epilogue::TimeLimitLayer;
+
+use crate::support::Server;
+
+/// Of unknown length; after the first piece comes an error, or nothing any more.
+fn old(error: Option<io::Error>) -> Response<Body> {
+    let first = stream::iter([Ok(Bytes::from_static(b"the first half"))]);
+    let body = match error {
+        Some(error) => Body::from_stream(first.chain(stream::iter([Err(error)]))),
+        None => Body::from_stream(first.chain(stream::pending())),
+    };
+    let mut response = Response::new(body);
+    *response.version_mut() = Version::HTTP_10;
+    response
+}
+
+/// hyper sends them as they say, without chunks: the end of the connection is that of the response (RFC 9112, section 6.3).
+#[tokio::test]
+async fn one_of_http_1_0_that_is_broken_off_ends_with_a_reset_whatever_was_asked_for() {
+    let app = Router::new()
+        .route("/fails", get(async || old(Some(io::Error::other("the old server is gone")))))
+        .route("/waits", get(async || old(None)).layer(TimeLimitLayer::new(Duration::from_millis(100))));
+    let server = Server::start(app).await;
+    for path in ["/fails", "/waits"] {
+        let mut client = server.connect().await;
+        client.send_get(path).await;
+        let reply = client.reply().await;
+        assert!(reply.error.is_some(), "{path} looks whole: {reply:?}");
+    }
+}
