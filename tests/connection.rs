@@ -24,6 +24,8 @@ mod flush_slow;
 mod frames;
 #[path = "connection/half_close.rs"]
 mod half_close;
+#[path = "connection/handed_on.rs"]
+mod handed_on;
 #[path = "connection/handed_over.rs"]
 mod handed_over;
 #[path = "connection/known_length.rs"]
@@ -44,8 +46,6 @@ mod slow_http2;
 mod upgraded;
 #[path = "connection/upload_behind.rs"]
 mod upload_behind;
-#[path = "connection/versions.rs"]
-mod versions;
 #[path = "connection/wrapped.rs"]
 mod wrapped;
 

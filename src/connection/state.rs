@@ -284,8 +284,8 @@ impl Connection {
         // After both: at each moment, either that or this is seen.
         exchange.end_taken();
         if self.0.closed.load(Ordering::Acquire) {
-            // Too late for a flush to tell: an orderly close comes after everything was flushed.
-            if self.0.shut.load(Ordering::Acquire) || exchange.is_all_flushed() {
+            // Too late for a flush to tell.
+            if self.has_left(party) {
                 party.flushed();
             } else {
                 party.closed();

@@ -1,18 +1,18 @@
-//! Responses whose version is not that of their request: as a proxy hands them on that has them of an old server.
+//! Responses as a proxy hands them on, that has them of another server: of another version, or with a head of theirs.
 
 use std::{io, time::Duration};
 
 use axum::{
     Router,
     body::Body,
-    http::{Response, Version},
+    http::{Response, Version, header},
     routing::get,
 };
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
-use tower_epilogue::TimeLimitLayer;
+use tower_epilogue::{ConnectionStatus, Sent, TimeLimitLayer};
 
-use crate::support::Server;
+use crate::support::{Server, ends, soon};
 
 /// Of unknown length; after the first piece comes an error, or nothing any more.
 fn old(error: Option<io::Error>) -> Response<Body> {
@@ -38,5 +38,21 @@ async fn one_of_http_1_0_that_is_broken_off_ends_with_a_reset_whatever_was_asked
         client.send_get(path).await;
         let reply = client.reply().await;
         assert!(reply.error.is_some(), "{path} looks whole: {reply:?}");
+    }
+}
+
+/// axum declares its length, and hyper sends no head with both (RFC 9112, section 6.2): it ends the connection in order.
+#[tokio::test]
+async fn one_whose_head_cannot_be_sent_was_not_flushed() {
+    let (layer, mut ends) = ends();
+    let app = Router::new().route("/", get(async || ([(header::TRANSFER_ENCODING, "chunked")], "hello"))).layer(layer);
+    let server = Server::start(app).await;
+    for version in ["1.0", "1.1"] {
+        let mut client = server.connect().await;
+        client.send(&format!("GET / HTTP/{version}\r\nhost: test\r\n\r\n")).await;
+        let reply = client.reply().await;
+        let sent = if reply.status == 0 { Sent::BrokenOff } else { Sent::Flushed };
+        let end = soon("its end", ends.recv()).await.unwrap();
+        assert_eq!((reply.status, end), (if version == "1.0" { 200 } else { 0 }, (ConnectionStatus::NORMAL, sent)));
     }
 }
