@@ -275,6 +275,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
                 Poll::Ready(Ok(()))
             }
             Ok(()) => {
+                self.connection.read_some();
                 (self.fresh, self.gave_turn) = (true, false);
                 Poll::Ready(Ok(()))
             }

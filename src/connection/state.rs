@@ -123,7 +123,7 @@ pub(crate) struct State {
     /// What the server asks of it.
     #[cfg(feature = "serve")]
     asked: AtomicU8,
-    /// A request was answered before it was read to its end.
+    /// A request was answered before it was read to its end, or has begun to come.
     pub(super) unread_upload: AtomicBool,
     /// It was upgraded: what it is used for is not HTTP/1 any more.
     pub(super) upgraded: AtomicBool,
