@@ -1,6 +1,7 @@
 //! The outermost of our services: it begins each request's life on its connection.
 
 use std::{
+    panic::resume_unwind,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,7 +16,7 @@ use super::Epilogue;
 use crate::{
     connection::{Coming, Connection, TrackedIo},
     lifecycle::{Home, Lifecycle, ResponseFuture, SendBody, begin},
-    pool::Pool,
+    pool::{Pool, caught, panic_message},
 };
 
 impl Epilogue {
@@ -59,9 +60,11 @@ pub struct Service<S, A = ()> {
     address: Option<A>,
     /// A request has come, and waits until the app is ready for it.
     waiting: Option<Coming>,
+    /// The app panicked where it was asked whether it is ready for one. It is the call that tells of that, which has a request.
+    panicked: Option<String>,
 }
 
-/// By hand, since a clone has no request that waits.
+/// By hand, since a clone has no request.
 impl<S: Clone, A: Clone> Clone for Service<S, A> {
     fn clone(&self) -> Self {
         Self {
@@ -70,6 +73,7 @@ impl<S: Clone, A: Clone> Clone for Service<S, A> {
             connection: self.connection.clone(),
             address: self.address.clone(),
             waiting: None,
+            panicked: None,
         }
     }
 }
@@ -80,7 +84,7 @@ impl<S, A> Service<S, A> {
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self { inner, home: Arc::new(Home::new(pool)), connection, address, waiting: None }
+        Self { inner, home: Arc::new(Home::new(pool)), connection, address, waiting: None, panicked: None }
     }
 }
 
@@ -98,7 +102,13 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let polled = self.inner.poll_ready(cx);
+        let Self { inner, panicked, .. } = self;
+        *panicked = None;
+        let polled = caught::call(|| inner.poll_ready(cx)).unwrap_or_else(|payload| {
+            *panicked = Some(panic_message(&*payload));
+            caught::dispose(payload);
+            Poll::Ready(Ok(()))
+        });
         if polled.is_ready() {
             self.waiting = None;
         } else if self.waiting.is_none() {
@@ -124,7 +134,11 @@ where
                 Body::new(Upload { body, lifecycle: entered.lifecycle(), coming })
             }
         });
-        ResponseFuture::new(entered.call(|| self.inner.call(request)))
+        ResponseFuture::new(entered.call(|| match self.panicked.take() {
+            None => self.inner.call(request),
+            // It was told of where it began.
+            Some(message) => resume_unwind(Box::new(message)),
+        }))
     }
 }
 
