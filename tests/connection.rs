@@ -24,6 +24,8 @@ mod flush_slow;
 mod frames;
 #[path = "connection/half_close.rs"]
 mod half_close;
+#[path = "connection/handed_on.rs"]
+mod handed_on;
 #[path = "connection/handed_over.rs"]
 mod handed_over;
 #[path = "connection/known_length.rs"]

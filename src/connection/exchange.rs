@@ -111,9 +111,10 @@ impl Exchange {
         self.all_flushed.load(Ordering::Acquire)
     }
 
-    /// Whether all of it has left when its connection is gone, which was `shut` in order or not.
-    pub(crate) fn has_left(&self, shut: bool) -> bool {
-        shut && (self.is_awaiting() || self.is_end_given()) || self.is_all_flushed()
+    /// Whether all of it has left when its connection is gone, which was shut in order after it had `begun` to leave, or
+    /// not.
+    pub(super) fn has_left(&self, begun: bool) -> bool {
+        begun && (self.is_awaiting() || self.is_end_given()) || self.is_all_flushed()
     }
 
     pub(crate) fn hold(&self) {

@@ -27,7 +27,7 @@ use super::{
 /// vectored writes too. Costs a few atomic operations a call, and no system call.
 #[derive(Debug)]
 pub struct TrackedIo<IO> {
-    socket: Socket<IO>,
+    pub(super) socket: Socket<IO>,
     /// The socket below it, if that was told of.
     below: Option<Source>,
     connection: Connection,
@@ -275,6 +275,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
                 Poll::Ready(Ok(()))
             }
             Ok(()) => {
+                self.connection.read_some();
                 (self.fresh, self.gave_turn) = (true, false);
                 Poll::Ready(Ok(()))
             }

@@ -18,6 +18,7 @@ use super::{
     Connection,
     settings::{Lingering, Tracking},
 };
+use crate::pool::lock;
 
 /// Where an orderly close stands.
 #[derive(Debug, Default)]
@@ -41,6 +42,14 @@ impl Connection {
     /// A request was answered before it was read to its end.
     pub(crate) fn left_unread(&self) {
         self.0.unread_upload.store(true, Ordering::Release);
+    }
+
+    /// Bytes have come. With no request in flight they are of the next one's head, which may be refused before it is whole:
+    /// then there is none that could be left unread.
+    pub(super) fn read_some(&self) {
+        if !self.is_http2() && !self.is_upgraded() && lock(&self.0.parties).is_empty() {
+            self.left_unread();
+        }
     }
 
     /// The response that is handed over is the last: what comes behind it is the application's.

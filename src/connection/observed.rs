@@ -104,8 +104,7 @@ impl Connection {
 
     /// Whether its end must not be one in order: that was asked for, or it would be the end of a response that is not whole.
     pub(super) fn ends_with_reset(&self) -> bool {
-        let shut = self.0.shut.load(Ordering::Acquire);
-        let cuts = |party: &Arc<dyn Party>| party.ends_by_close() && !party.exchange().has_left(shut);
+        let cuts = |party: &Arc<dyn Party>| party.ends_by_close() && !self.has_left(&**party);
         if !self.is_reset() && lock(&self.0.parties).iter().any(cuts) {
             self.0.reset.store(true, Ordering::Release);
         }
@@ -220,6 +219,14 @@ impl Connection {
         None
     }
 
+    /// Whether all of a response has left when its connection is gone: in order, it is after everything was flushed, but for
+    /// an HTTP/1 response whose very head the server could not write.
+    pub(super) fn has_left(&self, party: &dyn Party) -> bool {
+        let exchange = party.exchange();
+        let begun = party.is_http2() || self.written() > exchange.mark();
+        exchange.has_left(begun && self.0.shut.load(Ordering::Acquire))
+    }
+
     /// An orderly close began: hyper flushes everything before it.
     pub(super) fn shutting_down(&self) {
         self.read_begins(false);
@@ -238,7 +245,7 @@ impl Connection {
         let parties = std::mem::take(&mut *lock(&self.0.parties));
         for party in parties {
             party.exchange().set_listed(false);
-            if party.exchange().has_left(shut) {
+            if self.has_left(&*party) {
                 party.flushed();
             } else {
                 if shut && party.is_http2() {

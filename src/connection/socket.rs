@@ -19,7 +19,7 @@ use tokio::{
 #[cfg(feature = "test-util")]
 use super::memory::MemoryStream;
 use super::{
-    Tracking,
+    TrackedIo, Tracking,
     watch::{Counted, Source},
 };
 
@@ -51,10 +51,21 @@ impl<IO: 'static> Socket<IO> {
         if let Some(memory) = take_as::<IO, MemoryStream>(&mut io) {
             return Self::Memory(memory);
         }
-        match io {
-            Some(io) => Self::Other(io),
-            None => unreachable!("an IO is taken only where this returns"),
+        let Some(io) = io else { unreachable!("an IO is taken only where this returns") };
+        Self::of_tracked(&io, tracking).unwrap_or(Self::Other(io))
+    }
+
+    /// That of an IO which is tracked already: its listener need not know of whoever serves it.
+    fn of_tracked(io: &dyn Any, tracking: &Tracking) -> Option<Self> {
+        if let Some(Socket::Tcp(tcp)) = io.downcast_ref::<TrackedIo<TcpStream>>().map(|io| &io.socket) {
+            tracking.apply(tcp);
+            return Some(Self::Tcp(tcp.clone()));
         }
+        #[cfg(unix)]
+        if let Some(Socket::Unix(unix)) = io.downcast_ref::<TrackedIo<UnixStream>>().map(|io| &io.socket) {
+            return Some(Self::Unix(unix.clone()));
+        }
+        None
     }
 
     /// The socket itself, beside whoever reads and writes it.

@@ -117,7 +117,7 @@ pub(crate) struct State {
     /// What the server asks of it.
     #[cfg(feature = "serve")]
     asked: AtomicU8,
-    /// A request was answered before it was read to its end.
+    /// A request was answered before it was read to its end, or has begun to come.
     pub(super) unread_upload: AtomicBool,
     /// It was upgraded: what it is used for is not HTTP/1 any more.
     pub(super) upgraded: AtomicBool,
@@ -278,8 +278,8 @@ impl Connection {
         // After both: at each moment, either that or this is seen.
         exchange.end_taken();
         if self.0.closed.load(Ordering::Acquire) {
-            // Too late for a flush to tell: an orderly close comes after everything was flushed.
-            if self.0.shut.load(Ordering::Acquire) || exchange.is_all_flushed() {
+            // Too late for a flush to tell.
+            if self.has_left(party) {
                 party.flushed();
             } else {
                 party.closed();

@@ -2,7 +2,7 @@
 
 use std::{
     convert::Infallible,
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
 };
 
 use axum_core::{body::Body, response::Response};
@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use tokio_util::either::Either;
 
-use super::{ResponseFuture, Service};
+use super::{ResponseFuture, Service, service::ask};
 use crate::lifecycle::SendBody;
 
 /// One connection's service.
@@ -44,9 +44,11 @@ where
         // A stream of HTTP/2 has a task of its own: there its app is called.
         if request.version() < Version::HTTP_2 {
             let mut app = self.ready.app.clone();
-            // One that is not ready is asked again, by a task that waits for it.
-            if app.poll_ready(&mut Context::from_waker(Waker::noop())).is_ready() {
-                return Either::Left(self.ready.place.respond(&mut app, request));
+            match ask(&mut app, &mut Context::from_waker(Waker::noop())) {
+                Ok(Poll::Ready(_)) => return Either::Left(self.ready.place.respond(&mut app, request, None)),
+                Err(message) => return Either::Left(self.ready.place.respond(&mut app, request, Some(message))),
+                // It is asked again, by a task that waits for it.
+                Ok(Poll::Pending) => {}
             }
         }
         Either::Right(self.waits.call(request))

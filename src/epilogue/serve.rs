@@ -32,9 +32,10 @@ use crate::{
 impl Epilogue {
     /// Serves `app` on every connection of `listener`, HTTP/1 and HTTP/2 (with prior knowledge), with upgrades.
     ///
-    /// `listener` is a [`tokio::net::TcpListener`], a Unix one, or any other [`axum::serve::Listener`]; `app` is
-    /// an `axum::Router`, or any service of requests with axum's body. Requests carry
-    /// [`ConnectInfo`](axum::extract::ConnectInfo) with the listener's address type.
+    /// `listener` is a [`tokio::net::TcpListener`], a Unix one, or any other [`axum::serve::Listener`] (a
+    /// [`TrackedListener`](crate::TrackedListener) is for `axum::serve`: here it adds nothing, and its settings give way to
+    /// the [builder's](crate::EpilogueBuilder::tracking)); `app` is an `axum::Router`, or any service of requests with axum's
+    /// body. Requests carry [`ConnectInfo`](axum::extract::ConnectInfo) with the listener's address type.
     ///
     /// ```no_run
     /// use axum::{Router, routing::get};

@@ -1,6 +1,7 @@
 //! The outermost of our services: it begins each request's life on its connection.
 
 use std::{
+    panic::resume_unwind,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,7 +16,7 @@ use super::Epilogue;
 use crate::{
     connection::{Coming, Connection, TrackedIo},
     lifecycle::{Boxed, Drive, Home, Lifecycle, SendBody, begin, response_future},
-    pool::Pool,
+    pool::{Pool, caught, panic_message},
 };
 
 impl Epilogue {
@@ -57,6 +58,8 @@ pub struct Service<S, A = ()> {
     pub(super) place: Place<A>,
     /// A request has come, and waits until the app is ready for it.
     waiting: Option<Coming>,
+    /// The app panicked where it was asked whether it is ready for one. It is the call that tells of that, which has a request.
+    panicked: Option<String>,
 }
 
 /// Where it is.
@@ -68,10 +71,10 @@ pub(super) struct Place<A> {
     address: Option<A>,
 }
 
-/// By hand, since a clone has no request that waits.
+/// By hand, since a clone has no request.
 impl<S: Clone, A: Clone> Clone for Service<S, A> {
     fn clone(&self) -> Self {
-        Self { app: self.app.clone(), place: self.place.clone(), waiting: None }
+        Self { app: self.app.clone(), place: self.place.clone(), waiting: None, panicked: None }
     }
 }
 
@@ -81,7 +84,12 @@ impl<S, A> Service<S, A> {
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self { app, place: Place { home: Arc::new(Home::new(pool)), connection, address }, waiting: None }
+        Self {
+            app,
+            place: Place { home: Arc::new(Home::new(pool)), connection, address },
+            waiting: None,
+            panicked: None,
+        }
     }
 }
 
@@ -99,7 +107,11 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let polled = self.app.poll_ready(cx);
+        self.panicked = None;
+        let polled = ask(&mut self.app, cx).unwrap_or_else(|message| {
+            self.panicked = Some(message);
+            Poll::Ready(Ok(()))
+        });
         if polled.is_ready() {
             self.waiting = None;
         } else if self.waiting.is_none() {
@@ -109,17 +121,31 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        self.place.respond(&mut self.app, request)
+        let panicked = self.panicked.take();
+        self.place.respond(&mut self.app, request, panicked)
     }
 }
 
+/// Asks an app whether it is ready. `Err` is what it panicked with.
+pub(super) fn ask<S, B>(app: &mut S, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, String>
+where
+    S: tower_service::Service<Request<B>>,
+{
+    caught::call(|| app.poll_ready(cx)).map_err(|payload| {
+        let message = panic_message(&*payload);
+        caught::dispose(payload);
+        message
+    })
+}
+
 impl<A: Clone + Send + Sync + 'static> Place<A> {
-    /// Begins a request's life, and calls the app, which is ready.
+    /// Begins a request's life, and calls the app, which is ready, or has `panicked` where it was asked whether it is.
     #[inline]
     pub(super) fn respond<S, ReqBody, ResBody>(
         &self,
         app: &mut S,
         mut request: Request<ReqBody>,
+        panicked: Option<String>,
     ) -> ResponseFuture<S::Future>
     where
         S: tower_service::Service<Request<Body>, Response = http::Response<ResBody>>,
@@ -144,7 +170,11 @@ impl<A: Clone + Send + Sync + 'static> Place<A> {
                 Body::new(Upload { body, lifecycle: entered.lifecycle(), coming })
             }
         });
-        ResponseFuture::new(entered.call_boxed(|| app.call(request)))
+        ResponseFuture::new(entered.call_boxed(|| match panicked {
+            None => app.call(request),
+            // It was told of where it began.
+            Some(message) => resume_unwind(Box::new(message)),
+        }))
     }
 }
 

@@ -157,7 +157,7 @@ impl Driver {
                     Measure::take(shared, &mut response)
                 });
                 let Some(shared) = self.shared.take() else { return Ok(response) };
-                shared.response_leaves(response.status());
+                shared.response_leaves(&response);
                 Ok(response.map(|body| Delivery::watch(body, shared, measure)))
             }
             Err(error) => {

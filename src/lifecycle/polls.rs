@@ -181,7 +181,7 @@ mod tests {
         time::Duration,
     };
 
-    use http::StatusCode;
+    use axum_core::response::Response;
 
     use super::*;
     use crate::lifecycle::{clock::Start, shared::Arrival};
@@ -195,7 +195,7 @@ mod tests {
             runtime.unwrap().block_on(async {
                 let shared = Shared::new(Arrival::of_a_test(Arc::default()));
                 // Nothing is left of it but its response, which is on its way.
-                shared.response_leaves(StatusCode::OK);
+                shared.response_leaves(&Response::default());
                 shared.clock.set(Duration::from_secs(60), Start::Arrival, None);
                 shared.arm();
                 tokio::time::advance(Duration::from_secs(10)).await;

@@ -89,6 +89,8 @@ pub(crate) struct Shared {
     pub(super) is_job: bool,
     /// The status of the response that was handed over; 0 before that.
     pub(super) answered: AtomicU16,
+    /// That response is one of HTTP/1.0, although its request need not be.
+    pub(super) without_chunks: AtomicBool,
     word: AtomicU32,
     pub(super) clock: Clock,
     pub(super) exchange: Exchange,
@@ -123,6 +125,8 @@ pub(super) struct Rare {
     /// The response that was given to `finish`, until the innermost service takes it.
     pub(super) finished: Option<Box<Response>>,
     pub(super) panic: Option<Box<str>>,
+    /// The body that the handler gave, if it is watched, as long as it is there.
+    pub(super) waiting: Weak<super::producer::Waiting>,
     /// The error of the first continuation that failed.
     pub(super) failure: Option<Box<str>>,
     /// Its runtime has ended before it did.
@@ -189,6 +193,7 @@ impl Shared {
             version,
             is_job,
             answered: AtomicU16::new(0),
+            without_chunks: AtomicBool::new(false),
             word: AtomicU32::new(word),
             clock: Clock::new(Instant::now()),
             exchange: Exchange::default(),

@@ -5,7 +5,8 @@
 
 use std::{sync::atomic::Ordering, task::Context};
 
-use http::{StatusCode, Version};
+use axum_core::response::Response;
+use http::Version;
 
 use super::{nowhere::finish_nowhere, passage::Waits, shared::Shared, word};
 use crate::{
@@ -153,9 +154,13 @@ impl Shared {
 
 impl Shared {
     /// The outermost service hands the response over.
-    pub(super) fn response_leaves(&self, status: StatusCode) {
+    pub(super) fn response_leaves(&self, response: &Response) {
         // Before the word tells of it.
-        self.answered.store(status.as_u16(), Ordering::Release);
+        self.answered.store(response.status().as_u16(), Ordering::Release);
+        if !self.http2() && response.version() <= Version::HTTP_10 {
+            // Of an upstream, perhaps: to whichever client, hyper sends it without chunks.
+            self.without_chunks.store(true, Ordering::Release);
+        }
         self.tell_connection_of_head();
         let changed = self.change(Some(EventKind::HandedOver), |word| Some(word.with(word::HEAD)));
         self.release_tickets();
@@ -323,7 +328,7 @@ impl Shared {
     /// Whether the end of the connection may be the end of the response: then a broken one must end with a reset,
     /// or its client cannot tell (RFC 9112, section 8).
     pub(super) fn ends_by_close(&self) -> bool {
-        self.version <= Version::HTTP_10
+        self.version <= Version::HTTP_10 || self.without_chunks.load(Ordering::Acquire)
     }
 
     /// The patience with a slow reader is over.
@@ -380,7 +385,7 @@ impl Shared {
             if self.wait_for_reader().is_some() {
                 // The server will not ask this body for more before its reader does, which may be never (on
                 // HTTP/2, a stream without flow-control window): for the contract it has ended now.
-                self.producer_ended(Some(EventKind::BodyDropped));
+                self.drop_producer();
             }
         }
         self.wake_all();

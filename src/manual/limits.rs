@@ -175,3 +175,20 @@
 //!
 //! A connection lingers only if its client may still be sending: on HTTP/2 until it closes. A drain waits for it, so its
 //! total should stay well below the drain's deadline.
+//!
+//! # Behind a proxy
+//!
+//! A proxy, or a balancer, keeps connections for its next requests, for a time of its own: 60 s in AWS's load balancers, and
+//! in nginx where its `upstream` has `keepalive`. Of two ends with a limit on idling the one with the shorter limit closes,
+//! and a request that the other one sends in that moment goes nowhere: the client behind the proxy gets a 502, now and then,
+//! from a server that is well. So let the `header_read_timeout` be longer than what the proxy keeps:
+//!
+//! ```
+//! # #[cfg(feature = "serve")] {
+//! use std::time::Duration;
+//! use tower_epilogue::Epilogue;
+//!
+//! let epilogue = Epilogue::builder().header_read_timeout(Duration::from_secs(75)).build();
+//! # let _ = epilogue;
+//! # }
+//! ```

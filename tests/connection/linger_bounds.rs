@@ -155,6 +155,26 @@ async fn only_a_client_that_may_still_be_sending_is_waited_for() {
     }
 }
 
+/// hyper answers it, and no app.
+#[tokio::test(start_paused = true)]
+async fn so_may_one_whose_head_is_refused() {
+    let post = "POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 5\r\n\r\nwhole";
+    for before in [false, true] {
+        let (mut client, io) = tokio::io::duplex(1024);
+        let app = Router::new().route("/", any(async |_: String| "read"));
+        let connection = serve_one(&Epilogue::new(), io, &Tracking::new(), app);
+        if before {
+            client.write_all(post.as_bytes()).await.unwrap();
+            assert!(client.read(&mut [0; 1024]).await.unwrap() > 0);
+        }
+        client.write_all(b"GET / HTTP/1.1\r\nno header\r\n").await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400 Bad Request"), "{answer}");
+        assert_about(ends_after(connection).await, 2 * SECOND);
+    }
+}
+
 /// Who sends the next request over HTTP/1 has sent all of the one before.
 #[tokio::test(start_paused = true)]
 async fn an_upload_that_nobody_read_is_forgotten_with_the_next_request() {

@@ -21,7 +21,13 @@ use crate::support::{Journal, Notes, soon};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Ours,
+    /// With a listener that tracks as well.
+    Both,
     Axums,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Ours, Self::Both, Self::Axums];
 }
 
 #[derive(Debug)]
@@ -60,6 +66,11 @@ where
         match way {
             Way::Ours => {
                 let report = epilogue.serve(listener, app).with_graceful_shutdown(signal).await.unwrap();
+                assert!(report.is_clean(), "{report}");
+            }
+            Way::Both => {
+                let serve = epilogue.serve(TrackedListener::new(listener), app);
+                let report = serve.with_graceful_shutdown(signal).await.unwrap();
                 assert!(report.is_clean(), "{report}");
             }
             Way::Axums => {
@@ -160,7 +171,7 @@ async fn the_journal_is_the_same_whichever_way_in() {
     let aborted = ["handler_start/0", "aborted/1", "handler_dropped/1", "hook_start:0/1", "hook_end:0/1", "ended/1"];
     let expected: Vec<Vec<&str>> =
         vec![answered.into(), answered.into(), aborted.into(), aborted.into(), aborted.into()];
-    for way in [Way::Ours, Way::Axums] {
+    for way in Way::ALL {
         for is_unix in [false, true] {
             let (journal, notes) = (Journal::default(), Notes::default());
             let epilogue = journal.epilogue().build();
@@ -178,7 +189,7 @@ async fn the_journal_is_the_same_whichever_way_in() {
 #[tokio::test]
 async fn requests_carry_the_address_of_their_client() {
     let request = "GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
-    for way in [Way::Ours, Way::Axums] {
+    for way in Way::ALL {
         let app = Router::new().route("/", get(async |ConnectInfo(from): ConnectInfo<SocketAddr>| from.to_string()));
         let running = Running::on_tcp(way, Epilogue::new(), app).await;
         let Address::Tcp(address) = running.address else { panic!("it listens on TCP") };
