@@ -18,7 +18,6 @@ use super::{
     Connection,
     settings::{Lingering, Tracking},
 };
-use crate::pool::lock;
 
 /// Where an orderly close stands.
 #[derive(Debug, Default)]
@@ -47,7 +46,7 @@ impl Connection {
     /// Bytes have come. With no request in flight they are of the next one's head, which may be refused before it is whole:
     /// then there is none that could be left unread.
     pub(super) fn read_some(&self) {
-        if !self.is_http2() && !self.is_upgraded() && lock(&self.0.parties).is_empty() {
+        if !self.is_http2() && !self.is_upgraded() && self.0.parties.is_empty() {
             self.left_unread();
         }
     }

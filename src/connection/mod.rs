@@ -41,6 +41,7 @@ mod listener;
 #[cfg(feature = "test-util")]
 mod memory;
 mod observed;
+mod parties;
 #[cfg(all(feature = "acknowledged", target_os = "linux"))]
 mod send_queue;
 mod settings;

@@ -32,9 +32,7 @@ impl Connection {
     /// `goes_on` if it has read before in this turn.
     pub(super) fn read_begins(&self, goes_on: bool) {
         if self.0.guards.load(Ordering::Acquire) {
-            for party in lock(&self.0.parties).iter() {
-                party.exchange().reading(goes_on);
-            }
+            self.0.parties.read(|parties| parties.iter().for_each(|party| party.exchange().reading(goes_on)));
         }
         // Changed by the one task that reads and writes, as all of the account that is not changed in one step.
         let flushed = self.0.flushed_turn.load(Ordering::Acquire);
@@ -62,23 +60,24 @@ impl Connection {
     /// Whether the end of an HTTP/2 stream was handed over, and no turn has passed since.
     pub(super) fn awaits_a_turn(&self) -> bool {
         let awaits = |party: &Arc<dyn Party>| party.is_http2() && party.exchange().is_awaiting();
-        self.0.waiting.load(Ordering::Acquire) && lock(&self.0.parties).iter().any(awaits)
+        self.0.waiting.load(Ordering::Acquire) && self.0.parties.read(|parties| parties.iter().any(awaits))
     }
 
     /// Whether the server is between two steps with the end of an HTTP/2 stream: it was given it, and lets go of the body
     /// as soon as it has queued it. In between, which in another thread may be long, the client may have all of it already.
     pub(super) fn is_given_an_end(&self) -> bool {
-        lock(&self.0.parties).iter().any(|party| party.exchange().is_end_given())
+        self.0.parties.read(|parties| parties.iter().any(|party| party.exchange().is_end_given()))
     }
 
     fn next_of_turn(&self, flushed: u64) -> Option<Arc<dyn Party>> {
-        let mut parties = lock(&self.0.parties);
-        let place = parties.iter().position(|party| {
-            let exchange = party.exchange();
-            party.is_http2() && exchange.is_awaiting() && flushed > exchange.mark()
-        })?;
-        parties[place].exchange().set_listed(false);
-        Some(parties.swap_remove(place))
+        self.0.parties.change(|parties| {
+            let place = parties.iter().position(|party| {
+                let exchange = party.exchange();
+                party.is_http2() && exchange.is_awaiting() && flushed > exchange.mark()
+            })?;
+            parties[place].exchange().set_listed(false);
+            Some(parties.swap_remove(place))
+        })
     }
 
     pub(super) fn wrote(&self, bytes: usize) {
@@ -105,7 +104,7 @@ impl Connection {
     /// Whether its end must not be one in order: that was asked for, or it would be the end of a response that is not whole.
     pub(super) fn ends_with_reset(&self) -> bool {
         let cuts = |party: &Arc<dyn Party>| party.ends_by_close() && !self.has_left(&**party);
-        if !self.is_reset() && lock(&self.0.parties).iter().any(cuts) {
+        if !self.is_reset() && self.0.parties.read(|parties| parties.iter().any(cuts)) {
             self.0.reset.store(true, Ordering::Release);
         }
         self.is_reset()
@@ -120,7 +119,7 @@ impl Connection {
         if self.0.client_left.swap(true, Ordering::AcqRel) {
             return;
         }
-        let parties: Vec<_> = lock(&self.0.parties).clone();
+        let parties = self.0.parties.read(<[_]>::to_vec);
         for party in parties {
             party.left();
         }
@@ -128,10 +127,9 @@ impl Connection {
 
     /// Whether the end of input is to be kept from the server for now.
     pub(super) fn hides_end_of_input(&self) -> bool {
-        let hide = {
-            let parties = lock(&self.0.parties);
+        let hide = self.0.parties.read(|parties| {
             !parties.is_empty() && parties.iter().all(|party| party.hides_end_of_input(self.0.serves_half_closed))
-        };
+        });
         self.0.hidden_end.store(hide, Ordering::Release);
         hide
     }
@@ -144,8 +142,9 @@ impl Connection {
 
     /// HTTP/2: whether nothing is on its way but responses whose client has to make room for them.
     pub(super) fn waits_for_windows(&self) -> bool {
-        let parties = lock(&self.0.parties);
-        !parties.is_empty() && parties.iter().all(|party| party.is_http2() && party.waits_for_reader())
+        self.0.parties.read(|parties| {
+            !parties.is_empty() && parties.iter().all(|party| party.is_http2() && party.waits_for_reader())
+        })
     }
 
     pub(super) fn has_hidden_end(&self) -> bool {
@@ -153,7 +152,7 @@ impl Connection {
     }
 
     pub(super) fn stalled(&self) {
-        let parties: Vec<_> = lock(&self.0.parties).clone();
+        let parties = self.0.parties.read(<[_]>::to_vec);
         for party in parties {
             party.stalled();
         }
@@ -184,20 +183,30 @@ impl Connection {
     }
 
     fn next_flushed(&self, turn: bool) -> Option<Found> {
+        let (found, ends) = self.0.parties.change(|parties| self.look_for_flushed(parties, turn));
+        if ends {
+            // The turn that may have ended with this flush is over when the next begins.
+            self.wake();
+        }
+        found
+    }
+
+    /// Whom a flush concerns; if nobody, whether somebody waits for the turn's end.
+    fn look_for_flushed(&self, parties: &mut Vec<Arc<dyn Party>>, turn: bool) -> (Option<Found>, bool) {
         let written = self.written();
-        let mut parties = lock(&self.0.parties);
         let (mut others, mut ends) = (false, false);
         for (place, party) in parties.iter().enumerate() {
             let exchange = party.exchange();
             if exchange.release(turn) {
-                return Some(Found::Released(party.clone()));
+                return (Some(Found::Released(party.clone())), false);
             }
             if exchange.is_awaiting() {
                 let over = if party.is_http2() { exchange.end_flushed(turn) } else { written > exchange.mark() };
                 if over {
                     exchange.set_listed(false);
                     let party = parties.swap_remove(place);
-                    return Some(if parties.is_empty() { Found::Last(party) } else { Found::Flushed(party) });
+                    let found = if parties.is_empty() { Found::Last(party) } else { Found::Flushed(party) };
+                    return (Some(found), false);
                 }
                 ends |= party.is_http2();
                 others = true;
@@ -211,12 +220,7 @@ impl Connection {
         if others {
             self.0.waiting.store(true, Ordering::Release);
         }
-        drop(parties);
-        if ends {
-            // The turn that may have ended with this flush is over when the next begins.
-            self.wake();
-        }
-        None
+        (None, ends)
     }
 
     /// Whether all of a response has left when its connection is gone: in order, it is after everything was flushed, but for
@@ -242,7 +246,7 @@ impl Connection {
         // So is the task: as long as its waker is kept, so is all of its memory.
         drop(self.0.task.take());
         let shut = self.0.shut.load(Ordering::Acquire);
-        let parties = std::mem::take(&mut *lock(&self.0.parties));
+        let parties = self.0.parties.change(std::mem::take);
         for party in parties {
             party.exchange().set_listed(false);
             if self.has_left(&*party) {

@@ -9,6 +9,7 @@ use std::{
 use super::{
     HalfClose,
     exchange::Exchange,
+    parties::Parties,
     watch::{Source, Watch},
 };
 #[cfg(feature = "serve")]
@@ -135,7 +136,7 @@ pub(crate) struct State {
     pub(super) waiting: AtomicBool,
     /// HTTP/2: chunks are guarded.
     pub(super) guards: AtomicBool,
-    pub(super) parties: Mutex<Vec<Arc<dyn Party>>>,
+    pub(super) parties: Parties,
     /// The task that drives the connection.
     pub(super) task: AtomicWaker,
     pub(super) watch: Mutex<Watch>,
@@ -149,7 +150,7 @@ impl fmt::Debug for Connection {
         f.debug_struct("Connection")
             .field("written", &self.written())
             .field("client_left", &self.client_left())
-            .field("in_flight", &lock(&self.0.parties).len())
+            .field("in_flight", &self.0.parties.read(<[_]>::len))
             .finish_non_exhaustive()
     }
 }
@@ -203,8 +204,7 @@ impl crate::pool::census::Open for State {
 impl Connection {
     /// A request arrived. It is told what happens until it [leaves](Self::leave) or is resolved.
     pub(crate) fn enter(&self, party: &Arc<impl Party + 'static>) {
-        let too_late = {
-            let mut parties = lock(&self.0.parties);
+        let too_late = self.0.parties.change(|parties| {
             // Under the lock, so that it is only counted.
             #[cfg(feature = "serve")]
             self.0.requests.store(self.0.requests.load(Ordering::Acquire) + 1, Ordering::Release);
@@ -217,7 +217,7 @@ impl Connection {
             party.exchange().set_listed(true);
             parties.push(party.clone());
             self.client_left()
-        };
+        });
         if too_late {
             // The end of input came along with this (pipelined) request.
             party.had_left();
@@ -229,13 +229,12 @@ impl Connection {
         if !party.exchange().is_listed() {
             return;
         }
-        let gone = {
-            let mut parties = lock(&self.0.parties);
+        let gone = self.0.parties.change(|parties| {
             let place =
                 parties.iter().position(|other| std::ptr::addr_eq(Arc::as_ptr(other), std::ptr::from_ref(party)));
             party.exchange().set_listed(false);
             place.map(|place| parties.swap_remove(place))
-        };
+        });
         drop(gone);
         // For it an end of the input may not have been told.
         party.exchange().is_end_given().then(|| self.wake());
@@ -363,7 +362,7 @@ impl Connection {
     /// How many requests have arrived, if none is in flight, waits for the app, or has a body that is still to come.
     #[cfg(feature = "serve")]
     pub(crate) fn requests(&self) -> Option<u64> {
-        let none = lock(&self.0.parties).is_empty() && self.0.coming.load(Ordering::Acquire) == 0;
+        let none = self.0.parties.is_empty() && self.0.coming.load(Ordering::Acquire) == 0;
         none.then(|| self.0.requests.load(Ordering::Acquire))
     }
 
@@ -382,7 +381,7 @@ impl Connection {
     /// The requests in flight.
     #[cfg(feature = "serve")]
     pub(crate) fn in_flight(&self) -> Vec<Arc<dyn Straggler>> {
-        lock(&self.0.parties).iter().map(|party| party.clone().as_straggler()).collect()
+        self.0.parties.read(|parties| parties.iter().map(|party| party.clone().as_straggler()).collect())
     }
 
     pub(super) fn show_hidden_end(&self) {
