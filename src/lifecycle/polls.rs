@@ -187,4 +187,28 @@ mod tests {
         });
         assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
     }
+
+    /// On several threads a timer may pass while it is polled, and then wakes its request in that poll.
+    #[test]
+    fn a_limit_that_passes_while_its_timer_is_being_set_ends_the_request() {
+        let (tells, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            runtime.unwrap().block_on(async {
+                let shared = Shared::new(Arrival::of_a_test(Arc::default()));
+                shared.response_leaves(StatusCode::OK);
+                shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
+                tokio::time::advance(Duration::from_secs(5)).await;
+                let passes_meanwhile = || {
+                    let waker = Waker::from(shared.clone());
+                    waker.wake_by_ref();
+                    waker
+                };
+                assert!(shared.clock.arm(None, passes_meanwhile), "who sets it is told");
+                shared.arm_for_work();
+                tells.send(shared.word().has(word::ENDED)).unwrap();
+            });
+        });
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
+    }
 }
