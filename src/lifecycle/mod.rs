@@ -39,6 +39,7 @@ use crate::{event::RequestId, status::ConnectionStatus};
 
 mod admission;
 mod after;
+mod alone;
 mod clock;
 mod delivery;
 mod driver;

@@ -14,6 +14,7 @@ use http::{Method, Uri, Version};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
+    alone::ALONE,
     clock::Clock,
     hooks::Hook,
     passage::{Passing, Verb, Waits},
@@ -98,8 +99,9 @@ pub(crate) struct Shared {
     depth: AtomicU32,
     /// The innermost of them that was ever polled.
     begun: AtomicU32,
-    /// How many futures of our services run that could be the innermost.
-    running: AtomicU32,
+    /// How many futures of our services run that could be the innermost; and how many handlers, each counted [`ALONE`], go
+    /// on in tasks of their own.
+    pub(super) running: AtomicU32,
     /// Its task's place on the pool's list.
     listed: AtomicU32,
     pub(super) ending_waker: AtomicWaker,
@@ -291,7 +293,7 @@ impl Shared {
     /// A future of one of our services ended. After the last, the handler has ended, whatever the middleware between
     /// did with the service inside of it.
     pub(super) fn ended_one(&self, how: super::transitions::HandlerEnd) {
-        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 && self.word().has(word::HANDLER) {
+        if self.running.fetch_sub(1, Ordering::AcqRel) % ALONE == 1 && self.word().has(word::HANDLER) {
             self.handler_ended(how);
         }
     }

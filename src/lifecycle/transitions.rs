@@ -51,7 +51,9 @@ impl Shared {
             HandlerEnd::Ended => EventKind::HandlerEnd,
             HandlerEnd::Dropped => EventKind::HandlerDropped,
         };
-        self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
+        if !self.goes_on_alone() {
+            self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
+        }
         self.takes_no_more();
         #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
         self.release_keepers(false);
@@ -70,11 +72,12 @@ impl Shared {
         // Under the lock that the ending task takes them from, so that none starts before the handler's end is
         // told; and in one transition, so that the request cannot end before they are seen.
         let mut core = lock(&self.core);
+        let others = self.goes_on_alone();
         let changed = self.change(Some(EventKind::HandlerEnd), |word| {
-            word.has(word::HANDLER).then(|| word.without(word::HANDLER).with(word::WORK))
+            (word.has(word::HANDLER) && !others).then(|| word.without(word::HANDLER).with(word::WORK))
         });
         if changed.is_none() {
-            // The handler's end was told before, or the request has ended and was sent into the service once more.
+            // Another goes on; or the handler's end was told before, or the request has ended and was sent in once more.
             drop(core);
             return continuations.for_each(|continuation| self.keep(continuation));
         }
