@@ -166,7 +166,9 @@ async fn stored(owner: &Arc<Shared>, mut storing: Storing, waits: Waits) -> Opti
         owner.arm();
         // Not where only its client has left: it is promised.
         if owner.word().status().is_timeout() {
-            tracing::error!(route = owner.route(), "the limit passed before a durable job was known to be stored");
+            caught::tell(|| {
+                tracing::error!(route = owner.route(), "the limit passed before a durable job was known to be stored");
+            });
             return Poll::Ready(None);
         }
         Poll::Pending

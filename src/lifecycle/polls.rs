@@ -37,7 +37,7 @@ impl Shared {
 
     pub(crate) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
         let message = panic_message(&**payload);
-        tracing::error!(route = self.route(), panic = message, "a {what} panicked");
+        caught::tell(|| tracing::error!(route = self.route(), panic = message, "a {what} panicked"));
         self.pool().count_panic();
         let mut core = lock(&self.core);
         core.rare().panic.get_or_insert(message.into());
@@ -93,7 +93,7 @@ impl Shared {
         let result = poll();
         let took = timing.began.elapsed();
         if took >= most {
-            tracing::warn!(route = self.route(), ?took, "a poll of the {what} held up its thread");
+            caught::tell(|| tracing::warn!(route = self.route(), ?took, "a poll of the {what} held up its thread"));
         }
         result
     }
@@ -106,11 +106,13 @@ impl Shared {
         let was_over = self.word().status().is_timeout();
         let (result, measured) = self.clock.measure(first, poll);
         if let Some(over) = measured.overstayed.filter(|_| !was_over) {
-            tracing::warn!(
-                route = self.route(),
-                ?over,
-                "a poll of the {what} was stuck: it ran past the time limit without an await"
-            );
+            caught::tell(|| {
+                tracing::warn!(
+                    route = self.route(),
+                    ?over,
+                    "a poll of the {what} was stuck: it ran past the time limit without an await"
+                );
+            });
         }
         if measured.exhausted {
             self.time_out(LIMIT_PASSED);

@@ -379,7 +379,7 @@ impl Shared {
             Some(if word.has(word::HEAD) { word.with_sent(Sent::BrokenOff) } else { word })
         });
         let Some(change) = changed else { return };
-        tracing::warn!(route = self.route(), phase = change.old.phase().name(), "{why}");
+        caught::tell(|| tracing::warn!(route = self.route(), phase = change.old.phase().name(), "{why}"));
         if change.old.sent().is_none() && change.new.sent().is_some() {
             self.break_off();
             if self.wait_for_reader().is_some() {
