@@ -307,7 +307,11 @@ impl Drop for Continuation {
     fn drop(&mut self) {
         if let Some(kind) = self.kind.take() {
             let _span = self.extra.as_ref().map(|extra| extra.span.enter());
-            tracing::warn!("a continuation was dropped without having been returned with a response: it does not run");
+            caught::tell(|| {
+                tracing::warn!(
+                    "a continuation was dropped without having been returned with a response: it does not run"
+                );
+            });
             caught::discard(kind);
         }
     }

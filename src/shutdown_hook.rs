@@ -42,7 +42,10 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 pub use crate::lifecycle::{End, HookOutcome, ResponseFuture};
-use crate::lifecycle::{Hook, SendBody, enter};
+use crate::{
+    lifecycle::{Hook, SendBody, enter},
+    pool::caught,
+};
 
 /// Layer that registers a hook for each request's end. See the [module docs](self).
 ///
@@ -122,7 +125,7 @@ where
         let entered = enter(&mut request);
         if let Err(error) = entered.shared().add_hook(Hook::new(self.hook.clone())) {
             // Only a request whose life is over is refused: one that was sent into the service a second time.
-            tracing::warn!(%error, "a layer's hook was refused");
+            caught::tell(|| tracing::warn!(%error, "a layer's hook was refused"));
         }
         ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }

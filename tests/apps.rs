@@ -11,6 +11,8 @@
 
 #[path = "apps/alike.rs"]
 mod alike;
+#[path = "apps/attempts.rs"]
+mod attempts;
 #[path = "contract/common.rs"]
 #[allow(dead_code, reason = "what it needs of another suite's")]
 mod common;

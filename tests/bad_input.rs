@@ -32,5 +32,7 @@ mod retries;
 mod services;
 #[path = "bad_input/strays.rs"]
 mod strays;
+#[path = "bad_input/subscribers.rs"]
+mod subscribers;
 
 mod support;

@@ -97,11 +97,13 @@ impl Mapping {
             Ok(Poll::Ready(Ok(mapped))) => Some(mapped),
             Ok(Poll::Ready(Err(error))) => {
                 let route = lifecycle.0.route();
-                tracing::error!(
-                    error = message(&*error),
-                    route,
-                    "the function on buffered bodies failed: a 500 was answered"
-                );
+                caught::tell(|| {
+                    tracing::error!(
+                        error = message(&*error),
+                        route,
+                        "the function on buffered bodies failed: a 500 was answered"
+                    );
+                });
                 caught::discard(error);
                 None
             }
@@ -126,11 +128,13 @@ impl Drop for Mapping {
             let work = async move {
                 if let Err(error) = running.await {
                     let error = message(&*error);
-                    tracing::warn!(
-                        route = owner.0.route(),
-                        error,
-                        "the function on buffered bodies failed, for nobody"
-                    );
+                    caught::tell(|| {
+                        tracing::warn!(
+                            route = owner.0.route(),
+                            error,
+                            "the function on buffered bodies failed, for nobody"
+                        );
+                    });
                 }
             };
             self.lifecycle.0.keep_with(span.in_scope(|| Continuation::new(work)), captured);

@@ -3,6 +3,8 @@
 use axum_core::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header, response::Parts};
 
+use crate::pool::caught;
+
 /// What of a request decides the shape of its response.
 pub(super) struct Asked {
     pub(super) version: Version,
@@ -124,7 +126,9 @@ pub(super) fn declare(parts: &mut Parts, length: u64) {
     let value = number(length);
     let declared = parts.headers.insert(header::CONTENT_LENGTH, value);
     if let Some(declared) = declared.filter(|declared| *declared != parts.headers[header::CONTENT_LENGTH]) {
-        tracing::warn!(?declared, length, "a handler declared a wrong Content-Length: it was corrected");
+        caught::tell(|| {
+            tracing::warn!(?declared, length, "a handler declared a wrong Content-Length: it was corrected");
+        });
     }
     // A length and chunks exclude each other (RFC 9112, section 6.2).
     if has(&parts.headers, &header::TRANSFER_ENCODING) {
@@ -141,7 +145,7 @@ pub(super) fn keep_declared(parts: &mut Parts, at_least: u64) {
         parts.headers.remove(header::TRANSFER_ENCODING);
         return;
     }
-    tracing::warn!(?declared, at_least, "a handler declared a wrong Content-Length: it was left out");
+    caught::tell(|| tracing::warn!(?declared, at_least, "a handler declared a wrong Content-Length: it was left out"));
     parts.headers.remove(header::CONTENT_LENGTH);
 }
 

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     lifecycle::{Lifecycle, answer, taken_off},
-    pool::message,
+    pool::{caught, message},
 };
 
 /// All that shaping a response depends on.
@@ -129,11 +129,13 @@ impl Shaping {
             (Step::Read(_, reading, _), Done::Read(Measured::Failed(error))) => {
                 if self.lifecycle.0.verdict().is_none() {
                     let route = self.lifecycle.0.route();
-                    tracing::error!(
-                        error = message(&error),
-                        route,
-                        "a response's body failed before its head was sent"
-                    );
+                    caught::tell(|| {
+                        tracing::error!(
+                            error = message(&error),
+                            route,
+                            "a response's body failed before its head was sent"
+                        );
+                    });
                 }
                 reading.discard();
                 Next::Leave(self.fail())

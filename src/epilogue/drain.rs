@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::TaskTracker;
 
 use super::{DrainReport, Epilogue, Straggler};
-use crate::pool::{self, Pool};
+use crate::pool::{self, Pool, caught};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -82,13 +82,13 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         cut.all(pool, in_flight());
         if cut.named.is_empty() {
             let connections = serving.map(|serving| (serving.open)());
-            tracing::warn!(running = pool.running(), connections, "{why}: no request is left to cut");
+            caught::tell(|| tracing::warn!(running = pool.running(), connections, "{why}: no request is left to cut"));
         } else if !cut.breaks_promises() {
             // What is stored runs again.
-            tracing::warn!(report = %cut.report(), "{why}");
+            caught::tell(|| tracing::warn!(report = %cut.report(), "{why}"));
         } else {
             // Level error: promises that were not kept.
-            tracing::error!(report = %cut.report(), "{why}");
+            caught::tell(|| tracing::error!(report = %cut.report(), "{why}"));
         }
         let broke_promises = cut.breaks_promises();
         // Hooks have a limit each. Twice that is enough for all but the most stubborn. In the first half of it connections
@@ -109,15 +109,17 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             }
         });
         if enough.await.is_err() {
-            tracing::error!(running = pool.running(), "the drain ends with work still running");
+            caught::tell(|| tracing::error!(running = pool.running(), "the drain ends with work still running"));
             // Those that are left now are ended as they are, whether or not there was time to close them first.
             closed = closed.max(serving.map_or(0, |serving| (serving.open)()));
         }
         if !broke_promises && cut.breaks_promises() {
-            tracing::error!(report = %cut.report(), "{why}: what came after it was cut, too");
+            caught::tell(|| tracing::error!(report = %cut.report(), "{why}: what came after it was cut, too"));
         }
         if closed > 0 {
-            tracing::warn!(connections = closed, "connections that did not end by themselves are closed");
+            caught::tell(|| {
+                tracing::warn!(connections = closed, "connections that did not end by themselves are closed");
+            });
         }
         report = DrainReport { closed, ..cut.report() };
     }
@@ -129,7 +131,9 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         match ends.map(|(from, time)| time.saturating_sub(from.elapsed()).max(SECOND)) {
             None => feed.delivered().await,
             Some(left) if tokio::time::timeout(left, feed.delivered()).await.is_ok() => {}
-            Some(_) => tracing::error!("the drain ends before the event function was told of everything: it is slow"),
+            Some(_) => caught::tell(|| {
+                tracing::error!("the drain ends before the event function was told of everything: it is slow");
+            }),
         }
     }
     report
@@ -147,12 +151,14 @@ async fn cut_short(pool: &Pool, serving: Option<Serving<'_>>, ended: impl Future
         }
     });
     let began = Instant::now();
-    tracing::info!(
-        running = pool.running(),
-        connections = serving.map(|serving| (serving.open)()),
-        deadline = ?pool.settings.drain_deadline,
-        "a drain begins"
-    );
+    caught::tell(|| {
+        tracing::info!(
+            running = pool.running(),
+            connections = serving.map(|serving| (serving.open)()),
+            deadline = ?pool.settings.drain_deadline,
+            "a drain begins"
+        );
+    });
     let mut progress = tokio::time::interval_at(began + SECOND, SECOND);
     progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -162,12 +168,12 @@ async fn cut_short(pool: &Pool, serving: Option<Serving<'_>>, ended: impl Future
             () = &mut cut => return Some("the drain is cut short"),
             () = &mut deadline => return Some("the drain's deadline has passed"),
             // Level info: a drain that takes seconds is something that whoever stops a server looks at.
-            _ = progress.tick() => tracing::info!(
+            _ = progress.tick() => caught::tell(|| tracing::info!(
                 elapsed = began.elapsed().as_secs(),
                 running = pool.running(),
                 connections = serving.map(|serving| (serving.open)()),
                 "draining"
-            ),
+            )),
         }
     }
 }

@@ -311,7 +311,9 @@ impl Server {
             Err(payload) => {
                 self.pool.count_panic();
                 let panic = panic_message(&*payload);
-                tracing::error!(panic, "the app panicked where it was cloned for a connection, which is closed");
+                caught::tell(|| {
+                    tracing::error!(panic, "the app panicked where it was cloned for a connection, which is closed");
+                });
                 return caught::dispose(payload);
             }
         };

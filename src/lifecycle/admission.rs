@@ -89,12 +89,14 @@ impl Shared {
         if !bounds.classes.is_empty() && bounds.unbounded.is_news(class) {
             let bounded: Vec<_> = bounds.classes.iter().filter_map(|gate| gate.class).collect();
             let route = self.route();
-            tracing::warn!(
-                route,
-                class,
-                ?bounded,
-                "`ReserveLayer` does nothing: other classes have a bound, this one has none"
-            );
+            caught::tell(|| {
+                tracing::warn!(
+                    route,
+                    class,
+                    ?bounded,
+                    "`ReserveLayer` does nothing: other classes have a bound, this one has none"
+                );
+            });
         }
     }
 
@@ -293,7 +295,7 @@ fn is_exempt<B>(bounds: &Bounds, request: &mut Request<B>) -> bool {
     match answer {
         Ok(exempt) => exempt,
         Err(payload) => {
-            tracing::error!(panic = crate::pool::panic_message(&*payload), "`admit_always` panicked");
+            caught::tell(|| tracing::error!(panic = crate::pool::panic_message(&*payload), "`admit_always` panicked"));
             caught::dispose(payload);
             false
         }

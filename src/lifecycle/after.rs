@@ -234,10 +234,12 @@ impl Shared {
                 return Poll::Pending;
             }
             if work.give_up() {
-                tracing::warn!(
-                    route = shared.route(),
-                    "a blocking continuation ran past its limit: its thread is stuck until it returns"
-                );
+                caught::tell(|| {
+                    tracing::warn!(
+                        route = shared.route(),
+                        "a blocking continuation ran past its limit: its thread is stuck until it returns"
+                    );
+                });
                 return Poll::Ready(Outcome::Dropped);
             }
             // It ended in this moment; the next poll has its result.

@@ -1,6 +1,7 @@
 //! The one clock that bounds a request, from its arrival to its continuation's end (contract rule 6).
 
 use std::{
+    cell::Cell,
     fmt,
     future::Future as _,
     pin::Pin,
@@ -45,6 +46,33 @@ pub(super) const LIMIT_PASSED: &str = "the time limit passed";
 const NEVER: u64 = u64::MAX;
 /// How much a single poll may overrun the limit before it is reported.
 const OVERSTAY: Duration = Duration::from_millis(10);
+
+thread_local! {
+    /// A timer is being set on this thread, under its lock.
+    static ARMING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether whoever is woken on this thread is woken by the timer that it is setting: one that passes in that moment wakes
+/// those whom it knows in the middle of its poll. The poll itself tells of it as well, once the lock is given back.
+pub(super) fn is_arming() -> bool {
+    ARMING.get()
+}
+
+/// The time in which a timer is being set; over also when that panics, where there are no timers.
+struct Arming;
+
+impl Arming {
+    fn begin() -> Self {
+        ARMING.set(true);
+        Self
+    }
+}
+
+impl Drop for Arming {
+    fn drop(&mut self) {
+        ARMING.set(false);
+    }
+}
 
 /// What a measured poll did to the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -262,6 +290,7 @@ impl Clock {
             return self.now() >= deadline;
         }
         let mut timer = lock(&self.timer);
+        let _arming = Arming::begin();
         // Read again: it may have been set meanwhile, by one whose own call of this then comes, or came, after the swap.
         let deadline = self.deadline.load(Ordering::Acquire);
         let Some(at) = self.arrived.checked_add(Duration::from_nanos(deadline)).filter(|_| deadline != NEVER) else {
@@ -269,7 +298,7 @@ impl Clock {
         };
         let sleep = match timer.as_mut() {
             Some(sleep) => {
-                // Moved to where it has passed, it wakes whom it knows, right here and under this lock: nobody.
+                // From here on it knows nobody: moved to where it has passed, it would wake them once more.
                 let _ = poll_sleep(sleep.as_mut(), &mut Context::from_waker(Waker::noop()));
                 sleep.as_mut().reset(at);
                 sleep

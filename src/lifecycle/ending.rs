@@ -195,7 +195,9 @@ impl Step {
         if shared.word().known_sent().is_none() {
             shared.arm_here();
             if self.poll_patience(shared, cx).is_ready() {
-                tracing::info!(route = shared.route(), "the reader is slow: its request goes on without it");
+                caught::tell(|| {
+                    tracing::info!(route = shared.route(), "the reader is slow: its request goes on without it");
+                });
                 shared.give_up_on_reader();
             }
         }
@@ -348,7 +350,7 @@ fn poll_running(work: &mut Work, rest: Option<&Rest>, shared: &Shared, cx: &mut 
     shared.arm_for_work_here();
     match shared.verdict() {
         Some(Verdict::TimedOut) => {
-            tracing::warn!(route = shared.route(), "a continuation was dropped before its end");
+            caught::tell(|| tracing::warn!(route = shared.route(), "a continuation was dropped before its end"));
             Poll::Ready(Outcome::Dropped)
         }
         Some(Verdict::Abandoned) | None => Poll::Pending,

@@ -1,7 +1,7 @@
 //! The innermost response future: the handler's, which may have to go on without its client.
 
 use std::{
-    future::{Future, poll_fn},
+    future::Future,
     panic::resume_unwind,
     pin::Pin,
     sync::Arc,
@@ -9,30 +9,29 @@ use std::{
 };
 
 use axum_core::response::Response;
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 
 use super::{
-    frames::Framed,
-    nowhere::{finish_nowhere, returned_alone, returned_late},
+    alone::detach,
+    nowhere::{finish_nowhere, returned_late},
     passage::Waits,
     response::{SendBody, answer, collect, watched},
     service::OUTERMOST,
     shared::Shared,
     transitions::{HandlerEnd, Verdict},
-    word,
 };
 use crate::{
     continuation::{self, Continuation},
     event::{BODY, HANDLER},
-    pool::{Captured, Detached, carry::carried, caught, spans},
+    pool::{Captured, Detached, caught},
 };
 
 /// What goes along when a handler moves to a task of its own.
-struct Surroundings {
-    span: Span,
-    captured: Vec<Box<dyn Captured>>,
+pub(super) struct Surroundings {
+    pub(super) span: Span,
+    pub(super) captured: Vec<Box<dyn Captured>>,
     /// It goes on without its client already, in its connection's task.
-    detached: Option<Detached>,
+    pub(super) detached: Option<Detached>,
 }
 
 /// A handler's future that can be moved to a task of its own: when it is dropped while aborts are ignored, and
@@ -260,7 +259,7 @@ impl Surroundings {
 
 /// One poll of the handler, on its request's clock.
 #[inline]
-fn poll_handler<F: Future>(
+pub(super) fn poll_handler<F: Future>(
     shared: &Shared,
     first: bool,
     future: Pin<&mut F>,
@@ -295,7 +294,7 @@ pub(super) fn keep_dropped(shared: &Shared, captured: &[Box<dyn Captured>], drop
 
 /// Those of responses that were dropped meanwhile belong to this request.
 #[inline]
-fn keep_strays(shared: &Shared, polling: continuation::Polling) {
+pub(super) fn keep_strays(shared: &Shared, polling: continuation::Polling) {
     if let Some(strays) = polling.end() {
         shared.keep_all(strays, || shared.captured());
     }
@@ -315,78 +314,4 @@ impl Shared {
             "a response with a continuation was dropped before any layer saw it: the continuation runs all the same";
         caught::tell(|| tracing::warn!(route = self.route(), "{said}"));
     }
-}
-
-/// How a handler ended that went on alone.
-enum Alone {
-    Returned(Response),
-    Failed,
-    Dropped,
-    Panicked(caught::Payload),
-}
-
-/// Lets a handler go on in a tracked task.
-fn detach<F, B, E>(future: Pin<Box<F>>, shared: &Arc<Shared>, context: Surroundings)
-where
-    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
-    B: SendBody,
-{
-    let owner = shared.clone();
-    let mut framed = Framed::new(shared.clone(), HANDLER, future);
-    let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
-    let may_finish = !shared.is_finished();
-    let keepers = shared.keepers();
-    let work = async move {
-        let _detached = detached;
-        let ended = poll_fn(|cx| {
-            owner.register(Waits::Handler, cx);
-            let Some(future) = framed.work.as_mut() else { return Poll::Pending };
-            match poll_handler(&owner, false, future.as_mut(), cx) {
-                Ok(Poll::Ready(Ok(response))) => {
-                    return Poll::Ready(Alone::Returned(response.map(SendBody::into_body)));
-                }
-                Ok(Poll::Ready(Err(_))) => return Poll::Ready(Alone::Failed),
-                Err(payload) => return Poll::Ready(Alone::Panicked(payload)),
-                Ok(Poll::Pending) => {}
-            }
-            // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
-            if let Some(response) = may_finish.then(|| owner.take_finished()).flatten() {
-                finish_nowhere(&owner, *response);
-            }
-            owner.arm_for_work();
-            if owner.verdict().is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
-        })
-        .await;
-        let polling = continuation::Polling::begin();
-        drop(framed);
-        keep_strays(&owner, polling);
-        if !may_finish {
-            let outcome = if matches!(ended, Alone::Dropped) { "dropped" } else { "ended" };
-            spans::ended(&Span::current(), outcome);
-        }
-        match ended {
-            Alone::Returned(response) => returned_alone(&owner, response, keepers).await,
-            Alone::Failed => owner.handler_ended(HandlerEnd::Ended),
-            Alone::Dropped => owner.handler_ended(HandlerEnd::Dropped),
-            Alone::Panicked(payload) => {
-                owner.panicked(HANDLER, &payload);
-                caught::dispose(payload);
-                owner.handler_ended(HandlerEnd::Ended);
-            }
-        }
-        owner.ended_one(HandlerEnd::Ended);
-    };
-    let span = match shared.word().has(word::FINISHED) {
-        // It is its own continuation now (contract rule 7).
-        true => spans::continuation(&context.span, || shared.route(), None, Some(shared.id())),
-        false => context.span,
-    };
-    let work = carried(context.captured, work).instrument(span);
-    if let Err(work) = shared.pool().spawn(work) {
-        caught::discard(work);
-        shared.handler_ended(HandlerEnd::Dropped);
-        shared.ended_one(HandlerEnd::Dropped);
-    }
-    // Whoever waits for the handler's end is the task that runs the hooks.
-    shared.ensure_ending();
 }

@@ -67,7 +67,9 @@ impl Step {
                 let skipped = std::mem::take(&mut lock(&shared.core).hooks);
                 let count = skipped.iter().count();
                 if count > 0 {
-                    tracing::info!(route = shared.route(), skipped = count, "a hook stopped the hooks after it");
+                    caught::tell(|| {
+                        tracing::info!(route = shared.route(), skipped = count, "a hook stopped the hooks after it");
+                    });
                 }
                 caught::discard(skipped);
             }

@@ -67,11 +67,13 @@ pub(super) fn refuse_unkept(shared: &Shared, response: &mut Response) {
     if !take_unkept(response.extensions_mut()) {
         return;
     }
-    tracing::error!(
-        route = shared.route(),
-        "a handler returned a `Durable`, and no `DurableLayer` stands around it: nothing is stored, and its client is \
+    caught::tell(|| {
+        tracing::error!(
+            route = shared.route(),
+            "a handler returned a `Durable`, and no `DurableLayer` stands around it: nothing is stored, and its client is \
          answered with a 500. Add `.layer(store.layer())`"
-    );
+        );
+    });
     let text = "The work of this request could not be stored.\n";
     let refusal = (StatusCode::INTERNAL_SERVER_ERROR, text).into_response();
     caught::discard(std::mem::replace(response, refusal));

@@ -15,7 +15,11 @@ use super::{places::Entering, shared::Shared};
 use crate::{
     continuation::Owner,
     event::RequestId,
-    pool::{OnTheList, Pool, blocking::Blocking, caught, lock, panic_message},
+    pool::{
+        OnTheList, Pool,
+        blocking::{Blocking, panicked},
+        caught, lock,
+    },
 };
 
 impl Shared {
@@ -28,7 +32,9 @@ impl Shared {
         span: Span,
     ) {
         let (pool, route) = (self.pool().clone(), self.route());
-        tracing::warn!(route, "a blocking continuation reached its limit before its turn: it runs when that comes");
+        caught::tell(|| {
+            tracing::warn!(route, "a blocking continuation reached its limit before its turn: it runs when that comes");
+        });
         let (late, stuck) = (Late::begin(self, class), Stuck::begin(&pool));
         let later = async move {
             let places = entering.await;
@@ -37,8 +43,8 @@ impl Shared {
                 late.has_its_thread();
                 work();
             };
-            if let Err(payload) = Blocking::start(Box::new(work), pool, span, route).await {
-                tracing::error!(panic = panic_message(&*payload), "a continuation panicked");
+            if let Err(payload) = Blocking::start(Box::new(work), pool.clone(), span, route.clone()).await {
+                panicked(&pool, &route, &payload);
                 caught::dispose(payload);
             }
         };

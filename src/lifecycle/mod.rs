@@ -40,6 +40,7 @@ use crate::{event::RequestId, status::ConnectionStatus};
 
 mod admission;
 mod after;
+mod alone;
 mod clock;
 mod delivery;
 mod drive;

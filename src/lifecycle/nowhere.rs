@@ -12,7 +12,7 @@ use axum_core::{body::Body, response::Response};
 use tokio::runtime::Handle;
 
 use super::{passage::Waits, producer, response::collect, shared::Shared};
-use crate::{continuation::Continuation, event::BODY, pool::caught};
+use crate::{continuation::Continuation, event::BODY, pool::caught, queue::Queue};
 
 const UNSTORED: &str = "the runtime ended before what it promised was known to be stored";
 
@@ -30,8 +30,12 @@ pub(crate) enum Promised {
 
 pub(crate) type Storing = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-/// That of a handler that went on alone, for whom `keepers` were there when it began to.
-pub(super) async fn returned_alone(owner: &Arc<Shared>, mut response: Response, keepers: Keepers) {
+/// That of a handler that went on alone, for whom `keepers` were there when it began to. Gives the continuations in it.
+pub(super) async fn returned_alone(
+    owner: &Arc<Shared>,
+    mut response: Response,
+    keepers: Keepers,
+) -> Queue<Continuation> {
     let continuations = Continuation::take_from(response.extensions_mut());
     let response = match owner.store_promises(response, Some(keepers)) {
         Promised::Storing(storing) => stored(owner, storing, Waits::Handler).await,
@@ -43,7 +47,7 @@ pub(super) async fn returned_alone(owner: &Arc<Shared>, mut response: Response, 
     if let Some(response) = response {
         go_nowhere(owner, response);
     }
-    owner.handler_returned(continuations);
+    continuations
 }
 
 /// A response that comes too late to be sent. After `finish` it is dropped (contract rule 7).
@@ -162,7 +166,9 @@ async fn stored(owner: &Arc<Shared>, mut storing: Storing, waits: Waits) -> Opti
         owner.arm();
         // Not where only its client has left: it is promised.
         if owner.word().status().is_timeout() {
-            tracing::error!(route = owner.route(), "the limit passed before a durable job was known to be stored");
+            caught::tell(|| {
+                tracing::error!(route = owner.route(), "the limit passed before a durable job was known to be stored");
+            });
             return Poll::Ready(None);
         }
         Poll::Pending

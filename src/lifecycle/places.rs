@@ -71,7 +71,7 @@ impl Shared {
                 // Whoever runs it says that, and what becomes of it.
                 return caught::discard(error);
             }
-            tracing::error!(route = shared.route(), class, error = message, "a continuation failed");
+            caught::tell(|| tracing::error!(route = shared.route(), class, error = message, "a continuation failed"));
             return caught::discard(error);
         };
         let failure = Failure {
@@ -97,7 +97,9 @@ impl Shared {
                 shared.panicked("failure handler", &payload);
                 caught::dispose(payload);
             }
-            None => tracing::warn!(route = shared.route(), "the failure handler ran past the hook limit: dropped"),
+            None => caught::tell(|| {
+                tracing::warn!(route = shared.route(), "the failure handler ran past the hook limit: dropped");
+            }),
         }
     }
 }
@@ -146,7 +148,9 @@ impl Shared {
             }
             None => {
                 let limit = self.pool().settings.hook_limit;
-                tracing::warn!(route = self.route(), ?limit, "a hook ran past its own limit and was dropped");
+                caught::tell(|| {
+                    tracing::warn!(route = self.route(), ?limit, "a hook ran past its own limit and was dropped");
+                });
             }
         }
     }

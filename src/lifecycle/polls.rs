@@ -37,7 +37,7 @@ impl Shared {
 
     pub(crate) fn panicked(&self, what: &'static str, payload: &caught::Payload) {
         let message = panic_message(&**payload);
-        tracing::error!(route = self.route(), panic = message, "a {what} panicked");
+        caught::tell(|| tracing::error!(route = self.route(), panic = message, "a {what} panicked"));
         self.pool().count_panic();
         let mut core = lock(&self.core);
         core.rare().panic.get_or_insert(message.into());
@@ -93,7 +93,7 @@ impl Shared {
         let result = poll();
         let took = timing.began.elapsed();
         if took >= most {
-            tracing::warn!(route = self.route(), ?took, "a poll of the {what} held up its thread");
+            caught::tell(|| tracing::warn!(route = self.route(), ?took, "a poll of the {what} held up its thread"));
         }
         result
     }
@@ -106,11 +106,13 @@ impl Shared {
         let was_over = self.word().status().is_timeout();
         let (result, measured) = self.clock.measure(first, poll);
         if let Some(over) = measured.overstayed.filter(|_| !was_over) {
-            tracing::warn!(
-                route = self.route(),
-                ?over,
-                "a poll of the {what} was stuck: it ran past the time limit without an await"
-            );
+            caught::tell(|| {
+                tracing::warn!(
+                    route = self.route(),
+                    ?over,
+                    "a poll of the {what} was stuck: it ran past the time limit without an await"
+                );
+            });
         }
         if measured.exhausted {
             self.time_out(LIMIT_PASSED);
@@ -201,6 +203,30 @@ mod tests {
                 tokio::time::advance(Duration::from_secs(10)).await;
                 shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
                 shared.arm();
+                tells.send(shared.word().has(word::ENDED)).unwrap();
+            });
+        });
+        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
+    }
+
+    /// On several threads a timer may pass while it is polled, and then wakes its request in that poll.
+    #[test]
+    fn a_limit_that_passes_while_its_timer_is_being_set_ends_the_request() {
+        let (tells, told) = mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            runtime.unwrap().block_on(async {
+                let shared = Shared::new(Arrival::of_a_test(Arc::default()));
+                shared.response_leaves(StatusCode::OK);
+                shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
+                tokio::time::advance(Duration::from_secs(5)).await;
+                let passes_meanwhile = || {
+                    let waker = Waker::from(shared.clone());
+                    waker.wake_by_ref();
+                    waker
+                };
+                assert!(shared.clock.arm(None, passes_meanwhile), "who sets it is told");
+                shared.arm_for_work();
                 tells.send(shared.word().has(word::ENDED)).unwrap();
             });
         });

@@ -14,6 +14,7 @@ use http::{Method, Version, uri::PathAndQuery};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
+    alone::ALONE,
     clock::Clock,
     hooks::Hook,
     passage::{Passing, Verb, Waits},
@@ -72,7 +73,7 @@ impl Arrival<'_> {
 /// Where the upper half of a word begins.
 const HALF: u32 = 32;
 /// The lower half.
-const RUNNING: u64 = (1 << HALF) - 1;
+pub(super) const RUNNING: u64 = (1 << HALF) - 1;
 
 /// There is one for each request, and for each continuation that waits: it keeps no more than that needs. What most requests
 /// never have is in [`Rare`]; what is over with the response, in the passage.
@@ -104,8 +105,8 @@ pub(crate) struct Shared {
     /// How many of our services this request has entered.
     depth: AtomicU32,
     /// The innermost of them that was ever polled, in the upper half; in the lower one, how many futures of our services run
-    /// that could be the innermost.
-    begun: AtomicU64,
+    /// that could be the innermost, and how many handlers, each counted [`ALONE`], go on in tasks of their own.
+    pub(super) begun: AtomicU64,
     /// Its task's place on the pool's list.
     listed: AtomicU32,
     pub(super) ending_waker: AtomicWaker,
@@ -303,7 +304,7 @@ impl Shared {
     /// A future of one of our services ended. After the last, the handler has ended, whatever the middleware between
     /// did with the service inside of it.
     pub(super) fn ended_one(&self, how: super::transitions::HandlerEnd) {
-        if self.begun.fetch_sub(1, Ordering::AcqRel) & RUNNING == 1 && self.word().has(word::HANDLER) {
+        if (self.begun.fetch_sub(1, Ordering::AcqRel) & RUNNING) % ALONE == 1 && self.word().has(word::HANDLER) {
             self.handler_ended(how);
         }
     }

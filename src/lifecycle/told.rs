@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    clock::LIMIT_PASSED,
+    clock::{LIMIT_PASSED, is_arming},
     passage::Waits,
     shared::Shared,
     word::{self, Phase},
@@ -23,7 +23,8 @@ use crate::{
 /// What the clock's timer wakes: the request itself, which needs no task, and no memory, to act on its limit.
 impl Wake for Shared {
     fn wake(self: Arc<Self>) {
-        if self.clock.is_past() {
+        // Who sets it on this thread acts on it, when its lock is given back.
+        if !is_arming() && self.clock.is_past() {
             self.time_out(LIMIT_PASSED);
         }
     }

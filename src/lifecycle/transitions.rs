@@ -52,7 +52,9 @@ impl Shared {
             HandlerEnd::Ended => EventKind::HandlerEnd,
             HandlerEnd::Dropped => EventKind::HandlerDropped,
         };
-        self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
+        if !self.goes_on_alone() {
+            self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
+        }
         self.takes_no_more();
         #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
         self.release_keepers(false);
@@ -71,11 +73,12 @@ impl Shared {
         // Under the lock that the ending task takes them from, so that none starts before the handler's end is
         // told; and in one transition, so that the request cannot end before they are seen.
         let mut core = lock(&self.core);
+        let others = self.goes_on_alone();
         let changed = self.change(Some(EventKind::HandlerEnd), |word| {
-            word.has(word::HANDLER).then(|| word.without(word::HANDLER).with(word::WORK))
+            (word.has(word::HANDLER) && !others).then(|| word.without(word::HANDLER).with(word::WORK))
         });
         if changed.is_none() {
-            // The handler's end was told before, or the request has ended and was sent into the service once more.
+            // Another goes on; or the handler's end was told before, or the request has ended and was sent in once more.
             drop(core);
             return continuations.for_each(|continuation| self.keep(continuation));
         }
@@ -379,7 +382,7 @@ impl Shared {
             Some(if word.has(word::HEAD) { word.with_sent(Sent::BrokenOff) } else { word })
         });
         let Some(change) = changed else { return };
-        tracing::warn!(route = self.route(), phase = change.old.phase().name(), "{why}");
+        caught::tell(|| tracing::warn!(route = self.route(), phase = change.old.phase().name(), "{why}"));
         if change.old.sent().is_none() && change.new.sent().is_some() {
             self.break_off();
             if self.wait_for_reader().is_some() {

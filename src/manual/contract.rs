@@ -221,7 +221,7 @@
 //!
 //! **A retry between two layers** makes the handler run again inside of one request. There is one clock for all
 //! attempts, and none begins when it has run out; the continuations of every attempt run, those of responses that were
-//! thrown away too. So does each hook
+//! thrown away too, and what an attempt does after its `finish` is waited for as any handler is. So does each hook
 //! that an attempt registers, a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside of the retry among them: where it is
 //! to run once, it stands outside.
 //!

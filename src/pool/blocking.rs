@@ -16,7 +16,7 @@ use std::{
 use tokio::{runtime::Handle, sync::oneshot};
 use tracing::Span;
 
-use super::{Pool, caught, lock};
+use super::{Pool, caught, lock, panic_message};
 
 const RUNNING: u8 = 0;
 const ENDED: u8 = 1;
@@ -46,7 +46,12 @@ impl Blocking {
             // AcqRel: whoever comes second sees what the first wrote, so the count goes up before it goes down.
             if their_state.swap(ENDED, Ordering::AcqRel) == GIVEN_UP {
                 their_pool.stuck_ended();
-                tracing::warn!(route, "a blocking continuation that was given up has ended");
+                match &result {
+                    Ok(()) => {
+                        caught::tell(|| tracing::warn!(route, "a blocking continuation that was given up has ended"));
+                    }
+                    Err(payload) => panicked(&their_pool, &route, payload),
+                }
             }
             if let Err(Err(payload)) = tell.send(result) {
                 // Nobody waits for it any more.
@@ -66,6 +71,13 @@ impl Blocking {
         }
         given_up
     }
+}
+
+/// One that its request waits for no longer has panicked.
+pub(crate) fn panicked(pool: &Pool, route: &str, payload: &caught::Payload) {
+    pool.count_panic();
+    let panic = panic_message(&**payload);
+    caught::tell(|| tracing::error!(route, panic, "a blocking continuation panicked after its limit"));
 }
 
 impl Future for Blocking {

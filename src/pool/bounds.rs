@@ -12,7 +12,10 @@ use std::{
 use http::request::Parts;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::throttle::{Once, Refusals, Throttle};
+use super::{
+    caught,
+    throttle::{Once, Refusals, Throttle},
+};
 
 /// What becomes of new work when as much runs and waits as may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -257,7 +260,7 @@ impl Gate {
     fn count_overflow(&self, what: &'static str) {
         self.over.fetch_add(1, Ordering::Relaxed);
         let class = self.class;
-        let say = move |count| tracing::warn!(class, count, "{what}");
+        let say = move |count| caught::tell(|| tracing::warn!(class, count, "{what}"));
         if let Some(count) = self.overflows.hit(|| say) {
             say(count);
         }
@@ -298,9 +301,9 @@ impl Gate {
     pub(crate) fn refuse(&self, route: &str) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let class = self.class;
-        tracing::debug!(route, class, "a request was refused: there is no place for its continuation");
+        caught::tell(|| tracing::debug!(route, class, "a request was refused: there is no place for its continuation"));
         let say = move |route: &str, count| {
-            tracing::warn!(route, class, count, "requests are refused: as much runs and waits as may");
+            caught::tell(|| tracing::warn!(route, class, count, "requests are refused: as much runs and waits as may"));
         };
         let later = || {
             let route = route.to_owned();

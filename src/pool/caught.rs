@@ -44,10 +44,8 @@ pub(crate) fn discard<T>(value: T) {
 /// The same for one that is dropped in its place.
 pub(crate) fn discarding(drops: impl FnOnce()) {
     if let Err(payload) = call(drops) {
-        tracing::error!(
-            panic = super::panic_message(&*payload),
-            "a destructor panicked while a request's work was dropped"
-        );
+        let panic = super::panic_message(&*payload);
+        tell(|| tracing::error!(panic, "a destructor panicked while a request's work was dropped"));
         dispose(payload);
     }
 }
@@ -63,7 +61,7 @@ pub(crate) fn discard_in<T>(span: Option<&Span>, value: T) {
 #[expect(clippy::mem_forget, reason = "the payload of a panic in the destructor of a payload of a panic")]
 pub(crate) fn dispose(payload: Payload) {
     if let Err(payload) = call(move || drop(payload)) {
-        tracing::error!("the payload of a panic panicked while it was dropped");
-        std::mem::forget(payload);
+        let told = call(|| tracing::error!("the payload of a panic panicked while it was dropped"));
+        std::mem::forget((payload, told));
     }
 }

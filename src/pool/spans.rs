@@ -2,6 +2,7 @@
 
 use tracing::{Span, field::Empty};
 
+use super::caught;
 use crate::event::RequestId;
 
 const TARGET: &str = "tower_epilogue";
@@ -21,22 +22,31 @@ pub(crate) fn continuation(
     class: Option<&'static str>,
     id: Option<RequestId>,
 ) -> Span {
-    let span = tracing::info_span!(
-        target: TARGET,
-        parent: None,
-        NAME,
-        route = route(),
-        class,
-        request = id.map(|id| id.0),
-        outcome = Empty,
-    );
-    span.follows_from(request);
-    span
+    let make = || {
+        let span = tracing::info_span!(
+            target: TARGET,
+            parent: None,
+            NAME,
+            route = route(),
+            class,
+            request = id.map(|id| id.0),
+            outcome = Empty,
+        );
+        span.follows_from(request);
+        span
+    };
+    // A subscriber may panic, which is not to cost the work.
+    caught::call(make).unwrap_or_else(|payload| {
+        caught::dispose(payload);
+        Span::none()
+    })
 }
 
 /// Notes in it how it ended, if it is one of ours.
 pub(crate) fn ended(span: &Span, outcome: &'static str) {
     if span.metadata().is_some_and(|metadata| metadata.target() == TARGET && metadata.name() == NAME) {
-        span.record("outcome", outcome);
+        caught::tell(|| {
+            span.record("outcome", outcome);
+        });
     }
 }

@@ -88,8 +88,8 @@ pub(crate) struct Refusals(Arc<Throttle>);
 
 impl Refusals {
     pub(crate) fn tell(&self, route: &str, why: &'static str) {
-        tracing::debug!(route, why, "a request was refused");
-        let say = move |route: &str, count| tracing::warn!(route, count, why, "requests are refused");
+        caught::tell(|| tracing::debug!(route, why, "a request was refused"));
+        let say = move |route: &str, count| caught::tell(|| tracing::warn!(route, count, why, "requests are refused"));
         let later = || {
             let route = route.to_owned();
             move |count| say(&route, count)

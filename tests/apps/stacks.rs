@@ -37,8 +37,9 @@ use crate::{
 
 // === retries ===
 
+/// So often, after an error of the server.
 #[derive(Clone)]
-struct Again(usize);
+pub struct Again(pub usize);
 
 impl tower::retry::Policy<Request, Response, Infallible> for Again {
     type Future = Ready<()>;

@@ -1,14 +1,20 @@
 //! Nothing is silent: what is cut is logged once, with its route.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::pending,
+    sync::{Arc, Mutex, mpsc},
+    time::Duration,
+};
 
 use axum::{Router, body::Body, http::StatusCode, routing::get};
-use tower_epilogue::{IgnoreAbortLayer, Lifecycle, LifecycleError, TimeLimitLayer, test_util::TestServer};
+use tower_epilogue::{
+    Bound, Continuation, IgnoreAbortLayer, Lifecycle, LifecycleError, TimeLimitLayer, test_util::TestServer,
+};
 use tower_http::timeout::TimeoutLayer;
 
 use crate::{
     common::{Asked, Leave},
-    support::{Gate, Notes, Server, logs},
+    support::{Gate, Notes, Server, logs, soon},
 };
 
 #[tokio::test(start_paused = true)]
@@ -113,4 +119,42 @@ async fn an_error_of_a_handler_that_went_on_without_its_client_is_logged_once_wi
             assert!(errors.iter().all(|line| line.contains("status=502")), "{errors:?}");
         }
     }
+}
+
+/// One has a thread at its limit, and the other waits for its place; nobody waits for either any more.
+#[tokio::test]
+async fn a_blocking_one_that_panics_after_its_limit_is_logged_with_its_route_and_counted() {
+    let logs = logs();
+    let (release, released) = mpsc::channel::<()>();
+    let released = Arc::new(Mutex::new(released));
+    let handler = async move || {
+        let released = released.clone();
+        let work = move || {
+            let _ = released.lock().unwrap().recv();
+            panic!("as this test wants it");
+        };
+        Continuation::blocking(work).class("slow")
+    };
+    let app = Router::new().route("/panics-late", get(handler)).layer(TimeLimitLayer::new(Duration::from_millis(50)));
+    let server = Server::with(app, |builder| builder.class("slow", Bound::new(1))).await;
+    for _ in 0..2 {
+        assert_eq!(server.get("/panics-late").await.status, 200);
+    }
+    server.journal.ended(2).await;
+    assert_eq!((server.epilogue.stuck(), server.epilogue.panicked()), (2, 0));
+    drop(release);
+    soon("both have panicked", async {
+        while server.epilogue.panicked() < 2 || server.epilogue.stuck() > 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let told = || logs.with("GET /panics-late").iter().filter(|line| line.contains("panicked")).count();
+    soon("both are told of", async {
+        while told() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(server.stop().await.is_clean());
 }

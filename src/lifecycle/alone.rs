@@ -1,0 +1,132 @@
+//! A handler that goes on in a task of its own: without its client, or after its `finish`.
+
+use std::{
+    future::{Future, poll_fn},
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+};
+
+use axum_core::response::Response;
+use tracing::{Instrument as _, Span};
+
+use super::{
+    frames::Framed,
+    held::{Surroundings, keep_strays, poll_handler},
+    nowhere::{finish_nowhere, returned_alone},
+    passage::Waits,
+    response::SendBody,
+    shared::{RUNNING, Shared},
+    transitions::HandlerEnd,
+    word,
+};
+use crate::{
+    continuation,
+    event::HANDLER,
+    pool::{carry::carried, caught, spans},
+    queue::Queue,
+};
+
+/// How it ended.
+enum Alone {
+    Returned(Response),
+    Failed,
+    Dropped,
+    Panicked(caught::Payload),
+}
+
+/// Lets a handler go on in a tracked task.
+pub(super) fn detach<F, B, E>(future: Pin<Box<F>>, shared: &Arc<Shared>, context: Surroundings)
+where
+    F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
+    B: SendBody,
+{
+    let owner = shared.clone();
+    let mut framed = Framed::new(shared.clone(), HANDLER, future);
+    let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
+    let may_finish = !shared.is_finished();
+    let keepers = shared.keepers();
+    shared.begins_alone();
+    let work = async move {
+        let _detached = detached;
+        let ended = poll_fn(|cx| {
+            owner.register(Waits::Handler, cx);
+            let Some(future) = framed.work.as_mut() else { return Poll::Pending };
+            match poll_handler(&owner, false, future.as_mut(), cx) {
+                Ok(Poll::Ready(Ok(response))) => {
+                    return Poll::Ready(Alone::Returned(response.map(SendBody::into_body)));
+                }
+                Ok(Poll::Ready(Err(error))) => {
+                    caught::discard(error);
+                    return Poll::Ready(Alone::Failed);
+                }
+                Err(payload) => return Poll::Ready(Alone::Panicked(payload)),
+                Ok(Poll::Pending) => {}
+            }
+            // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
+            if let Some(response) = may_finish.then(|| owner.take_finished()).flatten() {
+                finish_nowhere(&owner, *response);
+            }
+            owner.arm_for_work();
+            if owner.verdict().is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
+        })
+        .await;
+        let polling = continuation::Polling::begin();
+        drop(framed);
+        keep_strays(&owner, polling);
+        let is_dropped = matches!(ended, Alone::Dropped);
+        if !may_finish {
+            spans::ended(&Span::current(), if is_dropped { "dropped" } else { "ended" });
+        }
+        let continuations = match ended {
+            Alone::Returned(response) => returned_alone(&owner, response, keepers).await,
+            Alone::Failed | Alone::Dropped => Queue::Empty,
+            Alone::Panicked(payload) => {
+                owner.panicked(HANDLER, &payload);
+                caught::dispose(payload);
+                Queue::Empty
+            }
+        };
+        owner.ended_alone();
+        if is_dropped {
+            owner.handler_ended(HandlerEnd::Dropped);
+        } else {
+            owner.handler_returned(continuations);
+        }
+        owner.ended_one(HandlerEnd::Ended);
+    };
+    let span = match shared.word().has(word::FINISHED) {
+        // It is its own continuation now (contract rule 7).
+        true => spans::continuation(&context.span, || shared.route(), None, Some(shared.id())),
+        false => context.span,
+    };
+    let work = carried(context.captured, work).instrument(span);
+    if let Err(work) = shared.pool().spawn(work) {
+        caught::discard(work);
+        shared.ended_alone();
+        shared.handler_ended(HandlerEnd::Dropped);
+        shared.ended_one(HandlerEnd::Dropped);
+    }
+    // Whoever waits for the handler's end is the task that runs the hooks.
+    shared.ensure_ending();
+}
+
+/// What such a handler is counted by: beyond all futures of our services that one request could ever have at once.
+pub(super) const ALONE: u64 = 1 << 24;
+
+impl Shared {
+    /// Until this one has [ended](Self::ended_alone), no other ends the handler for all: neither a second attempt, which a
+    /// middleware makes of what this one gave to `finish`, nor a service of ours inside of it.
+    fn begins_alone(&self) {
+        self.begun.fetch_add(ALONE, Ordering::AcqRel);
+    }
+
+    /// Said before the handler's end is told: of several that end at once, the last tells.
+    fn ended_alone(&self) {
+        self.begun.fetch_sub(ALONE, Ordering::AcqRel);
+    }
+
+    pub(super) fn goes_on_alone(&self) -> bool {
+        self.begun.load(Ordering::Acquire) & RUNNING >= ALONE
+    }
+}

@@ -1,0 +1,96 @@
+//! A retry of what a handler has given to `finish`: the rest of that attempt is still the request's.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use http::StatusCode;
+use tower::retry::RetryLayer;
+use tower_epilogue::{EpilogueBuilder, Lifecycle, TimeLimitLayer};
+
+use crate::{
+    common::SECOND,
+    places::{hook, work},
+    stacks::Again,
+    support::{Gate, Notes, Server, h2client::Http2},
+};
+
+/// Its first attempt finishes with an error, and goes on to the gate; its second one answers at once.
+async fn server(
+    notes: &Notes,
+    gate: &Gate,
+    limit: Duration,
+    setup: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder,
+) -> Server {
+    let (theirs, opens, asked) = (notes.clone(), gate.clone(), Arc::new(AtomicUsize::new(0)));
+    let handler = async move |lifecycle: Lifecycle| -> Response {
+        if asked.fetch_add(1, Ordering::SeqCst) > 0 {
+            return (work(&theirs, "second"), "second").into_response();
+        }
+        let dropped = theirs.on_drop("first is over");
+        let sent = lifecycle.finish(StatusCode::BAD_GATEWAY).await.unwrap();
+        theirs.add(format!("first: {sent:?}"));
+        opens.passed().await;
+        drop(dropped);
+        work(&theirs, "first").into_response()
+    };
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(limit));
+    Server::with(app.layer(RetryLayer::new(Again(1))).layer(hook(notes)), setup).await
+}
+
+async fn asked(server: &Server, http2: bool) -> String {
+    match http2 {
+        true => String::from_utf8(Http2::connect(server.address).await.get("/").await.unwrap().body).unwrap(),
+        false => server.get("/").await.text(),
+    }
+}
+
+#[tokio::test]
+async fn hooks_wait_for_the_rest_of_an_attempt_that_finished() {
+    for http2 in [false, true] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let server = server(&notes, &gate, 60 * SECOND, |builder| builder).await;
+        assert_eq!(asked(&server, http2).await, "second");
+        notes.seen("first: Flushed").await;
+        notes.seen("work: second").await;
+        gate.open();
+        server.journal.ended(1).await;
+        let mut all = notes.all();
+        // Beside each other.
+        all[..2].sort_unstable();
+        let last = ["first is over", "work: first", "hook: GET / NORMAL Flushed"];
+        assert_eq!(all, [&["first: Flushed", "work: second"][..], &last].concat(), "http2: {http2}");
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn the_limit_ends_the_rest_of_an_attempt_that_finished() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let server = server(&notes, &gate, Duration::from_millis(100), |builder| builder).await;
+    assert_eq!(asked(&server, false).await, "second");
+    server.journal.ended(1).await;
+    assert_eq!(notes.all()[2..], ["first is over", "hook: GET / TIMEOUT Flushed"]);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn a_drain_names_and_cuts_the_rest_of_an_attempt_that_finished() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let setup = |builder: EpilogueBuilder| builder.drain_deadline(Duration::from_millis(30));
+    let server = server(&notes, &gate, 60 * SECOND, setup).await;
+    assert_eq!(asked(&server, true).await, "second");
+    notes.seen("work: second").await;
+    let report = server.stop().await;
+    assert_eq!(report.stragglers().len(), 1, "{report}");
+    assert_eq!(notes.all()[2..], ["first is over", "hook: GET / TIMEOUT Flushed"]);
+}
