@@ -150,7 +150,7 @@ async fn cut_short(pool: &Pool, serving: Option<Serving<'_>>, ended: impl Future
     tracing::info!(
         running = pool.running(),
         connections = serving.map(|serving| (serving.open)()),
-        deadline = ?pool.settings.drain_deadline,
+        deadline = pool.settings.drain_deadline.map(tracing::field::debug),
         "a drain begins"
     );
     let mut progress = tokio::time::interval_at(began + SECOND, SECOND);
