@@ -223,6 +223,9 @@ impl EpilogueBuilder {
     /// How long the server waits for a request's head, 30 s by default: from the moment at which it begins to wait, so
     /// an HTTP/1 connection that idles so long between two requests is closed as well. One of HTTP/2 has so long until its
     /// first request, and from then on [pings](Self::http2_keep_alive). `None` waits without end, as `axum::serve` does.
+    ///
+    /// Behind a proxy or a balancer that keeps connections open for its next requests, let it be
+    /// [longer than theirs](crate::manual::limits#connections).
     pub fn header_read_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.server.header_read = limit.into();
         self

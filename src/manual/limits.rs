@@ -111,6 +111,42 @@
 //! that is waited for: it is closed with that, one hook limit after the deadline, and the report says
 //! [how many connections](crate::DrainReport::closed_connections) were.
 //!
+//! **Event streams** end when somebody ends them, and so a drain waits for them until its deadline, then cuts them, and logs
+//! that it did. Where they stand, have the signal end them; clients of the kind of `EventSource` come again by themselves, to
+//! the next server. That takes a signal of one's own in the place of [`with_signals`](crate::Serve::with_signals):
+//!
+//! ```no_run
+//! # async fn serve(listener: tokio::net::TcpListener) -> std::io::Result<()> {
+//! use std::{convert::Infallible, time::Duration};
+//! use axum::{Router, extract::State, response::sse::{Event, Sse}, routing::get};
+//! use futures_util::{Stream, StreamExt, stream};
+//! use tokio_util::sync::CancellationToken;
+//! use tower_epilogue::{Epilogue, TimeLimitLayer, shutdown_signal};
+//!
+//! async fn ticks(State(stop): State<CancellationToken>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+//!     let ticks = stream::repeat(()).then(|()| async {
+//!         tokio::time::sleep(Duration::from_secs(1)).await;
+//!         Ok(Event::default().data("tick"))
+//!     });
+//!     Sse::new(ticks.take_until(stop.cancelled_owned()))
+//! }
+//!
+//! let stop = CancellationToken::new();
+//! let app = Router::new().route("/ticks", get(ticks).layer(TimeLimitLayer::off())).with_state(stop.clone());
+//! let signal = async move {
+//!     shutdown_signal().await;
+//!     stop.cancel();
+//! };
+//! let report = Epilogue::new()
+//!     .serve(listener, app)
+//!     .with_graceful_shutdown(signal)
+//!     .cut_on(shutdown_signal()) // a second one, since this is waited for once the drain has begun
+//!     .await?;
+//! println!("{report}");
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # How many continuations
 //!
 //! Nothing bounds them by default, and under a load that lasts what is not bounded grows until memory ends. A bound has
@@ -172,6 +208,11 @@
 //! The limits of [`Tracking`](crate::Tracking) are about clients and not about requests: they end a connection that
 //! nobody is at the other end of, which then counts as an abort. They bound what the time limit does not, where none
 //! is set or aborts are ignored, and they need no thought unless clients are known to sleep.
+//!
+//! A proxy or a balancer in front keeps its idle connections open, often for 60 s, and sends the next request over them. If
+//! `header_read_timeout` closes such a connection in the very moment in which a request is on its way, its client is
+//! answered with a 502 by the proxy. So let that be longer than the proxy's own time for idle connections, which then closes
+//! them first.
 //!
 //! A connection lingers only if its client may still be sending: on HTTP/2 until it closes. A drain waits for it, so its
 //! total should stay well below the drain's deadline.
