@@ -47,8 +47,10 @@
 //! help: so where readers may be slow, restart the limit in the handler, just before it returns.
 //!
 //! Event streams and long polls are responses that are meant to last:
-//! [`TimeLimitLayer::off`](crate::TimeLimitLayer::off) on their routes. An upgraded connection is past its
-//! response, and no limit reaches it.
+//! [`TimeLimitLayer::off`](crate::TimeLimitLayer::off) on their routes; and, where their router ignores aborts,
+//! [`IgnoreAbortLayer::off`](crate::IgnoreAbortLayer::off), without which one whose client has left would
+//! [go on for ever](crate::ignore_abort#what-has-no-end-of-its-own). An upgraded connection is past its response, and no
+//! limit reaches it.
 //!
 //! # Wall time or busy time
 //!
