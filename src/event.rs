@@ -46,7 +46,7 @@ pub(crate) struct Route {
 ///
 /// Handed to the function given to [`EpilogueBuilder::on_event`](crate::EpilogueBuilder::on_event), for each
 /// request in the order in which things happened to it, [`EventKind::Arrived`] first and [`EventKind::Ended`] last.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Event {
     pub(crate) request: RequestId,
     pub(crate) kind: EventKind,
@@ -54,6 +54,20 @@ pub struct Event {
     pub(crate) at: Duration,
     pub(crate) route: Arc<Route>,
     pub(crate) class: Option<&'static str>,
+}
+
+/// By hand, with what the methods tell.
+impl fmt::Debug for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Event")
+            .field("request", &self.request)
+            .field("route", &self.route())
+            .field("kind", &self.kind)
+            .field("class", &self.class)
+            .field("status", &self.status)
+            .field("at", &self.at)
+            .finish()
+    }
 }
 
 impl Event {
@@ -253,7 +267,30 @@ impl EventKind {
 
 #[cfg(all(test, feature = "test-util"))]
 mod tests {
-    use super::EventKind::{self, *};
+    use std::{sync::Arc, time::Duration};
+
+    use super::{
+        Event,
+        EventKind::{self, *},
+        RequestId, Route,
+    };
+    use crate::ConnectionStatus;
+
+    #[test]
+    fn an_event_shows_what_its_methods_tell() {
+        let route = Route { name: "GET /users/{id}".into(), method: 3, matched: true, is_job: false };
+        let event = Event {
+            request: RequestId(7),
+            kind: Flushed { bytes: 5 },
+            status: ConnectionStatus::ABORTED,
+            at: Duration::from_millis(20),
+            route: Arc::new(route),
+            class: Some("mail"),
+        };
+        let shown = "Event { request: RequestId(7), route: \"GET /users/{id}\", kind: Flushed { bytes: 5 }, \
+                     class: Some(\"mail\"), status: ABORTED, at: 20ms }";
+        assert_eq!(format!("{event:?}"), shown);
+    }
 
     #[test]
     fn every_name_is_listed() {

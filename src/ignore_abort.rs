@@ -38,6 +38,12 @@
 //! `tower_http::timeout` between this layer and a tracked connection: they say that the work shall end. Under a
 //! server without a tracked connection a dropped response reads as an abort, whoever dropped it.
 //!
+//! # What has no end of its own
+//!
+//! An event stream, for example, goes on for nobody when its client has left, until the time limit; and where that is
+//! [off](crate::TimeLimitLayer::off), for as long as the process lives. Give such a route [`IgnoreAbortLayer::off`].
+//! [`max_detached`](crate::EpilogueBuilder::max_detached) has new requests refused while there are too many of them.
+//!
 //! [`Lifecycle::is_aborted`]: crate::Lifecycle::is_aborted
 //! [`Lifecycle::aborted`]: crate::Lifecycle::aborted
 

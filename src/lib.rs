@@ -2,8 +2,8 @@
 #![doc = concat!("[picture]: https://docs.rs/crate/tower-epilogue/", env!("CARGO_PKG_VERSION"), "/source/docs/status_page.png")]
 // Shown always; compiled as a test where its server exists.
 #![cfg_attr(any(not(doctest), feature = "serve"), doc = include_str!("../README.md"))]
-// The documentation is read with all features; without `serve` some of what it links to is not there.
-#![cfg_attr(not(feature = "serve"), allow(rustdoc::broken_intra_doc_links))]
+// The documentation is read with all features; without them some of what it links to is not there.
+#![cfg_attr(not(feature = "full"), allow(rustdoc::broken_intra_doc_links))]
 // Labels what needs a feature, where docs.rs builds the documentation: it sets this.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(test, allow(clippy::unwrap_used))]

@@ -29,7 +29,7 @@ const LONGEST: usize = 255;
 /// it: to give it on to what the handler calls.
 ///
 /// As an `Option` it is `None` without a key; by itself it is rejected with a 400. Where no layer has read the key that
-/// was sent, that is a 500, and the log says why.
+/// was sent, both are a 500, and the log says why. A request whose method is safe has no key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdempotencyKey(Arc<str>);
 
@@ -46,18 +46,24 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Self::Rejection> {
-        parts.extensions.get().cloned().ok_or_else(|| {
-            if applies_to(&parts.method) && parts.headers.contains_key(HEADER) { no_layer() } else { missing() }
-        })
+        of(parts)?.ok_or_else(missing)
     }
 }
 
 impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyKey {
-    type Rejection = std::convert::Infallible;
+    type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Self::Rejection> {
-        Ok(parts.extensions.get().cloned())
+        of(parts)
     }
+}
+
+/// As a layer has read it. One that none has read is not the same as none: the client may send it again.
+#[expect(clippy::result_large_err, reason = "it is a response")]
+fn of(parts: &Parts) -> Result<Option<IdempotencyKey>, Response> {
+    let read = parts.extensions.get().cloned();
+    let unread = read.is_none() && applies_to(&parts.method) && parts.headers.contains_key(HEADER);
+    if unread { Err(no_layer()) } else { Ok(read) }
 }
 
 /// Whether repeating a request with this method could do something twice.

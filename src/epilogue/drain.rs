@@ -155,7 +155,7 @@ async fn cut_short(pool: &Pool, serving: Option<Serving<'_>>, ended: impl Future
         tracing::info!(
             running = pool.running(),
             connections = serving.map(|serving| (serving.open)()),
-            deadline = ?pool.settings.drain_deadline,
+            deadline = pool.settings.drain_deadline.map(tracing::field::debug),
             "a drain begins"
         );
     });

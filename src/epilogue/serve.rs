@@ -167,6 +167,8 @@ type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl<L, S, F> WithGracefulShutdown<L, S, F> {
     /// Has the drain, once it has begun, cut what is left at once when `signal` completes, as if its deadline had passed.
+    ///
+    /// It is first polled when the drain begins: a [`shutdown_signal`](crate::shutdown_signal) here is the second one.
     pub fn cut_on<C>(mut self, signal: C) -> Self
     where
         C: Future<Output = ()> + Send + 'static,

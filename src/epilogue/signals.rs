@@ -14,7 +14,8 @@ use super::{Serve, WithGracefulShutdown};
 /// containers do.
 ///
 /// From its first poll on, neither ends the process by itself any more, for as long as that lives. A server that is
-/// drained with it cannot be stopped by a second signal; [`Serve::with_signals`](crate::Serve::with_signals) can.
+/// drained with it cannot be stopped by a second signal, unless that is given to
+/// [`cut_on`](crate::WithGracefulShutdown::cut_on); with [`Serve::with_signals`](crate::Serve::with_signals) it can.
 ///
 /// # Cancel safety
 ///

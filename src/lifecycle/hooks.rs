@@ -111,6 +111,11 @@ impl End {
 }
 
 /// What a hook returns: `()`, or a [`ControlFlow`] whose `Break` skips the hooks that are left.
+#[diagnostic::on_unimplemented(
+    message = "a hook cannot return `{Self}`",
+    note = "a hook's future returns `()`, or `ControlFlow<()>`, whose `Break` skips the hooks that are left",
+    note = "nobody is left to be told of an error: have the hook log it"
+)]
 pub trait HookOutcome: Send {
     /// Whether the hooks that are left run.
     fn goes_on(self) -> ControlFlow<()>;

@@ -162,6 +162,8 @@ impl Lifecycle {
 
     /// Ignores aborts while the guard lives: a critical section. Guards nest, and leave the setting alone.
     ///
+    /// Bind it to a name, as in `let _shield = lifecycle.shield();`: a `let _ = …` drops it at once, and shields nothing.
+    ///
     /// When the last one is dropped after an abort that is not ignored, the work ends at its next `.await`.
     ///
     /// # Panics

@@ -217,7 +217,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
             runtime.unwrap().block_on(async {
                 let shared = Shared::new(Arrival::of_a_test(Arc::default()));
-                shared.response_leaves(StatusCode::OK);
+                shared.response_leaves(&Response::default());
                 shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
                 tokio::time::advance(Duration::from_secs(5)).await;
                 let passes_meanwhile = || {

@@ -64,7 +64,7 @@ impl Producer {
     fn start(body: Body, shared: &Arc<Shared>, streamed: bool) -> Body {
         shared.producer_started();
         let waiting = Arc::new(Waiting { body: Mutex::new(Some(body)), streamed });
-        lock(&shared.core).rare().waiting = Arc::downgrade(&waiting);
+        shared.set_body(&waiting);
         Body::new(Self { waiting, shared: shared.clone(), over: false })
     }
 
@@ -119,8 +119,7 @@ impl Shared {
     /// The limit has passed while the response's reader is waited for: what is produced for it is dropped, in a task of its
     /// own, since it is the user's.
     pub(super) fn drop_producer(&self) {
-        let waiting = lock(&self.core).rare.as_ref().and_then(|rare| rare.waiting.upgrade());
-        let (Some(waiting), Some(me)) = (waiting, self.arc()) else {
+        let (Some(waiting), Some(me)) = (self.body(), self.arc()) else {
             return self.producer_ended(Some(EventKind::BodyDropped));
         };
         // If it is polled in this moment, it is dropped after that.

@@ -80,7 +80,8 @@ impl<B: http_body::Body> http_body::Body for InBytes<B> {
 /// What our services answer when the handler may not.
 pub(crate) fn answer(verdict: Verdict) -> Response {
     let (status, text) = match verdict {
-        Verdict::TimedOut => (StatusCode::SERVICE_UNAVAILABLE, "The time limit for this request has passed.\n"),
+        // By the limit, or because the server stops.
+        Verdict::TimedOut => (StatusCode::SERVICE_UNAVAILABLE, "This request could not be finished in time.\n"),
         // Nobody reads it: 499 is what nginx logs for a client that closed its connection.
         Verdict::Abandoned => (StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST), ""),
     };

@@ -126,8 +126,6 @@ pub(super) struct Rare {
     /// The response that was given to `finish`, until the innermost service takes it.
     pub(super) finished: Option<Box<Response>>,
     pub(super) panic: Option<Box<str>>,
-    /// The body that the handler gave, if it is watched, as long as it is there.
-    pub(super) waiting: Weak<super::producer::Waiting>,
     /// The error of the first continuation that failed.
     pub(super) failure: Option<Box<str>>,
     /// Its runtime has ended before it did.

@@ -47,8 +47,10 @@
 //! help: so where readers may be slow, restart the limit in the handler, just before it returns.
 //!
 //! Event streams and long polls are responses that are meant to last:
-//! [`TimeLimitLayer::off`](crate::TimeLimitLayer::off) on their routes. An upgraded connection is past its
-//! response, and no limit reaches it.
+//! [`TimeLimitLayer::off`](crate::TimeLimitLayer::off) on their routes; and, where their router ignores aborts,
+//! [`IgnoreAbortLayer::off`](crate::IgnoreAbortLayer::off), without which one whose client has left would
+//! [go on for ever](crate::ignore_abort#what-has-no-end-of-its-own). An upgraded connection is past its response, and no
+//! limit reaches it.
 //!
 //! # Wall time or busy time
 //!
@@ -110,6 +112,42 @@
 //! and an upgraded HTTP/1 connection is not either. On HTTP/2 what was upgraded (RFC 8441) is a stream of a connection
 //! that is waited for: it is closed with that, one hook limit after the deadline, and the report says
 //! [how many connections](crate::DrainReport::closed_connections) were.
+//!
+//! **Event streams** end when somebody ends them, and so a drain waits for them until its deadline, then cuts them, and logs
+//! that it did. Where they stand, have the signal end them; clients of the kind of `EventSource` come again by themselves, to
+//! the next server. That takes a signal of one's own in the place of [`with_signals`](crate::Serve::with_signals):
+//!
+//! ```no_run
+//! # async fn serve(listener: tokio::net::TcpListener) -> std::io::Result<()> {
+//! use std::{convert::Infallible, time::Duration};
+//! use axum::{Router, extract::State, response::sse::{Event, Sse}, routing::get};
+//! use futures_util::{Stream, StreamExt, stream};
+//! use tokio_util::sync::CancellationToken;
+//! use tower_epilogue::{Epilogue, TimeLimitLayer, shutdown_signal};
+//!
+//! async fn ticks(State(stop): State<CancellationToken>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+//!     let ticks = stream::repeat(()).then(|()| async {
+//!         tokio::time::sleep(Duration::from_secs(1)).await;
+//!         Ok(Event::default().data("tick"))
+//!     });
+//!     Sse::new(ticks.take_until(stop.cancelled_owned()))
+//! }
+//!
+//! let stop = CancellationToken::new();
+//! let app = Router::new().route("/ticks", get(ticks).layer(TimeLimitLayer::off())).with_state(stop.clone());
+//! let signal = async move {
+//!     shutdown_signal().await;
+//!     stop.cancel();
+//! };
+//! let report = Epilogue::new()
+//!     .serve(listener, app)
+//!     .with_graceful_shutdown(signal)
+//!     .cut_on(shutdown_signal()) // a second one, since this is waited for once the drain has begun
+//!     .await?;
+//! println!("{report}");
+//! # Ok(())
+//! # }
+//! ```
 //!
 //! # How many continuations
 //!

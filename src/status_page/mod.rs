@@ -37,7 +37,7 @@
 //! let page: Router = epilogue.status_page();
 //! let inside = TcpListener::bind("127.0.0.1:9000").await?;
 //! // A server of its own: it can be watched while the app's drains.
-//! tokio::spawn(axum::serve(inside, page).into_future());
+//! tokio::spawn(async { axum::serve(inside, page).await });
 //!
 //! let outside = TcpListener::bind("0.0.0.0:80").await?;
 //! epilogue.serve(outside, app).with_signals().await?;

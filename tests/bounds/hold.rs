@@ -82,7 +82,7 @@ async fn a_limit_that_passes_meanwhile_is_answered_with_a_503() {
     let first = server.get("/task/a");
     assert_eq!(first.await.status, 200);
     let second = server.get("/limited/task/b").await;
-    assert_eq!((second.status, second.text()), (503, "The time limit for this request has passed.\n".to_owned()));
+    assert_eq!((second.status, second.text()), (503, "This request could not be finished in time.\n".to_owned()));
     server.ended(1).await;
     // It was promised: it is started, and dropped where it first waits.
     assert!(notes.has("starts b") && !notes.has("ends b"));

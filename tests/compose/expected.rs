@@ -6,7 +6,7 @@ use crate::{
     stack::{Kind, Stack},
 };
 
-const TIMED_OUT: &str = "The time limit for this request has passed.\n";
+const TIMED_OUT: &str = "This request could not be finished in time.\n";
 const PANICKED: &str = "Internal Server Error\n";
 const CAUGHT: &str = "Service panicked";
 

@@ -175,9 +175,20 @@ async fn the_first_answer_keeps_its_trailers(place: Place) {
 
 async fn a_key_that_no_layer_has_read_is_the_servers_fault(place: Place) {
     let handler = async |key: IdempotencyKey| (StatusCode::OK, key.as_str().to_owned());
-    let node = Node::start(&place, |_| Router::new().route("/", post(handler))).await;
+    let optional = async |key: Option<IdempotencyKey>| if key.is_some() { "a key" } else { "none" };
+    let app =
+        |_: &_| Router::new().route("/", post(handler).get(handler)).route("/optional", post(optional).get(optional));
+    let node = Node::start(&place, app).await;
     assert_eq!(node.post("/", &[], "").await.status, 400);
     assert_eq!(node.post("/", &KEY, "").await.status, 500);
+    // Not as if there were none: what its client sent twice would be done twice.
+    assert_eq!(node.post("/optional", &KEY, "").await.status, 500);
+    assert_eq!(node.post("/optional", &[], "").await.text(), "none");
+    // What is safe needs no key, and none is read.
+    let mut client = Client::connect(node.address).await;
+    let (name, key) = KEY[0];
+    client.send(&format!("GET /optional HTTP/1.1\r\nhost: test\r\nconnection: close\r\n{name}: {key}\r\n\r\n")).await;
+    assert_eq!(client.reply().await.text(), "none");
 }
 
 async fn a_handler_that_breaks_gives_its_key_back(place: Place) {
