@@ -8,6 +8,9 @@ use super::{TrackedIo, Tracking};
 
 /// Wraps any [`axum::serve::Listener`], so that its connections know of flushes and of clients that leave.
 ///
+/// It takes [`Epilogue::make_service`](crate::Epilogue::make_service) to have requests know of their connection. A router that
+/// is served without it compiles as well, and its layers are as they are [alone](crate::manual::connection#without-a-tracked-connection).
+///
 /// ```no_run
 /// # async fn serve(app: axum::Router) -> std::io::Result<()> {
 /// use tower_epilogue::{Epilogue, TrackedListener};
