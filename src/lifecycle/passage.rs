@@ -2,13 +2,16 @@
 
 #[cfg(feature = "serve")]
 use std::sync::atomic::Ordering;
-use std::task::{Context, Waker};
+use std::{
+    sync::{Arc, Weak},
+    task::{Context, Waker},
+};
 
 #[cfg(feature = "serve")]
 use axum::extract::MatchedPath;
 use http::{Method, Uri, uri::PathAndQuery};
 
-use super::{shared::Shared, word};
+use super::{producer::Waiting, shared::Shared, word};
 use crate::{connection::Connection, pool::lock};
 
 /// Who is woken when something changes.
@@ -40,6 +43,8 @@ pub(super) struct Passage {
     response: Option<Waker>,
     handler: Option<Waker>,
     producer: Option<Waker>,
+    /// The body that the handler gave, if it is watched.
+    body: Weak<Waiting>,
 }
 
 /// A [`Passage`], or what is left of it.
@@ -116,6 +121,15 @@ impl Shared {
     #[cfg(feature = "serve")]
     pub(crate) fn has_route(&self) -> bool {
         self.routed.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_body(&self, body: &Arc<Waiting>) {
+        lock(&self.passing).again().body = Arc::downgrade(body);
+    }
+
+    /// The body that the handler gave, if it is watched, as long as it is there.
+    pub(super) fn body(&self) -> Option<Arc<Waiting>> {
+        lock(&self.passing).passage()?.body.upgrade()
     }
 
     /// Nothing more is to be heard of the connection.

@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    panic::resume_unwind,
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll},
@@ -11,18 +12,29 @@ use axum_core::{BoxError, body::Body};
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::{passage::Waits, shared::Shared};
+use tokio::runtime::Handle;
+
+use super::{passage::Waits, shared::Shared, transitions::Verdict};
 use crate::{
     event::{BODY, EventKind},
-    pool::caught,
+    pool::{caught, lock},
+    sync::Mutex,
 };
 
 /// A body that is produced on its request's clock, whose end is noticed, and which goes on without its reader
 /// where aborts are ignored.
 pub(super) struct Producer {
-    /// `None` once it has ended: it is never polled again, whatever stands outside.
-    body: Option<Body>,
+    waiting: Arc<Waiting>,
     shared: Arc<Shared>,
+    /// It is never polled again, whatever stands outside.
+    over: bool,
+}
+
+/// A body between two polls, where the limit finds it: it is dropped then also if nobody asks for more of it, as an HTTP/2
+/// server does not whose client leaves no room.
+pub(super) struct Waiting {
+    /// `None` while it is polled or asked, and once it is dropped.
+    body: Mutex<Option<Body>>,
     /// Its length was not known: then its end is told of.
     streamed: bool,
 }
@@ -51,13 +63,76 @@ impl Producer {
 
     fn start(body: Body, shared: &Arc<Shared>, streamed: bool) -> Body {
         shared.producer_started();
-        Body::new(Self { body: Some(body), shared: shared.clone(), streamed })
+        let waiting = Arc::new(Waiting { body: Mutex::new(Some(body)), streamed });
+        shared.set_body(&waiting);
+        Body::new(Self { waiting, shared: shared.clone(), over: false })
     }
 
-    fn end(&mut self, event: EventKind) {
-        if let Some(body) = self.body.take() {
+    fn take(&self) -> Option<Body> {
+        lock(&self.waiting.body).take()
+    }
+
+    fn put_back(&self, body: Body) {
+        *lock(&self.waiting.body) = Some(body);
+        // Looked at after that: whoever tells of the limit has found the body, or is seen here. On an abort the server itself
+        // lets go of it.
+        if self.shared.verdict() == Some(Verdict::TimedOut) {
+            self.drop_body();
+        }
+    }
+
+    /// Drops it, if nobody has.
+    fn drop_body(&self) {
+        if let Some(body) = self.take() {
+            self.ended(body, EventKind::BodyDropped);
+        }
+    }
+
+    fn ended(&self, body: Body, event: EventKind) {
+        caught::discard(body);
+        self.shared.producer_ended(self.waiting.streamed.then_some(event));
+    }
+
+    fn end(&mut self, body: Body, event: EventKind) {
+        self.over = true;
+        self.ended(body, event);
+    }
+
+    /// What it says of itself is the user's code, and may panic.
+    fn ask<T>(&self, otherwise: T, question: impl FnOnce(&Body) -> T) -> T {
+        struct Asked<'a>(&'a Producer, Option<Body>);
+
+        impl Drop for Asked<'_> {
+            fn drop(&mut self) {
+                if let Some(body) = self.1.take() {
+                    self.0.put_back(body);
+                }
+            }
+        }
+
+        let asked = Asked(self, self.take());
+        asked.1.as_ref().map_or(otherwise, question)
+    }
+}
+
+impl Shared {
+    /// The limit has passed while the response's reader is waited for: what is produced for it is dropped, in a task of its
+    /// own, since it is the user's.
+    pub(super) fn drop_producer(&self) {
+        let (Some(waiting), Some(me)) = (self.body(), self.arc()) else {
+            return self.producer_ended(Some(EventKind::BodyDropped));
+        };
+        // If it is polled in this moment, it is dropped after that.
+        let Some(body) = lock(&waiting.body).take() else { return };
+        let event = move || waiting.streamed.then_some(EventKind::BodyDropped);
+        let work = async move {
             caught::discard(body);
-            self.shared.producer_ended(self.streamed.then_some(event));
+            me.producer_ended(event());
+        };
+        let _runtime = self.runtime().map(Handle::enter);
+        if let Err(work) = self.pool().spawn(work) {
+            caught::discard(work);
+            self.producer_ended(Some(EventKind::BodyDropped));
         }
     }
 }
@@ -71,18 +146,21 @@ impl http_body::Body for Producer {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = &mut *self;
-        let Some(body) = this.body.as_mut() else {
+        if this.over {
             return Poll::Ready(None);
+        }
+        let Some(mut body) = this.take() else {
+            this.over = true;
+            return Poll::Ready(Some(Err(broken_off())));
         };
         if this.shared.verdict().is_some() {
-            this.end(EventKind::BodyDropped);
-            return Poll::Ready(Some(Err(
-                "the response was broken off: its time limit passed, or its client left".into()
-            )));
+            this.end(body, EventKind::BodyDropped);
+            return Poll::Ready(Some(Err(broken_off())));
         }
-        let polled = this.shared.measure(BODY, || caught::call(|| Pin::new(&mut *body).poll_frame(cx)));
+        let polled = this.shared.measure(BODY, || caught::call(|| Pin::new(&mut body).poll_frame(cx)));
         match polled {
             Ok(Poll::Pending) => {
+                this.put_back(body);
                 // Registered before the second look, so that what changes after it wakes us: nobody else polls it where it
                 // is in a task of its own.
                 this.shared.register(Waits::Producer, cx);
@@ -93,45 +171,54 @@ impl http_body::Body for Producer {
                 Poll::Pending
             }
             Ok(Poll::Ready(Some(Ok(frame)))) => {
-                if body.is_end_stream() {
-                    this.end(EventKind::BodyEnd);
+                match caught::call(|| body.is_end_stream()) {
+                    Ok(true) => this.end(body, EventKind::BodyEnd),
+                    Ok(false) => this.put_back(body),
+                    Err(payload) => {
+                        this.put_back(body);
+                        resume_unwind(payload);
+                    }
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
             Ok(Poll::Ready(Some(Err(error)))) => {
-                this.end(EventKind::BodyDropped);
+                this.end(body, EventKind::BodyDropped);
                 Poll::Ready(Some(Err(error.into_inner())))
             }
             Ok(Poll::Ready(None)) => {
-                this.end(EventKind::BodyEnd);
+                this.end(body, EventKind::BodyEnd);
                 Poll::Ready(None)
             }
             Err(payload) => {
                 this.shared.panicked(BODY, &payload);
                 caught::dispose(payload);
-                this.end(EventKind::BodyDropped);
+                this.end(body, EventKind::BodyDropped);
                 Poll::Ready(Some(Err("the response's body panicked".into())))
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.as_ref().is_none_or(Body::is_end_stream)
+        self.over || self.ask(false, Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.as_ref().map_or_else(|| SizeHint::with_exact(0), Body::size_hint)
+        if self.over { SizeHint::with_exact(0) } else { self.ask(SizeHint::default(), Body::size_hint) }
     }
+}
+
+fn broken_off() -> BoxError {
+    "the response was broken off: its time limit passed, or its client left".into()
 }
 
 impl Drop for Producer {
     fn drop(&mut self) {
         if self.shared.producer_survives_drop() {
-            if let Some(body) = self.body.take() {
-                drain(&self.shared, body, self.streamed);
+            if let Some(body) = self.take() {
+                drain(&self.shared, body, self.waiting.streamed);
             }
         }
-        self.end(EventKind::BodyDropped);
+        self.drop_body();
     }
 }
 

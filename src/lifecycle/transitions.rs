@@ -387,7 +387,7 @@ impl Shared {
             if self.wait_for_reader().is_some() {
                 // The server will not ask this body for more before its reader does, which may be never (on
                 // HTTP/2, a stream without flow-control window): for the contract it has ended now.
-                self.producer_ended(Some(EventKind::BodyDropped));
+                self.drop_producer();
             }
         }
         self.wake_all();

@@ -115,7 +115,9 @@
 //! where the end of the connection may be that of the response, with a reset, or over TLS without a `close_notify`. So it
 //! is with every connection that ends while such a response is on its way. (A wrapper that is no encryption has to tell of
 //! the socket below it, by [`TrackedIo::over`](crate::TrackedIo::over): of any other IO there is no reset.) On HTTP/2 the stream is reset when the server
-//! next asks for a frame of it; the other streams go on. On a Unix socket there are no resets: there an HTTP/1.0 client
+//! next asks for a frame of it, which a client that leaves no room for one can put off; the other streams go on. What is
+//! produced for it is dropped at once at the limit and at a drain's deadline, unless its length is known: then it is taken to
+//! be whole in memory. On a Unix socket there are no resets: there an HTTP/1.0 client
 //! cannot tell.
 //!
 //! # One moment on HTTP/2
@@ -137,7 +139,7 @@
 //! - hyper drops the work of an HTTP/1 client that left only if nothing of it waits to be read: behind an unread
 //!   upload or a pipelined request the handler runs to its end, and no abort is told.
 //! - A body that is cut at the limit fails when the server next asks for a frame, which a stalled reader can put
-//!   off. The status, the continuations and the hooks do not wait for it.
+//!   off. Its producer is dropped all the same, and the status, the continuations and the hooks do not wait for it.
 //! - On HTTP/1.0 a response that ends with its connection looks whole where it was broken off, for that ends in order
 //!   (RFC 9112, section 8): nobody can have it reset.
 //! - On HTTP/1, a handler that ignores an abort is moved to a task of its own, and its response goes nowhere. A client

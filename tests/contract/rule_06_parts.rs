@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream};
 use http_body_util::BodyExt;
 use tower::ServiceExt;
 use tower_epilogue::{
-    Continuation, EarlyCloseLayer, EventKind, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer,
+    Continuation, EarlyCloseLayer, EventKind, IgnoreAbortLayer, Lifecycle, Output, ShutdownHookLayer, TimeLimitLayer,
 };
 
 use crate::{
@@ -161,6 +161,36 @@ async fn a_reader_that_stops_does_not_put_off_the_limit() {
             assert_eq!(notes.all(), ["hook: TIMEOUT, BrokenOff"], "http2: {http2}, known length: {known_length}");
             assert!(server.stop().await.is_clean());
         }
+    }
+}
+
+/// On HTTP/2 it may never ask for more, and stay all the same: what the body holds does not wait for that.
+#[tokio::test]
+async fn what_is_produced_for_a_reader_that_stops_is_dropped_at_the_limit() {
+    for http2 in [false, true] {
+        let notes = Notes::default();
+        let noted = notes.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            let held = noted.on_drop("body dropped");
+            lifecycle.output(async move |mut output: Output| {
+                let _held = held;
+                output.write(vec![b'x'; 20_000_000]).await
+            })
+        };
+        let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+        let mut http1 = server.connect().await;
+        let mut client = Http2::connect(server.address).await;
+        let unread = if http2 {
+            Some(soon("a head", client.start("GET", "/").await).await.unwrap())
+        } else {
+            http1.send_get("/").await;
+            None
+        };
+        server.journal.ended(1).await;
+        notes.count(2).await;
+        assert_eq!(notes.all(), ["body dropped", "hook: TIMEOUT, BrokenOff"], "http2: {http2}");
+        drop((unread, client, http1));
+        assert!(server.stop().await.is_clean());
     }
 }
 
