@@ -591,7 +591,7 @@ fn of_a_subscriber_while_a_runtime_ends_it_holds_no_drain_up() {
 }
 
 /// A subscriber that panics where the first span of a continuation is entered.
-struct PanicsOnce(std::sync::atomic::AtomicBool);
+struct PanicsOnce(AtomicBool);
 
 impl<S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>> tracing_subscriber::Layer<S>
     for PanicsOnce
