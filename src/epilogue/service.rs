@@ -54,28 +54,40 @@ fn ready_made<S>(app: S) -> S {
 /// An app on one connection.
 #[derive(Debug)]
 pub struct Service<S, A = ()> {
-    inner: S,
+    /// `None` where it panicked when it was cloned.
+    inner: Option<S>,
     home: Arc<Home>,
     connection: Connection,
     address: Option<A>,
     /// A request has come, and waits until the app is ready for it.
     waiting: Option<Coming>,
-    /// The app panicked where it was asked whether it is ready for one. It is the call that tells of that, which has a request.
+    /// The app panicked where it was cloned for one, or asked whether it is ready. It is the call that tells of that: it has the
+    /// request.
     panicked: Option<String>,
 }
 
 /// By hand, since a clone has no request.
 impl<S: Clone, A: Clone> Clone for Service<S, A> {
     fn clone(&self) -> Self {
+        let (inner, panicked) = match caught::call(|| self.inner.clone()) {
+            Ok(inner) => (inner, None),
+            Err(payload) => (None, Some(told(payload))),
+        };
         Self {
-            inner: self.inner.clone(),
+            inner,
             home: self.home.clone(),
             connection: self.connection.clone(),
             address: self.address.clone(),
             waiting: None,
-            panicked: None,
+            panicked,
         }
     }
+}
+
+fn told(payload: caught::Payload) -> String {
+    let message = panic_message(&*payload);
+    caught::dispose(payload);
+    message
 }
 
 impl<S, A> Service<S, A> {
@@ -84,7 +96,8 @@ impl<S, A> Service<S, A> {
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self { inner, home: Arc::new(Home::new(pool)), connection, address, waiting: None, panicked: None }
+        let home = Arc::new(Home::new(pool));
+        Self { inner: Some(inner), home, connection, address, waiting: None, panicked: None }
     }
 }
 
@@ -102,11 +115,10 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        let Self { inner, panicked, .. } = self;
+        let Self { inner: Some(inner), panicked, .. } = self else { return Poll::Ready(Ok(())) };
         *panicked = None;
         let polled = caught::call(|| inner.poll_ready(cx)).unwrap_or_else(|payload| {
-            *panicked = Some(panic_message(&*payload));
-            caught::dispose(payload);
+            *panicked = Some(told(payload));
             Poll::Ready(Ok(()))
         });
         if polled.is_ready() {
@@ -134,10 +146,10 @@ where
                 Body::new(Upload { body, lifecycle: entered.lifecycle(), coming })
             }
         });
-        ResponseFuture::new(entered.call(|| match self.panicked.take() {
-            None => self.inner.call(request),
-            // It was told of where it began.
-            Some(message) => resume_unwind(Box::new(message)),
+        ResponseFuture::new(entered.call(|| match (&mut self.inner, self.panicked.take()) {
+            (Some(inner), None) => inner.call(request),
+            // The panic hook was told of it where it began.
+            (_, message) => resume_unwind(Box::new(message.unwrap_or_default())),
         }))
     }
 }
