@@ -1,9 +1,6 @@
 //! Our service, as hyper calls it.
 
-use std::{
-    convert::Infallible,
-    task::{Context, Poll, Waker},
-};
+use std::convert::Infallible;
 
 use axum_core::{body::Body, response::Response};
 use http::{Request, Version};
@@ -11,7 +8,7 @@ use hyper::body::Incoming;
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use tokio_util::either::Either;
 
-use super::{ResponseFuture, Service, service::ask};
+use super::{ResponseFuture, Service};
 use crate::lifecycle::SendBody;
 
 /// One connection's service.
@@ -25,7 +22,7 @@ pub(super) struct Glue<S, A> {
 
 impl<S: Clone, A: Clone> Glue<S, A> {
     pub(super) fn new(service: Service<S, A>) -> Self {
-        Self { waits: TowerToHyperService::new(service.clone()), ready: service }
+        Self { ready: service.clone(), waits: TowerToHyperService::new(service) }
     }
 }
 
@@ -43,12 +40,9 @@ where
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         // A stream of HTTP/2 has a task of its own: there its app is called.
         if request.version() < Version::HTTP_2 {
-            let mut app = self.ready.app.clone();
-            match ask(&mut app, &mut Context::from_waker(Waker::noop())) {
-                Ok(Poll::Ready(_)) => return Either::Left(self.ready.place.respond(&mut app, request, None)),
-                Err(message) => return Either::Left(self.ready.place.respond(&mut app, request, Some(message))),
-                // It is asked again, by a task that waits for it.
-                Ok(Poll::Pending) => {}
+            if let Some(mut app) = self.ready.ready_app() {
+                let app = app.as_mut().map_err(std::mem::take);
+                return Either::Left(self.ready.place.respond(app, request));
             }
         }
         Either::Right(self.waits.call(request))

@@ -4,7 +4,7 @@ use std::{
     panic::resume_unwind,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use axum_core::{BoxError, body::Body, response::Response};
@@ -54,11 +54,13 @@ fn ready_made<S>(app: S) -> S {
 /// An app on one connection.
 #[derive(Debug)]
 pub struct Service<S, A = ()> {
-    pub(super) app: S,
+    /// `None` where it panicked when it was cloned.
+    app: Option<S>,
     pub(super) place: Place<A>,
     /// A request has come, and waits until the app is ready for it.
     waiting: Option<Coming>,
-    /// The app panicked where it was asked whether it is ready for one. It is the call that tells of that, which has a request.
+    /// The app panicked where it was cloned for one, or asked whether it is ready. It is the call that tells of that: it has the
+    /// request.
     panicked: Option<String>,
 }
 
@@ -74,8 +76,18 @@ pub(super) struct Place<A> {
 /// By hand, since a clone has no request.
 impl<S: Clone, A: Clone> Clone for Service<S, A> {
     fn clone(&self) -> Self {
-        Self { app: self.app.clone(), place: self.place.clone(), waiting: None, panicked: None }
+        let (app, panicked) = match caught::call(|| self.app.clone()) {
+            Ok(app) => (app, None),
+            Err(payload) => (None, Some(told(payload))),
+        };
+        Self { app, place: self.place.clone(), waiting: None, panicked }
     }
+}
+
+fn told(payload: caught::Payload) -> String {
+    let message = panic_message(&*payload);
+    caught::dispose(payload);
+    message
 }
 
 impl<S, A> Service<S, A> {
@@ -85,7 +97,7 @@ impl<S, A> Service<S, A> {
             census.connected(connection.as_open());
         }
         Self {
-            app,
+            app: Some(app),
             place: Place { home: Arc::new(Home::new(pool)), connection, address },
             waiting: None,
             panicked: None,
@@ -107,8 +119,9 @@ where
     type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        let Some(app) = &mut self.app else { return Poll::Ready(Ok(())) };
         self.panicked = None;
-        let polled = ask(&mut self.app, cx).unwrap_or_else(|message| {
+        let polled = ask(app, cx).unwrap_or_else(|message| {
             self.panicked = Some(message);
             Poll::Ready(Ok(()))
         });
@@ -121,31 +134,49 @@ where
     }
 
     fn call(&mut self, request: Request<ReqBody>) -> Self::Future {
-        let panicked = self.panicked.take();
-        self.place.respond(&mut self.app, request, panicked)
+        let app = match (&mut self.app, self.panicked.take()) {
+            (Some(app), None) => Ok(app),
+            (_, message) => Err(message.unwrap_or_default()),
+        };
+        self.place.respond(app, request)
     }
 }
 
 /// Asks an app whether it is ready. `Err` is what it panicked with.
-pub(super) fn ask<S, B>(app: &mut S, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, String>
+fn ask<S, B>(app: &mut S, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, String>
 where
-    S: tower_service::Service<Request<B>>,
+    S: tower_service::Service<B>,
 {
-    caught::call(|| app.poll_ready(cx)).map_err(|payload| {
-        let message = panic_message(&*payload);
-        caught::dispose(payload);
-        message
-    })
+    caught::call(|| app.poll_ready(cx)).map_err(told)
+}
+
+impl<S: Clone, A> Service<S, A> {
+    /// A clone of the app, if it is ready at once; or what it panicked with where it was cloned or asked for that.
+    #[inline]
+    pub(super) fn ready_app<B>(&self) -> Option<Result<S, String>>
+    where
+        S: tower_service::Service<B>,
+    {
+        let mut app = match caught::call(|| self.app.clone()) {
+            Ok(app) => app?,
+            Err(payload) => return Some(Err(told(payload))),
+        };
+        match ask(&mut app, &mut Context::from_waker(Waker::noop())) {
+            Ok(Poll::Ready(_)) => Some(Ok(app)),
+            // It is asked again, by a task that waits for it.
+            Ok(Poll::Pending) => None,
+            Err(message) => Some(Err(message)),
+        }
+    }
 }
 
 impl<A: Clone + Send + Sync + 'static> Place<A> {
-    /// Begins a request's life, and calls the app, which is ready, or has `panicked` where it was asked whether it is.
+    /// Begins a request's life, and calls the app, which is ready. `Err` is what it has panicked with before.
     #[inline]
     pub(super) fn respond<S, ReqBody, ResBody>(
         &self,
-        app: &mut S,
+        app: Result<&mut S, String>,
         mut request: Request<ReqBody>,
-        panicked: Option<String>,
     ) -> ResponseFuture<S::Future>
     where
         S: tower_service::Service<Request<Body>, Response = http::Response<ResBody>>,
@@ -170,10 +201,10 @@ impl<A: Clone + Send + Sync + 'static> Place<A> {
                 Body::new(Upload { body, lifecycle: entered.lifecycle(), coming })
             }
         });
-        ResponseFuture::new(entered.call_boxed(|| match panicked {
-            None => app.call(request),
-            // It was told of where it began.
-            Some(message) => resume_unwind(Box::new(message)),
+        ResponseFuture::new(entered.call_boxed(|| match app {
+            Ok(app) => app.call(request),
+            // The panic hook was told of it where it began.
+            Err(message) => resume_unwind(Box::new(message)),
         }))
     }
 }

@@ -218,6 +218,9 @@ impl Lifecycle {
     /// but for a continuation in it, which runs, and durable jobs, which are stored. Of an error (a status of 400 or more)
     /// the log has the status; what it says is up to you to log.
     ///
+    /// What has not been read of the request's body can be read on. While somebody holds that, an HTTP/1 connection takes up no
+    /// other request, nor does it close: drop what nobody reads before you go on.
+    ///
     /// # Errors
     ///
     /// If it was called before, or the handler has returned already; the response is dropped.

@@ -27,7 +27,8 @@
 //! - it closed its sending side: a FIN (unless [that](crate::HalfClose) is not to count);
 //! - it reset the connection: an RST;
 //! - a write failed, because nobody is there any more, or nobody has taken a byte for too long;
-//! - on HTTP/2, it cancelled its stream: a RST_STREAM (RFC 9113, section 6.4).
+//! - on HTTP/2, it cancelled its stream: a RST_STREAM (RFC 9113, section 6.4); or it broke the protocol, for which the server
+//!   ends its stream, or its connection (section 5.4).
 //!
 //! Nothing else is an abort. A response that is broken off from our side, because its body failed or the limit
 //! passed, is [`BrokenOff`](crate::Sent::BrokenOff), without the bit. Everything in flight on an HTTP/1 or HTTP/2

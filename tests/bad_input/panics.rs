@@ -325,9 +325,19 @@ impl<S: Service<Request>> Service<Request> for Copies<S> {
     }
 }
 
-/// An app that panics where it is asked whether it is ready, as long as it is to.
-#[derive(Clone)]
-struct Ready<S>(S, Arc<AtomicBool>);
+/// An app that panics where it is made ready for a request, as long as it is to: where it is cloned for it, or asked.
+struct Ready<S> {
+    inner: S,
+    in_clone: bool,
+    panics: Arc<AtomicBool>,
+}
+
+impl<S: Clone> Clone for Ready<S> {
+    fn clone(&self) -> Self {
+        assert!(!(self.in_clone && self.panics.load(Ordering::SeqCst)), "cloned too often");
+        Self { inner: self.inner.clone(), in_clone: self.in_clone, panics: self.panics.clone() }
+    }
+}
 
 impl<S: Service<Request>> Service<Request> for Ready<S> {
     type Response = S::Response;
@@ -335,39 +345,42 @@ impl<S: Service<Request>> Service<Request> for Ready<S> {
     type Future = S::Future;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        assert!(!self.1.load(Ordering::SeqCst), "asked too much");
-        self.0.poll_ready(cx)
+        assert!(self.in_clone || !self.panics.load(Ordering::SeqCst), "asked too much");
+        self.inner.poll_ready(cx)
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        self.0.call(request)
+        self.inner.call(request)
     }
 }
 
 #[tokio::test]
-async fn where_an_app_is_asked_whether_it_is_ready_it_is_a_500() {
-    let panics = Arc::new(AtomicBool::new(false));
-    let (journal, gate) = (Journal::default(), Gate::closed());
-    let epilogue = journal.epilogue().build();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let app = Router::new().route("/", get(async || "hello")).merge(waits(&gate));
-    let server = tokio::spawn(epilogue.serve(listener, Ready(app, panics.clone())).into_future());
-    let mut http2 = Http2::connect(address).await;
-    let other = http2.start("GET", "/waits").await;
-    journal.seen("handler_start").await;
-    let mut http1 = crate::support::Client::connect(address).await;
-    for (now, status) in [(false, 200), (true, 500), (false, 200)] {
-        panics.store(now, Ordering::SeqCst);
-        http1.send_get("/").await;
-        assert_eq!(http1.response(false).await.status, status);
-        assert_eq!(http2.get("/").await.unwrap().status, status);
+async fn where_an_app_is_made_ready_for_a_request_it_is_a_500() {
+    for in_clone in [false, true] {
+        let panics = Arc::new(AtomicBool::new(false));
+        let (journal, gate) = (Journal::default(), Gate::closed());
+        let epilogue = journal.epilogue().build();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let inner = Router::new().route("/", get(async || "hello")).merge(waits(&gate));
+        let app = Ready { inner, in_clone, panics: panics.clone() };
+        let server = tokio::spawn(epilogue.serve(listener, app).into_future());
+        let mut http2 = Http2::connect(address).await;
+        let other = http2.start("GET", "/waits").await;
+        journal.seen("handler_start").await;
+        let mut http1 = crate::support::Client::connect(address).await;
+        for (now, status) in [(false, 200), (true, 500), (false, 200)] {
+            panics.store(now, Ordering::SeqCst);
+            http1.send_get("/").await;
+            assert_eq!(http1.response(false).await.status, status);
+            assert_eq!(http2.get("/").await.unwrap().status, status);
+        }
+        gate.open();
+        let other = soon("the other stream", async { read(other.await.unwrap()).await.unwrap() }).await;
+        assert_eq!((other.body, epilogue.panicked()), (b"waited".to_vec(), 2));
+        journal.ended(7).await;
+        server.abort();
     }
-    gate.open();
-    let other = soon("the other stream", async { read(other.await.unwrap()).await.unwrap() }).await;
-    assert_eq!((other.body, epilogue.panicked()), (b"waited".to_vec(), 2));
-    journal.ended(7).await;
-    server.abort();
 }
 
 /// It is cloned for each connection, where these are accepted.
