@@ -138,18 +138,6 @@ impl Shared {
         let word = self.word();
         word.status() == ConnectionStatus::ABORTED && (word.ignores_abort() || word.has(word::FINISHED))
     }
-
-    /// The same for the body's producer, which has no life beyond its response but where aborts are ignored.
-    pub(crate) fn producer_survives_drop(&self) -> bool {
-        let word = self.word();
-        word.status() == ConnectionStatus::ABORTED && word.ignores_abort()
-    }
-
-    /// Whether a producer that goes on without its reader is to end now.
-    pub(super) fn producer_is_over(&self) -> bool {
-        let word = self.word();
-        word.status().is_timeout() || word.is_abandoned()
-    }
 }
 
 // === the response ===
