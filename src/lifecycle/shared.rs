@@ -99,8 +99,8 @@ pub(crate) struct Shared {
     depth: AtomicU32,
     /// The innermost of them that was ever polled.
     begun: AtomicU32,
-    /// How many futures of our services run that could be the innermost; and how many handlers, each counted [`ALONE`], go
-    /// on in tasks of their own.
+    /// How many futures of our services run that could be the innermost; and above that, of how many handlers the rest goes on
+    /// alone, each counted [`ALONE`], and whether one is in service.
     pub(super) running: AtomicU32,
     /// Its task's place on the pool's list.
     listed: AtomicU32,
@@ -287,13 +287,14 @@ impl Shared {
 
     pub(super) fn started_one(&self, depth: u32) {
         self.begun.fetch_max(depth, Ordering::AcqRel);
-        self.running.fetch_add(1, Ordering::AcqRel);
+        self.begins_in_service();
     }
 
     /// A future of one of our services ended. After the last, the handler has ended, whatever the middleware between
     /// did with the service inside of it.
     pub(super) fn ended_one(&self, how: super::transitions::HandlerEnd) {
         if self.running.fetch_sub(1, Ordering::AcqRel) % ALONE == 1 && self.word().has(word::HANDLER) {
+            self.ended_in_service();
             self.handler_ended(how);
         }
     }
