@@ -21,6 +21,8 @@ mod rule_02;
 mod rule_03;
 #[path = "contract/rule_04.rs"]
 mod rule_04;
+#[path = "contract/rule_04_finished.rs"]
+mod rule_04_finished;
 #[path = "contract/rule_05.rs"]
 mod rule_05;
 #[path = "contract/rule_06.rs"]

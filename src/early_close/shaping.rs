@@ -94,7 +94,7 @@ impl Shaping {
             }
         };
         // So that the middleware outside sees our answer and not a dropped future.
-        if polled.is_pending() && self.lifecycle.0.verdict().is_some() { Poll::Ready(Done::Failed) } else { polled }
+        if polled.is_pending() && self.lifecycle.0.producer_is_over() { Poll::Ready(Done::Failed) } else { polled }
     }
 
     pub(super) fn begin(&mut self, response: Response) -> Next {
@@ -127,7 +127,7 @@ impl Shaping {
                 self.encode_and_measure(parts, reading.into_body(), false)
             }
             (Step::Read(_, reading, _), Done::Read(Measured::Failed(error))) => {
-                if self.lifecycle.0.verdict().is_none() {
+                if !self.lifecycle.0.producer_is_over() {
                     let route = self.lifecycle.0.route();
                     caught::tell(|| {
                         tracing::error!(
@@ -300,7 +300,7 @@ impl Shaping {
     /// Something failed while nothing of the response had left: a 500, or what broke it off, if that was us, has the
     /// better answer.
     fn fail(&self) -> Response {
-        let response = match self.lifecycle.0.verdict() {
+        let response = match self.lifecycle.0.producer_verdict() {
             Some(verdict) => answer(verdict),
             None => (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response(),
         };

@@ -2,22 +2,22 @@
 
 use std::{
     future::{Future, poll_fn},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, atomic::Ordering},
     task::Poll,
 };
 
 use axum_core::response::Response;
+use tokio::task::unconstrained;
 use tracing::{Instrument as _, Span};
 
 use super::{
     frames::Framed,
     held::{Surroundings, keep_strays, poll_handler},
     nowhere::{finish_nowhere, returned_alone},
-    passage::Waits,
     response::SendBody,
     shared::{RUNNING, Shared},
-    transitions::HandlerEnd,
+    transitions::{HandlerEnd, Verdict},
     word,
 };
 use crate::{
@@ -49,8 +49,15 @@ where
     shared.begins_alone();
     let work = async move {
         let _detached = detached;
+        // Not by the one place that the handler in service has, which may be another attempt's by now.
+        let changed = owner.changed();
+        owner.change(None, |word| Some(word.with(word::AWAITED)));
+        let mut news = pin!(unconstrained(changed.notified()));
         let ended = poll_fn(|cx| {
-            owner.register(Waits::Handler, cx);
+            // Enlisted before the looks, so that what changes after them wakes us.
+            while news.as_mut().poll(cx).is_ready() {
+                news.set(unconstrained(changed.notified()));
+            }
             let Some(future) = framed.work.as_mut() else { return Poll::Pending };
             match poll_handler(&owner, false, future.as_mut(), cx) {
                 Ok(Poll::Ready(Ok(response))) => {
@@ -114,19 +121,44 @@ where
 /// What such a handler is counted by: beyond all futures of our services that one request could ever have at once.
 pub(super) const ALONE: u64 = 1 << 24;
 
+/// There is one in service, too.
+pub(super) const IN_SERVICE: u64 = 1 << 31;
+
+/// The handler has ended when the last of them has: there may be a second attempt, which a middleware makes of what the first
+/// has given to `finish`, while that one still goes on.
 impl Shared {
-    /// Until this one has [ended](Self::ended_alone), no other ends the handler for all: neither a second attempt, which a
-    /// middleware makes of what this one gave to `finish`, nor a service of ours inside of it.
-    fn begins_alone(&self) {
-        self.begun.fetch_add(ALONE, Ordering::AcqRel);
+    /// Said before the handler's end is told: of several that end at once, the last tells.
+    pub(super) fn ended_in_service(&self) {
+        self.begun.fetch_and(!IN_SERVICE, Ordering::AcqRel);
     }
 
-    /// Said before the handler's end is told: of several that end at once, the last tells.
+    /// It is in service no more.
+    fn begins_alone(&self) {
+        self.begun.fetch_add(ALONE, Ordering::AcqRel);
+        self.ended_in_service();
+    }
+
+    /// As [`ended_in_service`](Self::ended_in_service).
     fn ended_alone(&self) {
         self.begun.fetch_sub(ALONE, Ordering::AcqRel);
     }
 
-    pub(super) fn goes_on_alone(&self) -> bool {
+    /// Whether there is any, in service or alone.
+    pub(super) fn any_goes_on(&self) -> bool {
         self.begun.load(Ordering::Acquire) & RUNNING >= ALONE
+    }
+
+    fn goes_on_alone(&self) -> bool {
+        self.begun.load(Ordering::Acquire) & RUNNING & !IN_SERVICE >= ALONE
+    }
+
+    /// Whether the handler in service has called `finish`. What one that goes on alone has finished protects no other.
+    pub(super) fn has_finished_in_service(&self) -> bool {
+        self.is_finished() && !self.goes_on_alone()
+    }
+
+    /// The verdict on the handler in service.
+    pub(super) fn verdict_in_service(&self) -> Option<Verdict> {
+        self.verdict().or_else(|| self.producer_verdict().filter(|_| !self.has_finished_in_service()))
     }
 }

@@ -183,15 +183,24 @@ impl Clock {
     pub(super) fn left(&self) -> Option<Duration> {
         let budget = self.budget.load(Ordering::Acquire);
         if budget != NEVER {
-            return Some(Duration::from_nanos(budget.saturating_sub(self.used.load(Ordering::Acquire))));
+            // With what the poll has used that asks.
+            let used = self.used.load(Ordering::Acquire).saturating_add(self.measured_so_far());
+            return Some(Duration::from_nanos(budget.saturating_sub(used)));
         }
         let deadline = self.deadline.load(Ordering::Acquire);
         (deadline != NEVER).then(|| Duration::from_nanos(deadline.saturating_sub(self.now())))
     }
 
-    /// What is left on the busy clock; `None` if that is not the one that counts.
+    /// What is left on the busy clock for a thread, which is no poll; `None` if that is not the one that counts.
     pub(super) fn busy_left(&self) -> Option<Duration> {
-        self.is_busy().then(|| self.left()).flatten()
+        let budget = self.budget.load(Ordering::Acquire);
+        let left = budget.saturating_sub(self.used.load(Ordering::Acquire));
+        (budget != NEVER).then(|| Duration::from_nanos(left))
+    }
+
+    /// How long the poll that is being measured has taken; zero where none is.
+    fn measured_so_far(&self) -> u64 {
+        self.measuring.load(Ordering::Acquire).checked_sub(2).map_or(0, |began| self.now().saturating_sub(began))
     }
 
     /// Something was busy so long; tells how much is used.
@@ -212,9 +221,7 @@ impl Clock {
         if budget == NEVER {
             return false;
         }
-        let Some(began) = self.measuring.load(Ordering::Acquire).checked_sub(2) else { return false };
-        let spent = self.now().saturating_sub(began);
-        self.used.load(Ordering::Acquire).saturating_add(spent) >= budget
+        self.used.load(Ordering::Acquire).saturating_add(self.measured_so_far()) >= budget
     }
 
     /// Whether polls are what the limit counts.

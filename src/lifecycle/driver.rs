@@ -131,7 +131,7 @@ impl Driver {
             shared.register(Waits::Response, cx);
             shared.arm();
             shared.watch_client(cx);
-            let Some(verdict) = shared.verdict() else { return Poll::Pending };
+            let Some(verdict) = shared.producer_verdict() else { return Poll::Pending };
             if verdict == Verdict::Abandoned {
                 shared.abandon();
             }

@@ -124,6 +124,8 @@ impl Shared {
         core.rare().finished = Some(response);
         drop(core);
         self.wake(Waits::Handler);
+        // One that goes on alone is among them.
+        self.wake_awaiting();
         Ok(())
     }
 }

@@ -128,6 +128,7 @@ where
             };
             caught::call(|| watched(&self.shared, *response)).map_err(told).ok()
         });
+        self.shared.ended_in_service();
         self.shared.handler_ended(HandlerEnd::Ended);
         finished
     }
@@ -151,6 +152,7 @@ where
         // The body's producer begins before the handler ends, so that the request does not end in between. What it says
         // of its length is the user's code.
         let response = caught::call(|| watched(&self.shared, response));
+        self.shared.ended_in_service();
         self.shared.handler_returned(continuations);
         response.unwrap_or_else(|payload| {
             self.shared.panicked(BODY, &payload);
@@ -175,9 +177,10 @@ where
             return Poll::Ready(watched(&self.shared, response));
         }
         shared.arm_for_work();
-        match shared.verdict() {
+        match shared.verdict_in_service() {
             Some(verdict) => {
                 self.discard();
+                self.shared.ended_in_service();
                 self.shared.handler_ended(HandlerEnd::Dropped);
                 self.shared.ended_one(HandlerEnd::Dropped);
                 Poll::Ready(answer(verdict))
@@ -245,6 +248,7 @@ impl<F> Drop for Held<F> {
             self.nobody_took_it();
         }
         if innermost {
+            self.shared.ended_in_service();
             self.shared.handler_ended(HandlerEnd::Dropped);
         }
         self.shared.ended_one(HandlerEnd::Dropped);

@@ -185,7 +185,8 @@ impl Lifecycle {
         self.0.arm_anywhere();
     }
 
-    /// What is left of the time limit; `None` without one.
+    /// What is left of the time limit; `None` without one. On the busy clock, what the thread of a blocking continuation uses
+    /// counts when that has ended.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
         self.0.clock.left()

@@ -49,7 +49,7 @@ impl Shared {
     /// A body failed, which breaks its response off. It is told of once, by whoever sees it first; not where it was cut, which
     /// was told of then.
     pub(crate) fn body_failed(&self, error: &(dyn StdError + 'static)) {
-        if self.verdict().is_some() {
+        if self.producer_is_over() {
             return;
         }
         let first = self.change(None, |word| (!word.has(word::BODY_FAILED)).then(|| word.with(word::BODY_FAILED)));

@@ -18,6 +18,7 @@ use super::{passage::Waits, shared::Shared, transitions::Verdict};
 use crate::{
     event::{BODY, EventKind},
     pool::{caught, lock},
+    status::ConnectionStatus,
     sync::Mutex,
 };
 
@@ -153,7 +154,7 @@ impl http_body::Body for Producer {
             this.over = true;
             return Poll::Ready(Some(Err(broken_off())));
         };
-        if this.shared.verdict().is_some() {
+        if this.shared.producer_is_over() {
             this.end(body, EventKind::BodyDropped);
             return Poll::Ready(Some(Err(broken_off())));
         }
@@ -165,7 +166,7 @@ impl http_body::Body for Producer {
                 // is in a task of its own.
                 this.shared.register(Waits::Producer, cx);
                 this.shared.arm();
-                if this.shared.verdict().is_some() {
+                if this.shared.producer_is_over() {
                     cx.waker().wake_by_ref();
                 }
                 Poll::Pending
@@ -275,6 +276,29 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
     }
     // Whoever waits for the producer's end is the task that a drain knows of.
     shared.ensure_ending();
+}
+
+// === how long it goes on ===
+
+impl Shared {
+    /// Whether a body that somebody else drops is produced to its end in a task of its own: it has no life beyond its response
+    /// but where aborts are ignored.
+    pub(crate) fn producer_survives_drop(&self) -> bool {
+        let word = self.word();
+        word.status() == ConnectionStatus::ABORTED && word.ignores_abort()
+    }
+
+    /// Whether the body's producer is to end now, or what waits for it. What was given to `finish` is no rest of the handler:
+    /// an abort ends it as any other.
+    pub(crate) fn producer_verdict(&self) -> Option<Verdict> {
+        let word = self.word();
+        let timed_out = word.status().is_timeout().then_some(Verdict::TimedOut);
+        timed_out.or(word.is_abandoned().then_some(Verdict::Abandoned))
+    }
+
+    pub(crate) fn producer_is_over(&self) -> bool {
+        self.producer_verdict().is_some()
+    }
 }
 
 // === who is waited for ===

@@ -14,7 +14,7 @@ use http::{Method, Version, uri::PathAndQuery};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
-    alone::ALONE,
+    alone::{ALONE, IN_SERVICE},
     clock::Clock,
     hooks::Hook,
     passage::{Passing, Verb, Waits},
@@ -105,7 +105,8 @@ pub(crate) struct Shared {
     /// How many of our services this request has entered.
     depth: AtomicU32,
     /// The innermost of them that was ever polled, in the upper half; in the lower one, how many futures of our services run
-    /// that could be the innermost, and how many handlers, each counted [`ALONE`], go on in tasks of their own.
+    /// that could be the innermost, of how many handlers the rest goes on alone, each counted [`ALONE`], and whether one is
+    /// [in service](IN_SERVICE).
     pub(super) begun: AtomicU64,
     /// Its task's place on the pool's list.
     listed: AtomicU32,
@@ -295,7 +296,7 @@ impl Shared {
         let (begins, depth) = (Ordering::AcqRel, u64::from(depth));
         let _ = self.begun.fetch_update(begins, Ordering::Acquire, |begun| {
             let (deepest, running) = (begun >> HALF, begun & RUNNING);
-            Some((deepest.max(depth) << HALF) | (running + 1))
+            Some((deepest.max(depth) << HALF) | IN_SERVICE | (running + 1))
         });
     }
 
@@ -303,6 +304,7 @@ impl Shared {
     /// did with the service inside of it.
     pub(super) fn ended_one(&self, how: super::transitions::HandlerEnd) {
         if (self.begun.fetch_sub(1, Ordering::AcqRel) & RUNNING) % ALONE == 1 && self.word().has(word::HANDLER) {
+            self.ended_in_service();
             self.handler_ended(how);
         }
     }

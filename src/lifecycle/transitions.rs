@@ -52,7 +52,7 @@ impl Shared {
             HandlerEnd::Ended => EventKind::HandlerEnd,
             HandlerEnd::Dropped => EventKind::HandlerDropped,
         };
-        if !self.goes_on_alone() {
+        if !self.any_goes_on() {
             self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
         }
         self.takes_no_more();
@@ -73,7 +73,7 @@ impl Shared {
         // Under the lock that the ending task takes them from, so that none starts before the handler's end is
         // told; and in one transition, so that the request cannot end before they are seen.
         let mut core = lock(&self.core);
-        let others = self.goes_on_alone();
+        let others = self.any_goes_on();
         let changed = self.change(Some(EventKind::HandlerEnd), |word| {
             (word.has(word::HANDLER) && !others).then(|| word.without(word::HANDLER).with(word::WORK))
         });
@@ -137,19 +137,7 @@ impl Shared {
     /// Whether a handler whose future is dropped by somebody else goes on in a task of its own.
     pub(super) fn survives_drop(&self) -> bool {
         let word = self.word();
-        word.status() == ConnectionStatus::ABORTED && (word.ignores_abort() || word.has(word::FINISHED))
-    }
-
-    /// The same for the body's producer, which has no life beyond its response but where aborts are ignored.
-    pub(crate) fn producer_survives_drop(&self) -> bool {
-        let word = self.word();
-        word.status() == ConnectionStatus::ABORTED && word.ignores_abort()
-    }
-
-    /// Whether a producer that goes on without its reader is to end now.
-    pub(super) fn producer_is_over(&self) -> bool {
-        let word = self.word();
-        word.status().is_timeout() || word.is_abandoned()
+        word.status() == ConnectionStatus::ABORTED && (word.ignores_abort() || self.has_finished_in_service())
     }
 }
 

@@ -81,13 +81,14 @@
 //! # 7. `finish` lets the response go, and the handler on
 //!
 //! [`finish`](crate::Lifecycle::finish) resolves with what became of the response. From then on the handler is its
-//! own continuation: no abort ends it, only the clock does. A second `finish` is an error value. There is nothing
+//! own continuation: no abort ends it, only the clock does. The body that it gave is ended by one as any other (rule 4). A
+//! second `finish` is an error value. There is nothing
 //! to write to any more, so nothing that comes late can reach this client or another.
 //!
 //! The response passes through the middleware outside of the innermost service of this crate. See
 //! [ordering](super::ordering#finish-and-the-innermost-layer) for where that is.
 //!
-//! Kept by `lifecycle::held`.
+//! Kept by `lifecycle::held`, and `lifecycle::alone` for the rest of the handler.
 //!
 //! # 8. The early close
 //!

@@ -15,7 +15,7 @@ use axum::{
 };
 use http::StatusCode;
 use tower::retry::RetryLayer;
-use tower_epilogue::{EpilogueBuilder, Lifecycle, TimeLimitLayer};
+use tower_epilogue::{EpilogueBuilder, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
 use crate::{
     common::SECOND,
@@ -93,4 +93,82 @@ async fn a_drain_names_and_cuts_the_rest_of_an_attempt_that_finished() {
     let report = server.stop().await;
     assert_eq!(report.stragglers().len(), 1, "{report}");
     assert_eq!(notes.all()[2..], ["first is over", "hook: GET / TIMEOUT Flushed"]);
+}
+
+/// Both attempts wait: the first at its gate, when it has finished, and the second at its own.
+async fn both_wait(notes: &Notes, gates: &[Gate; 2], ignores: IgnoreAbortLayer, limit: Duration) -> Server {
+    let (theirs, gates, asked) = (notes.clone(), gates.clone(), Arc::new(AtomicUsize::new(0)));
+    let handler = async move |lifecycle: Lifecycle| {
+        let attempt = asked.fetch_add(1, Ordering::SeqCst);
+        let _dropped = theirs.on_drop(["first is over", "second is over"][attempt]);
+        if attempt == 0 {
+            let begun = lifecycle.finish(StatusCode::BAD_GATEWAY);
+            let _ = tokio::time::timeout(Duration::ZERO, begun).await;
+        }
+        theirs.add(["first", "second"][attempt]);
+        gates[attempt].passed().await;
+    };
+    let app = Router::new().route("/", get(handler)).layer((TimeLimitLayer::new(limit), ignores));
+    Server::start(app.layer(RetryLayer::new(Again(1))).layer(hook(notes))).await
+}
+
+/// One of them is in service, or both are in tasks of their own.
+#[tokio::test]
+async fn the_limit_ends_both_attempts() {
+    for leaves in [false, true] {
+        let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
+        let server = both_wait(&notes, &gates, IgnoreAbortLayer::new(), Duration::from_millis(200)).await;
+        let mut client = Http2::connect(server.address).await;
+        let response = client.start("GET", "/").await;
+        notes.seen("first").await;
+        notes.seen("second").await;
+        if leaves {
+            drop(response);
+        } else {
+            assert_eq!(response.await.unwrap().status(), 503);
+        }
+        server.journal.ended(1).await;
+        let last = if leaves { "hook: GET / ABORTED | TIMEOUT Aborted" } else { "hook: GET / TIMEOUT Flushed" };
+        let all = notes.all();
+        assert_eq!((all.len(), all.last().unwrap().as_str()), (5, last), "{all:?}");
+        drop(client);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_the_first_attempt_is_not_that_of_the_second() {
+    let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
+    let server = both_wait(&notes, &gates, IgnoreAbortLayer::new(), 60 * SECOND).await;
+    let mut client = Http2::connect(server.address).await;
+    let response = client.start("GET", "/").await;
+    notes.seen("first").await;
+    notes.seen("second").await;
+    gates[0].open();
+    notes.seen("first is over").await;
+    drop(response);
+    server.journal.seen("aborted").await;
+    gates[1].open();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all()[2..], ["first is over", "second is over", "hook: GET / ABORTED Aborted"]);
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+/// What the first attempt has finished does not keep the second one from being ended.
+#[tokio::test]
+async fn an_abort_that_is_not_ignored_ends_the_attempt_that_has_not_finished() {
+    let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
+    let server = both_wait(&notes, &gates, IgnoreAbortLayer::off(), 60 * SECOND).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    notes.seen("first").await;
+    notes.seen("second").await;
+    client.close();
+    notes.seen("second is over").await;
+    assert!(!notes.has("first is over"));
+    gates[0].open();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all()[2..], ["second is over", "first is over", "hook: GET / ABORTED Aborted"]);
+    assert!(server.stop().await.is_clean());
 }

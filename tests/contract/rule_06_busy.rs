@@ -47,6 +47,24 @@ async fn what_a_poll_used_before_it_restarted_the_limit_does_not_count() {
     assert_eq!((reply.status, reply.text()), (200, "Some(200ms)".to_owned()));
 }
 
+/// So that work which has no `.await` in it can stop in time.
+#[tokio::test(start_paused = true)]
+async fn what_is_left_is_less_with_each_step_of_a_poll() {
+    let handler = async |lifecycle: Lifecycle| {
+        yield_now().await;
+        let mut steps = Vec::new();
+        while let Some(left) = lifecycle.time_left().filter(|left| *left > 300 * MILLI) {
+            steps.push(left.as_millis());
+            computes(200 * MILLI);
+            assert!(steps.len() < 10, "it never ends");
+        }
+        format!("{steps:?}")
+    };
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::busy(SECOND));
+    let reply = MemoryServer::start(app).get("/").await;
+    assert_eq!((reply.status, reply.text()), (200, "[1000, 800, 600, 400]".to_owned()));
+}
+
 /// Our services nest, and only the outermost measures: the one that drops the work knows all the same.
 #[tokio::test(start_paused = true)]
 async fn what_used_its_time_up_is_dropped_at_its_next_await_though_it_waits_for_nothing() {
