@@ -17,12 +17,16 @@ mod bounds;
 mod commits;
 #[path = "durable/common.rs"]
 mod common;
+#[path = "durable/cut.rs"]
+mod cut;
 #[path = "durable/drain.rs"]
 mod drain;
 #[path = "durable/edges.rs"]
 mod edges;
 #[path = "durable/faults.rs"]
 mod faults;
+#[path = "durable/half_closed.rs"]
+mod half_closed;
 #[path = "durable/key_cases.rs"]
 mod key_cases;
 #[path = "durable/keys.rs"]
@@ -39,6 +43,8 @@ mod promise;
 mod stale;
 #[path = "durable/strays.rs"]
 mod strays;
+#[path = "durable/untold.rs"]
+mod untold;
 #[path = "durable/upkeep.rs"]
 mod upkeep;
 #[cfg(target_os = "linux")]

@@ -20,11 +20,13 @@ use super::{
     error::Kind,
     job::kind_error,
     op::ROOM,
+    outlast::Outlasting,
     records,
     river::River,
     runner::{JobRunner, KnownKind, OnDiscard},
     store::Inner,
     writer::Writer,
+    writing::Writing,
 };
 use crate::{Epilogue, pool::Companion};
 
@@ -42,6 +44,7 @@ pub struct DurableBuilder {
     claim: Duration,
     times: Times,
     pub(super) busy_timeout: Duration,
+    outlast: Duration,
     pub(super) connections: u32,
     settings_error: Option<String>,
 }
@@ -129,6 +132,7 @@ impl DurableBuilder {
                 elect: Duration::from_secs(5),
             },
             busy_timeout: Duration::from_secs(5),
+            outlast: Duration::from_secs(3600),
             connections: 10,
             settings_error: None,
         }
@@ -222,6 +226,16 @@ impl DurableBuilder {
         self
     }
 
+    /// How long that is tried again, while the database is out, of which nobody can be told that it was not stored: what a
+    /// handler promises when its client has left and that is [ignored](crate::IgnoreAbortLayer), or what it returns after
+    /// [`finish`](crate::Lifecycle::finish). An hour by default; with zero it is tried once.
+    ///
+    /// A drain waits for it to its deadline. See [the manual](crate::manual::durable#what-nobody-can-be-told-of).
+    pub fn outlast(mut self, outage: Duration) -> Self {
+        self.outlast = outage;
+        self
+    }
+
     /// How many connections to the database there are at most; 10 by default. One more writes what requests promise, on
     /// SQLite, or two, on Postgres, where one more listens.
     pub fn connections(mut self, connections: u32) -> Self {
@@ -280,19 +294,23 @@ impl DurableBuilder {
             on_discard: self.on_discard,
             grace: self.times.rescue_after,
         });
+        let (claim, keep, outlast) = (self.claim, self.keep_answers, self.outlast);
+        let writing = Writing { database: database.clone(), engine: engine.clone(), claim, keep, outlast };
         let (writer, ops) = mpsc::unbounded_channel();
         let inner = Arc::new(Inner {
-            database: database.clone(),
+            database,
             engine: engine.clone(),
             writer,
             room: Arc::new(Semaphore::new(ROOM)),
             lease: self.lease,
             stopping: CancellationToken::new(),
             elsewhere,
+            writing: writing.clone(),
+            outlasting: Outlasting::new(outlast),
         });
         let _ = runner.store.set(Arc::downgrade(&inner));
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]
-        tokio::spawn(Writer::new(database, engine.clone(), self.claim, self.keep_answers, self.busy_timeout).run(ops));
+        tokio::spawn(Writer::new(writing, self.busy_timeout).run(ops));
         engine.start(runner)?;
         epilogue.pool.accompany(inner.clone() as Arc<dyn Companion>);
         Ok(DurableStore(inner, epilogue.pool.clone()))

@@ -29,12 +29,16 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(builder.busy_timeout)
                 .foreign_keys(true);
-            let pool = || SqlitePoolOptions::new().acquire_timeout(builder.busy_timeout);
-            // One that a full disk has left in the middle of a transaction is not used again.
-            let write = pool().max_connections(1).before_acquire(|connection, _| {
-                Box::pin(async move { Ok(!riverqueue::sqlx::Connection::is_in_transaction(connection)) })
-            });
-            let write = open(write, &options, builder.busy_timeout).await.map_err(|error| error.at(file))?;
+            let pool = || {
+                let pool = SqlitePoolOptions::new().acquire_timeout(builder.busy_timeout);
+                // One that a full disk has left in the middle of a transaction is not used again.
+                pool.before_acquire(|connection, _| {
+                    Box::pin(async move { Ok(!riverqueue::sqlx::Connection::is_in_transaction(connection)) })
+                })
+            };
+            let write = open(pool().max_connections(1), &options, builder.busy_timeout)
+                .await
+                .map_err(|error| error.at(file))?;
             Database::Sqlite { write, read: pool().max_connections(builder.connections).connect_lazy_with(options) }
         }
         #[cfg(feature = "durable-postgres")]

@@ -18,7 +18,7 @@ pub(super) enum Database {
         /// One connection, for all that write: they take turns in the order in which they came. With one each, they
         /// would wait for SQLite's lock by sleeping, and the busiest of them would starve the others.
         write: SqlitePool,
-        /// For those that only look.
+        /// For those that only look, and for what waits for SQLite's lock and is to hold up nobody else.
         read: SqlitePool,
     },
     #[cfg(feature = "durable-postgres")]
@@ -84,8 +84,18 @@ impl Database {
             #[cfg(feature = "durable-sqlite")]
             Self::Sqlite { .. } => self.begin_writer().await,
             #[cfg(feature = "durable-postgres")]
-            Self::Postgres(pools) => Ok(Begun::Postgres(riverqueue::database::begin_postgres(&pools.all).await?)),
+            Self::Postgres(_) => self.begin_apart().await,
         }
+    }
+
+    /// The same over a connection that nobody waits for who has the writer write.
+    pub(super) async fn begin_apart(&self) -> Result<Begun, DurableError> {
+        Ok(match self {
+            #[cfg(feature = "durable-sqlite")]
+            Self::Sqlite { read, .. } => Begun::Sqlite(riverqueue::database::begin_sqlite_write(read).await?),
+            #[cfg(feature = "durable-postgres")]
+            Self::Postgres(pools) => Begun::Postgres(riverqueue::database::begin_postgres(&pools.all).await?),
+        })
     }
 
     /// The same for the writer.
@@ -213,10 +223,10 @@ impl From<sqlx::Error> for DurableError {
             sqlx::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => Kind::Full,
             sqlx::Error::Io(_)
             | sqlx::Error::PoolTimedOut
-            | sqlx::Error::PoolClosed
             | sqlx::Error::Protocol(_)
             | sqlx::Error::Tls(_)
             | sqlx::Error::WorkerCrashed => Kind::Unavailable,
+            sqlx::Error::PoolClosed => Kind::Stopped,
             _ => Kind::Other,
         };
         Self::because(kind, error)

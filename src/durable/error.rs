@@ -36,7 +36,7 @@ pub(super) enum Kind {
     NotRunning,
     /// The claim on an idempotency key was lost to another process.
     ClaimLost,
-    /// The store's task has ended with its runtime.
+    /// The store's task has ended with its runtime, or its connections are closed for good.
     Stopped,
     Other,
 }
@@ -71,6 +71,11 @@ impl DurableError {
     /// Nothing of the transaction was done, for no fault of its own.
     pub(super) const fn is_conflict(&self) -> bool {
         matches!(self.kind, Kind::Conflict)
+    }
+
+    /// It may succeed when it is tried again here.
+    pub(super) fn may_pass(&self) -> bool {
+        self.is_unavailable() && self.kind != Kind::Stopped
     }
 
     /// Another connection holds SQLite's write lock, for longer than the busy timeout.
@@ -115,7 +120,7 @@ impl fmt::Display for DurableError {
                 "the job does not run any more: it passed its limit, and another attempt may have completed it",
             )?,
             Kind::ClaimLost => f.write_str("another process has taken over the request's idempotency key")?,
-            Kind::Stopped => f.write_str("the store of durable jobs has stopped with its runtime")?,
+            Kind::Stopped => f.write_str("the store of durable jobs has stopped: with its runtime, or its pool")?,
             Kind::Other => f.write_str("the store of durable jobs failed")?,
         }
         match &self.cause {

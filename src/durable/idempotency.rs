@@ -270,6 +270,13 @@ pub(super) fn not_stored() -> Response {
     problem(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", detail)
 }
 
+/// For a client that has left, and reads all the same.
+pub(super) fn not_yet_stored() -> Response {
+    let detail = "The work could not be stored yet, which is tried again. Ask again later, with the same Idempotency-Key if \
+                  there was one: without one, it may be done twice.";
+    problem(StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", detail)
+}
+
 pub(super) fn not_storable() -> Response {
     problem(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "The work could not be stored.")
 }

@@ -17,10 +17,11 @@ use tower_service::Service;
 
 use super::{
     Durable, DurableStore,
-    commit::{Commit, ResponseFuture, Waiting, keep_promises, stamp},
+    commit::{Commit, ResponseFuture, Waiting},
     idempotency::{self, Guard, IdempotencyKey},
+    keep::{Asker, Claims, keep_promises, stamp},
     records::Claimed,
-    store::{Asker, Inner},
+    store::Inner,
 };
 use crate::{
     lifecycle::{Keeper, Lifecycle, Promised, SendBody, enter},
@@ -163,14 +164,8 @@ impl Keeper for Left {
         // once.
         let is_answer = !returned || !lifecycle.0.is_finished();
         let (answers, late) = if is_answer { (guard, None) } else { (None, guard) };
-        match keep_promises(&self.store, &lifecycle, response, answers, &self.claimant, Asker::Gone) {
-            Promised::Storing(storing) if late.is_some() => Promised::Storing(Box::pin(async move {
-                let response = storing.await;
-                drop(late);
-                response
-            })),
-            promised => promised,
-        }
+        let claims = Claims::new(answers, late, &self.claimant, &lifecycle);
+        keep_promises(&self.store, &lifecycle, response, claims, Asker::Gone)
     }
 }
 

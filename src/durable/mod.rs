@@ -84,8 +84,10 @@ mod engine;
 mod error;
 mod idempotency;
 mod job;
+mod keep;
 mod layer;
 mod op;
+mod outlast;
 mod part;
 #[cfg(feature = "durable-postgres")]
 mod pools;
@@ -96,3 +98,4 @@ mod river;
 mod runner;
 mod store;
 mod writer;
+mod writing;

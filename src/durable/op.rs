@@ -1,6 +1,6 @@
 //! What the writer is asked to write, and by whom.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
@@ -19,16 +19,30 @@ pub(super) enum Op {
         claim: Claim,
         reply: Reply<Claimed>,
     },
-    /// Jobs, and the answer that is given for them: all or nothing.
     Keep {
-        jobs: Vec<NewJob>,
-        answer: Option<(Claim, Answer)>,
+        kept: Arc<Kept>,
         reply: Reply<Vec<Stored>>,
     },
     Release(Claim),
     Promote(Vec<i64>),
     /// Answered when all before it has been written.
     Barrier(oneshot::Sender<()>),
+}
+
+/// Jobs, and the answer that is given for them: all or nothing.
+pub(super) struct Kept {
+    pub(super) jobs: Vec<NewJob>,
+    pub(super) answer: Option<(Claim, Answer)>,
+    /// A name of its own, for what is tried again: it is stored with it, and never twice.
+    pub(super) receipt: Option<String>,
+}
+
+impl Kept {
+    /// How much it has the database told, more or less.
+    pub(super) fn bytes(&self) -> usize {
+        let answer = self.answer.as_ref().map_or(0, |(_, answer)| answer.body.len());
+        self.jobs.iter().map(|job| job.payload.len()).sum::<usize>() + answer
+    }
 }
 
 /// Who waits for an answer, and the room in the queue that is taken until there is one.
@@ -55,25 +69,22 @@ impl<T> Reply<T> {
 }
 
 impl Op {
+    pub(super) fn kept(&self) -> Option<&Kept> {
+        if let Self::Keep { kept, .. } = self { Some(kept) } else { None }
+    }
+
     /// The client's key that it is about.
     pub(super) fn key(&self) -> Option<&str> {
         match self {
-            Self::Claim { claim, .. } | Self::Keep { answer: Some((claim, _)), .. } | Self::Release(claim) => {
-                Some(&claim.key)
-            }
-            Self::Keep { answer: None, .. } | Self::Promote(_) | Self::Barrier(_) => None,
+            Self::Claim { claim, .. } | Self::Release(claim) => Some(&claim.key),
+            Self::Keep { kept, .. } => kept.answer.as_ref().map(|(claim, _)| claim.key.as_str()),
+            Self::Promote(_) | Self::Barrier(_) => None,
         }
     }
 
     /// How much it has the database told, more or less.
     pub(super) fn bytes(&self) -> usize {
-        match self {
-            Self::Keep { jobs, answer, .. } => {
-                let answer = answer.as_ref().map_or(0, |(_, answer)| answer.body.len());
-                jobs.iter().map(|job| job.payload.len()).sum::<usize>() + answer
-            }
-            Self::Claim { .. } | Self::Release(_) | Self::Promote(_) | Self::Barrier(_) => 0,
-        }
+        self.kept().map_or(0, Kept::bytes)
     }
 
     /// Whether somebody has waited for it for so long.

@@ -1,4 +1,5 @@
-//! First answers, kept beside the jobs so that a client who asks again with the same idempotency key gets them again.
+//! First answers, kept beside the jobs so that a client who asks again with the same idempotency key gets them again; and
+//! receipts, by which what is tried again is known to be stored already.
 
 use riverqueue::sqlx;
 
@@ -147,6 +148,17 @@ const RENEW: &str = "UPDATE tower_epilogue_answer SET expires_ms = $1 WHERE key 
 /// Says that the handler still runs.
 pub(super) async fn renew(claim: &Claim, until_ms: i64, tx: &mut Tx<'_, '_>) -> Result<(), DurableError> {
     in_tx!(tx, RENEW, [until_ms, &claim.key, &claim.owner], execute).map(drop)
+}
+
+const RECEIPT: &str = "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms) VALUES ($1, '', '', $2)
+    ON CONFLICT (key) DO NOTHING";
+
+/// Says that what is written in this transaction was. False if it was in an earlier one: then it is not to be written again.
+///
+/// A receipt is named so that no hash of a client's key is.
+pub(super) async fn leave_receipt(name: &str, until_ms: i64, tx: &mut Tx<'_, '_>) -> Result<bool, DurableError> {
+    let key = format!("stored:{name}");
+    in_tx!(tx, RECEIPT, [&key, until_ms], execute).map(|rows| rows == 1)
 }
 
 /// How many answers are forgotten at once.

@@ -11,9 +11,11 @@ use super::{
     elsewhere::Elsewhere,
     engine::{DiscardedJob, Engine, NewJob, Stored, Unique},
     error::Kind,
-    op::{Op, ROOM, Reply},
+    op::{Kept, Op, ROOM, Reply},
+    outlast::Outlasting,
     part::Promise,
     records::{Answer, Claim, Claimed},
+    writing::Writing,
 };
 use crate::pool::{Companion, Pool};
 
@@ -29,14 +31,6 @@ pub struct DurableStore(
     pub(super) Arc<Pool>,
 );
 
-/// Whether there is somebody to whom a refusal can be told.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asker {
-    Waits,
-    /// Its response goes nowhere: what is not stored would be lost.
-    Gone,
-}
-
 pub(super) struct Inner {
     pub(super) database: Database,
     pub(super) engine: Arc<dyn Engine>,
@@ -46,6 +40,8 @@ pub(super) struct Inner {
     pub(super) lease: Duration,
     pub(super) stopping: CancellationToken,
     pub(super) elsewhere: Elsewhere,
+    pub(super) writing: Writing,
+    pub(super) outlasting: Outlasting,
 }
 
 impl fmt::Debug for DurableStore {
@@ -173,7 +169,7 @@ impl DurableStore {
 
     /// Stores jobs and has those start that nobody waits to flush a response for.
     async fn keep(&self, jobs: Vec<NewJob>, answer: Option<(Claim, Answer)>) -> Result<Vec<Stored>, DurableError> {
-        let stored = self.0.store(jobs, answer, Asker::Waits).await?;
+        let stored = self.0.store(jobs, answer).await?;
         self.0.promote(&stored);
         Ok(stored)
     }
@@ -246,23 +242,37 @@ impl Inner {
 
     /// Stores jobs a lease ahead. Dropped before it is done, they are stored, or not, and started all the same.
     ///
-    /// Where too many wait already it is refused, unless there is nobody to be told.
+    /// Where too many wait already it is refused.
     pub(super) async fn store(
+        &self,
+        jobs: Vec<NewJob>,
+        answer: Option<(Claim, Answer)>,
+    ) -> Result<Vec<Stored>, DurableError> {
+        let room = self.room()?;
+        self.ask(self.kept(jobs, answer, None), Some(room)).await
+    }
+
+    pub(super) fn kept(
         &self,
         mut jobs: Vec<NewJob>,
         answer: Option<(Claim, Answer)>,
-        asker: Asker,
-    ) -> Result<Vec<Stored>, DurableError> {
-        let room = match asker {
-            Asker::Waits => Some(self.room()?),
-            Asker::Gone => None,
-        };
+        receipt: Option<String>,
+    ) -> Arc<Kept> {
         for job in &mut jobs {
             job.wait = self.lease;
             self.elsewhere.promised(job.kind);
         }
+        Arc::new(Kept { jobs, answer, receipt })
+    }
+
+    /// Has the writer store it.
+    pub(super) async fn ask(
+        &self,
+        kept: Arc<Kept>,
+        room: Option<OwnedSemaphorePermit>,
+    ) -> Result<Vec<Stored>, DurableError> {
         let (reply, answered) = oneshot::channel();
-        self.send(Op::Keep { jobs, answer, reply: Reply::new(reply, room) })?;
+        self.send(Op::Keep { kept, reply: Reply::new(reply, room) })?;
         let mut told = Told { answered, store: self };
         Self::wait(&mut told.answered).await
     }

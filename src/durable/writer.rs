@@ -5,26 +5,17 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use tokio::sync::mpsc;
 
 use super::{
-    database::{Begun, Database},
-    engine::{Engine, Stored},
-    error::{DurableError, Kind},
-    op::{Op, once_each},
+    error::DurableError,
+    op::Op,
     records::{self, Claim, Claimed},
+    writing::{Done, Over, Writing, later_ms, now_ms},
 };
-
-/// What became of an [`Op`].
-enum Done {
-    Claimed(Claimed),
-    Kept(Vec<Stored>),
-    Nothing,
-}
 
 /// How many requests share a transaction at most.
 const TOGETHER: usize = 256;
@@ -35,31 +26,14 @@ const BYTES: usize = 16 * 1024 * 1024;
 /// How long others have the database for themselves while there is much to forget.
 const BREATH: Duration = Duration::from_millis(50);
 
-/// How often a transaction is tried that another stands in the way of.
-const TRIES: u32 = 5;
-
 pub(super) struct Writer {
-    database: Database,
-    engine: Arc<dyn Engine>,
-    /// How long a claim holds without being renewed.
-    claim: Duration,
-    /// How long answers are kept.
-    keep: Duration,
+    writing: Writing,
     /// How long a request waits for a database that cannot be reached.
     patience: Duration,
     /// Claims whose handlers run here, by their owners.
     held: HashMap<String, Claim>,
     /// Jobs whose requests did not wait for them: nobody else will promote them.
     orphans: Vec<i64>,
-}
-
-fn now_ms() -> i64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(now.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn later_ms(by: Duration) -> i64 {
-    now_ms().saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
 }
 
 /// The next ones: those that were `left` come first. None when nobody can send any more.
@@ -83,19 +57,13 @@ async fn receive(ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>,
 }
 
 impl Writer {
-    pub(super) fn new(
-        database: Database,
-        engine: Arc<dyn Engine>,
-        claim: Duration,
-        keep: Duration,
-        patience: Duration,
-    ) -> Self {
-        Self { database, engine, claim, keep, patience, held: HashMap::new(), orphans: Vec::new() }
+    pub(super) fn new(writing: Writing, patience: Duration) -> Self {
+        Self { writing, patience, held: HashMap::new(), orphans: Vec::new() }
     }
 
     /// Ends when nobody can send any more.
     pub(super) async fn run(mut self, mut ops: mpsc::UnboundedReceiver<Op>) {
-        let mut renewal = tokio::time::interval((self.claim / 3).max(Duration::from_millis(1)));
+        let mut renewal = tokio::time::interval((self.writing.claim / 3).max(Duration::from_millis(1)));
         renewal.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut cleaning = tokio::time::interval(Duration::from_secs(60));
         cleaning.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -132,14 +100,14 @@ impl Writer {
     /// Writes all in one transaction; if that fails for a reason that may be one of them alone, each in its own. An error if
     /// the database is not there.
     async fn together(&mut self, ops: Vec<Op>) -> Result<(), DurableError> {
-        match self.write(&ops).await {
+        match self.writing.write(&ops, Over::Writers).await {
             Ok(done) => self.answer(ops, done),
             Err(error) if ops.len() == 1 || error.is_unavailable() => return self.fail_all(ops, error),
             Err(_) => {
                 let mut ops = ops.into_iter();
                 while let Some(op) = ops.next() {
                     let alone = [op];
-                    match self.write(&alone).await {
+                    match self.writing.write(&alone, Over::Writers).await {
                         Ok(done) => self.answer(alone.into(), done),
                         Err(error) if error.is_unavailable() => {
                             return self.fail_all(alone.into_iter().chain(ops).collect(), error);
@@ -171,95 +139,6 @@ impl Writer {
         }
     }
 
-    /// Again, if the database has undone it in favour of another process's transaction, or of the user's: two that lock the
-    /// same keys in another order each.
-    async fn write(&self, ops: &[Op]) -> Result<Vec<Done>, DurableError> {
-        let mut tries = 1;
-        loop {
-            match self.write_once(ops).await {
-                Err(error) if error.is_conflict() && tries < TRIES => {
-                    tries += 1;
-                    tracing::debug!(%error, requests = ops.len(), "a transaction is tried again");
-                }
-                result => return result,
-            }
-        }
-    }
-
-    async fn write_once(&self, ops: &[Op]) -> Result<Vec<Done>, DurableError> {
-        if ops.iter().all(|op| matches!(op, Op::Barrier(_))) {
-            return Ok(ops.iter().map(|_| Done::Nothing).collect());
-        }
-        let mut begun = self.database.begin_writer().await?;
-        let result = self.write_in(ops, &mut begun).await;
-        match result {
-            Ok(done) => {
-                begun.commit().await?;
-                if ops.iter().any(|op| matches!(op, Op::Promote(_))) {
-                    self.engine.wake();
-                }
-                Ok(done)
-            }
-            Err(error) => {
-                begun.rollback().await;
-                Err(error)
-            }
-        }
-    }
-
-    async fn write_in(&self, ops: &[Op], begun: &mut Begun) -> Result<Vec<Done>, DurableError> {
-        let jobs = ops.iter().filter_map(|op| if let Op::Keep { jobs, .. } = op { Some(jobs) } else { None });
-        let (firsts, places) = once_each(&jobs.flatten().collect::<Vec<_>>());
-        let inserted = if firsts.is_empty() { Vec::new() } else { self.engine.insert(&firsts, begun.tx()).await? };
-        let place = |(first, again)| {
-            let Stored { id, duplicate } = *inserted.get(first)?;
-            Some(Stored { id, duplicate: duplicate || again })
-        };
-        let mut stored = places.into_iter().filter_map(place);
-        let mut done = Vec::with_capacity(ops.len());
-        let mut promoted = Vec::new();
-        for op in ops {
-            done.push(match op {
-                Op::Keep { jobs, .. } => {
-                    let kept: Vec<_> = stored.by_ref().take(jobs.len()).collect();
-                    if kept.len() != jobs.len() {
-                        return Err(DurableError::because(
-                            Kind::Other,
-                            "the engine stored fewer jobs than it was given",
-                        ));
-                    }
-                    Done::Kept(kept)
-                }
-                Op::Promote(ids) => {
-                    promoted.extend_from_slice(ids);
-                    Done::Nothing
-                }
-                Op::Claim { .. } | Op::Release(_) | Op::Barrier(_) => Done::Nothing,
-            });
-        }
-        // By their keys, as every process does it: of two that have one each and want the other's, the database would fail
-        // one. What is about one key stays in its order.
-        let mut keyed: Vec<_> = ops.iter().zip(&mut done).filter(|(op, _)| op.key().is_some()).collect();
-        keyed.sort_by_key(|(op, _)| op.key());
-        for (op, done) in keyed {
-            match op {
-                Op::Claim { claim, .. } => {
-                    let until = later_ms(self.claim);
-                    *done = Done::Claimed(records::claim(claim, now_ms(), until, &mut begun.tx()).await?);
-                }
-                Op::Keep { answer: Some((claim, answer)), .. } => {
-                    records::answer(claim, answer, later_ms(self.keep), &mut begun.tx()).await?;
-                }
-                Op::Release(claim) => records::release(claim, &mut begun.tx()).await?,
-                Op::Keep { .. } | Op::Promote(_) | Op::Barrier(_) => {}
-            }
-        }
-        if !promoted.is_empty() {
-            self.engine.promote(&promoted, begun.tx()).await?;
-        }
-        Ok(done)
-    }
-
     fn answer(&mut self, ops: Vec<Op>, done: Vec<Done>) {
         for (op, done) in ops.into_iter().zip(done) {
             match (op, done) {
@@ -270,8 +149,8 @@ impl Writer {
                     // Whoever asked holds a guard, which releases the claim.
                     let _ = reply.send(Ok(claimed));
                 }
-                (Op::Keep { answer, reply, .. }, Done::Kept(stored)) => {
-                    if let Some((claim, _)) = answer {
+                (Op::Keep { kept, reply }, Done::Kept(stored)) => {
+                    if let Some((claim, _)) = &kept.answer {
                         self.held.remove(&claim.owner);
                     }
                     if let Err(Ok(stored)) = reply.send(Ok(stored)) {
@@ -309,11 +188,11 @@ impl Writer {
             return;
         }
         let renewed = async {
-            let mut begun = self.database.begin_writer().await?;
+            let mut begun = self.writing.database.begin_writer().await?;
             let mut held: Vec<_> = self.held.values().collect();
             held.sort_by_key(|claim| &claim.key);
             for claim in held {
-                records::renew(claim, later_ms(self.claim), &mut begun.tx()).await?;
+                records::renew(claim, later_ms(self.writing.claim), &mut begun.tx()).await?;
             }
             begun.commit().await
         };
@@ -325,7 +204,7 @@ impl Writer {
     /// Whether there may be more.
     async fn clean(&self) -> bool {
         let cleaned = async {
-            let mut begun = self.database.begin_writer().await?;
+            let mut begun = self.writing.database.begin_writer().await?;
             let rows = records::clean(now_ms(), &mut begun.tx()).await?;
             begun.commit().await?;
             Ok::<_, DurableError>(rows)
@@ -343,12 +222,14 @@ impl Writer {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use tokio::sync::oneshot;
 
     use super::*;
     use crate::durable::{
         engine::{NewJob, Unique},
-        op::Reply,
+        op::{Kept, Reply},
     };
 
     fn keep(bytes: usize) -> Op {
@@ -362,7 +243,8 @@ mod tests {
             wait: Duration::ZERO,
             from: String::new(),
         };
-        Op::Keep { jobs: vec![job], answer: None, reply: Reply::new(oneshot::channel().0, None) }
+        let kept = Arc::new(Kept { jobs: vec![job], answer: None, receipt: None });
+        Op::Keep { kept, reply: Reply::new(oneshot::channel().0, None) }
     }
 
     /// 256 of a few MiB each are more than Postgres takes in one message: it closes the connection, and all would be refused.

@@ -33,7 +33,7 @@ pub(crate) use self::{
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 pub(crate) use self::{
     keeper::Keeper,
-    nowhere::{Promised, Storing},
+    nowhere::{Promised, Storing, store_alone},
     seat::Seat,
 };
 use crate::{event::RequestId, status::ConnectionStatus};

@@ -12,7 +12,12 @@ use axum_core::{body::Body, response::Response};
 use tokio::runtime::Handle;
 
 use super::{passage::Waits, producer, response::collect, shared::Shared};
-use crate::{continuation::Continuation, event::BODY, pool::caught, queue::Queue};
+use crate::{
+    continuation::{Continuation, run_alone},
+    event::BODY,
+    pool::caught,
+    queue::Queue,
+};
 
 const UNSTORED: &str = "the runtime ended before what it promised was known to be stored";
 
@@ -119,33 +124,15 @@ pub(super) fn returned_late(shared: &Arc<Shared>, response: Response) {
     tell_error(shared, &response);
     match shared.store_promises(response, Some(shared.keepers())) {
         Promised::Nothing(response) => caught::discard(response),
-        Promised::Storing(storing) => {
-            // Nothing of the request waits for it: jobs that are stored behind its end start at once.
-            let mut unstored = Unstored(Some(shared.clone()));
-            let work = async move {
-                caught::discard(storing.await);
-                unstored.is_over();
-            };
-            caught::discard(shared.pool().spawn(work).err());
-        }
+        Promised::Storing(storing) => store_alone(shared, storing),
     }
 }
 
-/// What no request waits for, and what may go down with its runtime: that is told (contract rule 13).
-struct Unstored(Option<Arc<Shared>>);
-
-impl Unstored {
-    fn is_over(&mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Unstored {
-    fn drop(&mut self) {
-        if let Some(shared) = self.0.take() {
-            shared.pool().report_lost(&shared.route(), UNSTORED);
-        }
-    }
+/// Nothing of the request waits for it: jobs that are stored behind its end start at once. A drain does, and names it.
+pub(crate) fn store_alone<T: Send>(shared: &Arc<Shared>, storing: impl Future<Output = T> + Send + 'static) {
+    let work = Continuation::new(async move { caught::discard(storing.await) });
+    // No span is worth it: what there is to tell of it has the route.
+    run_alone(work.in_span(tracing::Span::none()), shared.clone());
 }
 
 /// Waits until it is stored, no longer than to the request's limit, of which the task is told by `waits`. `None` where there
@@ -164,11 +151,8 @@ async fn stored(owner: &Arc<Shared>, mut storing: Storing, waits: Waits) -> Opti
             Ok(Poll::Pending) => {}
         }
         owner.arm();
-        // Not where only its client has left: it is promised.
+        // Not where only its client has left: it is promised. That it is given up, it says itself.
         if owner.word().status().is_timeout() {
-            caught::tell(|| {
-                tracing::error!(route = owner.route(), "the limit passed before a durable job was known to be stored");
-            });
             return Poll::Ready(None);
         }
         Poll::Pending

@@ -27,7 +27,7 @@
 //! | The database goes away in the middle of a commit. | The client gets a 503, and the job may be stored all the same. It runs when its lease ends. | The same: under a key, asking again finds it. |
 //! | The machine of the database vanishes without a word: its power, the network. | What waits for its answer is given up within 25 s (Linux, [`postgres`](crate::durable::DurableStore::postgres)), and then it is as above. With a [pool of yours](crate::durable::DurableStore::postgres_pool) it waits for ever, unless the pool has probes. | Nothing, or probes. |
 //! | The machine of a process vanishes so, in the middle of a transaction. | Whoever stores what has the same key waits, and with it all that its process stores, until the server gives the machine up: within 25 s ([`postgres`](crate::durable::DurableStore::postgres)). With a [pool of yours](crate::durable::DurableStore::postgres_pool) that takes two hours, as Postgres is set by default. | Nothing, or `tcp_keepalives_idle` and `tcp_user_timeout` in the settings of the server. |
-//! | The database cannot be reached, or SQLite's lock is somebody else's. | Clients get a 503 after the [`busy_timeout`](crate::durable::DurableBuilder::busy_timeout), or twice that where others wait before them. | Nothing. |
+//! | The database cannot be reached, or SQLite's lock is somebody else's. | Clients get a 503 after the [`busy_timeout`](crate::durable::DurableBuilder::busy_timeout), or twice that where others wait before them. What nobody can be told of is [tried again](#what-nobody-can-be-told-of). | Nothing. |
 //! | The database is reached, and does not answer for long. | What is to be stored waits, within its request's limit; beyond 10,000 that wait in a process (those count whose requests have given up) a client gets a 503 at once. What nobody can be told of waits all the same. | Nothing. |
 //! | The request's time limit passes while its job is being stored. | The client gets a 503, and the job is stored, or not, and runs if it is. | The same. |
 //! | A job blocks its thread past its limit, for longer than [`rescue_after`](crate::durable::DurableBuilder::rescue_after). | It is taken for lost, and runs twice at the same time. | Do not block: `spawn_blocking`, with a limit of its own. |
@@ -39,10 +39,36 @@
 //! | No process knows the job's kind any more. | It stays stored, untouched. | Run one that knows it, or delete it. |
 //! | Other programs use River's tables in the same database. | Of all of them one leads, and it discards the jobs that a dead process has left and whose kind it does not know: theirs, or yours. Jobs in a queue of theirs that has the name of a kind here fail in this process, and this one's in theirs. | Give it a schema of its own: a [pool](crate::durable::DurableStore::postgres_pool) whose connections set `search_path`. |
 //! | The clocks of machines differ. | Leases and rescues come that much earlier or later. | Keep `rescue_after` above the difference. |
-//! | The client left while its job was being stored. | It is stored, and starts at once. | Nothing. |
+//! | The client left while its job was being stored. | It is stored, and starts at once; if the database is out, it is as with a 503 that the client did not wait for. | Nothing. |
 //! | A middleware *inside* of the `DurableLayer` puts another response in the place of the handler's, or no `DurableLayer` stands there and no service of this crate does either. | Nothing is stored, and the log says so. | The layer goes inside of what replaces responses. |
 //! | The store fails between the commit and the flush. | The job starts when its lease ends. | Nothing. |
-//! | The client left while its handler ran on ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)). | What the handler promises is stored all the same, though its answer goes nowhere; under an `Idempotency-Key` that is kept, for who asks again. | Nothing. |
+//! | The client left while its handler ran on ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)). | What the handler promises is stored all the same, though its answer goes nowhere, and [outlasts](#what-nobody-can-be-told-of) an outage of the database; under an `Idempotency-Key` the answer is kept, for who asks again. | Nothing. |
+//!
+//! # What nobody can be told of
+//!
+//! Whoever waits for a response is told that its job was not stored. Nobody is there for what a handler promises when its
+//! client has left and that is ignored ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)), nor for what it returns after its
+//! [`finish`](crate::Lifecycle::finish). While the database is out (it cannot be reached, it is locked, its disk is full),
+//! that is tried again: at once, and then after pauses that grow from 100 ms to 5 s, for an
+//! [hour](crate::durable::DurableBuilder::outlast).
+//!
+//! - **It holds up nobody.** It is tried one at a time, in transactions of its own, over connections that no request waits
+//!   for. Nor does its request wait: after the first attempt that goes on to its end, and its time limit has no say any more.
+//!   One that passes during the first attempt ends it, and the log says so.
+//! - **It is stored once.** A receipt is stored with it, in `tower_epilogue_answer`, from the first attempt on. Where the
+//!   answer to a commit was lost, that tells whether it is to be stored again, whatever has become of the job meanwhile. One
+//!   that was stored so starts when its lease ends.
+//! - **It keeps its key.** Who asks again under its `Idempotency-Key` gets a 409, and once it is stored the answer. But a claim
+//!   that could not be renewed for as long as it [holds](crate::durable::DurableBuilder::claim) may be taken over by who asks
+//!   again: then that one's promise counts, and this one is given up.
+//! - **A drain waits for it**, to its deadline, and then names it in its report.
+//! - **It has an end.** When the hour is over, or where as much waits as fits into 64 MiB (each counts as 4 KiB and what it
+//!   stores), it is lost, as it is with an outage that no later attempt could mend: tables that are missing, a pool that is
+//!   closed. So it is with the end of the process.
+//! - **It is in the log**: once that it waits (level warn), and once that it is stored (info) or lost (error).
+//!
+//! A client that has closed its sending side alone counts as one that has left, and may be reading still: then it gets a 503
+//! that says that its work is tried again. Without a key, asking again may have it done twice.
 //!
 //! # Keys
 //!
@@ -106,6 +132,7 @@
 //! | [`MAX_ATTEMPTS`](crate::durable::DurableJob::MAX_ATTEMPTS), [`backoff`](crate::durable::DurableJob::backoff) | 20; 2 s doubling to 1 h | Some nine hours in all: an outage over night is survived. |
 //! | [`CONCURRENCY`](crate::durable::DurableJob::CONCURRENCY) | 16 of each kind | Slow kinds do not hold up others. Without bounds of the `Epilogue`, what runs at once in one process is the sum over its kinds. |
 //! | [`fetch_cooldown`](crate::durable::DurableBuilder::fetch_cooldown), [`poll_interval`](crate::durable::DurableBuilder::poll_interval) | 5 ms, 1 s | The first bounds how often a busy process asks; the second is for what nobody is told of: retries that are due, and what other processes promise on SQLite. |
+//! | [`outlast`](crate::durable::DurableBuilder::outlast) | 1 h | Most outages are over by then, and who waits for a drain has its deadline. |
 //! | SQLite: WAL, `synchronous=FULL`, [`busy_timeout`](crate::durable::DurableBuilder::busy_timeout) | 5 s | Readers do not wait for the writer; commits wait for the disk; writers wait for each other. |
 //! | SQLite: one connection writes | | All that a process writes takes turns in the order in which it came. Several *processes* on one file wait for SQLite's lock by sleeping, which is not fair to the less busy: for more than one busy process, take Postgres. |
 //! | SQLite: the file | | On a local disk. Network file systems do not lock as SQLite needs it. |

@@ -58,8 +58,8 @@
 //! | level | what |
 //! |---|---|
 //! | error | a promise that was not kept or user code that broke: panics, failed and lost continuations, a drain that had to cut what is not stored. Each is for somebody to look at |
-//! | warn | what was ended from outside and is so accounted for: limits that passed, bodies that failed, work that takes long, requests that are refused (at once, and then once a second, with their number), misuse that was put right |
-//! | info | the spans of continuations; rare turns that are nobody's fault: a slow reader that is no longer waited for, the progress of a drain |
+//! | warn | what was ended from outside and is so accounted for: limits that passed, bodies that failed, work that takes long, requests that are refused (at once, and then once a second, with their number), misuse that was put right, durable jobs that wait for their database where nobody can be told |
+//! | info | the spans of continuations; rare turns that are nobody's fault: a slow reader that is no longer waited for, the progress of a drain, durable jobs that are stored after such a wait |
 //! | debug | each refused request, connections that fall silent |
 //! | trace | errors of single sockets |
 //!
