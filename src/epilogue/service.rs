@@ -69,9 +69,9 @@ pub struct Service<S, A = ()> {
 /// By hand, since a clone has no request.
 impl<S: Clone, A: Clone> Clone for Service<S, A> {
     fn clone(&self) -> Self {
-        let (inner, panicked) = match caught::call(|| self.inner.clone()) {
-            Ok(inner) => (inner, None),
-            Err(payload) => (None, Some(told(payload))),
+        let (inner, panicked) = match &self.inner {
+            Some(inner) => cloned(inner),
+            None => (None, self.panicked.clone()),
         };
         Self {
             inner,
@@ -84,6 +84,14 @@ impl<S: Clone, A: Clone> Clone for Service<S, A> {
     }
 }
 
+/// Clones an app, or tells what it panicked with.
+fn cloned<S: Clone>(app: &S) -> (Option<S>, Option<String>) {
+    match caught::call(|| app.clone()) {
+        Ok(app) => (Some(app), None),
+        Err(payload) => (None, Some(told(payload))),
+    }
+}
+
 fn told(payload: caught::Payload) -> String {
     let message = panic_message(&*payload);
     caught::dispose(payload);
@@ -92,12 +100,29 @@ fn told(payload: caught::Payload) -> String {
 
 impl<S, A> Service<S, A> {
     pub(super) fn new(inner: S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self {
+        Self::made((Some(inner), None), pool, connection, address)
+    }
+
+    /// Of an app that is cloned for the connection: where that panics, each of its requests is told.
+    #[cfg(feature = "serve")]
+    pub(super) fn cloned(app: &S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self
+    where
+        S: Clone,
+    {
+        Self::made(cloned(app), pool, connection, address)
+    }
+
+    fn made(
+        (inner, panicked): (Option<S>, Option<String>),
+        pool: Arc<Pool>,
+        connection: Connection,
+        address: Option<A>,
+    ) -> Self {
         #[cfg(feature = "status-page")]
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        let home = Arc::new(Home::new(pool));
-        Self { inner: Some(inner), home, connection, address, waiting: None, panicked: None }
+        Self { inner, home: Arc::new(Home::new(pool)), connection, address, waiting: None, panicked }
     }
 }
 
