@@ -60,7 +60,9 @@ where
 
     fn call(&mut self, stream: IncomingStream<'_, TrackedListener<L>>) -> Self::Future {
         let address = Some(stream.remote_addr().clone());
-        ready(Ok(self.for_connection(stream.io().connection().clone(), address)))
+        let connection = stream.io().connection().clone();
+        // In the task that accepts all connections.
+        ready(Ok(Service::cloned(&self.app, self.pool.clone(), connection, address)))
     }
 }
 

@@ -76,11 +76,19 @@ pub(super) struct Place<A> {
 /// By hand, since a clone has no request.
 impl<S: Clone, A: Clone> Clone for Service<S, A> {
     fn clone(&self) -> Self {
-        let (app, panicked) = match caught::call(|| self.app.clone()) {
-            Ok(app) => (app, None),
-            Err(payload) => (None, Some(told(payload))),
+        let (app, panicked) = match &self.app {
+            Some(app) => cloned(app),
+            None => (None, self.panicked.clone()),
         };
         Self { app, place: self.place.clone(), waiting: None, panicked }
+    }
+}
+
+/// Clones an app, or tells what it panicked with.
+fn cloned<S: Clone>(app: &S) -> (Option<S>, Option<String>) {
+    match caught::call(|| app.clone()) {
+        Ok(app) => (Some(app), None),
+        Err(payload) => (None, Some(told(payload))),
     }
 }
 
@@ -92,16 +100,29 @@ fn told(payload: caught::Payload) -> String {
 
 impl<S, A> Service<S, A> {
     pub(super) fn new(app: S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self {
+        Self::made((Some(app), None), pool, connection, address)
+    }
+
+    /// Of an app that is cloned for the connection: where that panics, each of its requests is told.
+    #[cfg(feature = "serve")]
+    pub(super) fn cloned(app: &S, pool: Arc<Pool>, connection: Connection, address: Option<A>) -> Self
+    where
+        S: Clone,
+    {
+        Self::made(cloned(app), pool, connection, address)
+    }
+
+    fn made(
+        (app, panicked): (Option<S>, Option<String>),
+        pool: Arc<Pool>,
+        connection: Connection,
+        address: Option<A>,
+    ) -> Self {
         #[cfg(feature = "status-page")]
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self {
-            app: Some(app),
-            place: Place { home: Arc::new(Home::new(pool)), connection, address },
-            waiting: None,
-            panicked: None,
-        }
+        Self { app, place: Place { home: Arc::new(Home::new(pool)), connection, address }, waiting: None, panicked }
     }
 }
 

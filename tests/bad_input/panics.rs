@@ -23,7 +23,7 @@ use axum::{
 use futures_util::FutureExt;
 use http::StatusCode;
 use tower::{Layer, Service, ServiceExt};
-use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
+use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TrackedListener};
 
 use crate::{
     common::{settled, streamed, told},
@@ -381,6 +381,24 @@ async fn where_an_app_is_made_ready_for_a_request_it_is_a_500() {
         journal.ended(7).await;
         server.abort();
     }
+}
+
+/// It is in the task that accepts them that axum has it cloned.
+#[tokio::test]
+async fn where_an_app_is_cloned_for_a_connection_of_axums_server_the_others_are_served() {
+    let epilogue = Journal::default().epilogue().build();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = Copies(Router::new().route("/", get(async || "hello")), Arc::default());
+    let server = axum::serve(TrackedListener::new(listener), epilogue.make_service(app));
+    let server = tokio::spawn(server.into_future());
+    for (status, panics) in [(500, 1), (200, 1)] {
+        let mut client = crate::support::Client::connect(address).await;
+        client.send_get("/").await;
+        assert_eq!(client.response(false).await.status, status);
+        assert!(!server.is_finished() && epilogue.panicked() == panics);
+    }
+    server.abort();
 }
 
 /// It is cloned for each connection, where these are accepted.
