@@ -1,6 +1,9 @@
 //! Our service, as hyper calls it.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    task::{Context, Poll, Waker},
+};
 
 use axum_core::{body::Body, response::Response};
 use http::{Request, Version};
@@ -8,8 +11,11 @@ use hyper::body::Incoming;
 use hyper_util::service::{TowerToHyperService, TowerToHyperServiceFuture};
 use tokio_util::either::Either;
 
-use super::{ResponseFuture, Service};
-use crate::lifecycle::SendBody;
+use super::{
+    ResponseFuture, Service,
+    service::{ask, told},
+};
+use crate::{lifecycle::SendBody, pool::caught};
 
 /// One connection's service.
 ///
@@ -46,5 +52,25 @@ where
             }
         }
         Either::Right(self.waits.call(request))
+    }
+}
+
+impl<S: Clone, A> Service<S, A> {
+    /// A clone of the app, if it is ready at once; or what it panicked with where it was cloned or asked for that.
+    #[inline]
+    fn ready_app<B>(&self) -> Option<Result<S, String>>
+    where
+        S: tower_service::Service<B>,
+    {
+        let mut app = match caught::call(|| self.app.clone()) {
+            Ok(app) => app?,
+            Err(payload) => return Some(Err(told(payload))),
+        };
+        match ask(&mut app, &mut Context::from_waker(Waker::noop())) {
+            Ok(Poll::Ready(_)) => Some(Ok(app)),
+            // It is asked again, by a task that waits for it.
+            Ok(Poll::Pending) => None,
+            Err(message) => Some(Err(message)),
+        }
     }
 }

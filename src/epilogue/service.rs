@@ -4,7 +4,7 @@ use std::{
     panic::resume_unwind,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
 use axum_core::{BoxError, body::Body, response::Response};
@@ -55,7 +55,7 @@ fn ready_made<S>(app: S) -> S {
 #[derive(Debug)]
 pub struct Service<S, A = ()> {
     /// `None` where it panicked when it was cloned.
-    app: Option<S>,
+    pub(super) app: Option<S>,
     pub(super) place: Place<A>,
     /// A request has come, and waits until the app is ready for it.
     waiting: Option<Coming>,
@@ -92,7 +92,7 @@ fn cloned<S: Clone>(app: &S) -> (Option<S>, Option<String>) {
     }
 }
 
-fn told(payload: caught::Payload) -> String {
+pub(super) fn told(payload: caught::Payload) -> String {
     let message = panic_message(&*payload);
     caught::dispose(payload);
     message
@@ -164,31 +164,11 @@ where
 }
 
 /// Asks an app whether it is ready. `Err` is what it panicked with.
-fn ask<S, B>(app: &mut S, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, String>
+pub(super) fn ask<S, B>(app: &mut S, cx: &mut Context<'_>) -> Result<Poll<Result<(), S::Error>>, String>
 where
     S: tower_service::Service<B>,
 {
     caught::call(|| app.poll_ready(cx)).map_err(told)
-}
-
-impl<S: Clone, A> Service<S, A> {
-    /// A clone of the app, if it is ready at once; or what it panicked with where it was cloned or asked for that.
-    #[inline]
-    pub(super) fn ready_app<B>(&self) -> Option<Result<S, String>>
-    where
-        S: tower_service::Service<B>,
-    {
-        let mut app = match caught::call(|| self.app.clone()) {
-            Ok(app) => app?,
-            Err(payload) => return Some(Err(told(payload))),
-        };
-        match ask(&mut app, &mut Context::from_waker(Waker::noop())) {
-            Ok(Poll::Ready(_)) => Some(Ok(app)),
-            // It is asked again, by a task that waits for it.
-            Ok(Poll::Pending) => None,
-            Err(message) => Some(Err(message)),
-        }
-    }
 }
 
 impl<A: Clone + Send + Sync + 'static> Place<A> {

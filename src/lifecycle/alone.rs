@@ -46,7 +46,10 @@ where
     let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
     let may_finish = !shared.is_finished();
     let keepers = shared.keepers();
-    shared.begins_alone();
+    // One without its client is the handler in service, wherever it is: what is inside of it may end it, as before.
+    if !may_finish {
+        shared.begins_alone();
+    }
     let work = async move {
         let _detached = detached;
         // Not by the one place that the handler in service has, which may be another attempt's by now.
@@ -94,7 +97,7 @@ where
                 Queue::Empty
             }
         };
-        owner.ended_alone();
+        owner.ended_here(may_finish);
         if is_dropped {
             owner.handler_ended(HandlerEnd::Dropped);
         } else {
@@ -110,7 +113,7 @@ where
     let work = carried(context.captured, work).instrument(span);
     if let Err(work) = shared.pool().spawn(work) {
         caught::discard(work);
-        shared.ended_alone();
+        shared.ended_here(may_finish);
         shared.handler_ended(HandlerEnd::Dropped);
         shared.ended_one(HandlerEnd::Dropped);
     }
@@ -118,7 +121,8 @@ where
     shared.ensure_ending();
 }
 
-/// What such a handler is counted by: beyond all futures of our services that one request could ever have at once.
+/// What one is counted by that goes on after its `finish`: beyond all futures of our services that one request could ever
+/// have at once.
 pub(super) const ALONE: u64 = 1 << 24;
 
 /// There is one in service, too.
@@ -139,8 +143,12 @@ impl Shared {
     }
 
     /// As [`ended_in_service`](Self::ended_in_service).
-    fn ended_alone(&self) {
-        self.begun.fetch_sub(ALONE, Ordering::AcqRel);
+    fn ended_here(&self, in_service: bool) {
+        if in_service {
+            self.ended_in_service();
+        } else {
+            self.begun.fetch_sub(ALONE, Ordering::AcqRel);
+        }
     }
 
     /// Whether there is any, in service or alone.

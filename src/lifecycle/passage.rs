@@ -202,12 +202,15 @@ impl Shared {
 
 impl Passage {
     /// Whether its method and its route name it.
+    #[cfg(feature = "serve")]
     fn is_routed(&self, verb: Verb) -> bool {
-        #[cfg(feature = "serve")]
-        let route = self.route.is_some();
-        #[cfg(not(feature = "serve"))]
-        let route = false;
-        route && verb.name().is_some()
+        self.route.is_some() && verb.name().is_some()
+    }
+
+    #[cfg(not(feature = "serve"))]
+    #[expect(clippy::unused_self, reason = "it has no route")]
+    fn is_routed(&self, _: Verb) -> bool {
+        false
     }
 
     /// What is left when it is over.
