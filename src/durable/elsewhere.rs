@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use crate::pool::lock;
+use crate::pool::{caught, lock};
 
 /// What this process runs, and of which other kinds it has said that it does not.
 pub(super) struct Elsewhere {
@@ -27,10 +27,12 @@ impl Elsewhere {
         }
         told.push(kind);
         drop(told);
-        tracing::warn!(
-            kind,
-            "a durable job was promised that this process does not run: it stays stored until another process does, or \
+        caught::tell(|| {
+            tracing::warn!(
+                kind,
+                "a durable job was promised that this process does not run: it stays stored until another process does, or \
              until this one has `DurableBuilder::register` called with its type"
-        );
+            );
+        });
     }
 }

@@ -5,6 +5,7 @@ use std::{error::Error as StdError, fmt};
 use axum_core::response::{IntoResponse, Response};
 
 use super::idempotency;
+use crate::pool::caught;
 
 /// The store, or what was to be stored, is at fault.
 ///
@@ -144,7 +145,7 @@ impl StdError for DurableError {
 
 impl IntoResponse for DurableError {
     fn into_response(self) -> Response {
-        tracing::error!(error = %self, "an error of the store of durable jobs is a handler's answer");
+        caught::tell(|| tracing::error!(error = %self, "an error of the store of durable jobs is a handler's answer"));
         if self.is_unavailable() { idempotency::not_stored() } else { idempotency::not_storable() }
     }
 }

@@ -18,6 +18,7 @@ use super::{
     records::{Answer, Claim},
     store::{Inner, random_name},
 };
+use crate::pool::caught;
 
 const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 /// On an answer that is given again.
@@ -229,9 +230,11 @@ pub(super) fn missing() -> Response {
 
 /// The client has sent one. It is not told whose fault it is that nobody has read it.
 fn no_layer() -> Response {
-    tracing::error!(
-        "a handler takes an `IdempotencyKey`, and no `DurableLayer` stands around it: add `.layer(store.layer())`"
-    );
+    caught::tell(|| {
+        tracing::error!(
+            "a handler takes an `IdempotencyKey`, and no `DurableLayer` stands around it: add `.layer(store.layer())`"
+        );
+    });
     problem(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "The Idempotency-Key was not read.")
 }
 

@@ -189,9 +189,13 @@ impl Keeping {
     fn refuse(self, error: &DurableError) -> Response {
         let Self { route, untold, .. } = &self;
         if untold.0.is_some() {
-            tracing::error!(route, %error, "a durable job was not stored, and nobody can be told: it is lost");
+            caught::tell(
+                || tracing::error!(route, %error, "a durable job was not stored, and nobody can be told: it is lost"),
+            );
         } else {
-            tracing::error!(route, %error, "a durable job was not stored: its client is answered with a 503");
+            caught::tell(
+                || tracing::error!(route, %error, "a durable job was not stored: its client is answered with a 503"),
+            );
         }
         self.untold.told();
         idempotency::not_stored()

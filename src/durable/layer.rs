@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     lifecycle::{Keeper, Lifecycle, Promised, SendBody, enter},
-    pool::lock,
+    pool::{caught, lock},
 };
 
 /// Layer that stores the durable jobs which its handlers return, before their responses are released. Made by
@@ -243,7 +243,7 @@ where
     let room = match store.room() {
         Ok(room) => room,
         Err(error) => {
-            tracing::error!(%error, "a request with an idempotency key is answered with a 503");
+            caught::tell(|| tracing::error!(%error, "a request with an idempotency key is answered with a 503"));
             return Ok(idempotency::not_stored());
         }
     };

@@ -24,6 +24,8 @@ pub(super) enum Op {
         reply: Reply<Vec<Stored>>,
     },
     Release(Claim),
+    /// A [receipt](Kept::receipt) that nobody will ask for any more.
+    Forget(String),
     Promote(Vec<i64>),
     /// Answered when all before it has been written.
     Barrier(oneshot::Sender<()>),
@@ -78,7 +80,7 @@ impl Op {
         match self {
             Self::Claim { claim, .. } | Self::Release(claim) => Some(&claim.key),
             Self::Keep { kept, .. } => kept.answer.as_ref().map(|(claim, _)| claim.key.as_str()),
-            Self::Promote(_) | Self::Barrier(_) => None,
+            Self::Forget(_) | Self::Promote(_) | Self::Barrier(_) => None,
         }
     }
 
@@ -92,7 +94,7 @@ impl Op {
         match self {
             Self::Claim { reply, .. } => reply.has_waited(time),
             Self::Keep { reply, .. } => reply.has_waited(time),
-            Self::Release(_) | Self::Promote(_) | Self::Barrier(_) => false,
+            Self::Release(_) | Self::Forget(_) | Self::Promote(_) | Self::Barrier(_) => false,
         }
     }
 }

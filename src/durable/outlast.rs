@@ -18,6 +18,7 @@ use super::{
     store::{Inner, random_name},
     writing::{Done, Over, Writing},
 };
+use crate::pool::caught;
 
 /// The pause after the first attempt that fails, and that after many.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -69,7 +70,11 @@ impl Inner {
     ) -> Result<Vec<Stored>, Unstored> {
         let outlasts = !self.outlasting.time.is_zero();
         let kept = self.kept(jobs, answer, outlasts.then(random_name));
-        self.ask(kept.clone(), None).await.map_err(|error| {
+        let asked = self.ask(kept.clone(), None).await;
+        if asked.is_ok() {
+            self.forget_receipt(&kept);
+        }
+        asked.map_err(|error| {
             if !outlasts || !error.may_pass() {
                 return Unstored { error, again: None };
             }
@@ -89,7 +94,9 @@ impl Inner {
         error: DurableError,
     ) -> Result<Vec<Stored>, DurableError> {
         // Level warn: it is late, and not lost.
-        tracing::warn!(route, %error, "a durable job was not stored, of which nobody can be told: it is tried again");
+        caught::tell(
+            || tracing::warn!(route, %error, "a durable job was not stored, of which nobody can be told: it is tried again"),
+        );
         let (began, mut last) = (Instant::now(), error);
         let tries = async {
             loop {
@@ -101,12 +108,23 @@ impl Inner {
         };
         let Ok(result) = timeout(self.outlasting.time, tries).await else { return Err(last) };
         let stored = result?;
-        tracing::info!(route, after = ?began.elapsed(), "a durable job that was tried again is stored");
+        self.forget_receipt(&again.0);
+        caught::tell(
+            || tracing::info!(route, after = ?began.elapsed(), "a durable job that was tried again is stored"),
+        );
         if let Some((claim, _)) = &again.0.answer {
             // It is answered: there is nothing left to renew.
             self.release(claim.clone());
         }
         Ok(stored)
+    }
+
+    /// It is known to be stored: nobody tries it again.
+    fn forget_receipt(&self, kept: &Kept) {
+        if let Some(receipt) = &kept.receipt {
+            // With the writer gone, it expires by itself.
+            let _ = self.send(Op::Forget(receipt.clone()));
+        }
     }
 
     /// Once more, when it is its turn and the pause is over.

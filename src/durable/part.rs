@@ -16,7 +16,7 @@ use super::{
     job::kind_error,
     store::Inner,
 };
-use crate::pool::lock;
+use crate::pool::{caught, lock};
 
 /// A durable job, returned beside a response as a [`Continuation`](crate::Continuation) is.
 ///
@@ -263,11 +263,13 @@ impl Drop for Waiting {
         for promise in &unkept {
             if let Promise::New(job) = promise {
                 let kind = job.as_ref().map(|job| job.kind).unwrap_or_default();
-                tracing::error!(
-                    kind,
-                    "a response with a durable job left, or was dropped, before a `DurableLayer` saw it: the job is not \
+                caught::tell(|| {
+                    tracing::error!(
+                        kind,
+                        "a response with a durable job left, or was dropped, before a `DurableLayer` saw it: the job is not \
                      stored. Add `.layer(store.layer())` outside of what drops responses"
-                );
+                    );
+                });
             }
         }
     }
@@ -288,7 +290,11 @@ impl fmt::Debug for Durable {
 impl Drop for Durable {
     fn drop(&mut self) {
         if let Some(Promise::New(_)) = self.promise {
-            tracing::warn!("a durable job was dropped without having been returned with a response: it is not stored");
+            caught::tell(|| {
+                tracing::warn!(
+                    "a durable job was dropped without having been returned with a response: it is not stored"
+                );
+            });
         }
     }
 }

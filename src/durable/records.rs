@@ -133,7 +133,31 @@ pub(super) async fn answer(
     let Answer { status, headers, body } = answer;
     let values = (i32::from(*status), headers, body, &claim.key, &claim.owner);
     let rows = in_tx!(tx, ANSWER, [values.0, values.1, values.2, until_ms, values.3, values.4], execute)?;
+    still_claimed(rows)
+}
+
+fn still_claimed(rows: u64) -> Result<(), DurableError> {
     if rows == 1 { Ok(()) } else { Err(DurableError::new(Kind::ClaimLost)) }
+}
+
+const ANSWER_LATE: &str =
+    "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms, status, headers, body)
+    VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (key) DO UPDATE SET status = excluded.status,
+        headers = excluded.headers, body = excluded.body, expires_ms = excluded.expires_ms
+    WHERE tower_epilogue_answer.owner = excluded.owner AND tower_epilogue_answer.status IS NULL";
+
+/// The same for a claim that may have expired meanwhile, and been forgotten: it is lost only to another.
+pub(super) async fn answer_late(
+    claim: &Claim,
+    answer: &Answer,
+    until_ms: i64,
+    tx: &mut Tx<'_, '_>,
+) -> Result<(), DurableError> {
+    let Claim { key, owner, fingerprint, .. } = claim;
+    let Answer { status, headers, body } = answer;
+    let values = (i32::from(*status), headers, body);
+    let rows = in_tx!(tx, ANSWER_LATE, [key, owner, fingerprint, until_ms, values.0, values.1, values.2], execute)?;
+    still_claimed(rows)
 }
 
 const RELEASE: &str = "DELETE FROM tower_epilogue_answer WHERE key = $1 AND owner = $2 AND status IS NULL";
@@ -159,6 +183,14 @@ const RECEIPT: &str = "INSERT INTO tower_epilogue_answer (key, owner, fingerprin
 pub(super) async fn leave_receipt(name: &str, until_ms: i64, tx: &mut Tx<'_, '_>) -> Result<bool, DurableError> {
     let key = format!("stored:{name}");
     in_tx!(tx, RECEIPT, [&key, until_ms], execute).map(|rows| rows == 1)
+}
+
+const FORGET: &str = "DELETE FROM tower_epilogue_answer WHERE key = $1";
+
+/// Nobody will ask for it any more.
+pub(super) async fn forget_receipt(name: &str, tx: &mut Tx<'_, '_>) -> Result<(), DurableError> {
+    let key = format!("stored:{name}");
+    in_tx!(tx, FORGET, [&key], execute).map(drop)
 }
 
 /// How many answers are forgotten at once.

@@ -101,7 +101,9 @@ impl Runner for JobRunner {
         let Some(known) = self.kinds.get(kind) else { return jittered(default_backoff(attempt)) };
         // The engine asks too, from where a panic would take all other jobs with it (contract rule 11).
         jittered(caught::call(|| (known.backoff)(attempt)).unwrap_or_else(|payload| {
-            tracing::error!(kind, panic = panic_message(&*payload), "the back-off of a durable job panicked");
+            caught::tell(|| {
+                tracing::error!(kind, panic = panic_message(&*payload), "the back-off of a durable job panicked");
+            });
             caught::dispose(payload);
             default_backoff(attempt)
         }))
@@ -167,7 +169,7 @@ impl JobRunner {
             biased;
             outcome = &mut outcome => outcome,
             () = attempt.cancelled.cancelled() => {
-                tracing::warn!(kind = attempt.kind, job = attempt.id, "a durable job was cancelled");
+                caught::tell(|| tracing::warn!(kind = attempt.kind, job = attempt.id, "a durable job was cancelled"));
                 lifecycle.set_time_limit(AT_ONCE);
                 outcome.await
             }
@@ -220,12 +222,14 @@ impl JobRunner {
                 }
             };
             if lifecycle.0.give_up_seat() {
-                tracing::debug!(
-                    kind = attempt.kind,
-                    job = attempt.id,
-                    ?after,
-                    "a durable job found no place: put back"
-                );
+                caught::tell(|| {
+                    tracing::debug!(
+                        kind = attempt.kind,
+                        job = attempt.id,
+                        ?after,
+                        "a durable job found no place: put back"
+                    );
+                });
                 return Err(after);
             }
             // It was taken in this moment.
@@ -247,10 +251,10 @@ impl JobRunner {
                 Then::RetryAfter(delay) => delay,
                 _ => self.backoff(&attempt.kind, attempt.attempt),
             };
-            tracing::warn!(error = text, ?after, "a durable job failed and will be tried again");
+            caught::tell(|| tracing::warn!(error = text, ?after, "a durable job failed and will be tried again"));
             return Outcome::Failed { error: text, after };
         }
-        tracing::error!(error = text, attempts = attempt.attempt, "a durable job was given up");
+        caught::tell(|| tracing::error!(error = text, attempts = attempt.attempt, "a durable job was given up"));
         if let Some(on_discard) = &self.on_discard {
             let discarded = DiscardedJob {
                 id: attempt.id,
@@ -261,7 +265,9 @@ impl JobRunner {
                 error: text.clone(),
             };
             if let Err(payload) = caught::call(|| on_discard(&discarded)) {
-                tracing::error!(panic = panic_message(&*payload), "the function for discarded jobs panicked");
+                caught::tell(|| {
+                    tracing::error!(panic = panic_message(&*payload), "the function for discarded jobs panicked");
+                });
                 caught::dispose(payload);
             }
         }
@@ -292,8 +298,8 @@ impl Held {
                 }
                 return Some(ours);
             }
-            Ok(Err(error)) => tracing::warn!(%error, job, "a durable job that waits was not held"),
-            Err(_) => tracing::warn!(job, "a durable job that waits was not held in time"),
+            Ok(Err(error)) => caught::tell(|| tracing::warn!(%error, job, "a durable job that waits was not held")),
+            Err(_) => caught::tell(|| tracing::warn!(job, "a durable job that waits was not held in time")),
         }
         None
     }
@@ -378,12 +384,14 @@ fn work(
 /// A payload of another version. Not the job's fault: it stays stored, no attempt is counted, and a process that can
 /// read it runs it.
 fn undecodable(attempt: &Attempt, error: &str) -> Outcome {
-    tracing::error!(
-        kind = attempt.kind,
-        job = attempt.id,
-        error,
-        "a durable job was stored by another version of this program, and does not decode: it stays stored. Give \
+    caught::tell(|| {
+        tracing::error!(
+            kind = attempt.kind,
+            job = attempt.id,
+            error,
+            "a durable job was stored by another version of this program, and does not decode: it stays stored. Give \
          fields that were added a default (`#[serde(default)]`), or run a version that knows both"
-    );
+        );
+    });
     Outcome::Returned { after: RETURNED }
 }

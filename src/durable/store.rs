@@ -215,7 +215,7 @@ impl Inner {
         self.stopping.is_cancelled()
     }
 
-    fn send(&self, op: Op) -> Result<(), DurableError> {
+    pub(super) fn send(&self, op: Op) -> Result<(), DurableError> {
         self.writer.send(op).map_err(|_| DurableError::new(Kind::Stopped))
     }
 

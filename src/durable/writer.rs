@@ -16,6 +16,7 @@ use super::{
     records::{self, Claim, Claimed},
     writing::{Done, Over, Writing, later_ms, now_ms},
 };
+use crate::pool::caught;
 
 /// How many requests share a transaction at most.
 const TOGETHER: usize = 256;
@@ -169,7 +170,7 @@ impl Writer {
     }
 
     fn fail(&mut self, ops: Vec<Op>, error: &DurableError) {
-        tracing::error!(%error, requests = ops.len(), "the store of durable jobs failed");
+        caught::tell(|| tracing::error!(%error, requests = ops.len(), "the store of durable jobs failed"));
         for op in ops {
             match op {
                 Op::Claim { reply, .. } => drop(reply.send(Err(error.share()))),
@@ -177,7 +178,7 @@ impl Writer {
                 // It expires by itself, now that it is renewed no more.
                 Op::Release(claim) => drop(self.held.remove(&claim.owner)),
                 // They start when their lease ends.
-                Op::Promote(_) => {}
+                Op::Promote(_) | Op::Forget(_) => {}
                 Op::Barrier(reached) => drop(reached.send(())),
             }
         }
@@ -197,7 +198,7 @@ impl Writer {
             begun.commit().await
         };
         if let Err(error) = renewed.await {
-            tracing::warn!(%error, "claims on idempotency keys were not renewed");
+            caught::tell(|| tracing::warn!(%error, "claims on idempotency keys were not renewed"));
         }
     }
 
@@ -210,11 +211,11 @@ impl Writer {
             Ok::<_, DurableError>(rows)
         };
         let rows = cleaned.await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "expired answers were not forgotten");
+            caught::tell(|| tracing::warn!(%error, "expired answers were not forgotten"));
             0
         });
         if rows > 0 {
-            tracing::debug!(rows, "answers that had expired were forgotten");
+            caught::tell(|| tracing::debug!(rows, "answers that had expired were forgotten"));
         }
         rows >= u64::from(records::FORGOTTEN)
     }

@@ -12,6 +12,7 @@ use super::{
     op::{Op, once_each},
     records::{self, Claimed},
 };
+use crate::pool::caught;
 
 /// What became of an [`Op`].
 pub(super) enum Done {
@@ -65,7 +66,7 @@ impl Writing {
             match self.write_once(ops, over).await {
                 Err(error) if error.is_conflict() && tries < TRIES => {
                     tries += 1;
-                    tracing::debug!(%error, requests = ops.len(), "a transaction is tried again");
+                    caught::tell(|| tracing::debug!(%error, requests = ops.len(), "a transaction is tried again"));
                 }
                 result => return result,
             }
@@ -127,7 +128,7 @@ impl Writing {
                     promoted.extend_from_slice(ids);
                     Done::Nothing
                 }
-                Op::Claim { .. } | Op::Release(_) | Op::Barrier(_) => Done::Nothing,
+                Op::Claim { .. } | Op::Release(_) | Op::Forget(_) | Op::Barrier(_) => Done::Nothing,
             });
         }
         // By their keys, as every process does it: of two that have one each and want the other's, the database would fail
@@ -143,11 +144,21 @@ impl Writing {
                 }
                 Op::Keep { kept, .. } => {
                     if let Some((claim, answer)) = &kept.answer {
-                        records::answer(claim, answer, later_ms(self.keep), &mut begun.tx()).await?;
+                        let until = later_ms(self.keep);
+                        match kept.receipt {
+                            None => records::answer(claim, answer, until, &mut begun.tx()).await?,
+                            // It may have been tried for longer than a claim holds.
+                            Some(_) => records::answer_late(claim, answer, until, &mut begun.tx()).await?,
+                        }
                     }
                 }
                 Op::Release(claim) => records::release(claim, &mut begun.tx()).await?,
-                Op::Promote(_) | Op::Barrier(_) => {}
+                Op::Promote(_) | Op::Forget(_) | Op::Barrier(_) => {}
+            }
+        }
+        for op in ops {
+            if let Op::Forget(receipt) = op {
+                records::forget_receipt(receipt, &mut begun.tx()).await?;
             }
         }
         if !promoted.is_empty() {

@@ -1,14 +1,18 @@
 //! A handler that goes on in a task of its own: without its client, or after its `finish`.
 
 use std::{
+    cell::Cell,
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
-    task::Poll,
+    task::{Context, Poll},
 };
 
 use axum_core::response::Response;
-use tokio::task::unconstrained;
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    task::coop::{Unconstrained, unconstrained},
+};
 use tracing::{Instrument as _, Span};
 
 use super::{
@@ -17,7 +21,7 @@ use super::{
     nowhere::{finish_nowhere, returned_alone},
     response::SendBody,
     shared::{RUNNING, Shared},
-    transitions::{HandlerEnd, Verdict},
+    transitions::HandlerEnd,
     word,
 };
 use crate::{
@@ -53,15 +57,11 @@ where
     let work = async move {
         let _detached = detached;
         // Not by the one place that the handler in service has, which may be another attempt's by now.
-        let changed = owner.changed();
-        owner.change(None, |word| Some(word.with(word::AWAITED)));
-        let mut news = pin!(unconstrained(changed.notified()));
+        let mut news = News::of(&owner);
         let ended = poll_fn(|cx| {
-            // Enlisted before the looks, so that what changes after them wakes us.
-            while news.as_mut().poll(cx).is_ready() {
-                news.set(unconstrained(changed.notified()));
-            }
+            news.enlist(cx);
             let Some(future) = framed.work.as_mut() else { return Poll::Pending };
+            let _rest = (!may_finish).then(|| InRest::begin(&owner));
             match poll_handler(&owner, false, future.as_mut(), cx) {
                 Ok(Poll::Ready(Ok(response))) => {
                     return Poll::Ready(Alone::Returned(response.map(SendBody::into_body)));
@@ -156,17 +156,55 @@ impl Shared {
         self.begun.load(Ordering::Acquire) & RUNNING >= ALONE
     }
 
-    fn goes_on_alone(&self) -> bool {
+    pub(super) fn goes_on_alone(&self) -> bool {
         self.begun.load(Ordering::Acquire) & RUNNING & !IN_SERVICE >= ALONE
     }
+}
 
-    /// Whether the handler in service has called `finish`. What one that goes on alone has finished protects no other.
-    pub(super) fn has_finished_in_service(&self) -> bool {
-        self.is_finished() && !self.goes_on_alone()
+thread_local! {
+    /// The address of the request whose handler is being polled on this thread behind its `finish`.
+    static REST: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether what is polled here runs inside of a handler that has called `finish`.
+pub(super) fn is_in_rest(shared: &Shared) -> bool {
+    REST.get() == std::ptr::from_ref(shared).addr()
+}
+
+/// The time of such a poll; over also when that panics.
+struct InRest {
+    before: usize,
+}
+
+impl InRest {
+    fn begin(shared: &Shared) -> Self {
+        Self { before: REST.replace(std::ptr::from_ref(shared).addr()) }
+    }
+}
+
+impl Drop for InRest {
+    fn drop(&mut self) {
+        REST.set(self.before);
+    }
+}
+
+/// Whatever there is to hear of a request, for a task that has no place of its own among those that it wakes.
+pub(super) struct News {
+    changed: Arc<Notify>,
+    next: Pin<Box<Unconstrained<OwnedNotified>>>,
+}
+
+impl News {
+    pub(super) fn of(shared: &Shared) -> Self {
+        let changed = shared.changed();
+        shared.change(None, |word| Some(word.with(word::AWAITED)));
+        Self { next: Box::pin(unconstrained(changed.clone().notified_owned())), changed }
     }
 
-    /// The verdict on the handler in service.
-    pub(super) fn verdict_in_service(&self) -> Option<Verdict> {
-        self.verdict().or_else(|| self.producer_verdict().filter(|_| !self.has_finished_in_service()))
+    /// Before a look, so that what changes after it wakes the task of `cx`.
+    pub(super) fn enlist(&mut self, cx: &mut Context<'_>) {
+        while self.next.as_mut().poll(cx).is_ready() {
+            self.next.set(unconstrained(self.changed.clone().notified_owned()));
+        }
     }
 }

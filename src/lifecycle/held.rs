@@ -12,7 +12,7 @@ use axum_core::response::Response;
 use tracing::Span;
 
 use super::{
-    alone::detach,
+    alone::{detach, is_in_rest},
     nowhere::{finish_nowhere, returned_late},
     passage::Waits,
     response::{SendBody, answer, collect, watched},
@@ -41,6 +41,10 @@ pub(super) struct Held<F> {
     shared: Arc<Shared>,
     depth: u32,
     started: bool,
+    /// It began inside of what goes on behind a `finish` of its own.
+    in_rest: bool,
+    /// A `finish` was called before it began: by another.
+    finished_before: bool,
     /// Taken when the handler first waits; a handler that never does pays nothing for it.
     context: Option<Surroundings>,
     /// Kept as a pointer, since a destructor cannot ask for the bounds that it takes.
@@ -53,7 +57,9 @@ where
     B: SendBody,
 {
     pub(super) fn new(future: Pin<Box<F>>, shared: Arc<Shared>, depth: u32) -> Self {
-        Self { future: Some(future), shared, depth, started: false, context: None, detach: detach::<F, B, E> }
+        let (started, in_rest, finished_before) = (false, false, false);
+        let detach = detach::<F, B, E>;
+        Self { future: Some(future), shared, depth, started, in_rest, finished_before, context: None, detach }
     }
 
     /// Polls the handler; answers for it when it may not go on, or has finished its response.
@@ -72,6 +78,8 @@ where
                 return Poll::Ready(Ok(answer(Verdict::TimedOut)));
             }
             self.started = true;
+            self.in_rest = is_in_rest(&self.shared);
+            self.finished_before = self.shared.is_finished();
             self.shared.started_one(self.depth);
             self.shared.handler_started();
         }
@@ -177,7 +185,7 @@ where
             return Poll::Ready(watched(&self.shared, response));
         }
         shared.arm_for_work();
-        match shared.verdict_in_service() {
+        match self.verdict() {
             Some(verdict) => {
                 self.discard();
                 self.shared.ended_in_service();
@@ -186,7 +194,8 @@ where
                 Poll::Ready(answer(verdict))
             }
             None => {
-                if let Some(context) = self.context.as_mut().filter(|_| self.shared.survives_drop()) {
+                let survives = self.shared.survives_drop(self.has_finished());
+                if let Some(context) = self.context.as_mut().filter(|_| survives) {
                     context.detached.get_or_insert_with(|| self.shared.pool().detach());
                 }
                 Poll::Pending
@@ -199,6 +208,17 @@ impl<F> Held<F> {
     fn is_innermost(&self) -> bool {
         // What is inside of it may have been called, and not begun.
         self.shared.is_innermost(self.depth) || self.shared.has_begun_last(self.depth)
+    }
+
+    /// Whether the `finish` that was called is its own, or that of what it runs in: an abort ends it no longer (contract rule 7).
+    /// Beside the rest of one that has finished, another attempt is protected by nothing.
+    fn has_finished(&self) -> bool {
+        let others = self.finished_before || self.shared.goes_on_alone();
+        self.shared.is_finished() && (self.in_rest || !others)
+    }
+
+    fn verdict(&self) -> Option<Verdict> {
+        self.shared.verdict().or_else(|| self.shared.producer_verdict().filter(|_| !self.has_finished()))
     }
 
     fn go_on_alone(&mut self) {
@@ -239,7 +259,7 @@ impl<F> Drop for Held<F> {
         // before it does.
         if innermost {
             self.nobody_took_it();
-            if self.shared.survives_drop() {
+            if self.shared.survives_drop(self.has_finished()) {
                 return self.go_on_alone();
             }
         }

@@ -11,7 +11,7 @@ use std::{
 use axum_core::{body::Body, response::Response};
 use tokio::runtime::Handle;
 
-use super::{passage::Waits, producer, response::collect, shared::Shared};
+use super::{alone::News, producer, response::collect, shared::Shared};
 use crate::{
     continuation::{Continuation, run_alone},
     event::BODY,
@@ -43,7 +43,7 @@ pub(super) async fn returned_alone(
 ) -> Queue<Continuation> {
     let continuations = Continuation::take_from(response.extensions_mut());
     let response = match owner.store_promises(response, Some(keepers)) {
-        Promised::Storing(storing) => stored(owner, storing, Waits::Handler).await,
+        Promised::Storing(storing) => stored(owner, storing).await,
         Promised::Nothing(response) => {
             tell_unheard(owner, &response);
             Some(response)
@@ -105,7 +105,7 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
     shared.producer_started();
     let owner = shared.clone();
     let work = async move {
-        let response = stored(&owner, storing, Waits::Producer).await;
+        let response = stored(&owner, storing).await;
         if !response.is_some_and(|response| produce_unread(&owner, response.into_body())) {
             owner.producer_ended(None);
         }
@@ -130,16 +130,18 @@ pub(super) fn returned_late(shared: &Arc<Shared>, response: Response) {
 
 /// Nothing of the request waits for it: jobs that are stored behind its end start at once. A drain does, and names it.
 pub(crate) fn store_alone<T: Send>(shared: &Arc<Shared>, storing: impl Future<Output = T> + Send + 'static) {
+    // It may wait for long.
+    shared.let_go();
     let work = Continuation::new(async move { caught::discard(storing.await) });
     // No span is worth it: what there is to tell of it has the route.
     run_alone(work.in_span(tracing::Span::none()), shared.clone());
 }
 
-/// Waits until it is stored, no longer than to the request's limit, of which the task is told by `waits`. `None` where there
-/// is no response left.
-async fn stored(owner: &Arc<Shared>, mut storing: Storing, waits: Waits) -> Option<Response> {
+/// Waits until it is stored, no longer than to the request's limit. `None` where there is no response left.
+async fn stored(owner: &Arc<Shared>, mut storing: Storing) -> Option<Response> {
+    let mut news = News::of(owner);
     let stored = poll_fn(|cx| {
-        owner.register(waits, cx);
+        news.enlist(cx);
         // Its body is the user's, and is read to be kept.
         match caught::poll(storing.as_mut(), cx) {
             Ok(Poll::Ready(response)) => return Poll::Ready(Some(response)),

@@ -135,9 +135,9 @@ impl Shared {
     }
 
     /// Whether a handler whose future is dropped by somebody else goes on in a task of its own.
-    pub(super) fn survives_drop(&self) -> bool {
+    pub(super) fn survives_drop(&self, has_finished: bool) -> bool {
         let word = self.word();
-        word.status() == ConnectionStatus::ABORTED && (word.ignores_abort() || self.has_finished_in_service())
+        word.status() == ConnectionStatus::ABORTED && (word.ignores_abort() || has_finished)
     }
 }
 
@@ -194,7 +194,9 @@ impl Shared {
         self.release_tickets();
         // A middleware may have put its handler into another task, where it goes on or has yet to be dropped: a drain waits
         // for that, and for what comes after it.
-        let goes_on = |word: word::Word| word.has(word::HANDLER) && (word.has(word::WORK) || self.survives_drop());
+        let goes_on = |word: word::Word| {
+            word.has(word::HANDLER) && (word.has(word::WORK) || self.survives_drop(self.is_finished()))
+        };
         if changed.is_some_and(|change| goes_on(change.new)) {
             self.ensure_ending();
         } else {

@@ -57,7 +57,8 @@
 //!   One that passes during the first attempt ends it, and the log says so.
 //! - **It is stored once.** A receipt is stored with it, in `tower_epilogue_answer`, from the first attempt on. Where the
 //!   answer to a commit was lost, that tells whether it is to be stored again, whatever has become of the job meanwhile. One
-//!   that was stored so starts when its lease ends.
+//!   that was stored so starts when its lease ends. The receipt goes once it is known to be stored, or else a day after the
+//!   hour is over.
 //! - **It keeps its key.** Who asks again under its `Idempotency-Key` gets a 409, and once it is stored the answer. But a claim
 //!   that could not be renewed for as long as it [holds](crate::durable::DurableBuilder::claim) may be taken over by who asks
 //!   again: then that one's promise counts, and this one is given up.

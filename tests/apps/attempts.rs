@@ -1,6 +1,7 @@
 //! A retry of what a handler has given to `finish`: the rest of that attempt is still the request's.
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -10,9 +11,13 @@ use std::{
 
 use axum::{
     Router,
+    body::Body,
+    extract::Request,
+    middleware::{Next, from_fn},
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures_util::{StreamExt, stream};
 use http::StatusCode;
 use tower::retry::RetryLayer;
 use tower_epilogue::{EpilogueBuilder, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
@@ -170,5 +175,55 @@ async fn an_abort_that_is_not_ignored_ends_the_attempt_that_has_not_finished() {
     gates[0].open();
     server.journal.ended(1).await;
     assert_eq!(notes.all()[2..], ["second is over", "first is over", "hook: GET / ABORTED Aborted"]);
+    assert!(server.stop().await.is_clean());
+}
+
+/// It is the same attempt's: what the middleware has finished protects what it goes on with.
+#[tokio::test]
+async fn an_abort_does_not_end_a_handler_behind_the_finish_of_its_middleware() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move || {
+        let _dropped = theirs.on_drop("handler is over");
+        theirs.add("handler");
+        opens.passed().await;
+        theirs.add("handler has ended");
+    };
+    let ack_first = async |lifecycle: Lifecycle, request: Request, next: Next| {
+        let body = Body::from_stream(stream::once(async { Ok::<_, Infallible>("first") }).chain(stream::pending()));
+        let _ = tokio::time::timeout(Duration::ZERO, lifecycle.finish(Response::new(body))).await;
+        next.run(request).await
+    };
+    let app = Router::new()
+        .route("/", get(handler).layer(TimeLimitLayer::new(60 * SECOND)))
+        .layer(from_fn(ack_first))
+        .layer(IgnoreAbortLayer::off());
+    let server = Server::start(app.layer(hook(&notes))).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    client.read_until("first").await;
+    notes.seen("handler").await;
+    client.close();
+    server.journal.seen("aborted").await;
+    gate.open();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["handler", "handler has ended", "handler is over", "hook: GET / ABORTED Aborted"]);
+    assert!(server.stop().await.is_clean());
+}
+
+/// Also when nothing is left of the attempt that had finished.
+#[tokio::test]
+async fn an_abort_ends_a_later_attempt_that_has_not_finished() {
+    let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
+    let server = both_wait(&notes, &gates, IgnoreAbortLayer::off(), 60 * SECOND).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    notes.seen("first").await;
+    notes.seen("second").await;
+    gates[0].open();
+    notes.seen("first is over").await;
+    client.close();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all()[2..], ["first is over", "second is over", "hook: GET / ABORTED Aborted"]);
     assert!(server.stop().await.is_clean());
 }

@@ -59,6 +59,15 @@ impl Locked {
         }
     }
 
+    /// As every process does, once they have expired.
+    pub async fn forget_claims(&mut self) {
+        let forget = "DELETE FROM tower_epilogue_answer WHERE key NOT LIKE 'stored:%'";
+        match self {
+            Self::Sqlite(connection) => sqlx::query(forget).execute(connection).await.unwrap().rows_affected(),
+            Self::Postgres(connection) => sqlx::query(forget).execute(connection).await.unwrap().rows_affected(),
+        };
+    }
+
     pub async fn commit(self) {
         self.end("COMMIT").await;
     }

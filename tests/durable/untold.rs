@@ -127,7 +127,7 @@ const LOST: &str = "it is lost";
 const DROPPED: &str = "dropped before it was known to be stored";
 
 async fn it_outlasts_an_outage(place: Place) {
-    let (waiting, locked) = Waiting::begin(place, |store| store, |epilogue| epilogue, "outage").await;
+    let (waiting, mut locked) = Waiting::begin(place, |store| store, |epilogue| epilogue, "outage").await;
     waiting.all_said(AGAIN).await;
     let Waiting { node, place, routes } = &waiting;
     // Their requests wait no longer.
@@ -137,13 +137,17 @@ async fn it_outlasts_an_outage(place: Place) {
         assert!(node.store.enqueue(Durable::new(Task::ok("told"))).await.unwrap_err().is_unavailable());
     }
     assert!(!routes.iter().any(|route| says(route, STORED) || says(route, LOST)));
-    locked.release().await;
+    // Nobody has renewed its claim; and nobody has taken it over.
+    locked.forget_claims().await;
+    locked.commit().await;
     for name in ["left", "late", "beside"] {
         node.record.begun(name, 1).await;
     }
     node.completed(3).await;
     waiting.all_said(STORED).await;
     assert_eq!(place.number("SELECT count(*) FROM river_job").await, 3);
+    node.store.settled().await;
+    assert_eq!(place.number("SELECT count(*) FROM tower_epilogue_answer WHERE key LIKE 'stored:%'").await, 0);
     // Its client has asked under a key.
     let again = node.post(&routes[0], &KEY, "").await;
     assert_eq!((again.text().as_str(), again.header("idempotency-replayed")), ("ordered", Some("true")));

@@ -25,7 +25,7 @@ use super::{
     engine::{Boxed, DiscardedJob, Engine, JobCounts, NewJob, Runner, Stored, Times, Unique, Work},
     error::{DurableError, Kind},
 };
-use crate::pool::lock;
+use crate::pool::{caught, lock};
 
 mod sql;
 mod worker;
@@ -243,7 +243,7 @@ impl Engine for River {
             let mut running = self.running.lock().await;
             if let Some(handle) = &mut *running {
                 if let Err(error) = handle.wait().await {
-                    tracing::error!(%error, "the engine of durable jobs ended with an error");
+                    caught::tell(|| tracing::error!(%error, "the engine of durable jobs ended with an error"));
                 }
             }
             *running = None;
