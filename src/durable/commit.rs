@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Weak},
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use axum_core::response::Response;
@@ -135,7 +136,9 @@ impl Drop for GoesOn {
     fn drop(&mut self) {
         // Not past its limit, and not when a drain has cut it.
         if let Some(storing) = self.storing.take().filter(|_| !self.lifecycle.status().is_timeout()) {
-            store_alone(&self.lifecycle.0, storing);
+            // Its request may end before it, and counts no more then: the body of its answer is still to be read, perhaps.
+            let left = self.lifecycle.time_left().unwrap_or(Duration::MAX);
+            store_alone(&self.lifecycle.0, async move { tokio::time::timeout(left, storing).await });
         }
     }
 }

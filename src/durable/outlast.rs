@@ -3,7 +3,7 @@
 //! It is tried again apart from the writer, over other connections, one at a time: nobody waits for it who has something else
 //! stored. It has a receipt from its first attempt on, since of a commit whose answer never came nobody knows what became.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot},
@@ -25,6 +25,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 
 /// How much waits at most, in KiB: an outage of hours is not to use up the memory.
 const ROOM: u32 = 64 * 1024;
+
+/// How long an attempt has its turn: it may hang.
+const TURN: Duration = Duration::from_secs(30);
 
 /// What one of them takes at least, with all that waits for it.
 const LEAST: u32 = 4;
@@ -148,13 +151,22 @@ async fn try_once(
     mut pause: OwnedMutexGuard<Duration>,
 ) -> Result<Vec<Stored>, DurableError> {
     // Whoever waits for it has the answer from here.
-    let op = Op::Keep { kept, reply: Reply::new(oneshot::channel().0, None) };
-    let result = writing.write(&[op], Over::Others).await;
+    let ops = [Op::Keep { kept, reply: Reply::new(oneshot::channel().0, None) }];
+    let mut write = pin!(writing.write(&ops, Over::Others));
+    let Ok(result) = timeout(TURN, write.as_mut()).await else {
+        // It waits for somebody's lock, perhaps, which is no reason for the others to wait.
+        drop(pause);
+        return write.await.map(numbers);
+    };
     let (first, last) = PAUSES;
     let failed = result.as_ref().is_err_and(DurableError::may_pass);
     *pause = if failed { (*pause * 2).clamp(first, last) } else { Duration::ZERO };
-    // One that was stored before has no numbers here: it starts when its lease ends.
-    Ok(result?.into_iter().flat_map(|done| if let Done::Kept(stored) = done { stored } else { Vec::new() }).collect())
+    result.map(numbers)
+}
+
+/// One that was stored before has no numbers here: it starts when its lease ends.
+fn numbers(done: Vec<Done>) -> Vec<Stored> {
+    done.into_iter().flat_map(|done| if let Done::Kept(stored) = done { stored } else { Vec::new() }).collect()
 }
 
 #[cfg(test)]
