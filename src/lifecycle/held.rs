@@ -43,7 +43,9 @@ pub(super) struct Held<F> {
     started: bool,
     /// It began inside of what goes on behind a `finish` of its own.
     in_rest: bool,
-    /// A `finish` was called before it began: by another.
+    /// It began in the service of its request, and not in a task of a middleware's own.
+    in_service: bool,
+    /// A `finish` was called before it began.
     finished_before: bool,
     /// Taken when the handler first waits; a handler that never does pays nothing for it.
     context: Option<Surroundings>,
@@ -57,9 +59,17 @@ where
     B: SendBody,
 {
     pub(super) fn new(future: Pin<Box<F>>, shared: Arc<Shared>, depth: u32) -> Self {
-        let (started, in_rest, finished_before) = (false, false, false);
-        let detach = detach::<F, B, E>;
-        Self { future: Some(future), shared, depth, started, in_rest, finished_before, context: None, detach }
+        Self {
+            future: Some(future),
+            shared,
+            depth,
+            started: false,
+            in_rest: false,
+            in_service: false,
+            finished_before: false,
+            context: None,
+            detach: detach::<F, B, E>,
+        }
     }
 
     /// Polls the handler; answers for it when it may not go on, or has finished its response.
@@ -79,6 +89,7 @@ where
             }
             self.started = true;
             self.in_rest = is_in_rest(&self.shared);
+            self.in_service = continuation::Polling::is_under_way();
             self.finished_before = self.shared.is_finished();
             self.shared.started_one(self.depth);
             self.shared.handler_started();
@@ -211,10 +222,11 @@ impl<F> Held<F> {
     }
 
     /// Whether the `finish` that was called is its own, or that of what it runs in: an abort ends it no longer (contract rule 7).
-    /// Beside the rest of one that has finished, another attempt is protected by nothing.
+    /// Beside or behind the rest of one that has finished, another attempt is protected by nothing. What a middleware has in a
+    /// task of its own may be either, and is.
     fn has_finished(&self) -> bool {
         let others = self.finished_before || self.shared.goes_on_alone();
-        self.shared.is_finished() && (self.in_rest || !others)
+        self.shared.is_finished() && (self.in_rest || !self.in_service || !others)
     }
 
     fn verdict(&self) -> Option<Verdict> {

@@ -181,6 +181,12 @@ async fn an_abort_that_is_not_ignored_ends_the_attempt_that_has_not_finished() {
 /// It is the same attempt's: what the middleware has finished protects what it goes on with.
 #[tokio::test]
 async fn an_abort_does_not_end_a_handler_behind_the_finish_of_its_middleware() {
+    for spawned in [false, true] {
+        behind_the_finish_of_its_middleware(spawned).await;
+    }
+}
+
+async fn behind_the_finish_of_its_middleware(spawned: bool) {
     let (notes, gate) = (Notes::default(), Gate::closed());
     let (theirs, opens) = (notes.clone(), gate.clone());
     let handler = async move || {
@@ -189,10 +195,13 @@ async fn an_abort_does_not_end_a_handler_behind_the_finish_of_its_middleware() {
         opens.passed().await;
         theirs.add("handler has ended");
     };
-    let ack_first = async |lifecycle: Lifecycle, request: Request, next: Next| {
+    let ack_first = move |lifecycle: Lifecycle, request: Request, next: Next| async move {
         let body = Body::from_stream(stream::once(async { Ok::<_, Infallible>("first") }).chain(stream::pending()));
         let _ = tokio::time::timeout(Duration::ZERO, lifecycle.finish(Response::new(body))).await;
-        next.run(request).await
+        match spawned {
+            true => tokio::spawn(next.run(request)).await.unwrap(),
+            false => next.run(request).await,
+        }
     };
     let app = Router::new()
         .route("/", get(handler).layer(TimeLimitLayer::new(60 * SECOND)))
