@@ -39,6 +39,24 @@ pub(super) struct Kept {
     pub(super) receipt: Option<String>,
 }
 
+#[cfg(test)]
+impl Kept {
+    /// One job with so large a payload.
+    pub(super) fn of_a_test(bytes: usize) -> Self {
+        let job = NewJob {
+            kind: "large",
+            key: String::new(),
+            unique: Unique::No,
+            payload: "x".repeat(bytes),
+            limit: Duration::ZERO,
+            max_attempts: 1,
+            wait: Duration::ZERO,
+            from: String::new(),
+        };
+        Self { jobs: vec![job], answer: None, receipt: None }
+    }
+}
+
 impl Kept {
     /// How much it has the database told, more or less.
     pub(super) fn bytes(&self) -> usize {

@@ -172,26 +172,12 @@ fn numbers(done: Vec<Done>) -> Vec<Stored> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::durable::engine::Unique;
-
-    fn kept(bytes: usize) -> Kept {
-        let job = NewJob {
-            kind: "large",
-            key: String::new(),
-            unique: Unique::No,
-            payload: "x".repeat(bytes),
-            limit: Duration::ZERO,
-            max_attempts: 1,
-            wait: Duration::ZERO,
-            from: String::new(),
-        };
-        Kept { jobs: vec![job], answer: None, receipt: None }
-    }
 
     #[test]
     fn what_waits_has_an_end_whatever_its_size() {
         let outlasting = Outlasting::new(Duration::MAX);
-        let as_many_as_fit = |bytes| std::iter::from_fn(|| outlasting.room(&kept(bytes))).collect::<Vec<_>>();
+        let as_many_as_fit =
+            |bytes| std::iter::from_fn(|| outlasting.room(&Kept::of_a_test(bytes))).collect::<Vec<_>>();
         assert_eq!(as_many_as_fit(0).len(), 16 * 1024);
         assert_eq!(as_many_as_fit(1024 * 1024).len(), 63);
         // Where nothing else waits.

@@ -228,23 +228,10 @@ mod tests {
     use tokio::sync::oneshot;
 
     use super::*;
-    use crate::durable::{
-        engine::{NewJob, Unique},
-        op::{Kept, Reply},
-    };
+    use crate::durable::op::{Kept, Reply};
 
     fn keep(bytes: usize) -> Op {
-        let job = NewJob {
-            kind: "large",
-            key: String::new(),
-            unique: Unique::No,
-            payload: "x".repeat(bytes),
-            limit: Duration::ZERO,
-            max_attempts: 1,
-            wait: Duration::ZERO,
-            from: String::new(),
-        };
-        let kept = Arc::new(Kept { jobs: vec![job], answer: None, receipt: None });
+        let kept = Arc::new(Kept::of_a_test(bytes));
         Op::Keep { kept, reply: Reply::new(oneshot::channel().0, None) }
     }
 

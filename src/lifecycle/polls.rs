@@ -188,48 +188,47 @@ mod tests {
     use super::*;
     use crate::lifecycle::{clock::Start, shared::Arrival};
 
-    /// The timer is moved under a lock, and who is woken there ends the request, which gives the timer back.
-    #[test]
-    fn a_limit_that_has_passed_when_its_timer_is_moved_ends_the_request() {
+    /// Whether a request ends of which nothing is left but its response, which is on its way, and a limit that passes.
+    fn ends(limit_passes: impl AsyncFnOnce(&Arc<Shared>) + Send + 'static) -> bool {
         let (tells, told) = mpsc::channel();
+        // It may hang.
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
             runtime.unwrap().block_on(async {
                 let shared = Shared::new(Arrival::of_a_test(Arc::default()));
-                // Nothing is left of it but its response, which is on its way.
                 shared.response_leaves(&Response::default());
-                shared.clock.set(Duration::from_secs(60), Start::Arrival, None);
-                shared.arm();
-                tokio::time::advance(Duration::from_secs(10)).await;
-                shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
-                shared.arm();
+                limit_passes(&shared).await;
                 tells.send(shared.word().has(word::ENDED)).unwrap();
             });
         });
-        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
+        told.recv_timeout(Duration::from_secs(10)).is_ok_and(|ended| ended)
+    }
+
+    /// The timer is moved under a lock, and who is woken there ends the request, which gives the timer back.
+    #[test]
+    fn a_limit_that_has_passed_when_its_timer_is_moved_ends_the_request() {
+        assert!(ends(async |shared| {
+            shared.clock.set(Duration::from_secs(60), Start::Arrival, None);
+            shared.arm();
+            tokio::time::advance(Duration::from_secs(10)).await;
+            shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
+            shared.arm();
+        }));
     }
 
     /// On several threads a timer may pass while it is polled, and then wakes its request in that poll.
     #[test]
     fn a_limit_that_passes_while_its_timer_is_being_set_ends_the_request() {
-        let (tells, told) = mpsc::channel();
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-            runtime.unwrap().block_on(async {
-                let shared = Shared::new(Arrival::of_a_test(Arc::default()));
-                shared.response_leaves(&Response::default());
-                shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
-                tokio::time::advance(Duration::from_secs(5)).await;
-                let passes_meanwhile = || {
-                    let waker = Waker::from(shared.clone());
-                    waker.wake_by_ref();
-                    waker
-                };
-                assert!(shared.clock.arm(None, passes_meanwhile), "who sets it is told");
-                shared.arm_for_work();
-                tells.send(shared.word().has(word::ENDED)).unwrap();
-            });
-        });
-        assert_eq!(told.recv_timeout(Duration::from_secs(10)), Ok(true));
+        assert!(ends(async |shared| {
+            shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
+            tokio::time::advance(Duration::from_secs(5)).await;
+            let passes_meanwhile = || {
+                let waker = Waker::from(shared.clone());
+                waker.wake_by_ref();
+                waker
+            };
+            assert!(shared.clock.arm(None, passes_meanwhile), "who sets it is told");
+            shared.arm_for_work();
+        }));
     }
 }

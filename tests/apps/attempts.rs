@@ -160,22 +160,30 @@ async fn the_end_of_the_first_attempt_is_not_that_of_the_second() {
     assert!(server.stop().await.is_clean());
 }
 
-/// What the first attempt has finished does not keep the second one from being ended.
+/// What the first attempt has finished does not keep the second one from being ended, whether it still goes on or not.
 #[tokio::test]
 async fn an_abort_that_is_not_ignored_ends_the_attempt_that_has_not_finished() {
-    let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-    let server = both_wait(&notes, &gates, IgnoreAbortLayer::off(), 60 * SECOND).await;
-    let mut client = server.connect().await;
-    client.send_get("/").await;
-    notes.seen("first").await;
-    notes.seen("second").await;
-    client.close();
-    notes.seen("second is over").await;
-    assert!(!notes.has("first is over"));
-    gates[0].open();
-    server.journal.ended(1).await;
-    assert_eq!(notes.all()[2..], ["second is over", "first is over", "hook: GET / ABORTED Aborted"]);
-    assert!(server.stop().await.is_clean());
+    for first_is_over in [false, true] {
+        let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
+        let server = both_wait(&notes, &gates, IgnoreAbortLayer::off(), 60 * SECOND).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        notes.seen("first").await;
+        notes.seen("second").await;
+        let mut ends = ["second is over", "first is over"];
+        if first_is_over {
+            ends.reverse();
+            gates[0].open();
+            notes.seen("first is over").await;
+        }
+        client.close();
+        notes.seen("second is over").await;
+        assert_eq!(notes.has("first is over"), first_is_over);
+        gates[0].open();
+        server.journal.ended(1).await;
+        assert_eq!(notes.all()[2..], [ends[0], ends[1], "hook: GET / ABORTED Aborted"]);
+        assert!(server.stop().await.is_clean());
+    }
 }
 
 /// It is the same attempt's: what the middleware has finished protects what it goes on with.
@@ -217,22 +225,5 @@ async fn behind_the_finish_of_its_middleware(spawned: bool) {
     gate.open();
     server.journal.ended(1).await;
     assert_eq!(notes.all(), ["handler", "handler has ended", "handler is over", "hook: GET / ABORTED Aborted"]);
-    assert!(server.stop().await.is_clean());
-}
-
-/// Also when nothing is left of the attempt that had finished.
-#[tokio::test]
-async fn an_abort_ends_a_later_attempt_that_has_not_finished() {
-    let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-    let server = both_wait(&notes, &gates, IgnoreAbortLayer::off(), 60 * SECOND).await;
-    let mut client = server.connect().await;
-    client.send_get("/").await;
-    notes.seen("first").await;
-    notes.seen("second").await;
-    gates[0].open();
-    notes.seen("first is over").await;
-    client.close();
-    server.journal.ended(1).await;
-    assert_eq!(notes.all()[2..], ["first is over", "second is over", "hook: GET / ABORTED Aborted"]);
     assert!(server.stop().await.is_clean());
 }

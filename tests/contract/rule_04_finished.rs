@@ -8,9 +8,7 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::Request,
-    middleware::{Next, from_fn},
-    response::Response,
+    middleware::from_fn,
     routing::get,
 };
 use futures_util::{FutureExt, StreamExt, stream};
@@ -18,7 +16,7 @@ use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, Lifecycle,
 
 use crate::{
     common::{SECOND, told},
-    support::{Client, Notes, Server, h2client::Http2},
+    support::{Client, Notes, Server, h2client::Http2, pumps},
 };
 
 /// Its body gives one piece, and then waits for ever.
@@ -40,20 +38,6 @@ fn finishes(notes: &Notes) -> Router {
 }
 
 const ENDED: [&str; 4] = ["waits", "body dropped", "continuation", "hook: ABORTED, Aborted"];
-
-/// So that it is produced ahead of its reader.
-async fn pumps(request: Request, next: Next) -> Response {
-    let (parts, body) = next.run(request).await.into_parts();
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    tokio::spawn(async move {
-        let mut body = body.into_data_stream();
-        while let Some(piece) = body.next().await {
-            // Nobody may be there to take it.
-            let _ = sender.send(piece).await;
-        }
-    });
-    Response::from_parts(parts, Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver)))
-}
 
 #[tokio::test]
 async fn in_a_task_of_its_own() {

@@ -3,7 +3,7 @@
 
 use std::{
     future::pending,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
     time::Duration,
 };
 
@@ -89,7 +89,7 @@ async fn it_waits_for_requests_in_flight() {
 async fn it_waits_for_a_poll_that_outlasts_its_connection_and_for_its_hooks() {
     for leave in [Leave::Close, Leave::ResetStream, Leave::LoseConnection] {
         let notes = Notes::default();
-        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (release, released) = mpsc::channel::<()>();
         let (theirs, released) = (notes.clone(), Arc::new(Mutex::new(released)));
         let handler = async move |lifecycle: Lifecycle| {
             let hook = theirs.clone();
@@ -125,7 +125,7 @@ async fn it_waits_for_a_poll_that_outlasts_its_connection_and_for_its_hooks() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_request_that_shows_after_the_deadline_is_cut_and_named_too() {
     let notes = Notes::default();
-    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (release, released) = mpsc::channel::<()>();
     let (theirs, released) = (notes.clone(), Arc::new(Mutex::new(released)));
     let handler = async move |lifecycle: Lifecycle| {
         let hook = theirs.clone();
@@ -186,7 +186,10 @@ impl At {
     }
 }
 
-async fn handler(at: At, notes: Notes, lifecycle: Lifecycle) -> Response {
+/// A thread waits for the end of the test.
+type Blocked = Arc<Mutex<mpsc::Receiver<()>>>;
+
+async fn handler(at: At, notes: Notes, blocked: Blocked, lifecycle: Lifecycle) -> Response {
     let never = Gate::closed();
     match at {
         At::Handler | At::HandlerWithoutItsClient => {
@@ -202,7 +205,7 @@ async fn handler(at: At, notes: Notes, lifecycle: Lifecycle) -> Response {
         At::BlockingContinuation => Continuation::blocking(move || {
             notes.add("here");
             // Past the deadline; a thread cannot be ended, and need not be waited for.
-            std::thread::sleep(SHORT * 20);
+            let _ = blocked.lock().unwrap().recv();
         })
         .into_response(),
         At::Hook => {
@@ -220,7 +223,9 @@ async fn handler(at: At, notes: Notes, lifecycle: Lifecycle) -> Response {
 async fn cut(at: At, leave: Leave, with_hook: bool) {
     let notes = Notes::default();
     let theirs = notes.clone();
-    let app = Router::new().route("/", get(move |lifecycle| handler(at, theirs.clone(), lifecycle)));
+    let (_ends, blocked) = mpsc::channel();
+    let blocked = Arc::new(Mutex::new(blocked));
+    let app = Router::new().route("/", get(move |lifecycle| handler(at, theirs.clone(), blocked.clone(), lifecycle)));
     let app = if with_hook { app.layer(ShutdownHookLayer::new(told(&notes))) } else { app };
     let ignores = matches!(at, At::HandlerWithoutItsClient | At::BodyWithoutItsReader);
     let app = if ignores { app.layer(IgnoreAbortLayer::new()) } else { app };

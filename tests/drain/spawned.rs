@@ -13,7 +13,7 @@ use axum::{
 use futures_util::{FutureExt, StreamExt, stream};
 use tower_epilogue::{End, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer};
 
-use crate::support::{Gate, Notes, Server, h2client::Http2, soon};
+use crate::support::{Gate, Notes, Server, h2client::Http2, pumps, soon};
 
 /// So that it outlives its client, as the middleware means it.
 async fn spawns(request: Request, next: Next) -> Response {
@@ -87,20 +87,6 @@ async fn a_drain_waits_for_its_hooks_where_they_are_not() {
     drop(response);
     assert!(server.drained().await.is_clean());
     assert!(notes.has("dropped") && notes.has("hook: ABORTED"), "{:?}", notes.all());
-}
-
-/// So that it is produced ahead of its reader.
-async fn pumps(request: Request, next: Next) -> Response {
-    let (parts, body) = next.run(request).await.into_parts();
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    tokio::spawn(async move {
-        let mut body = body.into_data_stream();
-        while let Some(piece) = body.next().await {
-            // Nobody may be there to take it.
-            let _ = sender.send(piece).await;
-        }
-    });
-    Response::from_parts(parts, Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver)))
 }
 
 /// It waits in its own task, where nobody polls it who is told of the end.

@@ -347,12 +347,7 @@ async fn a_promise_that_no_layer_saw_is_in_the_log(place: Place) {
     let address = listener.local_addr().unwrap();
     tokio::spawn(axum::serve(listener, plain).into_future());
     assert_eq!(ask(address, "/", &[], "").await.text(), "promised");
-    soon("it is said", async {
-        while !said(1) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
+    logs.until("it is said", |_| said(1)).await;
     assert_eq!(node.store.counts().await.unwrap().unfinished(), 0);
 }
 

@@ -17,7 +17,10 @@ use tokio::{
 };
 use tower_epilogue::{
     IgnoreAbortLayer, Lifecycle, TimeLimitLayer,
-    durable::{Durable, DurableStore},
+    durable::{
+        Durable, DurableStore,
+        sqlx::{self, Connection as _, Executor as _},
+    },
 };
 
 use crate::{
@@ -132,18 +135,26 @@ const JOBS: &str = "SELECT count(*) FROM river_job";
 async fn a_commit_that_is_under_way_is_waited_for() {
     let place = Place::postgres();
     place.store().start(&tower_epilogue::Epilogue::new()).await.unwrap();
+    // A commit waits until the test lets it.
     place
         .execute(
-            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS
-               'BEGIN PERFORM pg_sleep(2); RETURN NULL; END';
-             CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON river_job DEFERRABLE INITIALLY DEFERRED
-               FOR EACH ROW EXECUTE FUNCTION slow()",
+            "CREATE FUNCTION waits() RETURNS trigger LANGUAGE plpgsql AS
+               'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END';
+             CREATE CONSTRAINT TRIGGER waits AFTER INSERT ON river_job DEFERRABLE INITIALLY DEFERRED
+               FOR EACH ROW EXECUTE FUNCTION waits()",
         )
         .await;
+    let Place::Postgres(url) = &place else { unreachable!("it is one") };
+    let mut lets = sqlx::PgConnection::connect(url).await.unwrap();
+    lets.execute("SELECT pg_advisory_lock(1)").await.unwrap();
     let (_between, through) = between(&place, "under way", false).await;
     let node = promises_late(&through, "/under-way", Task::ok("under way")).await;
     said("/under-way", AGAIN).await;
-    assert_eq!(place.number(JOBS).await, 0);
+    let waits =
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'transactionid'";
+    place.until(waits, 1).await;
+    assert_eq!((place.number(JOBS).await, says("/under-way", STORED)), (0, false));
+    lets.execute("SELECT pg_advisory_unlock(1)").await.unwrap();
     said("/under-way", STORED).await;
     assert_eq!(place.number(JOBS).await, 1);
     node.completed(1).await;

@@ -105,14 +105,8 @@ impl Waiting {
     }
 }
 
-/// Looks again and again: a log tells nobody.
 pub async fn said(route: &str, what: &str) {
-    soon(what, async {
-        while !says(route, what) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    logs().until(what, |_| says(route, what)).await;
 }
 
 pub fn says(route: &str, what: &str) -> bool {

@@ -511,6 +511,23 @@ pub fn ends() -> (tower_epilogue::ShutdownHookLayer<impl TellingHook>, Ends) {
     (tower_epilogue::ShutdownHookLayer::new(hook), receiver)
 }
 
+/// A middleware that puts the body into a task of its own, so that it is produced ahead of its reader.
+pub async fn pumps(request: axum::extract::Request, next: axum::middleware::Next) -> axum::response::Response {
+    let (parts, body) = next.run(request).await.into_parts();
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(async move {
+        let mut body = body.into_data_stream();
+        while let Some(piece) = futures_util::StreamExt::next(&mut body).await {
+            // Nobody may be there to take it.
+            let _ = sender.send(piece).await;
+        }
+    });
+    axum::response::Response::from_parts(
+        parts,
+        axum::body::Body::from_stream(tokio_stream::wrappers::ReceiverStream::new(receiver)),
+    )
+}
+
 /// Everything that is logged in this process from the first call on, one line a record, its spans in front:
 /// look for what only your test can have logged.
 pub fn logs() -> Logs {
@@ -532,19 +549,40 @@ pub fn logs() -> Logs {
 
 /// What [`logs`] gives.
 #[derive(Clone, Default)]
-pub struct Logs(Arc<Mutex<Vec<u8>>>);
+pub struct Logs {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    news: Arc<Notify>,
+}
 
 impl Logs {
     /// The lines that contain `marker`.
     pub fn with(&self, marker: &str) -> Vec<String> {
-        let bytes = self.0.lock().unwrap();
+        let bytes = self.bytes.lock().unwrap();
         String::from_utf8_lossy(&bytes).lines().filter(|line| line.contains(marker)).map(ToOwned::to_owned).collect()
+    }
+
+    /// Waits until `found` says so of them.
+    pub async fn until(&self, what: &str, found: impl Fn(&Self) -> bool) {
+        soon(what, async {
+            loop {
+                let news = self.news.notified();
+                tokio::pin!(news);
+                // Enlisted before the look, so that what is logged after it is heard of.
+                news.as_mut().enable();
+                if found(self) {
+                    return;
+                }
+                news.await;
+            }
+        })
+        .await;
     }
 }
 
 impl io::Write for Logs {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.bytes.lock().unwrap().extend_from_slice(bytes);
+        self.news.notify_waiters();
         Ok(bytes.len())
     }
 
