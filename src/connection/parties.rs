@@ -25,7 +25,7 @@ impl Parties {
         read(&lock(&self.list))
     }
 
-    /// The same.
+    /// Runs under the lock, too, and is counted.
     pub(super) fn change<T>(&self, change: impl FnOnce(&mut Vec<Arc<dyn Party>>) -> T) -> T {
         let mut list = lock(&self.list);
         let changed = change(&mut list);

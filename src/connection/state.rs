@@ -73,7 +73,8 @@ pub(crate) enum Asked {
     End = 3,
 }
 
-/// A request that the app is not ready for, or the body of one that may still be read. Made by [`Connection::coming`].
+/// A request that the app is not ready for, or the body of one that may still be read, perhaps behind its response. Made by
+/// [`Connection::coming`].
 #[derive(Debug)]
 pub(crate) struct Coming(#[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "nobody counts"))] Connection);
 
@@ -362,7 +363,9 @@ impl Connection {
     /// How many requests have arrived, if none is in flight, waits for the app, or has a body that is still to come.
     #[cfg(feature = "serve")]
     pub(crate) fn requests(&self) -> Option<u64> {
-        let none = self.0.parties.is_empty() && self.0.coming.load(Ordering::Acquire) == 0;
+        // A step that nobody comes between, and not a load: of two that go at once, a request and what was coming, the one that
+        // looks last finds both gone.
+        let none = self.0.parties.is_empty() && self.0.coming.fetch_add(0, Ordering::AcqRel) == 0;
         none.then(|| self.0.requests.load(Ordering::Acquire))
     }
 

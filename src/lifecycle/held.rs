@@ -41,10 +41,9 @@ pub(super) struct Held<F> {
     shared: Arc<Shared>,
     depth: u32,
     started: bool,
-    /// It began inside of what goes on behind a `finish` of its own.
-    in_rest: bool,
-    /// It began in the service of its request, and not in a task of a middleware's own.
-    in_service: bool,
+    /// It began inside of what goes on behind a `finish`, or in a task of a middleware's own: not as another attempt, as far as
+    /// can be told.
+    apart: bool,
     /// A `finish` was called before it began.
     finished_before: bool,
     /// Taken when the handler first waits; a handler that never does pays nothing for it.
@@ -64,8 +63,7 @@ where
             shared,
             depth,
             started: false,
-            in_rest: false,
-            in_service: false,
+            apart: false,
             finished_before: false,
             context: None,
             detach: detach::<F, B, E>,
@@ -88,8 +86,7 @@ where
                 return Poll::Ready(Ok(answer(Verdict::TimedOut)));
             }
             self.started = true;
-            self.in_rest = is_in_rest(&self.shared);
-            self.in_service = continuation::Polling::is_under_way();
+            self.apart = is_in_rest(&self.shared) || !continuation::Polling::is_under_way();
             self.finished_before = self.shared.is_finished();
             self.shared.started_one(self.depth);
             self.shared.handler_started();
@@ -222,11 +219,10 @@ impl<F> Held<F> {
     }
 
     /// Whether the `finish` that was called is its own, or that of what it runs in: an abort ends it no longer (contract rule 7).
-    /// Beside or behind the rest of one that has finished, another attempt is protected by nothing. What a middleware has in a
-    /// task of its own may be either, and is.
+    /// Beside or behind the rest of one that has finished, another attempt is protected by nothing.
     fn has_finished(&self) -> bool {
         let others = self.finished_before || self.shared.goes_on_alone();
-        self.shared.is_finished() && (self.in_rest || !self.in_service || !others)
+        self.shared.is_finished() && (self.apart || !others)
     }
 
     fn verdict(&self) -> Option<Verdict> {
