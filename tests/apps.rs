@@ -13,6 +13,8 @@
 mod alike;
 #[path = "apps/attempts.rs"]
 mod attempts;
+#[path = "apps/bodies.rs"]
+mod bodies;
 #[path = "contract/common.rs"]
 #[allow(dead_code, reason = "what it needs of another suite's")]
 mod common;

@@ -306,7 +306,7 @@ impl Scene {
         let all = notes.0.lock().unwrap().clone();
         let said = format!("{word:?}, {all:?}");
         assert_eq!(lifecycle.phase(), Phase::Ended, "{said}");
-        assert!(!word.has(word::HANDLER | word::PRODUCER | word::CONTINUING), "{said}");
+        assert!(!word.has(word::HANDLER | word::PRODUCER | word::UNREAD | word::CONTINUING), "{said}");
         // Rules 1 and 2: once each, in order, after handler and body; and the handler's continuation if it returned.
         for note in ["first hook", "second hook", "handler over"] {
             assert_eq!(notes.count(note), 1, "{note}: {said}");

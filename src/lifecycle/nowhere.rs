@@ -97,18 +97,17 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
     let storing = match shared.store_promises(response, None) {
         Promised::Storing(storing) => storing,
         Promised::Nothing(response) => {
-            produce_unread(shared, response.into_body());
-            return;
+            return produce_unread(shared, response.into_body());
         }
     };
     // So that the request does not end before its jobs are to start.
     shared.producer_started();
     let owner = shared.clone();
     let work = async move {
-        let response = stored(&owner, storing).await;
-        if !response.is_some_and(|response| produce_unread(&owner, response.into_body())) {
-            owner.producer_ended(None);
+        if let Some(response) = stored(&owner, storing).await {
+            produce_unread(&owner, response.into_body());
         }
+        owner.producer_ended(None);
     };
     let _served = shared.runtime().map(Handle::enter);
     if let Err(work) = shared.pool().spawn(work) {
@@ -164,12 +163,10 @@ async fn stored(owner: &Arc<Shared>, mut storing: Storing) -> Option<Response> {
     stored
 }
 
-/// A body that nobody reads. If its client left and that is ignored, it is still produced to its end (contract rule 5):
-/// true if so.
-fn produce_unread(shared: &Arc<Shared>, body: Body) -> bool {
+/// A body that nobody reads. If its client left and that is ignored, it is still produced to its end (contract rule 5).
+fn produce_unread(shared: &Arc<Shared>, body: Body) {
     if shared.is_head() || !shared.producer_survives_drop() {
-        caught::discard(body);
-        return false;
+        return caught::discard(body);
     }
     // What it says of its length is the user's code, and this may be a destructor, or a task that nobody watches.
     let asked = || (http_body::Body::is_end_stream(&body), http_body::Body::size_hint(&body).exact().is_none());
@@ -179,12 +176,10 @@ fn produce_unread(shared: &Arc<Shared>, body: Body) -> bool {
         (true, false)
     });
     if bodiless {
-        caught::discard(body);
-        return false;
+        return caught::discard(body);
     }
     shared.producer_started();
     producer::drain(shared, body, streamed);
-    true
 }
 
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]

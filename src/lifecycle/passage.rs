@@ -172,7 +172,8 @@ impl Shared {
     /// wait for it.
     pub(super) fn let_go(&self) {
         let word = self.word();
-        let over = word.sent().is_some() && !word.has(word::HANDLER | word::PRODUCER) && !self.exchange.is_listed();
+        let produces = word.has(word::HANDLER | word::PRODUCER | word::UNREAD);
+        let over = word.sent().is_some() && !produces && !self.exchange.is_listed();
         let mut passing = lock(&self.passing);
         let Some(passage) = passing.passage() else { return };
         let (mut path, mut old) = (None, None);

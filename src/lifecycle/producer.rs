@@ -14,7 +14,7 @@ use http_body::{Body as _, Frame, SizeHint};
 
 use tokio::runtime::Handle;
 
-use super::{passage::Waits, shared::Shared, transitions::Verdict};
+use super::{alone::News, passage::Waits, shared::Shared, transitions::Verdict};
 use crate::{
     event::{BODY, EventKind},
     pool::{caught, lock},
@@ -29,6 +29,7 @@ pub(super) struct Producer {
     shared: Arc<Shared>,
     /// It is never polled again, whatever stands outside.
     over: bool,
+    news: Option<News>,
 }
 
 /// A body between two polls, where the limit finds it: it is dropped then also if nobody asks for more of it, as an HTTP/2
@@ -66,7 +67,15 @@ impl Producer {
         shared.producer_started();
         let waiting = Arc::new(Waiting { body: Mutex::new(Some(body)), streamed });
         shared.set_body(&waiting);
-        Body::new(Self { waiting, shared: shared.clone(), over: false })
+        Body::new(Self { waiting, shared: shared.clone(), over: false, news: None })
+    }
+
+    /// There is one place for the waker of a request's producer: of several, those that come later have their own.
+    fn register(&mut self, cx: &mut Context<'_>) {
+        if self.news.is_none() && !self.shared.word().has_producers() {
+            return self.shared.register(Waits::Producer, cx);
+        }
+        self.news.get_or_insert_with(|| News::of(&self.shared)).enlist(cx);
     }
 
     fn take(&self) -> Option<Body> {
@@ -120,9 +129,8 @@ impl Shared {
     /// The limit has passed while the response's reader is waited for: what is produced for it is dropped, in a task of its
     /// own, since it is the user's.
     pub(super) fn drop_producer(&self) {
-        let (Some(waiting), Some(me)) = (self.body(), self.arc()) else {
-            return self.producer_ended(Some(EventKind::BodyDropped));
-        };
+        // One that is gone has told of its end, or does so.
+        let (Some(waiting), Some(me)) = (self.body(), self.arc()) else { return };
         // If it is polled in this moment, it is dropped after that.
         let Some(body) = lock(&waiting.body).take() else { return };
         let event = move || waiting.streamed.then_some(EventKind::BodyDropped);
@@ -164,7 +172,7 @@ impl http_body::Body for Producer {
                 this.put_back(body);
                 // Registered before the second look, so that what changes after it wakes us: nobody else polls it where it
                 // is in a task of its own.
-                this.shared.register(Waits::Producer, cx);
+                this.register(cx);
                 this.shared.arm();
                 if this.shared.producer_is_over() {
                     cx.waker().wake_by_ref();
@@ -228,13 +236,15 @@ const FRAMES_A_POLL: usize = 32;
 
 /// Runs a body's producer to its end, for a reader that left and whose leaving is ignored (contract rule 5).
 pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
+    shared.producer_goes_on();
     let owner = shared.clone();
     let detached = shared.pool().detach();
     let work = async move {
         let _detached = detached;
+        // Another attempt's response may be on its way, and has the places of those who are woken.
+        let mut news = News::of(&owner);
         let ended = poll_fn(|cx| {
-            // The outermost body is gone; its waker is free.
-            owner.register(Waits::Response, cx);
+            news.enlist(cx);
             for _ in 0..FRAMES_A_POLL {
                 let polled =
                     owner.measure(BODY, || caught::call(|| http_body::Body::poll_frame(Pin::new(&mut body), cx)));
@@ -268,11 +278,11 @@ pub(super) fn drain(shared: &Arc<Shared>, mut body: Body, streamed: bool) {
         .await;
         caught::discard(body);
         let event = if ended { EventKind::BodyEnd } else { EventKind::BodyDropped };
-        owner.producer_ended(streamed.then_some(event));
+        owner.unread_ended(streamed.then_some(event));
     };
     if let Err(work) = shared.pool().spawn(work) {
         caught::discard(work);
-        shared.producer_ended(streamed.then_some(EventKind::BodyDropped));
+        shared.unread_ended(streamed.then_some(EventKind::BodyDropped));
     }
     // Whoever waits for the producer's end is the task that a drain knows of.
     shared.ensure_ending();

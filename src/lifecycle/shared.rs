@@ -92,7 +92,7 @@ pub(crate) struct Shared {
     pub(super) answered: AtomicU16,
     /// That response is one of HTTP/1.0, although its request need not be.
     pub(super) without_chunks: AtomicBool,
-    word: AtomicU32,
+    word: AtomicU64,
     pub(super) clock: Clock,
     pub(super) exchange: Exchange,
     pub(super) core: Mutex<Core>,
@@ -194,7 +194,7 @@ impl Shared {
             is_job,
             answered: AtomicU16::new(0),
             without_chunks: AtomicBool::new(false),
-            word: AtomicU32::new(word),
+            word: AtomicU64::new(word),
             clock: Clock::new(Instant::now()),
             exchange: Exchange::default(),
             core: Mutex::default(),

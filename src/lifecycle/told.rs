@@ -124,7 +124,9 @@ impl Straggler for Shared {
             // Without what is still to come: of that it is told here.
             Phase::Ended if late.is_some() => Phase::Continuing,
             // What is gone is waited for no longer: its continuation waits for its place, or to be acknowledged.
-            Phase::Sending if word.known_sent().is_some() && !word.has(word::PRODUCER) => Phase::Continuing,
+            Phase::Sending if word.known_sent().is_some() && !word.has(word::PRODUCER | word::UNREAD) => {
+                Phase::Continuing
+            }
             // Its response was given up on, and is still on its way.
             Phase::Ended if word.sent().is_none() => Phase::Sending,
             phase => phase,

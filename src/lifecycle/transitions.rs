@@ -340,7 +340,7 @@ impl Shared {
 
 impl Shared {
     pub(crate) fn producer_started(&self) {
-        self.change(None, |word| Some(word.with(word::PRODUCER)));
+        self.change(None, |word| Some(word.producing()));
     }
 
     pub(super) fn has_producer(&self) -> bool {
@@ -349,7 +349,17 @@ impl Shared {
 
     /// `event` is there for bodies of unknown length.
     pub(crate) fn producer_ended(&self, event: Option<EventKind>) {
-        self.change(event, |word| word.has(word::PRODUCER).then(|| word.without(word::PRODUCER)));
+        self.change(event, |word| word.has(word::PRODUCER).then(|| word.produced()));
+        self.progress();
+    }
+
+    /// One that was produced goes on without its reader.
+    pub(super) fn producer_goes_on(&self) {
+        self.change(None, |word| word.has(word::PRODUCER).then(|| word.producing_unread().produced()));
+    }
+
+    pub(super) fn unread_ended(&self, event: Option<EventKind>) {
+        self.change(event, |word| word.has(word::UNREAD).then(|| word.produced_unread()));
         self.progress();
     }
 

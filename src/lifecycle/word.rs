@@ -9,57 +9,64 @@ use crate::status::{ConnectionStatus, Sent};
 
 /// A snapshot of the word.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Word(pub(super) u32);
+pub(crate) struct Word(pub(super) u64);
 
 // Bits 0 and 1 are those of `ConnectionStatus`.
-const STATUS: u32 = 0b11;
+const STATUS: u64 = 0b11;
 // Bits 2 to 4: the fate of the response, 0 while it is open.
-const SENT_SHIFT: u32 = 2;
-const SENT: u32 = 0b111 << SENT_SHIFT;
+const SENT_SHIFT: u64 = 2;
+const SENT: u64 = 0b111 << SENT_SHIFT;
 
 /// The handler's future exists and has not returned.
-pub(super) const HANDLER: u32 = 1 << 5;
-/// The producer of the response's body exists and has not ended.
-pub(super) const PRODUCER: u32 = 1 << 6;
+pub(super) const HANDLER: u64 = 1 << 5;
 /// The response was handed to the server, or never will be.
-pub(super) const HEAD: u32 = 1 << 7;
+pub(super) const HEAD: u64 = 1 << 7;
 /// Waiting for a slow reader is over.
-pub(super) const GAVE_UP: u32 = 1 << 8;
+pub(super) const GAVE_UP: u64 = 1 << 8;
 /// A task brings this request to its end.
-pub(super) const ENDING: u32 = 1 << 9;
+pub(super) const ENDING: u64 = 1 << 9;
 /// Nothing more happens.
-pub(super) const ENDED: u32 = 1 << 10;
+pub(super) const ENDED: u64 = 1 << 10;
 /// `ignore_abort(true)`.
-pub(super) const IGNORE: u32 = 1 << 11;
+pub(super) const IGNORE: u64 = 1 << 11;
 /// `finish` was called.
-pub(super) const FINISHED: u32 = 1 << 12;
+pub(super) const FINISHED: u64 = 1 << 12;
 /// There is, or was, a continuation or a hook.
-pub(super) const WORK: u32 = 1 << 13;
+pub(super) const WORK: u64 = 1 << 13;
 /// The request's body was read to its end.
-pub(super) const UPLOADED: u32 = 1 << 14;
+pub(super) const UPLOADED: u64 = 1 << 14;
 /// A continuation runs.
-pub(super) const CONTINUING: u32 = 1 << 15;
+pub(super) const CONTINUING: u64 = 1 << 15;
 /// The hooks run.
-pub(super) const HOOKS: u32 = 1 << 16;
+pub(super) const HOOKS: u64 = 1 << 16;
 /// Somebody awaits the abort or the fate of the response.
-pub(super) const AWAITED: u32 = 1 << 17;
+pub(super) const AWAITED: u64 = 1 << 17;
 /// Something of the user's panicked.
-pub(super) const PANICKED: u32 = 1 << 18;
+pub(super) const PANICKED: u64 = 1 << 18;
 /// The response's body failed, and that was told of.
-pub(super) const BODY_FAILED: u32 = 1 << 19;
-// Bits 20 to 31: the number of shields.
-const SHIELD: u32 = 1 << 20;
+pub(super) const BODY_FAILED: u64 = 1 << 19;
+// Bits 20 to 35: how many bodies are there whose producer has not ended. A middleware that asks again may leave several: more
+// than fit in here are not in anybody's memory.
+const ONE_PRODUCER: u64 = 1 << 20;
+/// There is one.
+pub(super) const PRODUCER: u64 = 0xFFFF * ONE_PRODUCER;
+// Bits 36 to 51: how many go on without a reader.
+const ONE_UNREAD: u64 = 1 << 36;
+/// There is one.
+pub(super) const UNREAD: u64 = 0xFFFF * ONE_UNREAD;
+// Bits 52 to 63: the number of shields.
+const SHIELD: u64 = 1 << 52;
 
 impl Word {
-    pub(crate) fn has(self, bits: u32) -> bool {
+    pub(crate) fn has(self, bits: u64) -> bool {
         self.0 & bits != 0
     }
 
-    pub(crate) fn with(self, bits: u32) -> Self {
+    pub(crate) fn with(self, bits: u64) -> Self {
         Self(self.0 | bits)
     }
 
-    pub(crate) fn without(self, bits: u32) -> Self {
+    pub(crate) fn without(self, bits: u64) -> Self {
         Self(self.0 & !bits)
     }
 
@@ -68,7 +75,7 @@ impl Word {
     }
 
     pub(crate) fn with_status(self, status: ConnectionStatus) -> Self {
-        self.with(u32::from(status.bits()))
+        self.with(u64::from(status.bits()))
     }
 
     /// The fate of the response; `None` while it is open.
@@ -113,6 +120,31 @@ impl Word {
         Self(self.0 - SHIELD)
     }
 
+    /// One more body is produced.
+    pub(crate) fn producing(self) -> Self {
+        Self(self.0 + ONE_PRODUCER)
+    }
+
+    /// One of them has ended.
+    pub(crate) fn produced(self) -> Self {
+        Self(self.0 - ONE_PRODUCER)
+    }
+
+    /// Whether there are several.
+    pub(crate) fn has_producers(self) -> bool {
+        self.0 & PRODUCER > ONE_PRODUCER
+    }
+
+    /// One more goes on without a reader.
+    pub(crate) fn producing_unread(self) -> Self {
+        Self(self.0 + ONE_UNREAD)
+    }
+
+    /// One of those has ended.
+    pub(crate) fn produced_unread(self) -> Self {
+        Self(self.0 - ONE_UNREAD)
+    }
+
     /// Whether the client left and that is to end the work.
     pub(crate) fn is_abandoned(self) -> bool {
         self.status().is_aborted() && !self.ignores_abort()
@@ -120,12 +152,12 @@ impl Word {
 
     /// Whether handler or producer are about to be dropped, because the client left: nothing starts before that.
     pub(crate) fn drops_its_work(self) -> bool {
-        self.is_abandoned() && (self.has(PRODUCER) || (self.has(HANDLER) && !self.has(FINISHED)))
+        self.is_abandoned() && (self.has(PRODUCER | UNREAD) || (self.has(HANDLER) && !self.has(FINISHED)))
     }
 
     /// Whether all that the hooks wait for has happened.
     pub(crate) fn is_settled(self) -> bool {
-        self.has(HEAD) && !self.has(HANDLER | PRODUCER) && self.known_sent().is_some()
+        self.has(HEAD) && !self.has(HANDLER | PRODUCER | UNREAD) && self.known_sent().is_some()
     }
 
     pub(crate) fn phase(self) -> Phase {
@@ -213,7 +245,12 @@ mod tests {
         let sent = Word(0).with(HEAD).with_sent(Sent::Flushed);
         assert!(sent.is_settled());
         assert!(!sent.with(HANDLER).is_settled());
-        assert!(!sent.with(PRODUCER).is_settled());
+        assert!(!sent.producing().is_settled());
+        assert!(!sent.producing().producing().produced().is_settled());
+        assert!(sent.producing().produced().is_settled());
+        let thrown_away = sent.producing().producing_unread().produced();
+        assert!(!thrown_away.is_settled() && !thrown_away.has(PRODUCER));
+        assert!(thrown_away.produced_unread().is_settled());
         assert!(!sent.without(HEAD).is_settled());
         assert!(!Word(0).with(HEAD).is_settled());
         assert!(Word(0).with(HEAD | GAVE_UP).is_settled());

@@ -106,6 +106,7 @@ async fn in_a_continuation_the_ones_behind_it_run() {
     let app = Router::new().route("/panics", get(handler)).layer(ShutdownHookLayer::new(hook));
     let server = Server::start(app.merge(waits(&gate))).await;
     assert_eq!(beside_another(&server, &gate).await, Some(200));
+    server.journal.ended(3).await;
     assert_eq!(on_http1(&server).await, 200);
     server.journal.ended(4).await;
     assert_eq!(notes.all(), ["third", "the continuation panics, as this test wants it"].repeat(2));
@@ -553,6 +554,7 @@ async fn where_a_body_tells_its_length_it_is_a_500_and_the_continuation_runs() {
         let service = ShutdownHookLayer::new(told(&notes)).layer(service);
         let server = Server::start(Router::new().route_service("/panics", service).merge(waits(&gate))).await;
         assert_eq!(beside_another(&server, &gate).await, Some(500));
+        server.journal.ended(3).await;
         assert_eq!(on_http1(&server).await, 500);
         server.journal.ended(4).await;
         assert_eq!(notes.all(), ["continuation", "hook: NORMAL, Flushed"].repeat(2));

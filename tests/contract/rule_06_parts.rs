@@ -42,6 +42,7 @@ async fn before_the_head_it_is_a_503() {
     let mut client = server.connect().await;
     client.send_get("/").await;
     assert_eq!(client.response(false).await.status, 503);
+    server.journal.ended(1).await;
     assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().status, 503);
     server.journal.ended(2).await;
     assert_eq!(notes.all(), ["dropped", "hook: TIMEOUT, Flushed"].repeat(2));
@@ -123,6 +124,7 @@ async fn in_a_body_that_is_being_measured_it_is_a_503() {
     client.send_get("/").await;
     let reply = client.response(false).await;
     assert_eq!((reply.status, reply.header("connection")), (503, Some("close")));
+    server.journal.ended(1).await;
     assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().status, 503);
     server.journal.ended(2).await;
     assert_eq!(notes.all(), ["producing", "body dropped", "hook: TIMEOUT, Flushed"].repeat(2));
@@ -209,6 +211,7 @@ async fn in_the_continuation_it_is_dropped_and_the_response_was_whole() {
     let mut client = server.connect().await;
     client.send_get("/").await;
     assert_eq!(client.response(false).await.text(), "hello");
+    server.journal.ended(1).await;
     assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"hello");
     server.journal.ended(2).await;
     assert_eq!(notes.all(), ["continuation dropped", "hook: TIMEOUT, Flushed"].repeat(2));
@@ -252,6 +255,7 @@ async fn in_the_rest_of_a_handler_that_finished_it_is_dropped_and_the_response_w
     };
     let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
     assert_eq!(server.get("/").await.text(), "finished");
+    server.journal.ended(1).await;
     assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"finished");
     server.journal.ended(2).await;
     assert_eq!(notes.all(), ["rest dropped", "hook: TIMEOUT, Flushed"].repeat(2));

@@ -386,6 +386,7 @@ async fn what_was_given_to_finish_leaves_although_the_handler_fails_in_the_same_
         let mut client = server.connect().await;
         client.send_get("/").await;
         assert_eq!(client.response(false).await.text(), "finished");
+        server.journal.ended(1).await;
         assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"finished");
         server.journal.ended(2).await;
         assert_eq!(notes.all(), ["continuation", "hook: NORMAL, Flushed"].repeat(2));
