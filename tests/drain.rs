@@ -16,6 +16,8 @@ mod cut;
 #[path = "connection/frames.rs"]
 #[allow(dead_code, reason = "`connection` uses all of it")]
 mod frames;
+#[path = "drain/heard.rs"]
+mod heard;
 #[path = "drain/lost.rs"]
 mod lost;
 #[path = "drain/observed.rs"]

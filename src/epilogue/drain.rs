@@ -31,6 +31,22 @@ impl Epilogue {
         drain(&self.pool, None).await
     }
 
+    /// Whether a drain is under way: for a probe that asks whether this process is to be sent more.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.pool.drains.is_under_way()
+    }
+
+    /// Resolves when a drain begins, at once if one is under way: for whatever is to end by itself then.
+    /// [`Lifecycle::draining`](crate::Lifecycle::draining) is the same for a handler.
+    ///
+    /// # Cancel safety
+    ///
+    /// It counts from this call, and not from its first poll: a drain that is over by then was not missed.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
+        self.pool.drains.begun()
+    }
+
     /// Has the drains that are under way cut what is left now, as if their deadline had passed: for a second signal. Those
     /// that begin later are not concerned.
     pub fn cut(&self) {
@@ -56,7 +72,6 @@ pub(super) struct Serving<'a> {
 pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> DrainReport {
     let began = Instant::now();
     let in_flight = || serving.map(|serving| (serving.in_flight)()).unwrap_or_default();
-    #[cfg(feature = "status-page")]
     let _draining = pool.drains.begin();
     // What runs after responses comes after the connections: once none is left, only what runs itself can add to
     // it, and the pool waits for that.

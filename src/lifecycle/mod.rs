@@ -144,6 +144,37 @@ impl Lifecycle {
         self.0.wait_for(|word| word.status().is_aborted().then_some(())).await;
     }
 
+    /// Resolves when the server that the request came to begins to [drain](crate::Epilogue::drain), at once if it does
+    /// already; never where no drain is. An event stream, a long poll or a loop that has no end of its own ends with it, and
+    /// does not hold the drain up to its deadline:
+    ///
+    /// ```
+    /// use std::convert::Infallible;
+    /// use axum::response::sse::{Event, Sse};
+    /// use futures_util::{Stream, StreamExt as _, stream};
+    /// use tower_epilogue::Lifecycle;
+    ///
+    /// async fn ticks(lifecycle: Lifecycle) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+    ///     let ticks = stream::repeat(()).then(|()| async {
+    ///         tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    ///         Ok(Event::default().data("tick"))
+    ///     });
+    ///     Sse::new(ticks.take_until(lifecycle.draining()))
+    /// }
+    /// # let _ = ticks;
+    /// ```
+    ///
+    /// Under [`Epilogue::serve`](crate::Epilogue::serve) the drain begins with the signal; under another server, when
+    /// [`Epilogue::drain`](crate::Epilogue::drain) is called. Where several servers share an `Epilogue`, with the first of
+    /// them.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when it is dropped, as in `tokio::select!`. It counts from this call, and not from its first poll.
+    pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
+        self.0.pool().drains.begun()
+    }
+
     /// Sets whether the handler and the body's producer run on when the client leaves, and tells the setting
     /// before: PHP's `ignore_user_abort(true)`. To read it without setting it, see
     /// [`ignores_abort`](Self::ignores_abort).

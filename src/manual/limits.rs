@@ -114,40 +114,33 @@
 //! [how many connections](crate::DrainReport::closed_connections) were.
 //!
 //! **Event streams** end when somebody ends them, and so a drain waits for them until its deadline, then cuts them, and logs
-//! that it did. Where they stand, have the signal end them; clients of the kind of `EventSource` come again by themselves, to
-//! the next server. That takes a signal of one's own in the place of [`with_signals`](crate::Serve::with_signals):
+//! that it did. Have them end when it [begins](crate::Lifecycle::draining); clients of the kind of `EventSource` come again by
+//! themselves, to the next server:
 //!
 //! ```no_run
 //! # async fn serve(listener: tokio::net::TcpListener) -> std::io::Result<()> {
 //! use std::{convert::Infallible, time::Duration};
-//! use axum::{Router, extract::State, response::sse::{Event, Sse}, routing::get};
+//! use axum::{Router, response::sse::{Event, Sse}, routing::get};
 //! use futures_util::{Stream, StreamExt, stream};
-//! use tokio_util::sync::CancellationToken;
-//! use tower_epilogue::{Epilogue, TimeLimitLayer, shutdown_signal};
+//! use tower_epilogue::{Epilogue, Lifecycle, TimeLimitLayer};
 //!
-//! async fn ticks(State(stop): State<CancellationToken>) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
+//! async fn ticks(lifecycle: Lifecycle) -> Sse<impl Stream<Item = Result<Event, Infallible>>> {
 //!     let ticks = stream::repeat(()).then(|()| async {
 //!         tokio::time::sleep(Duration::from_secs(1)).await;
 //!         Ok(Event::default().data("tick"))
 //!     });
-//!     Sse::new(ticks.take_until(stop.cancelled_owned()))
+//!     Sse::new(ticks.take_until(lifecycle.draining()))
 //! }
 //!
-//! let stop = CancellationToken::new();
-//! let app = Router::new().route("/ticks", get(ticks).layer(TimeLimitLayer::off())).with_state(stop.clone());
-//! let signal = async move {
-//!     shutdown_signal().await;
-//!     stop.cancel();
-//! };
-//! let report = Epilogue::new()
-//!     .serve(listener, app)
-//!     .with_graceful_shutdown(signal)
-//!     .cut_on(shutdown_signal()) // a second one, since this is waited for once the drain has begun
-//!     .await?;
-//! println!("{report}");
+//! let app = Router::new().route("/ticks", get(ticks).layer(TimeLimitLayer::off()));
+//! println!("{}", Epilogue::new().serve(listener, app).with_signals().await?);
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! The same for long polls, and for continuations and jobs that have no end of their own. What else in the process is to hear
+//! of it awaits [`Epilogue::draining`](crate::Epilogue::draining). A probe that connects anew is refused from then on; one that
+//! keeps its connection is told by [`Epilogue::is_draining`](crate::Epilogue::is_draining).
 //!
 //! # How many continuations
 //!

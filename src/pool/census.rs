@@ -5,8 +5,6 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use tokio::sync::watch;
-
 use super::Straggler;
 use crate::event::RequestId;
 
@@ -24,40 +22,4 @@ pub(crate) trait Census: Send + Sync {
 /// A connection, which may be open.
 pub(crate) trait Open: Send + Sync {
     fn is_open(&self) -> bool;
-}
-
-/// The drains of a pool.
-#[derive(Debug, Default)]
-pub(crate) struct Drains(watch::Sender<DrainCount>);
-
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct DrainCount {
-    pub(crate) under_way: usize,
-    /// Only ever more, so that a short one is not missed.
-    pub(crate) over: u64,
-}
-
-/// A drain; over when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Draining<'a>(&'a Drains);
-
-impl Drains {
-    pub(crate) fn begin(&self) -> Draining<'_> {
-        self.0.send_modify(|drains| drains.under_way += 1);
-        Draining(self)
-    }
-
-    /// For whoever waits until one begins, or is over.
-    pub(crate) fn subscribe(&self) -> watch::Receiver<DrainCount> {
-        self.0.subscribe()
-    }
-}
-
-impl Drop for Draining<'_> {
-    fn drop(&mut self) {
-        self.0.0.send_modify(|drains| {
-            drains.under_way -= 1;
-            drains.over += 1;
-        });
-    }
 }

@@ -36,6 +36,7 @@ pub(crate) mod carry;
 pub(crate) mod caught;
 #[cfg(feature = "status-page")]
 pub(crate) mod census;
+pub(crate) mod drains;
 mod failure;
 mod feed;
 #[cfg(feature = "backtrace")]
@@ -116,8 +117,7 @@ pub(crate) struct Pool {
     pub(crate) slow: Option<SlowWatch>,
     #[cfg(feature = "status-page")]
     pub(crate) census: Option<Arc<dyn census::Census>>,
-    #[cfg(feature = "status-page")]
-    pub(crate) drains: census::Drains,
+    pub(crate) drains: drains::Drains,
     /// Has the drains that are under way cut at once.
     pub(crate) cut: tokio::sync::Notify,
     panics: AtomicUsize,

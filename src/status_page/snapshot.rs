@@ -131,7 +131,7 @@ impl Snapshot {
         let past = |past: &Past| past_row(past, page.uptime);
         Self {
             uptime_seconds: seconds(page.uptime),
-            draining: pool.drains.subscribe().borrow().under_way > 0,
+            draining: pool.drains.is_under_way(),
             connections_open: ledger.connections.open(),
             requests: Requests {
                 accepted: page.totals.ended + page.requests,

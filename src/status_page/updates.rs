@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::{Shown, html};
-use crate::{lifecycle::Lifecycle, pool::census::DrainCount};
+use crate::{lifecycle::Lifecycle, pool::drains::DrainCount};
 
 /// How often a page is brought up to date.
 const EVERY: Duration = Duration::from_secs(1);
