@@ -30,6 +30,8 @@ mod panics_in_drop;
 mod retries;
 #[path = "bad_input/services.rs"]
 mod services;
+#[path = "bad_input/statuses.rs"]
+mod statuses;
 #[path = "bad_input/strays.rs"]
 mod strays;
 #[path = "bad_input/subscribers.rs"]

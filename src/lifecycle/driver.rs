@@ -105,7 +105,7 @@ impl Driver {
             resume_unwind(payload);
         }
         caught::dispose(payload);
-        (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()
+        internal_error()
     }
 
     /// Keeps the response back, if the bounds ask for that.
@@ -148,6 +148,13 @@ impl Driver {
         match result {
             Ok(mut response) => {
                 response::collect(shared, &mut response);
+                if self.catches_panics && response::is_unfinal(shared, response.status()) {
+                    let (route, status) = (shared.route(), response.status().as_u16());
+                    caught::tell(|| {
+                        tracing::error!(route, status, "this status is no final response: a 500 was answered");
+                    });
+                    caught::discard(std::mem::replace(&mut response, internal_error()));
+                }
                 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
                 super::job::refuse_unkept(shared, &mut response);
                 // What its body says of itself is the code of whoever made it.
@@ -167,6 +174,10 @@ impl Driver {
             }
         }
     }
+}
+
+fn internal_error() -> Response {
+    (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response()
 }
 
 impl Drop for Driver {

@@ -123,6 +123,12 @@ pub(super) fn is_bodiless(shared: &Shared, status: StatusCode) -> bool {
         || status == StatusCode::NOT_MODIFIED
 }
 
+/// Whether no server may send it as the one response (RFC 9110, section 15.2). A 101 of HTTP/1 is one (section 15.2.2), and
+/// HTTP/2 has none (RFC 9113, section 8.6).
+pub(super) fn is_unfinal(shared: &Shared, status: StatusCode) -> bool {
+    status.is_informational() && !is_upgrade(shared, status)
+}
+
 /// Whether the connection is the application's behind this response (RFC 9110, sections 9.3.6 and 15.2.2). Over HTTP/2 that
 /// is a stream of it.
 pub(super) fn is_upgrade(shared: &Shared, status: StatusCode) -> bool {
