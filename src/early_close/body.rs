@@ -121,6 +121,8 @@ impl Buffer {
         if rest.is_none() && self.trailers.is_none() && self.pieces.len() <= 1 {
             return Body::from(self.pieces.pop_front().unwrap_or_default());
         }
+        // What is left of the room would be kept for as long as the rest streams.
+        self.gathered = BytesMut::new();
         self.rest = rest;
         Body::new(self)
     }
@@ -218,6 +220,21 @@ mod tests {
         let whole = body.collect().await.unwrap();
         assert_eq!(whole.trailers(), Some(&trailers));
         assert_eq!(whole.to_bytes(), bytes);
+    }
+
+    /// What follows may stream for hours.
+    #[tokio::test]
+    async fn nothing_of_a_room_is_kept_for_the_rest() {
+        let (buffer, bytes) = filled(&[5, 9000, 7]);
+        let mut body = buffer.into_body(Some(Body::from("the rest")));
+        let mut pieces = Vec::new();
+        while pieces.iter().map(Bytes::len).sum::<usize>() < bytes.len() {
+            pieces.push(body.frame().await.unwrap().unwrap().into_data().unwrap());
+        }
+        // The first and the last lie in one room.
+        assert_eq!(pieces.len(), 3);
+        drop(pieces.swap_remove(0));
+        assert!(pieces.iter().all(Bytes::is_unique));
     }
 
     #[test]
