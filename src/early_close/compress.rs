@@ -129,14 +129,11 @@ impl Compress {
         (parts, Body::new(amended))
     }
 
-    /// The head of a HEAD response whose body was taken off before its encoding: what its GET's would be, but for the
-    /// length, which may be left out (RFC 9110, section 9.3.2).
+    /// The head of a HEAD response whose body was taken off before its encoding, or is empty: what its GET's would be, but
+    /// for the length, which may be left out (RFC 9110, section 9.3.2).
     pub(super) fn encode_head(&self, accepts: Accepts, parts: Parts) -> Parts {
         let declared = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let Some(length) = declared else {
-            return parts;
-        };
-        self.encode(accepts, parts, Body::new(Absent(length))).0
+        self.encode(accepts, parts, Body::new(Absent(declared.unwrap_or(0)))).0
     }
 
     /// The head of a 304 for what was encoded.

@@ -9,7 +9,11 @@ use axum_core::{
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, Version, header::CONTENT_LENGTH, response::Parts};
+use http::{
+    HeaderMap, StatusCode, Version,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH},
+    response::Parts,
+};
 use http_body::Body as _;
 
 use super::{
@@ -257,16 +261,16 @@ impl Shaping {
 // === leaving ===
 
 impl Shaping {
-    /// A HEAD response whose body was taken off already, with its length.
+    /// A HEAD response whose body was taken off already, with its length, or is empty.
     fn leave_head(&mut self, parts: Parts) -> Response {
-        let declared = parts.headers.contains_key(CONTENT_LENGTH);
+        let was_encoded = parts.headers.contains_key(CONTENT_ENCODING);
         let mut parts = self.encode_head(parts);
         // What the function would have made of the body is not known, and may be left out (RFC 9110, section 9.3.2).
         let maps = self.settings.map.is_some();
         if maps {
             parts.headers.remove(CONTENT_LENGTH);
         }
-        let unknown = maps || (declared && !parts.headers.contains_key(CONTENT_LENGTH));
+        let unknown = maps || parts.headers.contains_key(CONTENT_ENCODING) != was_encoded;
         self.leave(parts, if unknown { taken_off() } else { Body::empty() })
     }
 
