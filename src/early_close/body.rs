@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, header::TRAILER};
 use http_body::{Frame, SizeHint};
 
-use super::rules::lists;
+use crate::listed::lists;
 
 /// Pieces below this are copied together: as it is, each would cost more room than its bytes, and a write of its own.
 const SMALL: usize = 8 * 1024;
@@ -98,7 +98,7 @@ impl Buffer {
 
     /// Whether there are trailers that a server may send in chunks: hyper does if the head names them.
     pub(super) fn has_named_trailers(&self, headers: &HeaderMap) -> bool {
-        let names = |name: &HeaderName| lists(headers, &TRAILER, name.as_str().as_bytes());
+        let names = |name: &HeaderName| lists(headers, &TRAILER, name.as_str());
         self.trailers.as_ref().is_some_and(|trailers| trailers.keys().any(names))
     }
 

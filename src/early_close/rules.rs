@@ -3,7 +3,10 @@
 use axum_core::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header, response::Parts};
 
-use crate::pool::caught;
+use crate::{
+    listed::{has, lists},
+    pool::caught,
+};
 
 /// What of a request decides the shape of its response.
 pub(super) struct Asked {
@@ -20,7 +23,7 @@ impl Asked {
             version,
             head: request.method() == Method::HEAD,
             connect: request.method() == Method::CONNECT,
-            takes_trailers: version == Version::HTTP_11 && lists(request.headers(), &header::TE, b"trailers"),
+            takes_trailers: version == Version::HTTP_11 && lists(request.headers(), &header::TE, "trailers"),
         }
     }
 
@@ -52,7 +55,7 @@ fn streams(headers: &HeaderMap) -> bool {
         content_type.first().is_some_and(|first| first.eq_ignore_ascii_case(&streamed[0]))
             && content_type.len() >= streamed.len()
             && content_type[..streamed.len()].eq_ignore_ascii_case(streamed)
-    }) || lists(headers, &X_ACCEL_BUFFERING, b"no")
+    }) || lists(headers, &X_ACCEL_BUFFERING, "no")
 }
 
 /// How long a connection may be idle, which this one will not be.
@@ -60,26 +63,6 @@ static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// What a proxy is asked not to hold back: nginx's name.
 static X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-
-/// So few headers are looked through sooner than hashed for.
-const FEW: usize = 12;
-
-/// Whether there is such a header.
-fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
-    if headers.len() > FEW { headers.contains_key(name) } else { headers.keys().any(|other| other == name) }
-}
-
-/// Whether `token` is among those that `name` lists, whatever its parameters.
-pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
-    has(headers, name) && is_listed(headers, name, token)
-}
-
-fn is_listed(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
-    headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|listed| {
-        let listed = listed.split(|byte| *byte == b';').next().unwrap_or_default();
-        listed.trim_ascii().eq_ignore_ascii_case(token)
-    })
-}
 
 pub(super) fn close(parts: &mut Parts, version: Version) {
     let close = beside_others(&parts.headers).unwrap_or_else(|| HeaderValue::from_static("close"));
