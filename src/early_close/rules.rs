@@ -37,12 +37,16 @@ impl Asked {
 
     /// Responses that have no length to declare, or that a client reads as they come.
     pub(super) fn passes_through(&self, response: &Response) -> bool {
-        let status = response.status();
-        is_bodiless(status) || (self.connect && status.is_success()) || streams(response.headers())
+        self.is_bodiless(response.status()) || streams(response.headers())
+    }
+
+    /// Whether a response with this status has no body (RFC 9110, sections 6.4.1 and 9.3.6).
+    pub(super) fn is_bodiless(&self, status: StatusCode) -> bool {
+        is_bodiless(status) || (self.connect && status.is_success())
     }
 }
 
-/// Whether a response with this status never has a body (RFC 9110, section 6.4.1).
+/// Whether it never has one, whatever was asked.
 pub(super) fn is_bodiless(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
 }

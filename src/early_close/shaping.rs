@@ -234,11 +234,11 @@ impl Shaping {
         }
     }
 
-    fn pass(&self, mut response: Response) -> Response {
+    /// What stands for something that was encoded.
+    fn amend(&self, response: &mut Response) {
         if self.settings.compress.is_some() && response.status() == StatusCode::NOT_MODIFIED {
             Compress::not_modified(&self.accepts, response.headers_mut());
         }
-        response
     }
 }
 
@@ -253,9 +253,7 @@ impl Shaping {
         parts
     }
 
-    fn pass(&self, response: Response) -> Response {
-        response
-    }
+    fn amend(&self, _: &mut Response) {}
 }
 
 // === leaving ===
@@ -274,6 +272,23 @@ impl Shaping {
         self.leave(parts, if unknown { taken_off() } else { Body::empty() })
     }
 
+    fn pass(&self, mut response: Response) -> Response {
+        self.amend(&mut response);
+        let (mut parts, body) = response.into_parts();
+        if !self.asked.is_bodiless(parts.status) && self.ends_by_close(&parts, &body) {
+            rules::close(&mut parts, self.asked.version);
+        }
+        Response::from_parts(parts, body)
+    }
+
+    /// Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
+    fn ends_by_close(&self, parts: &Parts, body: &Body) -> bool {
+        self.asked.version <= Version::HTTP_10
+            && body.size_hint().exact().is_none()
+            && !body.is_end_stream()
+            && !parts.headers.contains_key(CONTENT_LENGTH)
+    }
+
     fn leave_measured(&self, mut parts: Parts, buffer: Buffer) -> Response {
         // A declared length would cost the trailers, if they have not been given up for one already.
         let for_trailers = self.asked.needs_chunks_for_trailers() && buffer.has_named_trailers(&parts.headers);
@@ -287,12 +302,7 @@ impl Shaping {
         if body.size_hint().exact().is_none() {
             rules::keep_declared(&mut parts, body.size_hint().lower(), &self.lifecycle);
         }
-        // Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
-        let ends_by_close = self.asked.version <= Version::HTTP_10
-            && body.size_hint().exact().is_none()
-            && !body.is_end_stream()
-            && !parts.headers.contains_key(CONTENT_LENGTH);
-        if ends_by_close || (self.settings.close && self.asked.version <= Version::HTTP_11) {
+        if self.ends_by_close(&parts, &body) || (self.settings.close && self.asked.version <= Version::HTTP_11) {
             rules::close(&mut parts, self.asked.version);
         }
         if self.inside {

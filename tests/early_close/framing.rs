@@ -125,6 +125,14 @@ async fn what_says_that_it_streams_is_not_held_back() {
         let framing = (reply.header("content-length"), reply.header("transfer-encoding"), reply.header("connection"));
         assert_eq!(framing, (None, Some("chunked"), None), "{header:?}");
         assert!(reply.body == whole());
+
+        // HTTP/1.0 has it end with its connection, which is not to be promised to live on.
+        let mut client = server.connect().await;
+        client.send("GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await;
+        let reply = client.reply().await;
+        assert!(reply.body == whole());
+        assert_eq!(reply.sorted_head()[0], "HTTP/1.0 200 OK");
+        assert_eq!(reply.header("connection"), Some("close"), "{header:?}");
     }
 }
 
