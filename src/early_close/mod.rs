@@ -161,7 +161,7 @@ impl EarlyCloseLayer {
     ///
     /// The bytes are those of the handler, before this layer encodes them; what another layer inside has encoded says
     /// so with a `Content-Encoding` among the parts, and what is a part of something larger, as of a file, with its status, a
-    /// 206. A body in one piece is not copied.
+    /// 206. A body in one piece is not copied. Trailers stay as they were, also a digest of the bytes as they were.
     ///
     /// Of several functions the last one holds.
     ///
