@@ -27,8 +27,8 @@
 //!   framing that the server chooses (RFC 9112, section 6.3). Large pieces are not copied; small ones are gathered,
 //!   each byte once.
 //! - On HTTP/1, `Connection: close` (RFC 9112, section 9.6); never on HTTP/2 (RFC 9113, section 8.2.2). With
-//!   [`keep_alive`](EarlyCloseLayer::keep_alive) only where it is the end of the connection that ends a body: on HTTP/1.0,
-//!   past the limit, and for what passes through as a stream.
+//!   [`keep_alive`](EarlyCloseLayer::keep_alive) only where it is the end of the connection that ends a body: past the
+//!   limit on HTTP/1.0.
 //! - A `Content-Length` that the handler declared, and that is wrong, is corrected and logged. Where the body streams on, it is
 //!   left out if what was read of it shows that.
 //! - A body that fails before the head is sent: a 500. After it: a broken connection.
@@ -38,7 +38,7 @@
 //! - A `HEAD` request is answered with the headers of its `GET`.
 //! - With [`map_buffer`](EarlyCloseLayer::map_buffer), a function of yours may change each whole body before it leaves.
 //! - Informational responses, 204, 304, upgrades, successful `CONNECT`s, event streams, gRPC,
-//!   `multipart/x-mixed-replace` and what says `X-Accel-Buffering: no` pass through untouched, but for that.
+//!   `multipart/x-mixed-replace` and what says `X-Accel-Buffering: no` pass through untouched.
 //!
 //! Without this layer a continuation lets the client go just as early; the connection then stays open for its
 //! next request.

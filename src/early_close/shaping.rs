@@ -274,19 +274,19 @@ impl Shaping {
 
     fn pass(&self, mut response: Response) -> Response {
         self.amend(&mut response);
-        let (mut parts, body) = response.into_parts();
-        if !self.asked.is_bodiless(parts.status) && self.ends_by_close(&parts, &body) {
-            rules::close(&mut parts, self.asked.version);
+        if !self.asked.is_bodiless(response.status()) && self.ends_by_close(response.headers(), response.body()) {
+            // Else hyper promises a client that asks for it a connection that lives on.
+            *response.version_mut() = self.asked.version;
         }
-        Response::from_parts(parts, body)
+        response
     }
 
     /// Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
-    fn ends_by_close(&self, parts: &Parts, body: &Body) -> bool {
+    fn ends_by_close(&self, headers: &HeaderMap, body: &Body) -> bool {
         self.asked.version <= Version::HTTP_10
             && body.size_hint().exact().is_none()
             && !body.is_end_stream()
-            && !parts.headers.contains_key(CONTENT_LENGTH)
+            && !headers.contains_key(CONTENT_LENGTH)
     }
 
     fn leave_measured(&self, mut parts: Parts, buffer: Buffer) -> Response {
@@ -302,7 +302,8 @@ impl Shaping {
         if body.size_hint().exact().is_none() {
             rules::keep_declared(&mut parts, body.size_hint().lower(), &self.lifecycle);
         }
-        if self.ends_by_close(&parts, &body) || (self.settings.close && self.asked.version <= Version::HTTP_11) {
+        if self.ends_by_close(&parts.headers, &body) || (self.settings.close && self.asked.version <= Version::HTTP_11)
+        {
             rules::close(&mut parts, self.asked.version);
         }
         if self.inside {
