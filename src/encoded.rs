@@ -1,9 +1,11 @@
-//! What an encoding of a response does to its entity tag, and what forbids it.
+//! What an encoding of a response does to its head, and what forbids it.
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
-    header::{ETAG, IF_NONE_MATCH, TRAILER},
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{ACCEPT_ENCODING, CACHE_CONTROL, ETAG, IF_NONE_MATCH, TRAILER, VARY},
 };
+
+use crate::listed::lists;
 
 const DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-digest"),
@@ -12,13 +14,22 @@ const DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-md5"),
 ];
 
+/// Whether the bytes of a response are to stay as they are: as parts, since several at once have no `Content-Range` of their
+/// own (RFC 9110, section 15.3.7.2), by `no-transform` (RFC 9111, section 5.2.2.6), or by a digest of them.
+pub(crate) fn is_fixed(status: StatusCode, headers: &HeaderMap) -> bool {
+    status == StatusCode::PARTIAL_CONTENT || lists(headers, &CACHE_CONTROL, "no-transform") || has_digest(headers)
+}
+
 /// Whether a response says what digest its bytes have, which encoded ones have not (RFC 9530), or that its trailers will.
-pub(crate) fn has_digest(headers: &HeaderMap) -> bool {
-    let announced = |digest: &HeaderName| {
-        let mut names = headers.get_all(TRAILER).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
-        names.any(|name| name.trim_ascii().eq_ignore_ascii_case(digest.as_str().as_bytes()))
-    };
-    DIGESTS.iter().any(|digest| headers.contains_key(digest) || announced(digest))
+fn has_digest(headers: &HeaderMap) -> bool {
+    DIGESTS.iter().any(|digest| headers.contains_key(digest) || lists(headers, &TRAILER, digest.as_str()))
+}
+
+/// What is sent depends on what the request accepts (RFC 9110, section 12.5.5).
+pub(crate) fn vary(headers: &mut HeaderMap) {
+    if !lists(headers, &VARY, ACCEPT_ENCODING.as_str()) && !lists(headers, &VARY, "*") {
+        headers.append(VARY, HeaderValue::from(ACCEPT_ENCODING));
+    }
 }
 
 /// What the trailers of a body that was encoded say of it: digests of the plain bytes, which nothing announced, are left
@@ -84,6 +95,22 @@ mod tests {
 
     fn headers(tag: &'static str) -> HeaderMap {
         [(ETAG, HeaderValue::from_static(tag))].into_iter().collect()
+    }
+
+    #[test]
+    fn what_says_so_stays_as_it_is() {
+        for (name, value) in [
+            ("cache-control", "public, no-transform"),
+            ("content-digest", "sha-256=:AAAA:"),
+            ("repr-digest", "sha-256=:AAAA:"),
+            ("trailer", "x-note, Repr-Digest"),
+        ] {
+            let named = [(HeaderName::from_static(name), HeaderValue::from_static(value))];
+            assert!(is_fixed(StatusCode::OK, &named.into_iter().collect()), "{name}");
+        }
+        let cached = [(CACHE_CONTROL, HeaderValue::from_static("public, max-age=5"))].into_iter().collect();
+        assert!(!is_fixed(StatusCode::OK, &cached));
+        assert!(is_fixed(StatusCode::PARTIAL_CONTENT, &cached));
     }
 
     #[test]

@@ -32,6 +32,7 @@ mod encoded;
 mod epilogue;
 mod event;
 mod lifecycle;
+mod listed;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod pool;

@@ -12,6 +12,8 @@ mod support;
 mod end;
 #[path = "output/leave.rs"]
 mod leave;
+#[path = "output/wakers.rs"]
+mod wakers;
 #[path = "output/write.rs"]
 mod write;
 

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 
 use super::{Settings, accept::Encoding, body::Compressed, encoder::Encoder};
 use crate::{
-    encoded::{self, weaken},
+    encoded::{self, is_fixed, vary, weaken},
     lifecycle::{Drive, Hold, response_future},
 };
 
@@ -95,12 +95,10 @@ fn streams(response: &Response) -> bool {
 fn may_be_compressed(response: &Response) -> bool {
     let (status, headers) = (response.status(), response.headers());
     let never = status.is_informational()
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::PARTIAL_CONTENT)
+        || status == StatusCode::NO_CONTENT
         || headers.contains_key(header::CONTENT_ENCODING)
         || headers.contains_key(header::CONTENT_RANGE)
-        // RFC 9111, section 5.2.2.6.
-        || lists(headers, &header::CACHE_CONTROL, "no-transform")
-        || encoded::has_digest(headers);
+        || is_fixed(status, headers);
     !never && !is_compressed_already(headers)
 }
 
@@ -112,19 +110,6 @@ fn is_compressed_already(headers: &HeaderMap) -> bool {
     let compressed = ["image/", "audio/", "video/", "font/woff", "application/grpc"].iter().any(is)
         || ["application/zip", "application/gzip", "application/x-gzip", "application/zstd"].iter().any(is);
     compressed && !content_type.starts_with("image/svg+xml")
-}
-
-/// Whether a list of tokens has this one.
-fn lists(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
-    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|listed| listed.trim().eq_ignore_ascii_case(token))
-}
-
-/// What is sent depends on what the request accepts, also where that is the plain body (RFC 9110, section 12.5.5).
-fn vary(headers: &mut HeaderMap) {
-    if !lists(headers, &header::VARY, "accept-encoding") && !lists(headers, &header::VARY, "*") {
-        headers.append(header::VARY, HeaderValue::from_static("accept-encoding"));
-    }
 }
 
 /// The head of the compressed representation.

@@ -144,7 +144,8 @@ impl CompressedStreamLayer {
     }
 
     /// How long the producer may have nothing to give before what it gave is flushed; zero by default, which flushes
-    /// at once. A producer of many small pieces compresses better with some milliseconds.
+    /// at once. A producer of many small pieces compresses better with some milliseconds; each piece begins them anew, so that
+    /// one that never pauses for so long is seen only when the encoder gives something out, or when it says flush.
     ///
     /// `None` flushes only when the producer says so, with [`Output::flush`](crate::Output::flush) or an empty frame. What
     /// it does not flush may wait for the end.

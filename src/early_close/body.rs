@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, header::TRAILER};
 use http_body::{Frame, SizeHint};
 
-use super::rules::lists;
+use crate::listed::lists;
 
 /// Pieces below this are copied together: as it is, each would cost more room than its bytes, and a write of its own.
 const SMALL: usize = 8 * 1024;
@@ -98,7 +98,7 @@ impl Buffer {
 
     /// Whether there are trailers that a server may send in chunks: hyper does if the head names them.
     pub(super) fn has_named_trailers(&self, headers: &HeaderMap) -> bool {
-        let names = |name: &HeaderName| lists(headers, &TRAILER, name.as_str().as_bytes());
+        let names = |name: &HeaderName| lists(headers, &TRAILER, name.as_str());
         self.trailers.as_ref().is_some_and(|trailers| trailers.keys().any(names))
     }
 
@@ -121,6 +121,8 @@ impl Buffer {
         if rest.is_none() && self.trailers.is_none() && self.pieces.len() <= 1 {
             return Body::from(self.pieces.pop_front().unwrap_or_default());
         }
+        // What is left of the room would be kept for as long as the rest streams.
+        self.gathered = BytesMut::new();
         self.rest = rest;
         Body::new(self)
     }
@@ -218,6 +220,21 @@ mod tests {
         let whole = body.collect().await.unwrap();
         assert_eq!(whole.trailers(), Some(&trailers));
         assert_eq!(whole.to_bytes(), bytes);
+    }
+
+    /// What follows may stream for hours.
+    #[tokio::test]
+    async fn nothing_of_a_room_is_kept_for_the_rest() {
+        let (buffer, bytes) = filled(&[5, 9000, 7]);
+        let mut body = buffer.into_body(Some(Body::from("the rest")));
+        let mut pieces = Vec::new();
+        while pieces.iter().map(Bytes::len).sum::<usize>() < bytes.len() {
+            pieces.push(body.frame().await.unwrap().unwrap().into_data().unwrap());
+        }
+        // The first and the last lie in one room.
+        assert_eq!(pieces.len(), 3);
+        drop(pieces.swap_remove(0));
+        assert!(pieces.iter().all(Bytes::is_unique));
     }
 
     #[test]

@@ -12,11 +12,8 @@ use std::{
 use axum_core::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Request, StatusCode,
-    header::{
-        ACCEPT_ENCODING, ACCEPT_RANGES, CACHE_CONTROL, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-        VARY,
-    },
+    HeaderMap, HeaderValue, Request,
+    header::{ACCEPT_ENCODING, ACCEPT_RANGES, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE},
     response::Parts,
 };
 use http_body::{Body as _, Frame, SizeHint};
@@ -28,8 +25,8 @@ use tower_http::compression::{
 use tower_layer::Layer as _;
 use tower_service::Service;
 
-use super::{gzip::Gzips, rules::lists};
-use crate::encoded::{self, weaken};
+use super::gzip::Gzips;
+use crate::encoded::{self, is_fixed, vary, weaken};
 
 /// The layer's settings, whatever their predicate.
 #[derive(Clone)]
@@ -82,10 +79,8 @@ impl Compress {
         let (accepted, None) = (accepted.next()?, accepted.next()) else {
             return None;
         };
-        let headers = &parts.headers;
-        let is_fixed =
-            headers.contains_key(CONTENT_ENCODING) || headers.contains_key(CONTENT_RANGE) || is_fixed(headers);
-        if is_fixed || parts.status == StatusCode::PARTIAL_CONTENT || !is_worth_it(parts, length) {
+        let is_left = [CONTENT_ENCODING, CONTENT_RANGE].iter().any(|name| parts.headers.contains_key(name));
+        if is_left || is_fixed(parts.status, &parts.headers) || !is_worth_it(parts, length) {
             return None;
         }
         let negotiate = || {
@@ -106,8 +101,7 @@ impl Compress {
 
     /// The response with its body encoded as the client accepts it, or as it is.
     pub(super) fn encode(&self, accepts: Accepts, parts: Parts, body: Body) -> (Parts, Body) {
-        // Several ranges at once have no `Content-Range` of their own (RFC 9110, section 15.3.7.2).
-        if is_fixed(&parts.headers) || parts.status == StatusCode::PARTIAL_CONTENT {
+        if is_fixed(parts.status, &parts.headers) {
             return (parts, body);
         }
         // What is finite and short is taken at one go.
@@ -129,14 +123,11 @@ impl Compress {
         (parts, Body::new(amended))
     }
 
-    /// The head of a HEAD response whose body was taken off before its encoding: what its GET's would be, but for the
-    /// length, which may be left out (RFC 9110, section 9.3.2).
+    /// The head of a HEAD response whose body was taken off before its encoding, or is empty: what its GET's would be, but
+    /// for the length, which may be left out (RFC 9110, section 9.3.2).
     pub(super) fn encode_head(&self, accepts: Accepts, parts: Parts) -> Parts {
         let declared = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-        let Some(length) = declared else {
-            return parts;
-        };
-        self.encode(accepts, parts, Body::new(Absent(length))).0
+        self.encode(accepts, parts, Body::new(Absent(declared.unwrap_or(0)))).0
     }
 
     /// The head of a 304 for what was encoded.
@@ -147,12 +138,6 @@ impl Compress {
     }
 }
 
-/// Whether a response says that its bytes are to stay as they are: by `no-transform` (RFC 9111, section 5.2.2.6), or
-/// by a digest of them.
-fn is_fixed(headers: &HeaderMap) -> bool {
-    lists(headers, &CACHE_CONTROL, b"no-transform") || encoded::has_digest(headers)
-}
-
 /// What tower-http's layer asks by default of a response of that length.
 fn is_worth_it(parts: &Parts, length: u64) -> bool {
     let mut response = http::Response::new(Absent(length));
@@ -160,13 +145,6 @@ fn is_worth_it(parts: &Parts, length: u64) -> bool {
         response.headers_mut().insert(CONTENT_TYPE, content_type.clone());
     }
     DefaultPredicate::new().should_compress(&response)
-}
-
-/// A cache has to tell encodings apart.
-fn vary(headers: &mut HeaderMap) {
-    if !lists(headers, &VARY, ACCEPT_ENCODING.as_str().as_bytes()) {
-        headers.append(VARY, HeaderValue::from(ACCEPT_ENCODING));
-    }
 }
 
 /// tower-http's layer without its predicate's type.
@@ -267,28 +245,5 @@ impl http_body::Body for Absent {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.0)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use http::HeaderName;
-
-    use super::*;
-
-    fn headers(list: &[(HeaderName, &'static str)]) -> HeaderMap {
-        list.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect()
-    }
-
-    #[test]
-    fn what_says_so_stays_as_it_is() {
-        for (name, value) in [
-            (CACHE_CONTROL, "public, no-transform"),
-            (HeaderName::from_static("content-digest"), "sha-256=:AAAA:"),
-            (HeaderName::from_static("repr-digest"), "sha-256=:AAAA:"),
-        ] {
-            assert!(is_fixed(&headers(&[(name, value)])));
-        }
-        assert!(!is_fixed(&headers(&[(CACHE_CONTROL, "public, max-age=5")])));
     }
 }

@@ -52,7 +52,11 @@ impl Gzips {
         // A copy: it is a slice of the buffer that its request was read into, which it would keep in memory as a whole.
         let Ok(copy) = HeaderValue::from_bytes(accepted.as_bytes()) else { return is };
         let mut list = lock(&self.negotiated);
-        if list.len() < REMEMBERED.0 && known(&list).is_none() {
+        if known(&list).is_none() {
+            // The oldest makes room: clients that ask for ever new ones are not to fill it for good.
+            if list.len() == REMEMBERED.0 {
+                list.remove(0);
+            }
             list.push((copy, is));
         }
         is
@@ -115,9 +119,10 @@ impl Gzip {
     }
 
     fn keep(&self, mut compress: Compress) {
+        // Before the lock: it clears all of its memory.
+        compress.reset();
         let mut idle = lock(&self.pool.idle);
         if idle.len() < KEPT {
-            compress.reset();
             idle.push(compress);
         }
     }
@@ -161,6 +166,17 @@ impl Drop for Gzip {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_many_others_have_asked_for_does_not_keep_one_from_being_remembered() {
+        let gzips = Gzips::default();
+        for number in 0..REMEMBERED.0 {
+            gzips.are_for(&HeaderValue::from_str(&format!("nonsense-{number}")).unwrap(), || false);
+        }
+        let accepted = HeaderValue::from_static("gzip, br");
+        assert!(gzips.are_for(&accepted, || true) && gzips.are_for(&accepted, || false));
+        assert_eq!(lock(&gzips.negotiated).len(), REMEMBERED.0);
+    }
 
     /// A header's value is a slice of the buffer that its request was read into.
     #[test]

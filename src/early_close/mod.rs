@@ -53,8 +53,8 @@
 //! - `Vary` names `accept-encoding`, `Accept-Ranges` goes, and a strong `ETag` becomes a weak one (RFC 9110, section
 //!   8.8.1), in a 304 for it as well. A client can use that for `If-None-Match`, which compares weakly, but not for
 //!   `If-Match` or a range.
-//! - `HEAD` has the headers of its `GET`, whose body is encoded for that; where a body was taken off before it came
-//!   here, all but the length.
+//! - `HEAD` has the headers of its `GET`, whose body is encoded for that; where a body of known length was taken off before
+//!   it came here, all but the length. One of unknown length that was taken off looks like an empty one, and is not encoded.
 //! - Not compressed is what tower-http's predicate says (by default: images, gRPC, event streams and fewer than 32
 //!   bytes), what is encoded already, and ranges.
 //!
@@ -63,8 +63,10 @@
 //! weakened; and `compress` has bodies of known length within the limit compressed with gzip by compressors that are used
 //! again, which for small pages takes a fraction of the time. At most 16 are kept, of some 300 KiB each.
 //!
-//! What a stream gives is not flushed through its encoder piece by piece: an event stream passes through uncompressed,
-//! and progress output wants a patience of zero and no compression.
+//! Whether what a stream gives is flushed through its encoder when it pauses is for the encoder to say, and no flush of an
+//! [`Output`](crate::Output) has a say in it: an event stream passes through uncompressed, and progress output wants a
+//! patience of zero, and a `CompressedStreamLayer` (feature `compressed-stream`) inside of this one, which takes the
+//! compression over.
 
 use std::{future::Future, time::Duration};
 
@@ -159,7 +161,7 @@ impl EarlyCloseLayer {
     ///
     /// The bytes are those of the handler, before this layer encodes them; what another layer inside has encoded says
     /// so with a `Content-Encoding` among the parts, and what is a part of something larger, as of a file, with its status, a
-    /// 206. A body in one piece is not copied.
+    /// 206. A body in one piece is not copied. Trailers stay as they were, also a digest of the bytes as they were.
     ///
     /// Of several functions the last one holds.
     ///

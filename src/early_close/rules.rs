@@ -3,7 +3,11 @@
 use axum_core::response::Response;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Version, header, response::Parts};
 
-use crate::pool::caught;
+use crate::{
+    lifecycle::Lifecycle,
+    listed::{has, lists},
+    pool::caught,
+};
 
 /// What of a request decides the shape of its response.
 pub(super) struct Asked {
@@ -20,7 +24,7 @@ impl Asked {
             version,
             head: request.method() == Method::HEAD,
             connect: request.method() == Method::CONNECT,
-            takes_trailers: version == Version::HTTP_11 && lists(request.headers(), &header::TE, b"trailers"),
+            takes_trailers: version == Version::HTTP_11 && lists(request.headers(), &header::TE, "trailers"),
         }
     }
 
@@ -33,12 +37,16 @@ impl Asked {
 
     /// Responses that have no length to declare, or that a client reads as they come.
     pub(super) fn passes_through(&self, response: &Response) -> bool {
-        let status = response.status();
-        is_bodiless(status) || (self.connect && status.is_success()) || streams(response.headers())
+        self.is_bodiless(response.status()) || streams(response.headers())
+    }
+
+    /// Whether a response with this status has no body (RFC 9110, sections 6.4.1 and 9.3.6).
+    pub(super) fn is_bodiless(&self, status: StatusCode) -> bool {
+        is_bodiless(status) || (self.connect && status.is_success())
     }
 }
 
-/// Whether a response with this status never has a body (RFC 9110, section 6.4.1).
+/// Whether it never has one, whatever was asked.
 pub(super) fn is_bodiless(status: StatusCode) -> bool {
     status.is_informational() || status == StatusCode::NO_CONTENT || status == StatusCode::NOT_MODIFIED
 }
@@ -52,7 +60,7 @@ fn streams(headers: &HeaderMap) -> bool {
         content_type.first().is_some_and(|first| first.eq_ignore_ascii_case(&streamed[0]))
             && content_type.len() >= streamed.len()
             && content_type[..streamed.len()].eq_ignore_ascii_case(streamed)
-    }) || lists(headers, &X_ACCEL_BUFFERING, b"no")
+    }) || lists(headers, &X_ACCEL_BUFFERING, "no")
 }
 
 /// How long a connection may be idle, which this one will not be.
@@ -60,26 +68,6 @@ static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
 /// What a proxy is asked not to hold back: nginx's name.
 static X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-
-/// So few headers are looked through sooner than hashed for.
-const FEW: usize = 12;
-
-/// Whether there is such a header.
-fn has(headers: &HeaderMap, name: &HeaderName) -> bool {
-    if headers.len() > FEW { headers.contains_key(name) } else { headers.keys().any(|other| other == name) }
-}
-
-/// Whether `token` is among those that `name` lists, whatever its parameters.
-pub(super) fn lists(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
-    has(headers, name) && is_listed(headers, name, token)
-}
-
-fn is_listed(headers: &HeaderMap, name: &HeaderName, token: &[u8]) -> bool {
-    headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|listed| {
-        let listed = listed.split(|byte| *byte == b';').next().unwrap_or_default();
-        listed.trim_ascii().eq_ignore_ascii_case(token)
-    })
-}
 
 pub(super) fn close(parts: &mut Parts, version: Version) {
     let close = beside_others(&parts.headers).unwrap_or_else(|| HeaderValue::from_static("close"));
@@ -122,12 +110,13 @@ fn number(mut number: u64) -> HeaderValue {
     HeaderValue::from_bytes(&digits[first..]).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
-pub(super) fn declare(parts: &mut Parts, length: u64) {
+pub(super) fn declare(parts: &mut Parts, length: u64, lifecycle: &Lifecycle) {
     let value = number(length);
     let declared = parts.headers.insert(header::CONTENT_LENGTH, value);
     if let Some(declared) = declared.filter(|declared| *declared != parts.headers[header::CONTENT_LENGTH]) {
+        let route = lifecycle.0.route();
         caught::tell(|| {
-            tracing::warn!(?declared, length, "a handler declared a wrong Content-Length: it was corrected");
+            tracing::warn!(?declared, length, route, "a handler declared a wrong Content-Length: it was corrected");
         });
     }
     // A length and chunks exclude each other (RFC 9112, section 6.2).
@@ -138,14 +127,17 @@ pub(super) fn declare(parts: &mut Parts, length: u64) {
 
 /// Of a body that streams on, of which so many bytes are known: what a handler declared stays if it may be right. A server
 /// would end the body there, and it would look whole.
-pub(super) fn keep_declared(parts: &mut Parts, at_least: u64) {
+pub(super) fn keep_declared(parts: &mut Parts, at_least: u64, lifecycle: &Lifecycle) {
     let mut all = parts.headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(declared) = all.next() else { return };
     if length(declared).is_some_and(|length| length >= at_least) && all.all(|other| other == declared) {
         parts.headers.remove(header::TRANSFER_ENCODING);
         return;
     }
-    caught::tell(|| tracing::warn!(?declared, at_least, "a handler declared a wrong Content-Length: it was left out"));
+    let route = lifecycle.0.route();
+    caught::tell(|| {
+        tracing::warn!(?declared, at_least, route, "a handler declared a wrong Content-Length: it was left out");
+    });
     parts.headers.remove(header::CONTENT_LENGTH);
 }
 

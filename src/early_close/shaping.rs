@@ -9,7 +9,11 @@ use axum_core::{
     response::{IntoResponse as _, Response},
 };
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, Version, header::CONTENT_LENGTH, response::Parts};
+use http::{
+    HeaderMap, StatusCode, Version,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH},
+    response::Parts,
+};
 use http_body::Body as _;
 
 use super::{
@@ -197,7 +201,7 @@ impl Shaping {
         }
         let (mut parts, body) = self.encode(parts, body);
         if let Some(length) = body.size_hint().exact() {
-            rules::declare(&mut parts, length);
+            rules::declare(&mut parts, length, &self.lifecycle);
         } else if hold {
             return Next::read(parts, body, Purpose::Leave);
         }
@@ -230,11 +234,11 @@ impl Shaping {
         }
     }
 
-    fn pass(&self, mut response: Response) -> Response {
+    /// What stands for something that was encoded.
+    fn amend(&self, response: &mut Response) {
         if self.settings.compress.is_some() && response.status() == StatusCode::NOT_MODIFIED {
             Compress::not_modified(&self.accepts, response.headers_mut());
         }
-        response
     }
 }
 
@@ -249,46 +253,57 @@ impl Shaping {
         parts
     }
 
-    fn pass(&self, response: Response) -> Response {
-        response
-    }
+    fn amend(&self, _: &mut Response) {}
 }
 
 // === leaving ===
 
 impl Shaping {
-    /// A HEAD response whose body was taken off already, with its length.
+    /// A HEAD response whose body was taken off already, with its length, or is empty.
     fn leave_head(&mut self, parts: Parts) -> Response {
-        let declared = parts.headers.contains_key(CONTENT_LENGTH);
+        let was_encoded = parts.headers.contains_key(CONTENT_ENCODING);
         let mut parts = self.encode_head(parts);
         // What the function would have made of the body is not known, and may be left out (RFC 9110, section 9.3.2).
         let maps = self.settings.map.is_some();
         if maps {
             parts.headers.remove(CONTENT_LENGTH);
         }
-        let unknown = maps || (declared && !parts.headers.contains_key(CONTENT_LENGTH));
+        let unknown = maps || parts.headers.contains_key(CONTENT_ENCODING) != was_encoded;
         self.leave(parts, if unknown { taken_off() } else { Body::empty() })
+    }
+
+    fn pass(&self, mut response: Response) -> Response {
+        self.amend(&mut response);
+        if !self.asked.is_bodiless(response.status()) && self.ends_by_close(response.headers(), response.body()) {
+            // Else hyper promises a client that asks for it a connection that lives on.
+            *response.version_mut() = self.asked.version;
+        }
+        response
+    }
+
+    /// Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
+    fn ends_by_close(&self, headers: &HeaderMap, body: &Body) -> bool {
+        self.asked.version <= Version::HTTP_10
+            && body.size_hint().exact().is_none()
+            && !body.is_end_stream()
+            && !headers.contains_key(CONTENT_LENGTH)
     }
 
     fn leave_measured(&self, mut parts: Parts, buffer: Buffer) -> Response {
         // A declared length would cost the trailers, if they have not been given up for one already.
         let for_trailers = self.asked.needs_chunks_for_trailers() && buffer.has_named_trailers(&parts.headers);
         if !for_trailers || parts.headers.contains_key(CONTENT_LENGTH) {
-            rules::declare(&mut parts, buffer.length() as u64);
+            rules::declare(&mut parts, buffer.length() as u64, &self.lifecycle);
         }
         self.leave(parts, buffer.into_body(None))
     }
 
     fn leave(&self, mut parts: Parts, body: Body) -> Response {
         if body.size_hint().exact().is_none() {
-            rules::keep_declared(&mut parts, body.size_hint().lower());
+            rules::keep_declared(&mut parts, body.size_hint().lower(), &self.lifecycle);
         }
-        // Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
-        let ends_by_close = self.asked.version <= Version::HTTP_10
-            && body.size_hint().exact().is_none()
-            && !body.is_end_stream()
-            && !parts.headers.contains_key(CONTENT_LENGTH);
-        if ends_by_close || (self.settings.close && self.asked.version <= Version::HTTP_11) {
+        if self.ends_by_close(&parts.headers, &body) || (self.settings.close && self.asked.version <= Version::HTTP_11)
+        {
             rules::close(&mut parts, self.asked.version);
         }
         if self.inside {

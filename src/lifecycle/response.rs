@@ -161,15 +161,20 @@ pub(crate) fn taken_off() -> Body {
 
 /// The length of the body: its own, which need not tell its end as well, or what the response declares.
 pub(super) fn length(response: &Response) -> Option<u64> {
-    http_body::Body::size_hint(response.body())
-        .exact()
-        .or_else(|| response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok())
+    http_body::Body::size_hint(response.body()).exact().or_else(|| declared(response))
+}
+
+fn declared(response: &Response) -> Option<u64> {
+    response.headers().get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// Takes off what the server must not send with a response that has no body.
 pub(super) fn strip(shared: &Shared, response: &mut Response) {
-    if response.status() == StatusCode::NO_CONTENT || response.status().is_informational() {
-        // RFC 9110, section 8.6.
+    let status = response.status();
+    let never = status == StatusCode::NO_CONTENT || status.is_informational();
+    // RFC 9110, section 8.6. A 304 may declare the length of the 200 that it stands for; a router declares that of what it was
+    // given.
+    if never || status == StatusCode::NOT_MODIFIED && declared(response) == Some(0) {
         response.headers_mut().remove(CONTENT_LENGTH);
     }
     if !shared.http2() {
@@ -182,7 +187,7 @@ pub(super) fn strip(shared: &Shared, response: &mut Response) {
         return;
     }
     let body = std::mem::replace(response.body_mut(), taken_off());
-    if let (Some(length), true) = (exact, shared.is_head()) {
+    if let (Some(length), true) = (exact, shared.is_head() && !never) {
         if let Entry::Vacant(entry) = response.headers_mut().entry(CONTENT_LENGTH) {
             entry.insert(length.into());
         }

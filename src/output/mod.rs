@@ -59,7 +59,9 @@
 //! can be written; what the producer still has to do runs as a [`Continuation`](crate::Continuation).
 //!
 //! Where you declare its length (`Content-Length`), that is its end as well: an HTTP/1 server lets go of it with its last byte,
-//! and a producer that waits for anything between that byte and its `finish` is dropped there.
+//! and a producer that waits for anything between that byte and its `finish` is dropped there. The writer of a channel that
+//! flushes or finishes after that is told that nobody takes its output any more, although all of it may have left;
+//! [`Lifecycle::status`](crate::Lifecycle::status) tells whether its client did.
 //!
 //! # Differences from a body of a channel
 //!

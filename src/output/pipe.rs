@@ -5,16 +5,22 @@
 
 use std::{
     sync::Mutex,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
 };
 
+use atomic_waker::AtomicWaker;
 use bytes::{Bytes, BytesMut};
 
 use super::OutputError;
 use crate::pool::lock;
 
+/// Wakers are not ours: nothing is done with one while the state is locked.
 #[derive(Debug)]
-pub(super) struct Pipe(Mutex<State>);
+pub(super) struct Pipe {
+    state: Mutex<State>,
+    writer: AtomicWaker,
+    reader: AtomicWaker,
+}
 
 #[derive(Debug)]
 struct State {
@@ -32,8 +38,6 @@ struct State {
     told: Option<u64>,
     writer: Writer,
     reader: Reader,
-    writer_waker: Option<Waker>,
-    reader_waker: Option<Waker>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +70,7 @@ pub(super) enum Next {
 
 impl Pipe {
     pub(super) fn new(capacity: usize) -> Self {
-        Self(Mutex::new(State {
+        let state = State {
             buffer: BytesMut::new(),
             capacity,
             holds: false,
@@ -77,28 +81,32 @@ impl Pipe {
             told: None,
             writer: Writer::Open,
             reader: Reader::Open,
-            writer_waker: None,
-            reader_waker: None,
-        }))
+        };
+        Self { state: Mutex::new(state), writer: AtomicWaker::new(), reader: AtomicWaker::new() }
     }
 
     pub(super) fn set_capacity(&self, bytes: usize) {
-        lock(&self.0).capacity = bytes.max(1);
+        lock(&self.state).capacity = bytes.max(1);
     }
 
     pub(super) fn set_holds(&self) {
-        lock(&self.0).holds = true;
+        lock(&self.state).holds = true;
     }
 
-    /// Changes the state and then wakes whom `change` says: outside of the lock, since a waker is not ours.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> (T, Option<Waker>)) -> T {
-        let mut state = lock(&self.0);
-        let (value, waker) = change(&mut state);
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
+    /// What `look` finds in the state. While there is nothing, `waits` wakes the task: it looks once more when that is
+    /// settled, so that no change goes unseen.
+    fn poll<T>(
+        &self,
+        cx: &mut Context<'_>,
+        waits: &AtomicWaker,
+        mut look: impl FnMut(&mut State) -> Poll<T>,
+    ) -> Poll<T> {
+        let found = look(&mut lock(&self.state));
+        if found.is_ready() {
+            return found;
         }
-        value
+        waits.register(cx.waker());
+        look(&mut lock(&self.state))
     }
 }
 
@@ -107,79 +115,80 @@ impl Pipe {
 impl Pipe {
     /// Takes in as much as there is room for.
     pub(super) fn poll_write(&self, cx: &mut Context<'_>, data: &[u8]) -> Poll<Result<usize, OutputError>> {
-        self.change(|state| {
-            if let Err(error) = state.check() {
-                return (Poll::Ready(Err(error)), None);
-            }
+        let mut leaves = false;
+        let polled = self.poll(cx, &self.writer, |state| {
+            state.check()?;
             if data.is_empty() {
-                return (Poll::Ready(Ok(0)), None);
+                return Poll::Ready(Ok(0));
             }
             let room = state.capacity.saturating_sub(state.buffer.len());
             if room == 0 {
-                state.writer_waker = Some(cx.waker().clone());
-                return (Poll::Pending, None);
+                return Poll::Pending;
             }
             let taken = room.min(data.len());
             state.buffer.extend_from_slice(&data[..taken]);
             state.written += taken as u64;
-            let waker = if state.leaves() { state.reader_waker.take() } else { None };
-            (Poll::Ready(Ok(taken)), waker)
-        })
+            leaves = state.leaves();
+            Poll::Ready(Ok(taken))
+        });
+        if leaves {
+            self.reader.wake();
+        }
+        polled
     }
 
     pub(super) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<Result<(), OutputError>> {
-        self.change(|state| {
+        let polled = self.poll(cx, &self.writer, |state| {
             if state.writer == Writer::Finished || state.flushed == state.written {
-                return (Poll::Ready(Ok(())), None);
+                return Poll::Ready(Ok(()));
             }
             if state.reader == Reader::Gone {
-                return (Poll::Ready(Err(OutputError::CLOSED)), None);
+                return Poll::Ready(Err(OutputError::CLOSED));
             }
             state.flush_to = (state.told != Some(state.written)).then_some(state.written);
-            state.writer_waker = Some(cx.waker().clone());
-            (Poll::Pending, state.reader_waker.take())
-        })
+            Poll::Pending
+        });
+        if polled.is_pending() {
+            self.reader.wake();
+        }
+        polled
     }
 
     /// Says that this is all. Errs if that was said before, or nobody is there to hear it.
     pub(super) fn finish(&self) -> Result<(), OutputError> {
-        self.change(|state| match state.check() {
-            Ok(()) => {
-                state.writer = Writer::Finished;
-                (Ok(()), state.reader_waker.take())
-            }
-            Err(error) => (Err(error), None),
-        })
+        let mut state = lock(&self.state);
+        state.check()?;
+        state.writer = Writer::Finished;
+        drop(state);
+        self.reader.wake();
+        Ok(())
     }
 
     /// Waits until the reader was given the end.
     pub(super) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<Result<(), OutputError>> {
-        let mut state = lock(&self.0);
-        match state.reader {
+        self.poll(cx, &self.writer, |state| match state.reader {
             Reader::Ended => Poll::Ready(Ok(())),
             Reader::Gone => Poll::Ready(Err(OutputError::CLOSED)),
-            Reader::Open => {
-                state.writer_waker = Some(cx.waker().clone());
-                Poll::Pending
-            }
-        }
+            Reader::Open => Poll::Pending,
+        })
     }
 
     pub(super) fn is_finished(&self) -> bool {
-        lock(&self.0).writer == Writer::Finished
+        lock(&self.state).writer == Writer::Finished
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        lock(&self.0).reader == Reader::Gone
+        lock(&self.state).reader == Reader::Gone
     }
 
     pub(super) fn writer_dropped(&self) {
-        self.change(|state| {
-            if state.writer == Writer::Open {
-                state.writer = Writer::Dropped;
-            }
-            ((), state.reader_waker.take())
-        });
+        let mut state = lock(&self.state);
+        if state.writer == Writer::Open {
+            state.writer = Writer::Dropped;
+        }
+        drop(state);
+        drop(self.writer.take());
+        self.reader.wake();
     }
 }
 
@@ -188,19 +197,20 @@ impl Pipe {
 impl Pipe {
     /// The body is asked for more: is that what a flush waited for? Completes it, or leaves it for the next time.
     pub(super) fn was_asked_for_more(&self, completes: bool) -> bool {
-        self.change(|state| match state.told {
-            Some(position) if completes => {
-                state.told = None;
-                state.flushed = position;
-                (true, state.writer_waker.take())
-            }
-            told => (told.is_some(), None),
-        })
+        let mut state = lock(&self.state);
+        let Some(position) = state.told else { return false };
+        if completes {
+            state.told = None;
+            state.flushed = position;
+            drop(state);
+            self.writer.wake();
+        }
+        true
     }
 
     /// The producer that has the writer has returned, and so said that this is all, unless the writer lives on elsewhere.
     pub(super) fn producer_returned(&self) {
-        let mut state = lock(&self.0);
+        let mut state = lock(&self.state);
         if state.writer == Writer::Dropped {
             state.writer = Writer::Finished;
         }
@@ -208,39 +218,43 @@ impl Pipe {
 
     /// `produced`: a producer of ours runs, which has the say in what the writer's end means.
     pub(super) fn poll_next(&self, cx: &mut Context<'_>, produced: bool) -> Poll<Next> {
-        self.change(|state| {
+        let polled = self.poll(cx, &self.reader, |state| {
             if state.leaves() {
                 let data = state.buffer.split().freeze();
                 state.given = state.written;
-                return (Poll::Ready(Next::Data(data)), state.writer_waker.take());
+                return Poll::Ready(Next::Data(data));
             }
             match state.writer {
                 Writer::Finished => {
                     state.reader = Reader::Ended;
-                    return (Poll::Ready(Next::End), state.writer_waker.take());
+                    return Poll::Ready(Next::End);
                 }
-                Writer::Dropped if !produced => return (Poll::Ready(Next::Unfinished), None),
+                Writer::Dropped if !produced => return Poll::Ready(Next::Unfinished),
                 Writer::Open | Writer::Dropped => {}
             }
             if state.flush_to.take_if(|position| *position <= state.given).is_some() {
                 state.told = Some(state.given);
-                return (Poll::Ready(Next::Flush), None);
+                return Poll::Ready(Next::Flush);
             }
-            state.reader_waker = Some(cx.waker().clone());
-            (Poll::Pending, None)
-        })
+            Poll::Pending
+        });
+        if matches!(polled, Poll::Ready(Next::Data(_) | Next::End)) {
+            self.writer.wake();
+        }
+        polled
     }
 
     pub(super) fn reader_dropped(&self) {
-        let unread = self.change(|state| {
-            if state.reader == Reader::Open {
-                // An HTTP/1 server does not ask for the end of a body whose length was declared.
-                let has_all = state.writer == Writer::Finished && state.given == state.written;
-                state.reader = if has_all { Reader::Ended } else { Reader::Gone };
-            }
-            (std::mem::take(&mut state.buffer), state.writer_waker.take())
-        });
-        drop(unread);
+        let mut state = lock(&self.state);
+        if state.reader == Reader::Open {
+            // An HTTP/1 server does not ask for the end of a body whose length was declared.
+            let has_all = state.writer == Writer::Finished && state.given == state.written;
+            state.reader = if has_all { Reader::Ended } else { Reader::Gone };
+        }
+        let unread = std::mem::take(&mut state.buffer);
+        drop(state);
+        drop((unread, self.reader.take()));
+        self.writer.wake();
     }
 }
 

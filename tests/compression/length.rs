@@ -143,6 +143,34 @@ async fn a_head_whose_body_was_taken_off_has_all_but_the_length() {
     }
 }
 
+/// Nothing tells an empty body from one that was taken off.
+#[tokio::test]
+async fn the_head_of_an_empty_body_is_that_of_its_get_but_for_the_length() {
+    let always = |_: http::StatusCode, _: http::Version, _: &http::HeaderMap, _: &http::Extensions| true;
+    let layers = [early_close().compress(), early_close().compress_with(CompressionLayer::new().compress_when(always))];
+    for (layer, encoded) in layers.into_iter().zip([false, true]) {
+        let app = Router::new().route("/", get(async || ([(header::ETAG, "\"a\"")], ""))).layer(layer);
+        let server = Server::start(app).await;
+        for (accept, status) in [("gzip", 200), ("identity;q=0", 406), ("*;q=0", 406)] {
+            let accept = [(header::ACCEPT_ENCODING, accept)];
+            for version in Version::ALL {
+                let mut get = fetch(server.address, version, request(Method::GET, "/", &accept)).await;
+                let mut head = fetch(server.address, version, request(Method::HEAD, "/", &accept)).await;
+                assert_eq!((get.status, head.status), (status, status), "{version:?} {accept:?}");
+                let is_encoded = encoded && status == 200;
+                assert_eq!(get.headers.contains_key(header::CONTENT_ENCODING), is_encoded);
+                let length = get.length().filter(|_| !is_encoded);
+                assert_eq!(head.length(), length, "{version:?} {accept:?}");
+                for headers in [&mut get.headers, &mut head.headers] {
+                    headers.remove(header::DATE);
+                    headers.remove(header::CONTENT_LENGTH);
+                }
+                assert_eq!(get.headers, head.headers, "{version:?} {accept:?}");
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn kept_alive_the_next_request_follows_the_last_encoded_byte() {
     let app = Router::new().route("/", get(async || streamed(&text(5000))));

@@ -1,11 +1,14 @@
 //! Past the limit a body streams on, framed as its version wants it; nothing is lost or sent twice.
 
-use axum::{Router, body::Body, routing::get};
+use std::convert::Infallible;
+
+use axum::{Router, body::Body, response::IntoResponse, routing::get};
 use futures_util::stream;
-use http::{StatusCode, header};
+use http::{Method, StatusCode, header};
+use tower::service_fn;
 use tower_epilogue::EarlyCloseLayer;
 
-use crate::support::{Client, Reply, Server, h2client::Http2};
+use crate::support::{Client, Reply, Server, h2client::Http2, soon};
 
 const PIECES: [usize; 7] = [1, 8192, 8191, 0, 70_000, 5, 300];
 
@@ -122,6 +125,14 @@ async fn what_says_that_it_streams_is_not_held_back() {
         let framing = (reply.header("content-length"), reply.header("transfer-encoding"), reply.header("connection"));
         assert_eq!(framing, (None, Some("chunked"), None), "{header:?}");
         assert!(reply.body == whole());
+
+        // HTTP/1.0 has it end with its connection, which is not to be promised to live on.
+        let mut client = server.connect().await;
+        client.send("GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n").await;
+        let reply = client.reply().await;
+        assert!(reply.body == whole());
+        assert_eq!(reply.sorted_head()[0], "HTTP/1.0 200 OK");
+        assert_eq!(reply.header("connection"), None, "{header:?}");
     }
 }
 
@@ -160,5 +171,38 @@ async fn what_was_said_of_a_connection_that_lives_on_goes_with_its_option() {
         let reply = client.response(false).await;
         let connection = if kept.is_some() { "keep-alive" } else { "close" };
         assert_eq!((reply.header("connection"), reply.header("keep-alive")), (Some(connection), kept));
+    }
+}
+
+/// A router declares the length of what it was given. That of a 304 is not that of the 200 that it stands for, and a 204 has
+/// none (RFC 9110, section 8.6).
+#[tokio::test]
+async fn what_has_no_body_declares_no_length_but_one_that_its_handler_knows() {
+    let app = Router::new()
+        .route("/304", get(async || StatusCode::NOT_MODIFIED))
+        .route("/304-known", get(async || (StatusCode::NOT_MODIFIED, [(header::CONTENT_LENGTH, "5000")])))
+        .route("/204-body", get(async || (StatusCode::NO_CONTENT, "not to be sent")))
+        // A router leaves this one's body on its HEAD.
+        .fallback_service(service_fn(async |_: axum::extract::Request| {
+            Ok::<_, Infallible>((StatusCode::NO_CONTENT, "not to be sent").into_response())
+        }));
+    for app in [app.clone(), app.layer(EarlyCloseLayer::new())] {
+        let server = Server::start(app).await;
+        for method in [Method::GET, Method::HEAD] {
+            for path in ["/304", "/304-known", "/204-body", "/204-other"] {
+                let mut lengths = Vec::new();
+                let mut client = server.connect().await;
+                client.send(&format!("{method} {path} HTTP/1.1\r\nhost: test\r\n\r\n")).await;
+                lengths.push(client.response(true).await.header("content-length").map(ToOwned::to_owned));
+                let mut client = Http2::connect(server.address).await;
+                let head = soon("a head", client.start(method.as_str(), path).await).await.unwrap();
+                let length = head.headers().get(header::CONTENT_LENGTH);
+                lengths.push(length.map(|length| length.to_str().unwrap().to_owned()));
+                let known = (path == "/304-known").then(|| "5000".to_owned());
+                // hyper leaves it out for a GET on HTTP/1.
+                let expected = [known.clone().filter(|_| method == Method::HEAD), known];
+                assert_eq!(lengths, expected, "{method} {path}");
+            }
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! A response whose body fails is told of, once, whatever the body is and whoever still reads it.
+//! A response whose body fails, or is not as long as its head says, is told of, once, whatever the body is and whoever still reads
+//! it.
 
 use std::{
     convert::Infallible,
@@ -14,6 +15,7 @@ use axum::{
     routing::{get, post},
 };
 use futures_util::{StreamExt as _, stream};
+use http::header::CONTENT_LENGTH;
 use http_body::{Frame, SizeHint};
 use tower_epilogue::{
     EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, Output, OutputResponse, TimeLimitLayer,
@@ -194,4 +196,24 @@ async fn an_echo_whose_client_leaves_has_not_failed() {
     assert!(stories.iter().all(|story| story.status().is_aborted()), "{stories:?}");
     let lines = logs.with("route=\"POST /echo\"");
     assert_eq!(lines, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_length_that_is_declared_wrong_is_told_of_once_with_its_route() {
+    let logs = logs();
+    let declared =
+        || ([(CONTENT_LENGTH, "2")], Body::from_stream(stream::iter(["hel", "lo"].map(Ok::<_, Infallible>))));
+    let app = Router::new()
+        .route("/wrong/measured", get(async move || declared()).layer(EarlyCloseLayer::new()))
+        .route("/wrong/streamed", get(async move || declared()).layer(EarlyCloseLayer::new().buffer_limit(3)))
+        .layer(EarlyCloseLayer::new());
+    let server = TestServer::on_socket(app).await;
+    for (route, told) in [("/wrong/measured", "it was corrected"), ("/wrong/streamed", "it was left out")] {
+        let mut client = server.connect().await;
+        client.send_get(route).await;
+        client.read_to_end().await;
+        server.settled().await;
+        let lines = logs.with(&format!("route=\"GET {route}\""));
+        assert!(lines.len() == 1 && lines[0].contains(told) && lines[0].contains("WARN"), "{route}: {lines:#?}");
+    }
 }
