@@ -33,6 +33,8 @@ mod key_cases;
 mod keys;
 #[path = "durable/layers.rs"]
 mod layers;
+#[path = "durable/meanwhile.rs"]
+mod meanwhile;
 #[path = "durable/nowhere.rs"]
 mod nowhere;
 #[path = "durable/postgres.rs"]

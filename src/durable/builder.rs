@@ -227,8 +227,8 @@ impl DurableBuilder {
     }
 
     /// How long that is tried again, while the database is out, of which nobody can be told that it was not stored: what a
-    /// handler promises when its client has left and that is [ignored](crate::IgnoreAbortLayer), or what it returns after
-    /// [`finish`](crate::Lifecycle::finish). An hour by default; with zero it is tried once.
+    /// handler promises when its client has left, or leaves while it is being stored, and that is
+    /// [ignored](crate::IgnoreAbortLayer), or what it returns after [`finish`](crate::Lifecycle::finish). An hour by default; with zero it is tried once.
     ///
     /// A drain waits for it to its deadline. See [the manual](crate::manual::durable#what-nobody-can-be-told-of).
     pub fn outlast(mut self, outage: Duration) -> Self {

@@ -1,6 +1,7 @@
 //! How requests are written: all in one transaction, or nothing of any.
 
 use std::{
+    collections::HashSet,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -109,7 +110,7 @@ impl Writing {
         };
         let mut stored = places.into_iter().filter_map(place);
         let mut done = Vec::with_capacity(ops.len());
-        let mut promoted = Vec::new();
+        let (mut promoted, mut forgotten) = (Vec::new(), Vec::new());
         for (op, before) in ops.iter().zip(&stored_before) {
             done.push(match op {
                 Op::Keep { .. } if *before => Done::Kept(Vec::new()),
@@ -128,7 +129,11 @@ impl Writing {
                     promoted.extend_from_slice(ids);
                     Done::Nothing
                 }
-                Op::Claim { .. } | Op::Release(_) | Op::Forget(_) | Op::Barrier(_) => Done::Nothing,
+                Op::Forget(receipts) => {
+                    forgotten.extend(receipts.iter().map(String::as_str));
+                    Done::Nothing
+                }
+                Op::Claim { .. } | Op::Release(_) | Op::Barrier(_) => Done::Nothing,
             });
         }
         // By their keys, as every process does it: of two that have one each and want the other's, the database would fail
@@ -156,10 +161,8 @@ impl Writing {
                 Op::Promote(_) | Op::Forget(_) | Op::Barrier(_) => {}
             }
         }
-        for op in ops {
-            if let Op::Forget(receipt) = op {
-                records::forget_receipt(receipt, &mut begun.tx()).await?;
-            }
+        if !forgotten.is_empty() {
+            records::forget_receipts(&forgotten, &mut begun.tx()).await?;
         }
         if !promoted.is_empty() {
             self.engine.promote(&promoted, begun.tx()).await?;
@@ -170,13 +173,13 @@ impl Writing {
     /// Which of them were stored before, by a commit whose answer never came. First of all: where that is not over yet, it is
     /// waited for.
     async fn leave_receipts(&self, ops: &[Op], begun: &mut Begun) -> Result<Vec<bool>, DurableError> {
-        let mut stored_before = vec![false; ops.len()];
-        for (op, before) in ops.iter().zip(&mut stored_before) {
-            if let Some(receipt) = op.kept().and_then(|kept| kept.receipt.as_deref()) {
-                let until = later_ms(self.outlast.saturating_add(DAY));
-                *before = !records::leave_receipt(receipt, until, &mut begun.tx()).await?;
-            }
+        let receipts: Vec<_> = ops.iter().filter_map(Op::receipt).collect();
+        if receipts.is_empty() {
+            return Ok(vec![false; ops.len()]);
         }
-        Ok(stored_before)
+        let until = later_ms(self.outlast.saturating_add(DAY));
+        let new = records::leave_receipts(&receipts, until, &mut begun.tx()).await?;
+        let new: HashSet<_> = new.iter().map(String::as_str).collect();
+        Ok(ops.iter().map(|op| op.receipt().is_some_and(|receipt| !new.contains(receipt))).collect())
     }
 }
