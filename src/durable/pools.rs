@@ -10,7 +10,7 @@ use riverqueue::sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::pool::lock;
+use crate::pool::{caught, lock};
 
 /// How many the writer has: the second while the first is still being tested for its next use, which may take until its
 /// server is given up.
@@ -86,7 +86,9 @@ pub(super) async fn ask_for_probes(connection: &mut PgConnection, reads: bool) -
         match sqlx::raw_sql(settings).execute(&mut *connection).await {
             // It is older than these settings, or only speaks as Postgres does.
             Err(sqlx::Error::Database(error)) => {
-                tracing::debug!(%error, "the server of Postgres does not look whether this machine is there");
+                caught::tell(
+                    || tracing::debug!(%error, "the server of Postgres does not look whether this machine is there"),
+                );
             }
             asked => {
                 asked?;

@@ -14,7 +14,7 @@ use super::{
     error::DurableError,
     op::Op,
     records::{self, Claim, Claimed},
-    writing::{Done, Over, Writing, later_ms, now_ms},
+    writing::{Done, Over, Writing, later_ms, now_ms, surviving},
 };
 use crate::pool::caught;
 
@@ -221,7 +221,7 @@ impl Writer {
             }
             begun.commit().await
         };
-        if let Err(error) = renewed.await {
+        if let Err(error) = surviving(renewed).await {
             caught::tell(|| tracing::warn!(%error, "claims on idempotency keys were not renewed"));
         }
     }
@@ -234,7 +234,7 @@ impl Writer {
             begun.commit().await?;
             Ok::<_, DurableError>(rows)
         };
-        let rows = cleaned.await.unwrap_or_else(|error| {
+        let rows = surviving(cleaned).await.unwrap_or_else(|error| {
             caught::tell(|| tracing::warn!(%error, "expired answers were not forgotten"));
             0
         });

@@ -2,7 +2,10 @@
 
 use std::{
     collections::HashSet,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -13,7 +16,7 @@ use super::{
     op::{Op, once_each},
     records::{self, Claimed},
 };
-use crate::pool::caught;
+use crate::pool::{caught, panic_message};
 
 /// What became of an [`Op`].
 pub(super) enum Done {
@@ -58,13 +61,26 @@ pub(super) fn later_ms(by: Duration) -> i64 {
     now_ms().saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// A subscriber's panic at what the database's client says, in the middle of it, is a database that gives no answer.
+pub(super) async fn surviving<T>(asks: impl Future<Output = Result<T, DurableError>>) -> Result<T, DurableError> {
+    let mut asks = pin!(asks);
+    poll_fn(|cx| {
+        caught::poll(asks.as_mut(), cx).unwrap_or_else(|payload| {
+            let error = format!("its client panicked: {}", panic_message(&*payload));
+            caught::dispose(payload);
+            Poll::Ready(Err(DurableError::because(Kind::Unavailable, error)))
+        })
+    })
+    .await
+}
+
 impl Writing {
     /// Again, if the database has undone it in favour of another process's transaction, or of the user's: two that lock the
     /// same keys in another order each.
     pub(super) async fn write(&self, ops: &[Op], over: Over) -> Result<Vec<Done>, DurableError> {
         let mut tries = 1;
         loop {
-            match self.write_once(ops, over).await {
+            match surviving(self.write_once(ops, over)).await {
                 Err(error) if error.is_conflict() && tries < TRIES => {
                     tries += 1;
                     caught::tell(|| tracing::debug!(%error, requests = ops.len(), "a transaction is tried again"));

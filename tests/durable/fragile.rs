@@ -38,7 +38,7 @@ where
     F: Fn(&Event<'_>) -> bool + 'static,
 {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() <= Level::DEBUG
+        !metadata.is_span() && *metadata.level() <= Level::DEBUG
     }
     fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
         span::Id::from_u64(1)
