@@ -122,6 +122,10 @@ async fn no_line_ends_it(place: Place) {
     })
     .await;
     assert!(panics.load(Ordering::SeqCst) >= before + 5);
+    // Each attempt failed with what it failed with.
+    let ours = "SELECT count(*) FROM river_job WHERE CAST(errors AS TEXT) LIKE '%not yet%'";
+    let theirs = "SELECT count(*) FROM river_job WHERE CAST(errors AS TEXT) LIKE '%as this test wants it%'";
+    assert_eq!((place.number(ours).await, place.number(theirs).await), (1, 0));
     assert!(node.stop().await.is_clean());
 }
 
