@@ -120,34 +120,14 @@ pub(super) async fn claim(
     })
 }
 
-const ANSWER: &str = "UPDATE tower_epilogue_answer SET status = $1, headers = $2, body = $3, expires_ms = $4
-    WHERE key = $5 AND owner = $6 AND status IS NULL";
-
-/// Keeps the answer until `until`. An error if the claim was lost, so that its jobs are not stored either.
-pub(super) async fn answer(
-    claim: &Claim,
-    answer: &Answer,
-    until_ms: i64,
-    tx: &mut Tx<'_, '_>,
-) -> Result<(), DurableError> {
-    let Answer { status, headers, body } = answer;
-    let values = (i32::from(*status), headers, body, &claim.key, &claim.owner);
-    let rows = in_tx!(tx, ANSWER, [values.0, values.1, values.2, until_ms, values.3, values.4], execute)?;
-    still_claimed(rows)
-}
-
-fn still_claimed(rows: u64) -> Result<(), DurableError> {
-    if rows == 1 { Ok(()) } else { Err(DurableError::new(Kind::ClaimLost)) }
-}
-
-const ANSWER_LATE: &str =
-    "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms, status, headers, body)
+// A claim may have expired meanwhile, and been forgotten.
+const ANSWER: &str = "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms, status, headers, body)
     VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (key) DO UPDATE SET status = excluded.status,
         headers = excluded.headers, body = excluded.body, expires_ms = excluded.expires_ms
     WHERE tower_epilogue_answer.owner = excluded.owner AND tower_epilogue_answer.status IS NULL";
 
-/// The same for a claim that may have expired meanwhile, and been forgotten: it is lost only to another.
-pub(super) async fn answer_late(
+/// Keeps the answer until `until`. An error if the claim was lost to another, so that its jobs are not stored either.
+pub(super) async fn answer(
     claim: &Claim,
     answer: &Answer,
     until_ms: i64,
@@ -156,8 +136,8 @@ pub(super) async fn answer_late(
     let Claim { key, owner, fingerprint, .. } = claim;
     let Answer { status, headers, body } = answer;
     let values = (i32::from(*status), headers, body);
-    let rows = in_tx!(tx, ANSWER_LATE, [key, owner, fingerprint, until_ms, values.0, values.1, values.2], execute)?;
-    still_claimed(rows)
+    let rows = in_tx!(tx, ANSWER, [key, owner, fingerprint, until_ms, values.0, values.1, values.2], execute)?;
+    if rows == 1 { Ok(()) } else { Err(DurableError::new(Kind::ClaimLost)) }
 }
 
 const RELEASE: &str = "DELETE FROM tower_epilogue_answer WHERE key = $1 AND owner = $2 AND status IS NULL";

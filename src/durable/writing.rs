@@ -166,11 +166,7 @@ impl Writing {
                 Op::Keep { kept, .. } => {
                     if let Some((claim, answer)) = &kept.answer {
                         let until = later_ms(self.keep);
-                        match kept.receipt {
-                            None => records::answer(claim, answer, until, &mut begun.tx()).await?,
-                            // It may have been tried for longer than a claim holds.
-                            Some(_) => records::answer_late(claim, answer, until, &mut begun.tx()).await?,
-                        }
+                        records::answer(claim, answer, until, &mut begun.tx()).await?;
                     }
                 }
                 Op::Release(claim) => records::release(claim, &mut begun.tx()).await?,
