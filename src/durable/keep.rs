@@ -197,13 +197,13 @@ impl Keeping {
     /// The store's own error is in the log already; what it means for a request is here (contract rule 13).
     fn refuse(self, error: &DurableError) -> Response {
         let Self { route, untold, .. } = &self;
-        if !untold.is_heard() {
+        if untold.is_heard() {
             caught::tell(
-                || tracing::error!(route, %error, "a durable job was not stored, and nobody can be told: it is lost"),
+                || tracing::error!(route, %error, "a durable job was not stored: its client is answered with a 503"),
             );
         } else {
             caught::tell(
-                || tracing::error!(route, %error, "a durable job was not stored: its client is answered with a 503"),
+                || tracing::error!(route, %error, "a durable job was not stored, and nobody can be told: it is lost"),
             );
         }
         self.untold.told();

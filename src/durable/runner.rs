@@ -180,13 +180,16 @@ impl JobRunner {
                 outcome.await
             }
         };
+        let cancelled = attempt.cancelled.is_cancelled() && Instant::now() < deadline;
         let error = match outcome {
             Ok(Ended::Completed) => return Outcome::Completed,
+            // However it failed, its engine makes it cancelled.
+            Ok(Ended::Failed(_)) if cancelled => return Outcome::Returned { after: Duration::ZERO },
             Ok(Ended::Failed(error)) => error,
             Ok(Ended::Unsure) => return Outcome::Returned { after: self.meanwhile(&attempt) },
             // What a drain has cut is stored as it was, and counts no attempt. So is what was cancelled, if its engine does
             // not know better.
-            Err(_) if (inner.is_stopping() || attempt.cancelled.is_cancelled()) && Instant::now() < deadline => {
+            Err(_) if cancelled || inner.is_stopping() && Instant::now() < deadline => {
                 return Outcome::Returned { after: Duration::ZERO };
             }
             Err(_) if lifecycle.status().is_timeout() => {
@@ -200,7 +203,7 @@ impl JobRunner {
             let _span = span.enter();
             let error = error.text;
             caught::tell(|| {
-                tracing::warn!(error, "a durable job that is completed failed behind that: it is not tried again")
+                tracing::warn!(error, "a durable job that is completed failed behind that: it is not tried again");
             });
             return Outcome::Completed;
         }

@@ -1,4 +1,5 @@
-//! Attempts that fail when their job is completed already, in a transaction of their own: what is said of them.
+//! Attempts that fail when their job is over already, completed in a transaction of their own or cancelled: what is said of
+//! them.
 
 use std::{
     sync::{
@@ -10,17 +11,20 @@ use std::{
 
 use axum::Router;
 use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
 use tower_epilogue::durable::{Durable, DurableBuilder, DurableJob, JobContext, JobError, sqlx};
 
 use crate::{
     common::{Node, Place, on_both},
-    support::logs,
+    support::{logs, soon},
+    upkeep::cancel,
 };
 
 on_both!(
     it_is_said_that_they_are_not_tried_again,
     nobody_is_told_that_it_was_given_up,
     whose_transaction_was_rolled_back_is_tried_again,
+    nor_of_one_that_was_cancelled,
 );
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,4 +148,52 @@ async fn whose_transaction_was_rolled_back_is_tried_again(place: Place) {
     let marker = marker(Then::Undo);
     logs().until("it is said", |_| said(&marker, NOT_AGAIN) == 1).await;
     assert_eq!((said(&marker, AGAIN), said(&marker, GIVEN_UP)), (1, 0));
+}
+
+/// Sees that it is to end, and says that it failed.
+#[derive(Serialize, Deserialize)]
+struct Stubborn<const LAST: u16>(String);
+
+impl<const LAST: u16> DurableJob for Stubborn<LAST> {
+    const KIND: &'static str = if LAST == 1 { "stubborn-once" } else { "stubborn" };
+    const MAX_ATTEMPTS: u16 = LAST;
+    const LIMIT: Duration = Duration::from_secs(3600);
+
+    async fn run(self, cx: JobContext) -> Result<(), JobError> {
+        cx.state::<mpsc::UnboundedSender<()>>()?.send(())?;
+        tokio::task::block_in_place(|| {
+            while !cx.status().is_timeout() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Err(self.0.into())
+    }
+}
+
+async fn nor_of_one_that_was_cancelled(place: Place) {
+    cancelled::<1>(&place).await;
+    // A store of its own: it is the first job there.
+    let place = if matches!(place, Place::Sqlite(_)) { Place::sqlite() } else { Place::postgres() };
+    cancelled::<3>(&place).await;
+}
+
+async fn cancelled<const LAST: u16>(place: &Place) {
+    logs();
+    let marker = markers(place, &format!("cancelled-{LAST}"))(Then::Fail);
+    let (begins, mut begun) = mpsc::unbounded_channel::<()>();
+    let discards = Arc::new(AtomicUsize::new(0));
+    let counts = discards.clone();
+    let store = |store: DurableBuilder| {
+        store.register::<Stubborn<LAST>>().state(begins).on_discard(move |_| {
+            counts.fetch_add(1, Ordering::SeqCst);
+        })
+    };
+    let node = Node::with(place, store, |epilogue| epilogue, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Stubborn::<LAST>(marker.clone()))).await.unwrap();
+    soon("it begins", begun.recv()).await;
+    cancel(place).await;
+    node.journal.ended(1).await;
+    assert!(node.stop().await.is_clean());
+    assert_eq!(place.number("SELECT count(*) FROM river_job WHERE state = 'cancelled'").await, 1);
+    assert_eq!((said(&marker, AGAIN), said(&marker, GIVEN_UP), discards.load(Ordering::SeqCst)), (0, 0, 0));
 }
