@@ -238,6 +238,10 @@ impl DurableBuilder {
 
     /// How many connections to the database there are at most; 10 by default. One more writes what requests promise, on
     /// SQLite, or two, on Postgres, where one more listens.
+    ///
+    /// On Postgres, what [`begin_postgres`](DurableStore::begin_postgres) gives is one of them until its transaction ends, and
+    /// the engine needs some to fetch jobs and to note what became of them: there should be more than there are such
+    /// transactions at once.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self
