@@ -17,6 +17,8 @@ mod bounds;
 mod commits;
 #[path = "durable/common.rs"]
 mod common;
+#[path = "durable/completed.rs"]
+mod completed;
 #[path = "durable/cut.rs"]
 mod cut;
 #[path = "durable/drain.rs"]
@@ -25,6 +27,8 @@ mod drain;
 mod edges;
 #[path = "durable/faults.rs"]
 mod faults;
+#[path = "durable/fragile.rs"]
+mod fragile;
 #[path = "durable/half_closed.rs"]
 mod half_closed;
 #[path = "durable/key_cases.rs"]
@@ -33,6 +37,8 @@ mod key_cases;
 mod keys;
 #[path = "durable/layers.rs"]
 mod layers;
+#[path = "durable/meanwhile.rs"]
+mod meanwhile;
 #[path = "durable/nowhere.rs"]
 mod nowhere;
 #[path = "durable/postgres.rs"]

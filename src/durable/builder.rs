@@ -227,8 +227,8 @@ impl DurableBuilder {
     }
 
     /// How long that is tried again, while the database is out, of which nobody can be told that it was not stored: what a
-    /// handler promises when its client has left and that is [ignored](crate::IgnoreAbortLayer), or what it returns after
-    /// [`finish`](crate::Lifecycle::finish). An hour by default; with zero it is tried once.
+    /// handler promises when its client has left, or leaves while it is being stored, and that is
+    /// [ignored](crate::IgnoreAbortLayer), or what it returns after [`finish`](crate::Lifecycle::finish). An hour by default; with zero it is tried once.
     ///
     /// A drain waits for it to its deadline. See [the manual](crate::manual::durable#what-nobody-can-be-told-of).
     pub fn outlast(mut self, outage: Duration) -> Self {
@@ -238,6 +238,10 @@ impl DurableBuilder {
 
     /// How many connections to the database there are at most; 10 by default. One more writes what requests promise, on
     /// SQLite, or two, on Postgres, where one more listens.
+    ///
+    /// On Postgres, what [`begin_postgres`](DurableStore::begin_postgres) gives is one of them until its transaction ends, and
+    /// the engine needs some to fetch jobs and to note what became of them: there should be more than there are such
+    /// transactions at once.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     lifecycle::{Drive, Hold, Lifecycle, Promised, Storing, response_future, store_alone},
     pool::lock,
+    status::ConnectionStatus,
 };
 
 pin_project! {
@@ -95,11 +96,10 @@ where
                         (Ok(response), Some(store)) => (response, store),
                         (result, _) => return Poll::Ready(result),
                     };
-                    // It may have left, and is ignored.
-                    let asker = if lifecycle.is_aborted() { Asker::Left } else { Asker::Waits };
+                    let asker = asker(lifecycle);
                     let claims = Claims::new(guard, None, &claimant, lifecycle);
                     match keep_promises(store, lifecycle, response, claims, asker) {
-                        Promised::Storing(storing) if asker == Asker::Left => {
+                        Promised::Storing(storing) if asker != Asker::Waits => {
                             Box::pin(GoesOn { storing: Some(storing), lifecycle: lifecycle.clone() })
                         }
                         Promised::Storing(storing) => storing,
@@ -112,7 +112,19 @@ where
     }
 }
 
-/// What is stored for a client that has left: where nobody waits for its response any more, it is stored all the same.
+/// It may have left, and is ignored; or it may leave yet, and what has finished is ended by nobody.
+fn asker(lifecycle: &Lifecycle) -> Asker {
+    if lifecycle.is_aborted() {
+        Asker::Left
+    } else if lifecycle.ignores_abort() || lifecycle.0.is_finished() {
+        Asker::MayLeave
+    } else {
+        Asker::Waits
+    }
+}
+
+/// What is stored for a client that has left, or leaves meanwhile: where nobody waits for its response any more, it is stored
+/// all the same.
 struct GoesOn {
     /// `None` while it is polled.
     storing: Option<Storing>,
@@ -134,8 +146,9 @@ impl Future for GoesOn {
 
 impl Drop for GoesOn {
     fn drop(&mut self) {
-        // Not past its limit, and not when a drain has cut it.
-        if let Some(storing) = self.storing.take().filter(|_| !self.lifecycle.status().is_timeout()) {
+        // Not past its limit, not when a drain has cut it, and not where its client has another's answer.
+        let has_left = self.lifecycle.status() == ConnectionStatus::ABORTED;
+        if let Some(storing) = self.storing.take().filter(|_| has_left) {
             // Its request may end before it, and counts no more then: the body of its answer is still to be read, perhaps.
             let left = self.lifecycle.time_left().unwrap_or(Duration::MAX);
             store_alone(&self.lifecycle.0, async move { tokio::time::timeout(left, storing).await });

@@ -5,7 +5,10 @@ use std::{
     collections::HashMap,
     fmt,
     future::Future,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -31,6 +34,8 @@ pub struct JobContext {
     pub(super) lifecycle: Lifecycle,
     pub(super) state: Arc<State>,
     pub(super) store: DurableStore,
+    /// Whether a transaction completes it, once that is committed.
+    pub(super) completes: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for JobContext {
@@ -129,7 +134,8 @@ impl JobContext {
     }
 
     /// Notes the job as completed in a transaction of your own: what you write beside it happens exactly once, also if
-    /// this process dies before [`run`](super::DurableJob::run) returns. Commit, and return `Ok`.
+    /// this process dies before [`run`](super::DurableJob::run) returns. Commit, and return `Ok`: whatever it returns behind
+    /// that, the job is completed, and not tried again.
     ///
     /// # Errors
     ///
@@ -139,6 +145,9 @@ impl JobContext {
     where
         T: DurableTransaction<'c>,
     {
-        self.store.complete_in(self.id, transaction.erase()).await
+        self.store.complete_in(self.id, transaction.erase()).await?;
+        // Release: see the runner.
+        self.completes.store(true, Ordering::Release);
+        Ok(())
     }
 }

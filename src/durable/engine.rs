@@ -163,6 +163,8 @@ pub(super) trait Engine: Send + Sync + 'static {
     fn hold(&self, id: i64, attempt: u16) -> Boxed<'_, Result<bool, DurableError>>;
     /// Completes a job that runs.
     fn complete<'a>(&'a self, id: i64, tx: Tx<'a, '_>) -> Boxed<'a, Result<(), DurableError>>;
+    /// Whether a job is, once the transaction has ended in which it is being completed.
+    fn is_completed(&self, id: i64) -> Boxed<'_, Result<bool, DurableError>>;
     /// Has this process look for jobs at once.
     fn wake(&self);
     /// Begins to run jobs.

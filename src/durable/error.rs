@@ -9,7 +9,8 @@ use crate::pool::caught;
 
 /// The store, or what was to be stored, is at fault.
 ///
-/// Its `Display` says what to do. As a response, which tells the client nothing of that and has it logged, it is a 503 with
+/// Its `Display` says what to do, and the cause, which [`get_ref`](Self::get_ref) gives to look at; it is no `source`, so that
+/// nobody prints it twice. As a response, which tells the client nothing of that and has it logged, it is a 503 with
 /// `Retry-After` where it [`is_unavailable`](Self::is_unavailable), and a 500 otherwise. What a handler returns and cannot
 /// be stored never comes to the handler: [`DurableLayer`](super::DurableLayer) answers with a 503 by itself.
 pub struct DurableError {
@@ -61,6 +62,12 @@ impl DurableError {
     pub(super) fn at(mut self, file: &std::path::Path) -> Self {
         self.cause = self.cause.map(|cause| format!("{}: {cause}", file.display()).into());
         self
+    }
+
+    /// What the database or the engine said, if it was them; of requests that failed together, its text alone.
+    #[must_use]
+    pub fn get_ref(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
+        self.cause.as_deref()
     }
 
     /// The store did not answer or could not write: what failed may succeed when it is tried again.
@@ -137,11 +144,8 @@ impl fmt::Debug for DurableError {
     }
 }
 
-impl StdError for DurableError {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.cause.as_deref().map(|cause| cause as _)
-    }
-}
+// Its `Display` has the cause already, which whoever prints its sources would read twice.
+impl StdError for DurableError {}
 
 impl IntoResponse for DurableError {
     fn into_response(self) -> Response {
@@ -155,6 +159,21 @@ mod tests {
     use http::{StatusCode, header::RETRY_AFTER};
 
     use super::*;
+
+    #[test]
+    fn whoever_prints_it_with_its_sources_reads_its_cause_once() {
+        use riverqueue::sqlx;
+        let refused = || std::io::Error::other("connection refused");
+        for error in [
+            DurableError::from(sqlx::Error::Io(refused())),
+            DurableError::from(sqlx::Error::Io(refused())).share(),
+            DurableError::because(Kind::Other, refused()),
+        ] {
+            let chain = std::iter::successors(Some(&error as &dyn StdError), |&error| error.source());
+            let text = chain.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+            assert_eq!(text.matches("connection refused").count(), 1, "{text}");
+        }
+    }
 
     #[test]
     fn as_a_response_it_says_whether_to_come_again_and_nothing_of_its_cause() {

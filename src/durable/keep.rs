@@ -34,6 +34,8 @@ const KEPT_BODY: u64 = 64 * 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asker {
     Waits,
+    /// It waits, and what it has asked for goes on when it leaves.
+    MayLeave,
     /// It has left, which is ignored, and may be reading still.
     Left,
     /// Its response goes nowhere.
@@ -54,7 +56,10 @@ pub(super) fn keep_promises(
         return Promised::Nothing(response);
     }
     let route = lifecycle.0.route();
-    let untold = Untold((asker != Asker::Waits).then(|| route.clone()));
+    let untold = Untold {
+        route: (asker != Asker::Waits).then(|| route.clone()),
+        stays: (asker == Asker::MayLeave).then(|| lifecycle.clone()),
+    };
     let (store, lifecycle) = (store.clone(), lifecycle.clone());
     let keeping = Keeping { store, lifecycle, route, by_hand: Vec::new(), claims, untold };
     Promised::Storing(Box::pin(keep(keeping, response, promises, asker)))
@@ -139,13 +144,13 @@ async fn keep(mut keeping: Keeping, response: Response, promises: Vec<Promise>, 
         None => (response, None),
     };
     let store = keeping.store.clone();
-    match store_all(&store, jobs, answer, asker).await {
+    match store_all(&store, jobs, answer, asker, &keeping.untold).await {
         Ok(stored) => keeping.stored(&stored),
         Err(Unstored { error, again: Some(again) }) => {
             let owner = keeping.lifecycle.0.clone();
             // Apart from its request, whose places and continuations are not to wait for a database.
             store_alone(&owner, keeping.outlast(again, error));
-            if asker == Asker::Left {
+            if asker != Asker::Gone {
                 return idempotency::not_yet_stored();
             }
         }
@@ -159,14 +164,18 @@ async fn store_all(
     jobs: Vec<NewJob>,
     answer: Option<(Claim, Answer)>,
     asker: Asker,
+    untold: &Untold,
 ) -> Result<Vec<Stored>, Unstored> {
     if jobs.is_empty() && answer.is_none() {
         return Ok(Vec::new());
     }
-    match asker {
-        Asker::Waits => store.store(jobs, answer).await.map_err(|error| Unstored { error, again: None }),
-        Asker::Left | Asker::Gone => store.store_untold(jobs, answer).await,
-    }
+    let refused = |error| Unstored { error, again: None };
+    let room = match asker {
+        Asker::Waits => return store.store(jobs, answer).await.map_err(refused),
+        Asker::MayLeave => Some(store.room().map_err(refused)?),
+        Asker::Left | Asker::Gone => None,
+    };
+    store.store_untold(jobs, answer, room, || !untold.is_heard()).await
 }
 
 impl Keeping {
@@ -188,13 +197,13 @@ impl Keeping {
     /// The store's own error is in the log already; what it means for a request is here (contract rule 13).
     fn refuse(self, error: &DurableError) -> Response {
         let Self { route, untold, .. } = &self;
-        if untold.0.is_some() {
+        if untold.is_heard() {
             caught::tell(
-                || tracing::error!(route, %error, "a durable job was not stored, and nobody can be told: it is lost"),
+                || tracing::error!(route, %error, "a durable job was not stored: its client is answered with a 503"),
             );
         } else {
             caught::tell(
-                || tracing::error!(route, %error, "a durable job was not stored: its client is answered with a 503"),
+                || tracing::error!(route, %error, "a durable job was not stored, and nobody can be told: it is lost"),
             );
         }
         self.untold.told();
@@ -204,17 +213,29 @@ impl Keeping {
 
 /// The route of what is promised where nobody can be told that it was not stored. Dropped before that is known, it says so
 /// (contract rule 13).
-struct Untold(Option<String>);
+struct Untold {
+    route: Option<String>,
+    /// Whose client may be there still.
+    stays: Option<Lifecycle>,
+}
 
 impl Untold {
+    /// Whether somebody is told.
+    fn is_heard(&self) -> bool {
+        self.route.is_none() || self.stays.as_ref().is_some_and(|stays| !stays.is_aborted())
+    }
+
     fn told(mut self) {
-        self.0 = None;
+        self.route = None;
     }
 }
 
 impl Drop for Untold {
     fn drop(&mut self) {
-        if let Some(route) = self.0.take() {
+        if self.is_heard() {
+            return;
+        }
+        if let Some(route) = self.route.take() {
             let said = "a durable job was dropped before it was known to be stored, and nobody can be told: by its request's \
                         limit, a drain, a panic, or the end of its runtime";
             caught::tell(|| tracing::error!(route, "{said}"));

@@ -82,6 +82,7 @@ mod database;
 mod elsewhere;
 mod engine;
 mod error;
+mod held;
 mod idempotency;
 mod job;
 mod keep;

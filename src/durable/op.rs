@@ -24,8 +24,8 @@ pub(super) enum Op {
         reply: Reply<Vec<Stored>>,
     },
     Release(Claim),
-    /// A [receipt](Kept::receipt) that nobody will ask for any more.
-    Forget(String),
+    /// [Receipts](Kept::receipt) that nobody will ask for any more.
+    Forget(Vec<String>),
     Promote(Vec<i64>),
     /// Answered when all before it has been written.
     Barrier(oneshot::Sender<()>),
@@ -91,6 +91,10 @@ impl<T> Reply<T> {
 impl Op {
     pub(super) fn kept(&self) -> Option<&Kept> {
         if let Self::Keep { kept, .. } = self { Some(kept) } else { None }
+    }
+
+    pub(super) fn receipt(&self) -> Option<&str> {
+        self.kept().and_then(|kept| kept.receipt.as_deref())
     }
 
     /// The client's key that it is about.

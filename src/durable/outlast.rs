@@ -6,7 +6,7 @@
 use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
-    sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, sleep, timeout},
 };
 
@@ -60,25 +60,28 @@ pub(super) struct Unstored {
     pub(super) again: Option<Again>,
 }
 
+/// The name of a receipt, which no hash of a client's key has.
+fn receipt() -> String {
+    format!("stored:{}", random_name())
+}
+
 /// What is to be tried again, and the room that it takes.
 pub(super) struct Again(Arc<Kept>, #[expect(dead_code, reason = "it is given back with it")] OwnedSemaphorePermit);
 
 impl Inner {
-    /// Stores a lease ahead what nobody can be told of. Dropped before it is done, it is stored, or not, and started all the
-    /// same.
+    /// Stores a lease ahead what nobody can be told of, or perhaps, as `is_untold` says once it has failed. Dropped before it is
+    /// done, it is stored, or not, and started all the same.
     pub(super) async fn store_untold(
         &self,
         jobs: Vec<NewJob>,
         answer: Option<(Claim, Answer)>,
+        room: Option<OwnedSemaphorePermit>,
+        is_untold: impl FnOnce() -> bool + Send,
     ) -> Result<Vec<Stored>, Unstored> {
         let outlasts = !self.outlasting.time.is_zero();
-        let kept = self.kept(jobs, answer, outlasts.then(random_name));
-        let asked = self.ask(kept.clone(), None).await;
-        if asked.is_ok() {
-            self.forget_receipt(&kept);
-        }
-        asked.map_err(|error| {
-            if !outlasts || !error.may_pass() {
+        let kept = self.kept(jobs, answer, outlasts.then(receipt));
+        self.ask(kept.clone(), room).await.map_err(|error| {
+            if !outlasts || !error.may_pass() || !is_untold() {
                 return Unstored { error, again: None };
             }
             let Some(room) = self.outlasting.room(&kept) else {
@@ -111,7 +114,6 @@ impl Inner {
         };
         let Ok(result) = timeout(self.outlasting.time, tries).await else { return Err(last) };
         let stored = result?;
-        self.forget_receipt(&again.0);
         caught::tell(
             || tracing::info!(route, after = ?began.elapsed(), "a durable job that was tried again is stored"),
         );
@@ -122,14 +124,6 @@ impl Inner {
         Ok(stored)
     }
 
-    /// It is known to be stored: nobody tries it again.
-    fn forget_receipt(&self, kept: &Kept) {
-        if let Some(receipt) = &kept.receipt {
-            // With the writer gone, it expires by itself.
-            let _ = self.send(Op::Forget(receipt.clone()));
-        }
-    }
-
     /// Once more, when it is its turn and the pause is over.
     async fn try_again(&self, kept: &Arc<Kept>) -> Result<Vec<Stored>, DurableError> {
         let pause = self.outlasting.turn.clone().lock_owned().await;
@@ -138,7 +132,7 @@ impl Inner {
             clippy::disallowed_methods,
             reason = "whoever waits for it may be dropped, and its connection is not to be"
         )]
-        let tried = tokio::spawn(try_once(self.writing.clone(), kept.clone(), pause));
+        let tried = tokio::spawn(try_once(self.writing.clone(), kept.clone(), pause, self.writer.clone()));
         // It panics if the engine does.
         tried.await.unwrap_or_else(|error| Err(DurableError::because(Kind::Other, error)))
     }
@@ -149,10 +143,18 @@ async fn try_once(
     writing: Writing,
     kept: Arc<Kept>,
     mut pause: OwnedMutexGuard<Duration>,
+    writer: mpsc::UnboundedSender<Op>,
 ) -> Result<Vec<Stored>, DurableError> {
     // Whoever waits for it has the answer from here.
-    let ops = [Op::Keep { kept, reply: Reply::new(oneshot::channel().0, None) }];
-    let mut write = pin!(writing.write(&ops, Over::Others));
+    let ops = [Op::Keep { kept: kept.clone(), reply: Reply::new(oneshot::channel().0, None) }];
+    let mut write = pin!(async {
+        let done = writing.write(&ops, Over::Others).await;
+        if let (Ok(_), Some(receipt)) = (&done, &kept.receipt) {
+            // It is known to be stored. With the writer gone, its receipt expires by itself.
+            let _ = writer.send(Op::Forget(vec![receipt.clone()]));
+        }
+        done
+    });
     let Ok(result) = timeout(TURN, write.as_mut()).await else {
         // It waits for somebody's lock, perhaps, which is no reason for the others to wait.
         drop(pause);

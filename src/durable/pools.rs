@@ -10,7 +10,9 @@ use riverqueue::sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
-use crate::pool::lock;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::pool::{caught, lock};
 
 /// How many the writer has: the second while the first is still being tested for its next use, which may take until its
 /// server is given up.
@@ -23,6 +25,9 @@ pub(super) struct Pools {
     writer: PgPool,
     /// How the writer's are made.
     made: Arc<Mutex<Arc<PgConnectOptions>>>,
+    /// Nobody uses these any more, though others may use `all`.
+    #[expect(dead_code, reason = "it says so when it is dropped")]
+    unused: Arc<DropGuard>,
 }
 
 impl Pools {
@@ -40,13 +45,16 @@ impl Pools {
         // A server that has to wake first does so within the pool's own patience.
         drop(all.acquire().await?);
         let writer = options.connect_with((*made).clone()).await?;
-        let (closed, theirs) = (all.close_event(), writer.clone());
+        let (closed, theirs, ended) = (all.close_event(), writer.clone(), CancellationToken::new());
+        let unused = Arc::new(ended.clone().drop_guard());
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the pool")]
         tokio::spawn(async move {
-            closed.await;
-            theirs.close().await;
+            tokio::select! {
+                () = closed => theirs.close().await,
+                () = ended.cancelled() => {}
+            }
         });
-        Ok(Self { all, writer, made: Arc::new(Mutex::new(made)) })
+        Ok(Self { all, writer, made: Arc::new(Mutex::new(made)), unused })
     }
 
     /// Begins a transaction of the writer's.
@@ -86,7 +94,9 @@ pub(super) async fn ask_for_probes(connection: &mut PgConnection, reads: bool) -
         match sqlx::raw_sql(settings).execute(&mut *connection).await {
             // It is older than these settings, or only speaks as Postgres does.
             Err(sqlx::Error::Database(error)) => {
-                tracing::debug!(%error, "the server of Postgres does not look whether this machine is there");
+                caught::tell(
+                    || tracing::debug!(%error, "the server of Postgres does not look whether this machine is there"),
+                );
             }
             asked => {
                 asked?;

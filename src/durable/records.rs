@@ -120,34 +120,14 @@ pub(super) async fn claim(
     })
 }
 
-const ANSWER: &str = "UPDATE tower_epilogue_answer SET status = $1, headers = $2, body = $3, expires_ms = $4
-    WHERE key = $5 AND owner = $6 AND status IS NULL";
-
-/// Keeps the answer until `until`. An error if the claim was lost, so that its jobs are not stored either.
-pub(super) async fn answer(
-    claim: &Claim,
-    answer: &Answer,
-    until_ms: i64,
-    tx: &mut Tx<'_, '_>,
-) -> Result<(), DurableError> {
-    let Answer { status, headers, body } = answer;
-    let values = (i32::from(*status), headers, body, &claim.key, &claim.owner);
-    let rows = in_tx!(tx, ANSWER, [values.0, values.1, values.2, until_ms, values.3, values.4], execute)?;
-    still_claimed(rows)
-}
-
-fn still_claimed(rows: u64) -> Result<(), DurableError> {
-    if rows == 1 { Ok(()) } else { Err(DurableError::new(Kind::ClaimLost)) }
-}
-
-const ANSWER_LATE: &str =
-    "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms, status, headers, body)
+// A claim may have expired meanwhile, and been forgotten.
+const ANSWER: &str = "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms, status, headers, body)
     VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (key) DO UPDATE SET status = excluded.status,
         headers = excluded.headers, body = excluded.body, expires_ms = excluded.expires_ms
     WHERE tower_epilogue_answer.owner = excluded.owner AND tower_epilogue_answer.status IS NULL";
 
-/// The same for a claim that may have expired meanwhile, and been forgotten: it is lost only to another.
-pub(super) async fn answer_late(
+/// Keeps the answer until `until`. An error if the claim was lost to another, so that its jobs are not stored either.
+pub(super) async fn answer(
     claim: &Claim,
     answer: &Answer,
     until_ms: i64,
@@ -156,8 +136,8 @@ pub(super) async fn answer_late(
     let Claim { key, owner, fingerprint, .. } = claim;
     let Answer { status, headers, body } = answer;
     let values = (i32::from(*status), headers, body);
-    let rows = in_tx!(tx, ANSWER_LATE, [key, owner, fingerprint, until_ms, values.0, values.1, values.2], execute)?;
-    still_claimed(rows)
+    let rows = in_tx!(tx, ANSWER, [key, owner, fingerprint, until_ms, values.0, values.1, values.2], execute)?;
+    if rows == 1 { Ok(()) } else { Err(DurableError::new(Kind::ClaimLost)) }
 }
 
 const RELEASE: &str = "DELETE FROM tower_epilogue_answer WHERE key = $1 AND owner = $2 AND status IS NULL";
@@ -174,23 +154,58 @@ pub(super) async fn renew(claim: &Claim, until_ms: i64, tx: &mut Tx<'_, '_>) -> 
     in_tx!(tx, RENEW, [until_ms, &claim.key, &claim.owner], execute).map(drop)
 }
 
-const RECEIPT: &str = "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms) VALUES ($1, '', '', $2)
-    ON CONFLICT (key) DO NOTHING";
+#[cfg(feature = "durable-sqlite")]
+const SQLITE_RECEIPTS: &str = "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms)
+    SELECT value, '', '', $2 FROM json_each($1) WHERE true ON CONFLICT (key) DO NOTHING RETURNING key";
+#[cfg(feature = "durable-postgres")]
+const POSTGRES_RECEIPTS: &str = "INSERT INTO tower_epilogue_answer (key, owner, fingerprint, expires_ms)
+    SELECT value, '', '', $2 FROM json_array_elements_text($1::json) ON CONFLICT (key) DO NOTHING RETURNING key";
 
-/// Says that what is written in this transaction was. False if it was in an earlier one: then it is not to be written again.
-///
-/// A receipt is named so that no hash of a client's key is.
-pub(super) async fn leave_receipt(name: &str, until_ms: i64, tx: &mut Tx<'_, '_>) -> Result<bool, DurableError> {
-    let key = format!("stored:{name}");
-    in_tx!(tx, RECEIPT, [&key, until_ms], execute).map(|rows| rows == 1)
+/// Says that what is written in this transaction was, by names of their own. Gives those that are new: what has another was
+/// written in an earlier one, and is not to be written again.
+pub(super) async fn leave_receipts(
+    names: &[&str],
+    until_ms: i64,
+    tx: &mut Tx<'_, '_>,
+) -> Result<Vec<String>, DurableError> {
+    let names = json(names)?;
+    Ok(match tx {
+        #[cfg(feature = "durable-sqlite")]
+        Tx::Sqlite(transaction) => {
+            sqlx::query_scalar(SQLITE_RECEIPTS).bind(names).bind(until_ms).fetch_all(&mut ***transaction).await?
+        }
+        #[cfg(feature = "durable-postgres")]
+        Tx::Postgres(transaction) => {
+            sqlx::query_scalar(POSTGRES_RECEIPTS).bind(names).bind(until_ms).fetch_all(&mut ***transaction).await?
+        }
+    })
 }
 
-const FORGET: &str = "DELETE FROM tower_epilogue_answer WHERE key = $1";
+#[cfg(feature = "durable-sqlite")]
+const SQLITE_FORGET: &str = "DELETE FROM tower_epilogue_answer WHERE key IN (SELECT value FROM json_each($1))";
+#[cfg(feature = "durable-postgres")]
+const POSTGRES_FORGET: &str =
+    "DELETE FROM tower_epilogue_answer WHERE key IN (SELECT json_array_elements_text($1::json))";
 
-/// Nobody will ask for it any more.
-pub(super) async fn forget_receipt(name: &str, tx: &mut Tx<'_, '_>) -> Result<(), DurableError> {
-    let key = format!("stored:{name}");
-    in_tx!(tx, FORGET, [&key], execute).map(drop)
+/// Nobody will ask for them any more.
+pub(super) async fn forget_receipts(names: &[&str], tx: &mut Tx<'_, '_>) -> Result<(), DurableError> {
+    let names = json(names)?;
+    match tx {
+        #[cfg(feature = "durable-sqlite")]
+        Tx::Sqlite(transaction) => {
+            sqlx::query(SQLITE_FORGET).bind(names).execute(&mut ***transaction).await?;
+        }
+        #[cfg(feature = "durable-postgres")]
+        Tx::Postgres(transaction) => {
+            sqlx::query(POSTGRES_FORGET).bind(names).execute(&mut ***transaction).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A list, as both databases take one.
+fn json(names: &[&str]) -> Result<String, DurableError> {
+    serde_json::to_string(names).map_err(|error| DurableError::because(Kind::Other, error))
 }
 
 /// How many answers are forgotten at once.

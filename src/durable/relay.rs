@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{pools::ask_for_probes, store::random_name};
-use crate::pool::lock;
+use crate::pool::{caught, lock};
 
 /// Whoever is silent is asked after this time, and again after it.
 const PROBE: Duration = Duration::from_secs(5);
@@ -90,7 +90,7 @@ async fn accept(listener: UnixListener, way: Arc<Way>) {
                 tokio::spawn(async move { carry(local, &way).await });
             }
             Err(error) => {
-                tracing::warn!(%error, "no connection to Postgres can be made");
+                caught::tell(|| tracing::warn!(%error, "no connection to Postgres can be made"));
                 sleep(PROBE).await;
             }
         }
@@ -108,13 +108,15 @@ async fn carry(mut local: UnixStream, way: &Way) {
         Ok(Some(remote)) => remote,
         Ok(None) => return,
         Err(error) => {
-            tracing::warn!(%error, host = way.host, port = way.port, "no connection to Postgres can be made");
+            caught::tell(
+                || tracing::warn!(%error, host = way.host, port = way.port, "no connection to Postgres can be made"),
+            );
             *lock(&way.failure) = Some(error);
             return;
         }
     };
     if let Err(error) = watch(&remote) {
-        tracing::warn!(%error, "it will not be noticed when the machine of the database vanishes");
+        caught::tell(|| tracing::warn!(%error, "it will not be noticed when the machine of the database vanishes"));
     }
     match tokio::io::copy_bidirectional(&mut local, &mut remote).await {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {

@@ -8,7 +8,10 @@ use std::{
     hash::{BuildHasher, Hasher},
     panic::resume_unwind,
     pin::pin,
-    sync::{Arc, Mutex, OnceLock, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     task::Poll,
     time::Duration,
 };
@@ -19,13 +22,14 @@ use super::{
     DurableJob, DurableStore, JobContext, JobError,
     context::State,
     engine::{Attempt, Boxed, DiscardedJob, Outcome, Runner},
+    held::{Held, still_ours},
     job::{Then, default_backoff},
     store::Inner,
 };
 use crate::{
     continuation::Continuation,
     lifecycle::{Lifecycle, Seat},
-    pool::{Pool, caught, lock, panic_message},
+    pool::{Pool, caught, panic_message},
 };
 
 type Run = Box<dyn FnOnce(JobContext) -> Boxed<'static, Result<(), JobError>> + Send>;
@@ -139,6 +143,7 @@ impl JobRunner {
         };
         let seat = Seat::new(attempt.limit);
         let lifecycle = Lifecycle::of_job(pool.clone(), &attempt.kind, seat.clone());
+        let completes = Arc::new(AtomicBool::new(false));
         let context = JobContext {
             id: attempt.id,
             kind: attempt.kind.clone(),
@@ -149,9 +154,10 @@ impl JobRunner {
             lifecycle: lifecycle.clone(),
             state: self.state.clone(),
             store: DurableStore(inner.clone(), pool),
+            completes: completes.clone(),
         };
         let (ended, mut outcome) = oneshot::channel();
-        let claim = Arc::new(Held { at: Mutex::new(Instant::now()), id: attempt.id, attempt: attempt.attempt });
+        let claim = Held::new(&attempt);
         let still_ours = still_ours(claim.clone(), inner.clone(), self.grace);
         let work = span.in_scope(|| work(run, context, attempt.limit, still_ours, ended));
         let work = match kind.class {
@@ -174,13 +180,16 @@ impl JobRunner {
                 outcome.await
             }
         };
+        let cancelled = attempt.cancelled.is_cancelled() && Instant::now() < deadline;
         let error = match outcome {
             Ok(Ended::Completed) => return Outcome::Completed,
+            // However it failed, its engine makes it cancelled.
+            Ok(Ended::Failed(_)) if cancelled => return Outcome::Returned { after: Duration::ZERO },
             Ok(Ended::Failed(error)) => error,
             Ok(Ended::Unsure) => return Outcome::Returned { after: self.meanwhile(&attempt) },
             // What a drain has cut is stored as it was, and counts no attempt. So is what was cancelled, if its engine does
             // not know better.
-            Err(_) if (inner.is_stopping() || attempt.cancelled.is_cancelled()) && Instant::now() < deadline => {
+            Err(_) if cancelled || inner.is_stopping() && Instant::now() < deadline => {
                 return Outcome::Returned { after: Duration::ZERO };
             }
             Err(_) if lifecycle.status().is_timeout() => {
@@ -189,7 +198,32 @@ impl JobRunner {
             // The runtime is going away.
             Err(_) => return Outcome::Returned { after: Duration::ZERO },
         };
+        // Acquire: what was done in the transaction came before.
+        if completes.load(Ordering::Acquire) && self.is_completed(&inner, &attempt).await {
+            let _span = span.enter();
+            let error = error.text;
+            caught::tell(|| {
+                tracing::warn!(error, "a durable job that is completed failed behind that: it is not tried again");
+            });
+            return Outcome::Completed;
+        }
         self.failed(&attempt, error, &span)
+    }
+
+    /// Whether a job was completed in a transaction of the user's that was committed.
+    async fn is_completed(&self, store: &Inner, attempt: &Attempt) -> bool {
+        let job = attempt.id;
+        // One that has not ended is waited for, and not for ever.
+        let asked = tokio::time::timeout(self.grace / 4, store.engine.is_completed(job)).await;
+        asked.ok().and_then(Result::ok).unwrap_or_else(|| {
+            caught::tell(|| {
+                tracing::warn!(
+                    job,
+                    "the store does not say whether a durable job that failed is completed: then it is over"
+                );
+            });
+            false
+        })
     }
 
     /// Waits for the attempt's place (contract rule 9), and says meanwhile that it is not lost. `Err` if it goes back
@@ -273,42 +307,6 @@ impl JobRunner {
         }
         if last { Outcome::Failed { error: text, after: Duration::ZERO } } else { Outcome::GivenUp { error: text } }
     }
-}
-
-/// When an attempt was known last to be this process's.
-struct Held {
-    at: Mutex<Instant>,
-    id: i64,
-    attempt: u16,
-}
-
-impl Held {
-    fn age(&self) -> Duration {
-        lock(&self.at).elapsed()
-    }
-
-    /// Says that it is not lost, and whether it is still ours, if the store can tell.
-    async fn hold(&self, store: &Inner, grace: Duration) -> Option<bool> {
-        let (job, asked) = (self.id, Instant::now());
-        // A database that hangs must not have it begin when it may be another's already.
-        match tokio::time::timeout(grace / 4, store.engine.hold(job, self.attempt)).await {
-            Ok(Ok(ours)) => {
-                if ours {
-                    *lock(&self.at) = asked;
-                }
-                return Some(ours);
-            }
-            Ok(Err(error)) => caught::tell(|| tracing::warn!(%error, job, "a durable job that waits was not held")),
-            Err(_) => caught::tell(|| tracing::warn!(job, "a durable job that waits was not held in time")),
-        }
-        None
-    }
-}
-
-/// Whether an attempt may begin that has its place: a process that was suspended asks first, since another may have taken it
-/// meanwhile.
-async fn still_ours(held: Arc<Held>, store: Arc<Inner>, grace: Duration) -> bool {
-    held.age() < grace / 2 || held.hold(&store, grace).await == Some(true)
 }
 
 /// Gives an attempt's place up with whoever waits for it.

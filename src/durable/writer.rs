@@ -14,7 +14,7 @@ use super::{
     error::DurableError,
     op::Op,
     records::{self, Claim, Claimed},
-    writing::{Done, Over, Writing, later_ms, now_ms},
+    writing::{Done, Over, Writing, later_ms, now_ms, surviving},
 };
 use crate::pool::caught;
 
@@ -35,6 +35,8 @@ pub(super) struct Writer {
     held: HashMap<String, Claim>,
     /// Jobs whose requests did not wait for them: nobody else will promote them.
     orphans: Vec<i64>,
+    /// Receipts of what is known to be stored: they are forgotten with what is written next.
+    receipts: Vec<String>,
 }
 
 /// The next ones: those that were `left` come first. None when nobody can send any more.
@@ -59,7 +61,7 @@ async fn receive(ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>,
 
 impl Writer {
     pub(super) fn new(writing: Writing, patience: Duration) -> Self {
-        Self { writing, patience, held: HashMap::new(), orphans: Vec::new() }
+        Self { writing, patience, held: HashMap::new(), orphans: Vec::new(), receipts: Vec::new() }
     }
 
     /// Ends when nobody can send any more.
@@ -78,14 +80,26 @@ impl Writer {
                     // Of a database that does not answer it takes long, and what waits to be written is to have its turn.
                     renewal.reset();
                 }
-                _ = cleaning.tick() => if self.clean().await {
-                    cleaning.reset_after(BREATH);
-                },
+                _ = cleaning.tick() => {
+                    let receipts = self.forget(Vec::new());
+                    if !receipts.is_empty() {
+                        // They expire by themselves.
+                        let _ = self.together(receipts).await;
+                    }
+                    if self.clean().await {
+                        cleaning.reset_after(BREATH);
+                    }
+                }
                 count = receive(&mut ops, &mut left, &mut batch) => {
                     if count == 0 {
                         return;
                     }
-                    if let Err(error) = self.together(std::mem::take(&mut batch)).await {
+                    let mut batch = std::mem::take(&mut batch);
+                    // What is only waited for is no reason to ask the database.
+                    if batch.iter().any(|op| !matches!(op, Op::Barrier(_))) {
+                        batch = self.forget(batch);
+                    }
+                    if let Err(error) = self.together(batch).await {
                         self.fail_behind(&mut ops, &mut left, &error);
                     }
                 }
@@ -93,9 +107,18 @@ impl Writer {
             if !self.orphans.is_empty() {
                 let orphans = std::mem::take(&mut self.orphans);
                 // If that fails, it is told.
-                let _ = self.together(vec![Op::Promote(orphans)]).await;
+                let ops = self.forget(vec![Op::Promote(orphans)]);
+                let _ = self.together(ops).await;
             }
         }
+    }
+
+    /// The receipts that are to be forgotten, beside what is to be written.
+    fn forget(&mut self, mut ops: Vec<Op>) -> Vec<Op> {
+        if !self.receipts.is_empty() {
+            ops.push(Op::Forget(std::mem::take(&mut self.receipts)));
+        }
+        ops
     }
 
     /// Writes all in one transaction; if that fails for a reason that may be one of them alone, each in its own. An error if
@@ -154,6 +177,7 @@ impl Writer {
                     if let Some((claim, _)) = &kept.answer {
                         self.held.remove(&claim.owner);
                     }
+                    self.receipts.extend(kept.receipt.clone());
                     if let Err(Ok(stored)) = reply.send(Ok(stored)) {
                         self.orphans.extend(stored.iter().filter(|job| !job.duplicate).map(|job| job.id));
                     }
@@ -197,7 +221,7 @@ impl Writer {
             }
             begun.commit().await
         };
-        if let Err(error) = renewed.await {
+        if let Err(error) = surviving(renewed).await {
             caught::tell(|| tracing::warn!(%error, "claims on idempotency keys were not renewed"));
         }
     }
@@ -210,7 +234,7 @@ impl Writer {
             begun.commit().await?;
             Ok::<_, DurableError>(rows)
         };
-        let rows = cleaned.await.unwrap_or_else(|error| {
+        let rows = surviving(cleaned).await.unwrap_or_else(|error| {
             caught::tell(|| tracing::warn!(%error, "expired answers were not forgotten"));
             0
         });

@@ -1,7 +1,11 @@
 //! How requests are written: all in one transaction, or nothing of any.
 
 use std::{
+    collections::HashSet,
+    future::{Future, poll_fn},
+    pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -12,7 +16,7 @@ use super::{
     op::{Op, once_each},
     records::{self, Claimed},
 };
-use crate::pool::caught;
+use crate::pool::{caught, panic_message};
 
 /// What became of an [`Op`].
 pub(super) enum Done {
@@ -57,13 +61,26 @@ pub(super) fn later_ms(by: Duration) -> i64 {
     now_ms().saturating_add(i64::try_from(by.as_millis()).unwrap_or(i64::MAX))
 }
 
+/// A subscriber's panic at what the database's client says, in the middle of it, is a database that gives no answer.
+pub(super) async fn surviving<T>(asks: impl Future<Output = Result<T, DurableError>>) -> Result<T, DurableError> {
+    let mut asks = pin!(asks);
+    poll_fn(|cx| {
+        caught::poll(asks.as_mut(), cx).unwrap_or_else(|payload| {
+            let error = format!("its client panicked: {}", panic_message(&*payload));
+            caught::dispose(payload);
+            Poll::Ready(Err(DurableError::because(Kind::Unavailable, error)))
+        })
+    })
+    .await
+}
+
 impl Writing {
     /// Again, if the database has undone it in favour of another process's transaction, or of the user's: two that lock the
     /// same keys in another order each.
     pub(super) async fn write(&self, ops: &[Op], over: Over) -> Result<Vec<Done>, DurableError> {
         let mut tries = 1;
         loop {
-            match self.write_once(ops, over).await {
+            match surviving(self.write_once(ops, over)).await {
                 Err(error) if error.is_conflict() && tries < TRIES => {
                     tries += 1;
                     caught::tell(|| tracing::debug!(%error, requests = ops.len(), "a transaction is tried again"));
@@ -109,7 +126,7 @@ impl Writing {
         };
         let mut stored = places.into_iter().filter_map(place);
         let mut done = Vec::with_capacity(ops.len());
-        let mut promoted = Vec::new();
+        let (mut promoted, mut forgotten) = (Vec::new(), Vec::new());
         for (op, before) in ops.iter().zip(&stored_before) {
             done.push(match op {
                 Op::Keep { .. } if *before => Done::Kept(Vec::new()),
@@ -128,7 +145,11 @@ impl Writing {
                     promoted.extend_from_slice(ids);
                     Done::Nothing
                 }
-                Op::Claim { .. } | Op::Release(_) | Op::Forget(_) | Op::Barrier(_) => Done::Nothing,
+                Op::Forget(receipts) => {
+                    forgotten.extend(receipts.iter().map(String::as_str));
+                    Done::Nothing
+                }
+                Op::Claim { .. } | Op::Release(_) | Op::Barrier(_) => Done::Nothing,
             });
         }
         // By their keys, as every process does it: of two that have one each and want the other's, the database would fail
@@ -145,21 +166,15 @@ impl Writing {
                 Op::Keep { kept, .. } => {
                     if let Some((claim, answer)) = &kept.answer {
                         let until = later_ms(self.keep);
-                        match kept.receipt {
-                            None => records::answer(claim, answer, until, &mut begun.tx()).await?,
-                            // It may have been tried for longer than a claim holds.
-                            Some(_) => records::answer_late(claim, answer, until, &mut begun.tx()).await?,
-                        }
+                        records::answer(claim, answer, until, &mut begun.tx()).await?;
                     }
                 }
                 Op::Release(claim) => records::release(claim, &mut begun.tx()).await?,
                 Op::Promote(_) | Op::Forget(_) | Op::Barrier(_) => {}
             }
         }
-        for op in ops {
-            if let Op::Forget(receipt) = op {
-                records::forget_receipt(receipt, &mut begun.tx()).await?;
-            }
+        if !forgotten.is_empty() {
+            records::forget_receipts(&forgotten, &mut begun.tx()).await?;
         }
         if !promoted.is_empty() {
             self.engine.promote(&promoted, begun.tx()).await?;
@@ -170,13 +185,13 @@ impl Writing {
     /// Which of them were stored before, by a commit whose answer never came. First of all: where that is not over yet, it is
     /// waited for.
     async fn leave_receipts(&self, ops: &[Op], begun: &mut Begun) -> Result<Vec<bool>, DurableError> {
-        let mut stored_before = vec![false; ops.len()];
-        for (op, before) in ops.iter().zip(&mut stored_before) {
-            if let Some(receipt) = op.kept().and_then(|kept| kept.receipt.as_deref()) {
-                let until = later_ms(self.outlast.saturating_add(DAY));
-                *before = !records::leave_receipt(receipt, until, &mut begun.tx()).await?;
-            }
+        let receipts: Vec<_> = ops.iter().filter_map(Op::receipt).collect();
+        if receipts.is_empty() {
+            return Ok(vec![false; ops.len()]);
         }
-        Ok(stored_before)
+        let until = later_ms(self.outlast.saturating_add(DAY));
+        let new = records::leave_receipts(&receipts, until, &mut begun.tx()).await?;
+        let new: HashSet<_> = new.iter().map(String::as_str).collect();
+        Ok(ops.iter().map(|op| op.receipt().is_some_and(|receipt| !new.contains(receipt))).collect())
     }
 }

@@ -38,8 +38,8 @@
 //! | Somebody cancels a job with River's tools. | It does not begin, or is dropped at its next `.await`, with the status TIMEOUT, and is noted as cancelled. No list or count here has it any more. | Nothing. |
 //! | No process knows the job's kind any more. | It stays stored, untouched. | Run one that knows it, or delete it. |
 //! | Other programs use River's tables in the same database. | Of all of them one leads, and it discards the jobs that a dead process has left and whose kind it does not know: theirs, or yours. Jobs in a queue of theirs that has the name of a kind here fail in this process, and this one's in theirs. | Give it a schema of its own: a [pool](crate::durable::DurableStore::postgres_pool) whose connections set `search_path`. |
-//! | The clocks of machines differ. | Leases and rescues come that much earlier or later. | Keep `rescue_after` above the difference. |
-//! | The client left while its job was being stored. | It is stored, and starts at once; if the database is out, it is as with a 503 that the client did not wait for. | Nothing. |
+//! | The clocks of machines differ, or one of them jumps. | Leases, rescues, and the ends of claims on keys come that much earlier or later. Where a claim that is kept is taken for expired, its handler runs a second time, and one of the two has its client told with a 503 that nothing was promised. | Keep `rescue_after` and [`claim`](crate::durable::DurableBuilder::claim) above the difference. |
+//! | The client left while its job was being stored. | It is stored, and starts at once. If the database is out, it is as with a 503 that the client did not wait for; but where its leaving is ignored ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)), or what is stored was given to [`finish`](crate::Lifecycle::finish), it [outlasts](#what-nobody-can-be-told-of) that. | Nothing. |
 //! | A middleware *inside* of the `DurableLayer` puts another response in the place of the handler's, or no `DurableLayer` stands there and no service of this crate does either. | Nothing is stored, and the log says so. | The layer goes inside of what replaces responses. |
 //! | The store fails between the commit and the flush. | The job starts when its lease ends. | Nothing. |
 //! | The client left while its handler ran on ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)). | What the handler promises is stored all the same, though its answer goes nowhere, and [outlasts](#what-nobody-can-be-told-of) an outage of the database; under an `Idempotency-Key` the answer is kept, for who asks again. | Nothing. |
@@ -47,8 +47,8 @@
 //! # What nobody can be told of
 //!
 //! Whoever waits for a response is told that its job was not stored. Nobody is there for what a handler promises when its
-//! client has left and that is ignored ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)), nor for what it returns after its
-//! [`finish`](crate::Lifecycle::finish). While the database is out (it cannot be reached, it is locked, its disk is full),
+//! client has left and that is ignored ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)), or leaves while it is being stored, nor
+//! for what it returns after its [`finish`](crate::Lifecycle::finish). While the database is out (it cannot be reached, it is locked, its disk is full),
 //! that is tried again: at once, and then after pauses that grow from 100 ms to 5 s, for an
 //! [hour](crate::durable::DurableBuilder::outlast).
 //!
@@ -57,8 +57,10 @@
 //!   One that passes during the first attempt ends it, and the log says so.
 //! - **It is stored once.** A receipt is stored with it, in `tower_epilogue_answer`, from the first attempt on. Where the
 //!   answer to a commit was lost, that tells whether it is to be stored again, whatever has become of the job meanwhile. One
-//!   that was stored so starts when its lease ends. The receipt goes once it is known to be stored, or else a day after the
-//!   hour is over.
+//!   that was stored so starts when its lease ends. The receipt goes with what is written next, once it is known to be stored;
+//!   where that never was, as that of an attempt which its request's limit has ended and whose commit had no answer, it goes a
+//!   day after the hour is over. Since a client may leave at any moment, all that is promised where that is ignored, or given to
+//!   `finish`, has one: two statements more for all that is committed together.
 //! - **It keeps its key.** Who asks again under its `Idempotency-Key` gets a 409, and once it is stored the answer. But a claim
 //!   that could not be renewed for as long as it [holds](crate::durable::DurableBuilder::claim) may be taken over by who asks
 //!   again: then that one's promise counts, and this one is given up.

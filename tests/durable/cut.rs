@@ -24,9 +24,10 @@ use tower_epilogue::{
 };
 
 use crate::{
-    common::{Act, Node, Place, Record, Task, quick},
+    commits::Locked,
+    common::{Act, Node, Place, Record, Task, quick, request},
     strays::{Calls, asks_and_leaves, waits},
-    support::logs,
+    support::{Client, logs},
     untold::{AGAIN, STORED, said, says},
 };
 
@@ -205,4 +206,31 @@ async fn an_answer_that_was_stored_is_given_again() {
     assert_eq!((again.text().as_str(), again.header("idempotency-replayed")), ("ordered", Some("true")));
     node.completed(1).await;
     assert_eq!((place.number(JOBS).await, *calls.borrow()), (1, 1));
+}
+
+/// Its client leaves before that, and during the first attempt.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_leaves_meanwhile_has_it_stored_once() {
+    let place = Place::postgres();
+    place.store().start(&tower_epilogue::Epilogue::new()).await.unwrap();
+    let (_between, through) = between(&place, "meanwhile", false).await;
+    let handler = async || Durable::new(Task::ok("meanwhile"));
+    let app = |store: &DurableStore| {
+        Router::new().route("/cut-meanwhile", post(handler)).layer(store.layer()).layer(IgnoreAbortLayer::new())
+    };
+    let node = node(&through, Record::default(), app).await;
+    logs();
+    let locked = Locked::take(&place).await;
+    let mut client = Client::connect(node.address).await;
+    client.send(&request("/cut-meanwhile", &[], "")).await;
+    node.journal.seen("handler_end").await;
+    let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'river_job'::regclass AND NOT granted";
+    place.until_found(waits, |those| those > 0).await;
+    client.reset();
+    node.journal.seen("aborted").await;
+    locked.release().await;
+    said("/cut-meanwhile", AGAIN).await;
+    said("/cut-meanwhile", STORED).await;
+    node.completed(1).await;
+    assert_eq!((place.number(JOBS).await, node.record.runs().len()), (1, 1));
 }

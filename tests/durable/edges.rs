@@ -35,6 +35,7 @@ on_both!(
     a_job_that_somebody_else_has_revived_is_left_alone,
     a_limit_below_a_millisecond_is_a_limit,
     each_of_two_drains_waits_until_all_is_noted,
+    what_is_to_have_no_end_has_none,
 );
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -70,6 +71,37 @@ async fn an_error_with_a_nul_is_an_error(place: Place) {
     for job in node.store.discarded(2).await.unwrap() {
         assert_eq!(job.error, "no \u{fffd} here");
     }
+}
+
+/// All that can be said is as large as it can be, and its name as short.
+#[derive(Serialize, Deserialize)]
+struct Most;
+
+impl DurableJob for Most {
+    const KIND: &'static str = "x";
+    const MAX_ATTEMPTS: u16 = u16::MAX;
+    const LIMIT: Duration = Duration::MAX;
+
+    fn backoff(_: u16) -> Duration {
+        Duration::MAX
+    }
+
+    async fn run(self, cx: JobContext) -> Result<(), JobError> {
+        assert!(!cx.is_last_attempt() && cx.time_left() > HOUR);
+        Err(match cx.attempt() {
+            1 => JobError::retry_after("at once", Duration::ZERO),
+            2 => JobError::retry_after("at once", Duration::from_nanos(1)),
+            _ => "never".into(),
+        })
+    }
+}
+
+async fn what_is_to_have_no_end_has_none(place: Place) {
+    let node = Node::with(&place, DurableBuilder::register::<Most>, |epilogue| epilogue, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Most)).await.unwrap();
+    node.store.enqueue(Durable::new(Task::ok("beside"))).await.unwrap();
+    node.until("it waits", |counts| counts.retryable == 1 && counts.completed == 1).await;
+    assert_eq!(place.number("SELECT CAST(attempt AS BIGINT) FROM river_job WHERE queue = 'x'").await, 3);
 }
 
 /// Postgres would refuse it, and all that is written with it at first; it is never asked.

@@ -26,6 +26,7 @@ use tower_http::limit::RequestBodyLimitLayer;
 use crate::{
     commits::Locked,
     common::{Act, Node, Place, Record, Task, on_both, post as ask, quick},
+    strays::{Calls, waits},
     support::{Client, soon},
 };
 
@@ -33,6 +34,7 @@ on_both!(
     a_key_counts_for_its_whole_path,
     a_layer_inside_of_another_answers_as_one,
     a_claim_is_renewed_while_the_queue_is_never_empty,
+    a_claim_that_was_forgotten_is_lost_to_nobody,
     an_expired_key_promises_something_else,
     an_upload_that_breaks_is_not_blamed_on_its_key,
     the_first_answer_keeps_its_trailers,
@@ -122,6 +124,30 @@ async fn a_claim_is_renewed_while_the_queue_is_never_empty(place: Place) {
     }
     node.record.open();
     assert_eq!((first.await.unwrap(), calls.load(Ordering::SeqCst)), (200, 1));
+}
+
+/// Its process was suspended, or the database was out, for longer than a claim holds; and another process has tidied up.
+async fn a_claim_that_was_forgotten_is_lost_to_nobody(place: Place) {
+    let (calls, record) = (Calls::default(), Record::default());
+    let (called, gate) = (calls.clone(), record.gate.clone());
+    let handler = move || async move {
+        waits(called, gate).await;
+        (Durable::new(Task::ok("shoes")), "shoes")
+    };
+    let builder = quick(place.store()).state(record.clone()).register::<Task>();
+    let app = |store: &DurableStore| Router::new().route("/", post(handler)).layer(store.layer());
+    let node = Node::of(record, builder, |epilogue| epilogue, app).await;
+    let address = node.address;
+    let first = tokio::spawn(async move { ask(address, "/", &KEY, "").await });
+    soon("the handler begins", calls.subscribe().wait_for(|calls| *calls == 1)).await.unwrap();
+    place.execute("DELETE FROM tower_epilogue_answer").await;
+    node.record.open();
+    let first = first.await.unwrap();
+    assert_eq!((first.status, first.text().as_str()), (200, "shoes"));
+    let again = node.post("/", &KEY, "").await;
+    assert_eq!((again.text().as_str(), again.header("idempotency-replayed")), ("shoes", Some("true")));
+    node.completed(1).await;
+    assert_eq!((*calls.borrow(), node.record.runs().len()), (1, 1));
 }
 
 /// The first job is not done yet, and is not what the second request asked for.

@@ -208,9 +208,10 @@ async fn before_it_was_tried_once_it_is_given_up_at_the_limit_and_not_in_silence
     let (node, locked) = limited(&place, patient, route, SHORT).await;
     node.journal.ended(1).await;
     assert!(says(route, DROPPED) && !says(route, AGAIN));
-    // The writer has it all the same.
+    // The writer has it all the same, and nobody asks for its receipt any more.
     locked.release().await;
     node.record.begun("limited", 1).await;
+    assert_eq!(place.number("SELECT count(*) FROM tower_epilogue_answer WHERE key LIKE 'stored:%'").await, 0);
 }
 
 async fn a_drain_waits_for_it(place: Place) {

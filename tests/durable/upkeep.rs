@@ -137,7 +137,7 @@ impl DurableJob for Endless {
 }
 
 /// The only job there is, as River's own tools do it.
-async fn cancel(place: &Place) {
+pub async fn cancel(place: &Place) {
     let tools = match place {
         Place::Sqlite(file) => {
             let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file.path);

@@ -74,3 +74,23 @@ async fn a_request_waits_for_the_busy_timeout_with_a_pool_of_the_users_too() {
     })
     .await;
 }
+
+/// The pool is its user's, and lives on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_no_more_has_no_connections() {
+    let place = Place::postgres();
+    let Place::Postgres(url) = &place else { unreachable!("it is one") };
+    place.store().start(&Epilogue::new()).await.unwrap();
+    let pool =
+        PgPoolOptions::new().max_connections(1).connect(&format!("{url}?application_name=theirs")).await.unwrap();
+    let epilogue = Epilogue::new();
+    let store = quick(DurableStore::postgres_pool(pool.clone())).start(&epilogue).await.unwrap();
+    store.enqueue(Durable::new(Task::ok("stored"))).await.unwrap();
+    let theirs = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'theirs'
+        AND datname = current_database()";
+    assert!(place.number(theirs).await > 1);
+    epilogue.drain().await;
+    drop((store, epilogue));
+    place.until(theirs, 1).await;
+    assert!(!pool.is_closed());
+}

@@ -204,6 +204,10 @@ impl Engine for River {
         })
     }
 
+    fn is_completed(&self, id: i64) -> Boxed<'_, Result<bool, DurableError>> {
+        Box::pin(sql::is_completed(&self.database, id))
+    }
+
     /// River looks at once when a queue's configuration changes. Its notifications take longer: SQLite's are polled
     /// for each 100 ms.
     fn wake(&self) {

@@ -87,6 +87,29 @@ pub(super) async fn is_discarded(id: i64, mut tx: Tx<'_, '_>) -> Result<bool, Du
     Ok(in_tx!(&mut tx, look, [id], execute)? > 0)
 }
 
+/// Whether it is, once whoever has it in a transaction has ended that: on SQLite nobody else writes meanwhile.
+pub(super) async fn is_completed(database: &Database, id: i64) -> Result<bool, DurableError> {
+    let mut begun = database.begin().await?;
+    let completed: Option<bool> = match begun.tx() {
+        #[cfg(feature = "durable-sqlite")]
+        Tx::Sqlite(transaction) => {
+            sqlx::query_scalar("SELECT state = 'completed' FROM river_job WHERE id = $1")
+                .bind(id)
+                .fetch_optional(&mut **transaction)
+                .await?
+        }
+        #[cfg(feature = "durable-postgres")]
+        Tx::Postgres(transaction) => {
+            sqlx::query_scalar("SELECT state = 'completed' FROM river_job WHERE id = $1 FOR UPDATE")
+                .bind(id)
+                .fetch_optional(&mut **transaction)
+                .await?
+        }
+    };
+    begun.rollback().await;
+    Ok(completed.unwrap_or(false))
+}
+
 /// Its age counts from now.
 pub(super) async fn hold(database: &Database, id: i64, attempt: u16) -> Result<bool, DurableError> {
     let attempt = i64::from(attempt);

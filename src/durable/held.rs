@@ -1,0 +1,52 @@
+//! That an attempt which waits for its place is still this process's.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::{engine::Attempt, store::Inner};
+use crate::pool::{caught, lock};
+
+/// When an attempt was known last to be this process's.
+pub(super) struct Held {
+    at: Mutex<Instant>,
+    id: i64,
+    attempt: u16,
+}
+
+impl Held {
+    /// From now.
+    pub(super) fn new(attempt: &Attempt) -> Arc<Self> {
+        Arc::new(Self { at: Mutex::new(Instant::now()), id: attempt.id, attempt: attempt.attempt })
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        lock(&self.at).elapsed()
+    }
+
+    /// Says that it is not lost, and whether it is still ours, if the store can tell.
+    pub(super) async fn hold(&self, store: &Inner, grace: Duration) -> Option<bool> {
+        let (job, asked) = (self.id, Instant::now());
+        // A database that hangs must not have it begin when it may be another's already.
+        match tokio::time::timeout(grace / 4, store.engine.hold(job, self.attempt)).await {
+            Ok(Ok(ours)) => {
+                if ours {
+                    *lock(&self.at) = asked;
+                }
+                return Some(ours);
+            }
+            Ok(Err(error)) => caught::tell(|| tracing::warn!(%error, job, "a durable job that waits was not held")),
+            Err(_) => caught::tell(|| tracing::warn!(job, "a durable job that waits was not held in time")),
+        }
+        None
+    }
+}
+
+/// Whether an attempt may begin that has its place: a process that was suspended asks first, since another may have taken it
+/// meanwhile.
+pub(super) async fn still_ours(held: Arc<Held>, store: Arc<Inner>, grace: Duration) -> bool {
+    held.age() < grace / 2 || held.hold(&store, grace).await == Some(true)
+}
