@@ -122,12 +122,13 @@ fn number(mut number: u64) -> HeaderValue {
     HeaderValue::from_bytes(&digits[first..]).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
-pub(super) fn declare(parts: &mut Parts, length: u64) {
+pub(super) fn declare(parts: &mut Parts, length: u64, route: impl FnOnce() -> String) {
     let value = number(length);
     let declared = parts.headers.insert(header::CONTENT_LENGTH, value);
     if let Some(declared) = declared.filter(|declared| *declared != parts.headers[header::CONTENT_LENGTH]) {
         caught::tell(|| {
-            tracing::warn!(?declared, length, "a handler declared a wrong Content-Length: it was corrected");
+            let route = route();
+            tracing::warn!(route, ?declared, length, "a handler declared a wrong Content-Length: it was corrected");
         });
     }
     // A length and chunks exclude each other (RFC 9112, section 6.2).
@@ -138,14 +139,17 @@ pub(super) fn declare(parts: &mut Parts, length: u64) {
 
 /// Of a body that streams on, of which so many bytes are known: what a handler declared stays if it may be right. A server
 /// would end the body there, and it would look whole.
-pub(super) fn keep_declared(parts: &mut Parts, at_least: u64) {
+pub(super) fn keep_declared(parts: &mut Parts, at_least: u64, route: impl FnOnce() -> String) {
     let mut all = parts.headers.get_all(header::CONTENT_LENGTH).iter();
     let Some(declared) = all.next() else { return };
     if length(declared).is_some_and(|length| length >= at_least) && all.all(|other| other == declared) {
         parts.headers.remove(header::TRANSFER_ENCODING);
         return;
     }
-    caught::tell(|| tracing::warn!(?declared, at_least, "a handler declared a wrong Content-Length: it was left out"));
+    caught::tell(|| {
+        let route = route();
+        tracing::warn!(route, ?declared, at_least, "a handler declared a wrong Content-Length: it was left out");
+    });
     parts.headers.remove(header::CONTENT_LENGTH);
 }
 

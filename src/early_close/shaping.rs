@@ -197,7 +197,7 @@ impl Shaping {
         }
         let (mut parts, body) = self.encode(parts, body);
         if let Some(length) = body.size_hint().exact() {
-            rules::declare(&mut parts, length);
+            rules::declare(&mut parts, length, || self.lifecycle.0.route());
         } else if hold {
             return Next::read(parts, body, Purpose::Leave);
         }
@@ -274,14 +274,14 @@ impl Shaping {
         // A declared length would cost the trailers, if they have not been given up for one already.
         let for_trailers = self.asked.needs_chunks_for_trailers() && buffer.has_named_trailers(&parts.headers);
         if !for_trailers || parts.headers.contains_key(CONTENT_LENGTH) {
-            rules::declare(&mut parts, buffer.length() as u64);
+            rules::declare(&mut parts, buffer.length() as u64, || self.lifecycle.0.route());
         }
         self.leave(parts, buffer.into_body(None))
     }
 
     fn leave(&self, mut parts: Parts, body: Body) -> Response {
         if body.size_hint().exact().is_none() {
-            rules::keep_declared(&mut parts, body.size_hint().lower());
+            rules::keep_declared(&mut parts, body.size_hint().lower(), || self.lifecycle.0.route());
         }
         // Without a length it is the end of the connection that ends a body on HTTP/1.0 (RFC 9112, section 6.3).
         let ends_by_close = self.asked.version <= Version::HTTP_10
