@@ -95,7 +95,8 @@ impl Event {
         self.at
     }
 
-    /// The method and the matched route, or the path as long as no route is known; never a query.
+    /// The method and the matched route, or the path as long as no route is known; never a query. Of a path, what is not
+    /// ASCII is percent-encoded, as its client should have sent it.
     ///
     /// A route is known once one of this crate's layers inside of the router, or the [`Lifecycle`](crate::Lifecycle)
     /// extractor, has seen the request: its first events carry the path.
