@@ -184,6 +184,11 @@ pub enum EventKind {
         /// Its place in the order of running, from 0.
         hook: usize,
     },
+    /// It ran out of its [own time](crate::EpilogueBuilder::hook_limit) and was dropped; its end is told of next.
+    HookDropped {
+        /// Its place in the order of running, from 0.
+        hook: usize,
+    },
     /// It returned, panicked, or ran out of its own time.
     HookEnd {
         /// Its place in the order of running, from 0.
@@ -213,7 +218,7 @@ impl EventKind {
 
     /// All that [`name`](Self::name) gives.
     #[cfg(feature = "test-util")]
-    pub(crate) const NAMES: [&str; 21] = [
+    pub(crate) const NAMES: [&str; 22] = [
         "arrived",
         "refused",
         "handler_start",
@@ -233,6 +238,7 @@ impl EventKind {
         "continuation_end",
         "continuation_dropped",
         "hook_start",
+        "hook_dropped",
         "hook_end",
         "ended",
     ];
@@ -260,6 +266,7 @@ impl EventKind {
             Self::ContinuationEnd => "continuation_end",
             Self::ContinuationDropped => "continuation_dropped",
             Self::HookStart { .. } => "hook_start",
+            Self::HookDropped { .. } => "hook_dropped",
             Self::HookEnd { .. } => "hook_end",
             Self::Ended => "ended",
         }
@@ -315,6 +322,7 @@ mod tests {
             ContinuationEnd,
             ContinuationDropped,
             HookStart { hook: 0 },
+            HookDropped { hook: 0 },
             HookEnd { hook: 0 },
             Ended,
         ];
@@ -339,6 +347,7 @@ mod tests {
             | ContinuationEnd
             | ContinuationDropped
             | HookStart { .. }
+            | HookDropped { .. }
             | HookEnd { .. }
             | Ended => (),
         };

@@ -87,7 +87,10 @@ impl Journals {
     /// The event function.
     pub(crate) fn record(&self, event: &Event) {
         // Not of what a journal lists.
-        if matches!(event.kind(), EventKind::Arrived | EventKind::HandedOver | EventKind::Panicked { .. }) {
+        if matches!(
+            event.kind(),
+            EventKind::Arrived | EventKind::HandedOver | EventKind::Panicked { .. } | EventKind::HookDropped { .. }
+        ) {
             return;
         }
         let mut kept = self.lock();

@@ -84,6 +84,7 @@ fn totals(snapshot: &Snapshot) -> Markup {
         ("failed", continuations.failed),
         ("panicked", snapshot.panicked as u64),
         ("dropped", continuations.dropped),
+        ("hooks_dropped", snapshot.hooks_dropped),
         ("stuck", now.stuck as u64),
         ("lost", snapshot.lost as u64),
     ];

@@ -84,7 +84,8 @@
 //! the row *blocking* of the bounds has them apart, where [`max_blocking`](EpilogueBuilder::max_blocking) is set. Attempts at durable jobs are counted and listed as what they are, with their kind; what
 //! runs in each is one of the *continuations*, too, and so is what starts the jobs of a response. Of connections, those
 //! are known that this crate tracks. *Worked* is how long the handler and the continuations took: a stream that is on its
-//! way for hours is not slow. *Dropped* are continuations that a limit or a drain ended. The slowest and the failures are
+//! way for hours is not slow. *Dropped* are continuations that a limit or a drain ended, and *hooks
+//! dropped* those that ran out of their own time. The slowest and the failures are
 //! 20 at most, since the page was switched on. In the OpenMetrics form, requests and jobs are counted when they end, so
 //! that a count never goes down.
 //!
@@ -110,6 +111,7 @@
 //! | `jobs` | attempts at durable jobs: `in_flight` and `ended` |
 //! | `now` | `waiting` and `running`; of the latter `handling`, `sending`, `continuing` and `ending`; then handlers and bodies that are `detached` from [their response](EpilogueBuilder::max_detached), and threads that are [`stuck`](Epilogue::stuck) |
 //! | `continuations` | `started`, `dropped` and `failed` |
+//! | `hooks_dropped` | hooks that ran out of their own time |
 //! | `panicked`, `lost` | [`Epilogue::panicked`] and [`Epilogue::lost`] |
 //! | `bounds` | a list: `bound` (`all`, `class`, `blocking` or `detached`), `class`, `max_running`, `max_waiting` (`null` for any number), `running`, `waiting`, `reserved`, `refused`, and `over`: taken in all the same |
 //! | `history` | the last three minutes, the oldest second first: the most that was `running` and `waiting` in each |
@@ -131,6 +133,7 @@
 //! | `requests_aborted_total` | counter | requests whose client left before that |
 //! | `requests_timed_out_total` | counter | requests and jobs whose limit passed, or that a drain cut |
 //! | `continuations_total`, `continuations_dropped_total`, `continuations_failed_total` | counter | continuations that were started, dropped before their end, that returned an error |
+//! | `hooks_dropped_total` | counter | hooks that ran out of their own time |
 //! | `jobs_total` | counter | attempts at durable jobs that have ended |
 //! | `panics_total`, `lost_total` | counter | [`Epilogue::panicked`] and [`Epilogue::lost`] |
 //! | `requests_in_flight`, `jobs_in_flight` | gauge | those that have not ended |
