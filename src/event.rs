@@ -161,6 +161,8 @@ pub enum EventKind {
     BodyEnd,
     /// A body of unknown length was dropped before its end.
     BodyDropped,
+    /// A body gave an error, which breaks its response off; or has a 500 take its place, where it was held back.
+    BodyFailed,
     /// Something of the user's panicked; what that ended is told of next.
     Panicked {
         /// What it was: `handler`, `body`, `continuation`, `hook`, `middleware`, `failure handler`, or
@@ -218,7 +220,7 @@ impl EventKind {
 
     /// All that [`name`](Self::name) gives.
     #[cfg(feature = "test-util")]
-    pub(crate) const NAMES: [&str; 22] = [
+    pub(crate) const NAMES: [&str; 23] = [
         "arrived",
         "refused",
         "handler_start",
@@ -230,6 +232,7 @@ impl EventKind {
         "aborted",
         "body_end",
         "body_dropped",
+        "body_failed",
         "panicked",
         "slow",
         "continuation_waits",
@@ -258,6 +261,7 @@ impl EventKind {
             Self::Aborted => "aborted",
             Self::BodyEnd => "body_end",
             Self::BodyDropped => "body_dropped",
+            Self::BodyFailed => "body_failed",
             Self::Panicked { .. } => "panicked",
             Self::Slow => "slow",
             Self::ContinuationWaits => "continuation_waits",
@@ -314,6 +318,7 @@ mod tests {
             Aborted,
             BodyEnd,
             BodyDropped,
+            BodyFailed,
             Panicked { what: "" },
             Slow,
             ContinuationWaits,
@@ -339,6 +344,7 @@ mod tests {
             | Aborted
             | BodyEnd
             | BodyDropped
+            | BodyFailed
             | Panicked { .. }
             | Slow
             | ContinuationWaits

@@ -82,6 +82,7 @@ fn totals(snapshot: &Snapshot) -> Markup {
         ("refused", requests.refused),
         ("timed_out", requests.timed_out),
         ("failed", continuations.failed),
+        ("bodies_failed", snapshot.bodies_failed),
         ("panicked", snapshot.panicked as u64),
         ("dropped", continuations.dropped),
         ("hooks_dropped", snapshot.hooks_dropped),

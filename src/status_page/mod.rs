@@ -111,6 +111,7 @@
 //! | `jobs` | attempts at durable jobs: `in_flight` and `ended` |
 //! | `now` | `waiting` and `running`; of the latter `handling`, `sending`, `continuing` and `ending`; then handlers and bodies that are `detached` from [their response](EpilogueBuilder::max_detached), and threads that are [`stuck`](Epilogue::stuck) |
 //! | `continuations` | `started`, `dropped` and `failed` |
+//! | `bodies_failed` | responses whose body gave an error |
 //! | `hooks_dropped` | hooks that ran out of their own time |
 //! | `panicked`, `lost` | [`Epilogue::panicked`] and [`Epilogue::lost`] |
 //! | `bounds` | a list: `bound` (`all`, `class`, `blocking` or `detached`), `class`, `max_running`, `max_waiting` (`null` for any number), `running`, `waiting`, `reserved`, `refused`, and `over`: taken in all the same |
@@ -133,6 +134,7 @@
 //! | `requests_aborted_total` | counter | requests whose client left before that |
 //! | `requests_timed_out_total` | counter | requests and jobs whose limit passed, or that a drain cut |
 //! | `continuations_total`, `continuations_dropped_total`, `continuations_failed_total` | counter | continuations that were started, dropped before their end, that returned an error |
+//! | `bodies_failed_total` | counter | responses whose body gave an error |
 //! | `hooks_dropped_total` | counter | hooks that ran out of their own time |
 //! | `jobs_total` | counter | attempts at durable jobs that have ended |
 //! | `panics_total`, `lost_total` | counter | [`Epilogue::panicked`] and [`Epilogue::lost`] |

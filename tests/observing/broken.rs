@@ -12,10 +12,12 @@ use axum::{
     http::Request,
     routing::get,
 };
+use futures_util::stream;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use tokio::io::AsyncReadExt as _;
 use tower::ServiceExt as _;
-use tower_epilogue::{Bound, Continuation, Epilogue, EpilogueBuilder, Event, EventKind, Lifecycle};
+use tower_epilogue::{Bound, Continuation, EarlyCloseLayer, Epilogue, EpilogueBuilder, Event, EventKind, Lifecycle};
 
 use crate::support::MemoryServer;
 
@@ -167,6 +169,39 @@ async fn a_recorder_that_panics_at_one_figure_is_told_the_others() {
         let told = told(true, Some(histogram)).await;
         assert_eq!(told, all_told(), "{histogram}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_fails_is_told_of_counted_and_shown() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let failing = || Body::from_stream(stream::iter([Ok("half"), Err(std::io::Error::other("broke off"))]));
+    // One breaks off, and one is held back until it has failed, and is a 500.
+    let held = get(async move || failing()).layer(EarlyCloseLayer::new());
+    let app = Router::new().route("/streams", get(async move || failing())).route("/held", held);
+    let told = Arc::<Mutex<Vec<_>>>::default();
+    let theirs = told.clone();
+    let tells = move |event: &Event| theirs.lock().unwrap().push(event.kind().name());
+    let server = MemoryServer::with(app, |builder| builder.metrics().status_page().on_event(tells));
+    for path in ["/streams", "/held"] {
+        let mut client = server.connect();
+        client.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await;
+        let _ = client.stream.read_to_end(&mut Vec::new()).await;
+    }
+    server.ended(2).await;
+    server.epilogue.events_delivered().await;
+    let count = |name| told.lock().unwrap().iter().filter(|told| **told == name).count();
+    assert_eq!((count("body_failed"), count("body_dropped")), (2, 2), "{told:?}");
+    let bodies_failed = changes(&snapshotter).into_iter().filter(|(name, _)| name == "bodies_failed_total");
+    assert_eq!(bodies_failed.map(|(_, count)| count).collect::<Vec<_>>(), [1.0, 1.0]);
+    let page = page(&server.epilogue).await;
+    assert_eq!((&page["bodies_failed"], &page["continuations"]["failed"]), (&2.into(), &0.into()), "{page:#}");
+    for (row, route) in ["GET /held", "GET /streams"].into_iter().enumerate() {
+        let row = &page["failures"][row];
+        assert_eq!((&row["route"], &row["faults"][0]), (&route.into(), &"failed".into()), "{page:#}");
+    }
+    server.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
