@@ -95,7 +95,8 @@ impl Event {
         self.at
     }
 
-    /// The method and the matched route, or the path as long as no route is known; never a query.
+    /// The method and the matched route, or the path as long as no route is known; never a query. Of a path, what is not
+    /// ASCII is percent-encoded, as its client should have sent it.
     ///
     /// A route is known once one of this crate's layers inside of the router, or the [`Lifecycle`](crate::Lifecycle)
     /// extractor, has seen the request: its first events carry the path.
@@ -160,6 +161,8 @@ pub enum EventKind {
     BodyEnd,
     /// A body of unknown length was dropped before its end.
     BodyDropped,
+    /// A body gave an error, which breaks its response off; or has a 500 take its place, where it was held back.
+    BodyFailed,
     /// Something of the user's panicked; what that ended is told of next.
     Panicked {
         /// What it was: `handler`, `body`, `continuation`, `hook`, `middleware`, `failure handler`, or
@@ -180,6 +183,11 @@ pub enum EventKind {
     ContinuationDropped,
     /// A hook was started.
     HookStart {
+        /// Its place in the order of running, from 0.
+        hook: usize,
+    },
+    /// It ran out of its [own time](crate::EpilogueBuilder::hook_limit) and was dropped; its end is told of next.
+    HookDropped {
         /// Its place in the order of running, from 0.
         hook: usize,
     },
@@ -212,7 +220,7 @@ impl EventKind {
 
     /// All that [`name`](Self::name) gives.
     #[cfg(feature = "test-util")]
-    pub(crate) const NAMES: [&str; 21] = [
+    pub(crate) const NAMES: [&str; 23] = [
         "arrived",
         "refused",
         "handler_start",
@@ -224,6 +232,7 @@ impl EventKind {
         "aborted",
         "body_end",
         "body_dropped",
+        "body_failed",
         "panicked",
         "slow",
         "continuation_waits",
@@ -232,6 +241,7 @@ impl EventKind {
         "continuation_end",
         "continuation_dropped",
         "hook_start",
+        "hook_dropped",
         "hook_end",
         "ended",
     ];
@@ -251,6 +261,7 @@ impl EventKind {
             Self::Aborted => "aborted",
             Self::BodyEnd => "body_end",
             Self::BodyDropped => "body_dropped",
+            Self::BodyFailed => "body_failed",
             Self::Panicked { .. } => "panicked",
             Self::Slow => "slow",
             Self::ContinuationWaits => "continuation_waits",
@@ -259,6 +270,7 @@ impl EventKind {
             Self::ContinuationEnd => "continuation_end",
             Self::ContinuationDropped => "continuation_dropped",
             Self::HookStart { .. } => "hook_start",
+            Self::HookDropped { .. } => "hook_dropped",
             Self::HookEnd { .. } => "hook_end",
             Self::Ended => "ended",
         }
@@ -306,6 +318,7 @@ mod tests {
             Aborted,
             BodyEnd,
             BodyDropped,
+            BodyFailed,
             Panicked { what: "" },
             Slow,
             ContinuationWaits,
@@ -314,6 +327,7 @@ mod tests {
             ContinuationEnd,
             ContinuationDropped,
             HookStart { hook: 0 },
+            HookDropped { hook: 0 },
             HookEnd { hook: 0 },
             Ended,
         ];
@@ -330,6 +344,7 @@ mod tests {
             | Aborted
             | BodyEnd
             | BodyDropped
+            | BodyFailed
             | Panicked { .. }
             | Slow
             | ContinuationWaits
@@ -338,6 +353,7 @@ mod tests {
             | ContinuationEnd
             | ContinuationDropped
             | HookStart { .. }
+            | HookDropped { .. }
             | HookEnd { .. }
             | Ended => (),
         };

@@ -30,6 +30,8 @@ const ABORTED: &str = "tower_epilogue_aborted_total";
 const TIMED_OUT: &str = "tower_epilogue_timed_out_total";
 const PANICKED: &str = "tower_epilogue_panicked_total";
 const CONTINUATIONS: &str = "tower_epilogue_continuations_total";
+const BODIES_FAILED: &str = "tower_epilogue_bodies_failed_total";
+const HOOKS_DROPPED: &str = "tower_epilogue_hooks_dropped_total";
 const ACTIVE: &str = "tower_epilogue_active_requests";
 const RUNNING: &str = "tower_epilogue_running_continuations";
 const WAITING: &str = "tower_epilogue_waiting_continuations";
@@ -53,6 +55,8 @@ fn describe() {
     describe_counter!(TIMED_OUT, Unit::Count, "Requests that their time limit or a drain's deadline ended.");
     describe_counter!(PANICKED, Unit::Count, "Panics of handlers, bodies, continuations, hooks and middleware.");
     describe_counter!(CONTINUATIONS, Unit::Count, "Continuations that ended, by their outcome.");
+    describe_counter!(BODIES_FAILED, Unit::Count, "Responses whose body gave an error.");
+    describe_counter!(HOOKS_DROPPED, Unit::Count, "Hooks that ran out of their own time.");
     describe_gauge!(ACTIVE, Unit::Count, "Requests that have arrived and not ended, with all their work.");
     describe_gauge!(RUNNING, Unit::Count, "Continuations that run.");
     describe_gauge!(WAITING, Unit::Count, "Continuations that wait for a place among those that run.");
@@ -186,6 +190,8 @@ fn record(event: &Event, open: &mut Open) {
         }
         EventKind::ContinuationEnd => stop_running(open, event, false),
         EventKind::ContinuationDropped => stop_running(open, event, true),
+        EventKind::BodyFailed => counter!(BODIES_FAILED, of_request(event)).increment(1),
+        EventKind::HookDropped { .. } => counter!(HOOKS_DROPPED, of_request(event)).increment(1),
         EventKind::Ended => {
             stop_waiting(open);
             gauge!(ACTIVE).decrement(1.0);

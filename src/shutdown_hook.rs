@@ -125,7 +125,8 @@ where
         let entered = enter(&mut request);
         if let Err(error) = entered.shared().add_hook(Hook::new(self.hook.clone())) {
             // Only a request whose life is over is refused: one that was sent into the service a second time.
-            caught::tell(|| tracing::warn!(%error, "a layer's hook was refused"));
+            let route = entered.shared().route();
+            caught::tell(|| tracing::warn!(route, %error, "a layer's hook was refused"));
         }
         ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }

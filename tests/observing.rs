@@ -18,6 +18,7 @@ mod observing {
     mod links;
     mod numbers;
     mod recorder;
+    mod report;
     mod slow;
     mod spans;
 }

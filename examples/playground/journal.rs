@@ -87,7 +87,8 @@ impl Journals {
     /// The event function.
     pub(crate) fn record(&self, event: &Event) {
         // Not of what a journal lists.
-        if matches!(event.kind(), EventKind::Arrived | EventKind::HandedOver | EventKind::Panicked { .. }) {
+        use EventKind::{Arrived, BodyFailed, HandedOver, HookDropped, Panicked};
+        if matches!(event.kind(), Arrived | BodyFailed | HandedOver | Panicked { .. } | HookDropped { .. }) {
             return;
         }
         let mut kept = self.lock();

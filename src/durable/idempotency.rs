@@ -18,7 +18,7 @@ use super::{
     records::{Answer, Claim},
     store::{Inner, random_name},
 };
-use crate::pool::caught;
+use crate::{lifecycle::Lifecycle, pool::caught};
 
 const HEADER: HeaderName = HeaderName::from_static("idempotency-key");
 /// On an answer that is given again.
@@ -64,7 +64,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for IdempotencyKey {
 fn of(parts: &Parts) -> Result<Option<IdempotencyKey>, Response> {
     let read = parts.extensions.get().cloned();
     let unread = read.is_none() && applies_to(&parts.method) && parts.headers.contains_key(HEADER);
-    if unread { Err(no_layer()) } else { Ok(read) }
+    if unread { Err(no_layer(parts)) } else { Ok(read) }
 }
 
 /// Whether repeating a request with this method could do something twice.
@@ -229,9 +229,11 @@ pub(super) fn missing() -> Response {
 }
 
 /// The client has sent one. It is not told whose fault it is that nobody has read it.
-fn no_layer() -> Response {
+fn no_layer(parts: &Parts) -> Response {
+    let route = parts.extensions.get::<Lifecycle>().map(|lifecycle| lifecycle.0.route());
     caught::tell(|| {
         tracing::error!(
+            route,
             "a handler takes an `IdempotencyKey`, and no `DurableLayer` stands around it: add `.layer(store.layer())`"
         );
     });

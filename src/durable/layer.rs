@@ -243,7 +243,8 @@ where
     let room = match store.room() {
         Ok(room) => room,
         Err(error) => {
-            caught::tell(|| tracing::error!(%error, "a request with an idempotency key is answered with a 503"));
+            let route = parts.extensions.get::<Lifecycle>().map(|lifecycle| lifecycle.0.route());
+            caught::tell(|| tracing::error!(route, %error, "a request with an idempotency key is answered with a 503"));
             return Ok(idempotency::not_stored());
         }
     };

@@ -116,7 +116,7 @@ pub(super) fn declare(parts: &mut Parts, length: u64, lifecycle: &Lifecycle) {
     if let Some(declared) = declared.filter(|declared| *declared != parts.headers[header::CONTENT_LENGTH]) {
         let route = lifecycle.0.route();
         caught::tell(|| {
-            tracing::warn!(?declared, length, route, "a handler declared a wrong Content-Length: it was corrected");
+            tracing::warn!(route, ?declared, length, "a handler declared a wrong Content-Length: it was corrected");
         });
     }
     // A length and chunks exclude each other (RFC 9112, section 6.2).
@@ -136,7 +136,7 @@ pub(super) fn keep_declared(parts: &mut Parts, at_least: u64, lifecycle: &Lifecy
     }
     let route = lifecycle.0.route();
     caught::tell(|| {
-        tracing::warn!(?declared, at_least, route, "a handler declared a wrong Content-Length: it was left out");
+        tracing::warn!(route, ?declared, at_least, "a handler declared a wrong Content-Length: it was left out");
     });
     parts.headers.remove(header::CONTENT_LENGTH);
 }

@@ -28,10 +28,7 @@ use super::{
     compress::{Accepts, Compress},
     gzip::Gzips,
 };
-use crate::{
-    lifecycle::{Lifecycle, answer, taken_off},
-    pool::{caught, message},
-};
+use crate::lifecycle::{Lifecycle, answer, taken_off};
 
 /// All that shaping a response depends on.
 pub(super) struct Shaping {
@@ -131,16 +128,7 @@ impl Shaping {
                 self.encode_and_measure(parts, reading.into_body(), false)
             }
             (Step::Read(_, reading, _), Done::Read(Measured::Failed(error))) => {
-                if !self.lifecycle.0.producer_is_over() {
-                    let route = self.lifecycle.0.route();
-                    caught::tell(|| {
-                        tracing::error!(
-                            error = message(&error),
-                            route,
-                            "a response's body failed before its head was sent"
-                        );
-                    });
-                }
+                self.lifecycle.0.held_body_failed(&error);
                 reading.discard();
                 Next::Leave(self.fail())
             }

@@ -4,7 +4,13 @@ use std::{fmt, time::Duration};
 
 use crate::pool::Description;
 
+/// So many are named in its text: very many would make of it a record that no log takes.
+const NAMED: usize = 100;
+
 /// What a drain found still running at its deadline, and cut.
+///
+/// As text, it names the oldest hundred of what was cut, and the number of the rest; all of them are
+/// [`stragglers`](Self::stragglers), and each was logged by itself.
 #[derive(Clone, Debug, Default)]
 pub struct DrainReport {
     pub(super) stragglers: Vec<Straggler>,
@@ -50,8 +56,11 @@ impl fmt::Display for DrainReport {
             f.write_str("drained: every request ended by itself")?;
         } else {
             write!(f, "drained with {} cut:", self.stragglers.len())?;
-            for (place, straggler) in self.stragglers.iter().enumerate() {
+            for (place, straggler) in self.stragglers.iter().take(NAMED).enumerate() {
                 write!(f, "{} {straggler}", if place > 0 { ";" } else { "" })?;
+            }
+            if let Some(more) = self.stragglers.len().checked_sub(NAMED).filter(|more| *more > 0) {
+                write!(f, "; and {more} more")?;
             }
         }
         match self.closed {

@@ -35,7 +35,7 @@ impl Shared {
         let too_many_detached = bounds.max_detached.is_some_and(|most| pool.detached() >= most);
         let too_many_blocking = bounds.max_blocking_waiting.is_some_and(|most| pool.threads.waiting() >= most);
         if too_many_detached || too_many_blocking {
-            if is_exempt(bounds, request) {
+            if is_exempt(self, bounds, request) {
                 return None;
             }
             let (count, why) = match too_many_detached {
@@ -49,7 +49,7 @@ impl Shared {
         let gate = bounds.all.as_ref().filter(refusing)?;
         match gate.reserve() {
             Some(ticket) => self.keep_ticket(ticket),
-            None if is_exempt(bounds, request) => {}
+            None if is_exempt(self, bounds, request) => {}
             None => {
                 gate.refuse(&self.route());
                 return Some(self.refuse());
@@ -73,7 +73,7 @@ impl Shared {
                 self.keep_ticket(ticket);
                 None
             }
-            None if is_exempt(bounds, request) => None,
+            None if is_exempt(self, bounds, request) => None,
             None => {
                 gate.refuse(&self.route());
                 self.note_told_class(gate.class);
@@ -269,7 +269,7 @@ fn gates<'a>(bounds: &'a Bounds, continuation: &Continuation) -> impl Iterator<I
 }
 
 /// Asked only when the request would be refused.
-fn is_exempt<B>(bounds: &Bounds, request: &mut Request<B>) -> bool {
+fn is_exempt<B>(shared: &Shared, bounds: &Bounds, request: &mut Request<B>) -> bool {
     let Some(exempt) = &bounds.exempt else { return false };
     // The parts are lent, not copied: what is in the extensions may not be clonable.
     let (mut parts, ()) = Request::new(()).into_parts();
@@ -295,7 +295,8 @@ fn is_exempt<B>(bounds: &Bounds, request: &mut Request<B>) -> bool {
     match answer {
         Ok(exempt) => exempt,
         Err(payload) => {
-            caught::tell(|| tracing::error!(panic = crate::pool::panic_message(&*payload), "`admit_always` panicked"));
+            let panic = crate::pool::panic_message(&*payload);
+            caught::tell(|| tracing::error!(route = shared.route(), panic, "`admit_always` panicked"));
             caught::dispose(payload);
             false
         }

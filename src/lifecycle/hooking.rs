@@ -58,7 +58,7 @@ impl Step {
                 Some(Ok(outcome)) => outcome,
                 failed => {
                     let _span = span.as_deref().map(Span::enter);
-                    shared.hook_failed(failed);
+                    shared.hook_failed(index, failed);
                     ControlFlow::Continue(())
                 }
             };

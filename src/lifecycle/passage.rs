@@ -3,6 +3,8 @@
 #[cfg(feature = "serve")]
 use std::sync::atomic::Ordering;
 use std::{
+    borrow::Cow,
+    fmt::Write as _,
     sync::{Arc, Weak},
     task::{Context, Waker},
 };
@@ -233,8 +235,28 @@ impl Passage {
         if let Some(route) = &self.route {
             return format!("{verb} {}", route.as_str());
         }
-        format!("{verb} {}", self.path.as_ref().map_or("", PathAndQuery::path))
+        format!("{verb} {}", in_ascii(self.path.as_ref().map_or("", PathAndQuery::path)))
     }
+}
+
+/// As a client should have sent it (RFC 3986, section 2.1). What hyper lets through has control characters among it, which a
+/// terminal obeys that shows a log or a report.
+fn in_ascii(path: &str) -> Cow<'_, str> {
+    if path.is_ascii() {
+        return Cow::Borrowed(path);
+    }
+    let mut encoded = String::with_capacity(path.len() + 16);
+    for character in path.chars() {
+        if character.is_ascii() {
+            encoded.push(character);
+            continue;
+        }
+        for byte in character.encode_utf8(&mut [0; 4]).bytes() {
+            // Writing into a string does not fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    Cow::Owned(encoded)
 }
 
 /// A method in one byte, but for those that HTTP's own registry of old does not have (RFC 9110, section 9.3, and RFC 5789).

@@ -139,7 +139,7 @@ impl HookTime {
 
 impl Shared {
     /// A hook panicked, or ran past its time.
-    pub(super) fn hook_failed<T>(&self, outcome: Option<Result<T, caught::Payload>>) {
+    pub(super) fn hook_failed<T>(&self, index: usize, outcome: Option<Result<T, caught::Payload>>) {
         match outcome {
             Some(Ok(_)) => {}
             Some(Err(payload)) => {
@@ -151,6 +151,7 @@ impl Shared {
                 caught::tell(|| {
                     tracing::warn!(route = self.route(), ?limit, "a hook ran past its own limit and was dropped");
                 });
+                self.tell(EventKind::HookDropped { hook: index });
             }
         }
     }

@@ -4,7 +4,11 @@ use std::{cell::Cell, error::Error as StdError, task::Waker, time::Instant};
 
 use tokio::runtime::Handle;
 
-use super::{clock::LIMIT_PASSED, shared::Shared, word};
+use super::{
+    clock::LIMIT_PASSED,
+    shared::{Change, Shared},
+    word::{self, Word},
+};
 use crate::{
     event::{BODY, EventKind},
     pool::{caught, lock, message, panic_message},
@@ -49,14 +53,26 @@ impl Shared {
     /// A body failed, which breaks its response off. It is told of once, by whoever sees it first; not where it was cut, which
     /// was told of then.
     pub(crate) fn body_failed(&self, error: &(dyn StdError + 'static)) {
-        if self.producer_is_over() {
-            return;
-        }
-        let first = self.change(None, |word| (!word.has(word::BODY_FAILED)).then(|| word.with(word::BODY_FAILED)));
-        let Some(change) = first else { return };
+        let Some(change) = self.first_failure_of_body() else { return };
         let whose = if change.old.status().is_aborted() { "a body whose reader had left" } else { "a response's body" };
         let error = message(error);
         caught::tell(|| tracing::warn!(route = self.route(), error, "{whose} failed"));
+    }
+
+    /// The same of one that was held back: its response is another.
+    pub(crate) fn held_body_failed(&self, error: &(dyn StdError + 'static)) {
+        if self.first_failure_of_body().is_some() {
+            let (route, error) = (self.route(), message(error));
+            caught::tell(|| tracing::error!(route, error, "a response's body failed before its head was sent"));
+        }
+    }
+
+    fn first_failure_of_body(&self) -> Option<Change> {
+        if self.producer_is_over() {
+            return None;
+        }
+        let is_first = |word: Word| (!word.has(word::BODY_FAILED)).then(|| word.with(word::BODY_FAILED));
+        self.change(Some(EventKind::BodyFailed), is_first)
     }
 
     pub(crate) fn panic(&self) -> Option<String> {

@@ -82,8 +82,10 @@ fn totals(snapshot: &Snapshot) -> Markup {
         ("refused", requests.refused),
         ("timed_out", requests.timed_out),
         ("failed", continuations.failed),
+        ("bodies_failed", snapshot.bodies_failed),
         ("panicked", snapshot.panicked as u64),
         ("dropped", continuations.dropped),
+        ("hooks_dropped", snapshot.hooks_dropped),
         ("stuck", now.stuck as u64),
         ("lost", snapshot.lost as u64),
     ];

@@ -214,6 +214,14 @@ impl State {
             }
             EventKind::Panicked { .. } => entry.faults |= PANICKED,
             EventKind::HookStart { .. } => entry.go(places, At::Ending),
+            EventKind::BodyFailed => {
+                totals.bodies_failed += 1;
+                entry.faults |= FAILED;
+            }
+            EventKind::HookDropped { .. } => {
+                totals.hooks_dropped += 1;
+                entry.faults |= DROPPED;
+            }
             _ => {}
         }
         self.note_history(uptime);

@@ -84,7 +84,8 @@
 //! the row *blocking* of the bounds has them apart, where [`max_blocking`](EpilogueBuilder::max_blocking) is set. Attempts at durable jobs are counted and listed as what they are, with their kind; what
 //! runs in each is one of the *continuations*, too, and so is what starts the jobs of a response. Of connections, those
 //! are known that this crate tracks. *Worked* is how long the handler and the continuations took: a stream that is on its
-//! way for hours is not slow. *Dropped* are continuations that a limit or a drain ended. The slowest and the failures are
+//! way for hours is not slow. *Dropped* are continuations that a limit or a drain ended, and *hooks
+//! dropped* those that ran out of their own time. The slowest and the failures are
 //! 20 at most, since the page was switched on. In the OpenMetrics form, requests and jobs are counted when they end, so
 //! that a count never goes down.
 //!
@@ -95,6 +96,56 @@
 //! not concern them.
 //! A request for it can be refused as any other: [`admit_always`](EpilogueBuilder::admit_always) prevents that, or a
 //! listener of its own.
+//!
+//! # The names in JSON
+//!
+//! These stay as they are, and mean what they mean: only a version that may break others changes them. More may come. Times
+//! are in seconds.
+//!
+//! | name | what |
+//! |---|---|
+//! | `uptime_seconds` | since the page was switched on |
+//! | `draining` | whether a drain is under way |
+//! | `connections_open` | how many are open |
+//! | `requests` | `accepted`, that is `in_flight` and `ended`; of these `flushed`, `aborted` and, with jobs, `timed_out`; then `refused` |
+//! | `jobs` | attempts at durable jobs: `in_flight` and `ended` |
+//! | `now` | `waiting` and `running`; of the latter `handling`, `sending`, `continuing` and `ending`; then handlers and bodies that are `detached` from [their response](EpilogueBuilder::max_detached), and threads that are [`stuck`](Epilogue::stuck) |
+//! | `continuations` | `started`, `dropped` and `failed` |
+//! | `bodies_failed` | responses whose body gave an error |
+//! | `hooks_dropped` | hooks that ran out of their own time |
+//! | `panicked`, `lost` | [`Epilogue::panicked`] and [`Epilogue::lost`] |
+//! | `bounds` | a list: `bound` (`all`, `class`, `blocking` or `detached`), `class`, `max_running`, `max_waiting` (`null` for any number), `running`, `waiting`, `reserved`, `refused`, and `over`: taken in all the same |
+//! | `history` | the last three minutes, the oldest second first: the most that was `running` and `waiting` in each |
+//! | `live` | a list of what is not over, the oldest first: `route`, `class`, `phase`, `age_seconds`, `status`, `durable_job` |
+//! | `live_left_out` | how many are missing there |
+//! | `slowest`, `failures` | lists: `route`, `class`, `work_seconds`, `age_seconds`, `ended_seconds_ago`, `status`, `faults` (`dropped`, `failed`, `panicked`, `timed out`), `durable_job` |
+//!
+//! # The names in OpenMetrics
+//!
+//! They begin with `epilogue_pool_`, and stay as those do. They are sums over all routes: by route, and with times, there is what
+//! the feature `metrics` has, under [names of its own](crate::manual::observing#metrics). Where those count continuations
+//! that ended, and requests with the refused, these count continuations that were started, and requests without.
+//!
+//! | name | kind | what |
+//! |---|---|---|
+//! | `requests_total` | counter | accepted requests that have ended |
+//! | `requests_refused_total` | counter | requests that were refused |
+//! | `responses_flushed_total` | counter | responses that left whole |
+//! | `requests_aborted_total` | counter | requests whose client left before that |
+//! | `requests_timed_out_total` | counter | requests and jobs whose limit passed, or that a drain cut |
+//! | `continuations_total`, `continuations_dropped_total`, `continuations_failed_total` | counter | continuations that were started, dropped before their end, that returned an error |
+//! | `bodies_failed_total` | counter | responses whose body gave an error |
+//! | `hooks_dropped_total` | counter | hooks that ran out of their own time |
+//! | `jobs_total` | counter | attempts at durable jobs that have ended |
+//! | `panics_total`, `lost_total` | counter | [`Epilogue::panicked`] and [`Epilogue::lost`] |
+//! | `requests_in_flight`, `jobs_in_flight` | gauge | those that have not ended |
+//! | `running`, `waiting` | gauge | what is not over, and what of it waits for a place |
+//! | `in_phase` | gauge | both, by `phase`: `handling`, `sending`, `waiting`, `continuing`, `ending` |
+//! | `detached`, `stuck` | gauge | as in `now` above |
+//! | `connections_open`, `draining` | gauge | as above; 1 while a drain is under way |
+//! | `uptime_seconds` | gauge | since the page was switched on |
+//! | `bound_max_running`, `bound_max_waiting`, `bound_running`, `bound_waiting`, `bound_reserved` | gauge | by `bound` and `class`, as in `bounds` above; without the second where any number may wait |
+//! | `bound_refused_total`, `bound_over_total` | counter | by `bound` and `class` |
 //!
 //! # What it costs
 //!

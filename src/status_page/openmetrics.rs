@@ -27,7 +27,7 @@ pub(super) fn render(snapshot: Snapshot) -> Result<String, fmt::Error> {
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let counters: [(&str, &str, u64); 11] = [
+        let counters: [(&str, &str, u64); 13] = [
             ("requests", "Requests that were accepted and have ended", self.requests.ended),
             ("requests_refused", "Requests that were refused", self.requests.refused),
             ("responses_flushed", "Responses that left whole", self.requests.flushed),
@@ -36,6 +36,8 @@ impl Collector for Snapshot {
             ("continuations", "Continuations that were started", self.continuations.started),
             ("continuations_dropped", "Continuations that were dropped before their end", self.continuations.dropped),
             ("continuations_failed", "Continuations that returned an error", self.continuations.failed),
+            ("bodies_failed", "Responses whose body gave an error", self.bodies_failed),
+            ("hooks_dropped", "Hooks that ran out of their own time", self.hooks_dropped),
             ("jobs", "Attempts at durable jobs that have ended", self.jobs.ended),
             ("panics", "Panics that were caught", self.panicked as u64),
             ("lost", "Requests that had something left to run when their runtime ended", self.lost as u64),

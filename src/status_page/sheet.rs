@@ -20,6 +20,10 @@ pub(super) struct Totals {
     pub(super) dropped: u64,
     /// Those that returned an error.
     pub(super) failed: u64,
+    /// Responses whose body gave an error.
+    pub(super) bodies_failed: u64,
+    /// Hooks that ran out of their own time.
+    pub(super) hooks_dropped: u64,
     /// Attempts at durable jobs that have ended.
     pub(super) jobs: u64,
 }

@@ -263,7 +263,9 @@ impl fmt::Display for Story {
             let ms = event.at().as_secs_f64() * 1000.0;
             write!(f, "  {ms:>10.3} ms  {}", event.kind().name())?;
             match event.kind() {
-                EventKind::HookStart { hook } | EventKind::HookEnd { hook } => write!(f, " {hook}")?,
+                EventKind::HookStart { hook } | EventKind::HookDropped { hook } | EventKind::HookEnd { hook } => {
+                    write!(f, " {hook}")?;
+                }
                 EventKind::Flushed { bytes } => write!(f, " ({bytes} bytes of body)")?,
                 EventKind::Panicked { what } => write!(f, " ({what})")?,
                 _ => {}

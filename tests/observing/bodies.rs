@@ -147,13 +147,24 @@ async fn what_was_cut_or_has_panicked_is_not_told_of_again() {
 #[tokio::test]
 async fn one_that_fails_while_it_is_held_back_is_a_500_and_told_of_once() {
     let logs = logs();
-    let app = Router::new().route("/held/stream", get(async || failing())).layer(EarlyCloseLayer::new());
+    let panics = || Body::from_stream(stream::poll_fn(|_| -> Poll<Option<io::Result<Bytes>>> { panic!("as wanted") }));
+    let app = Router::new()
+        .route("/held/stream", get(async || failing()))
+        .route("/held/written", get(written))
+        .route("/held/panic", get(async move || panics()))
+        .layer(EarlyCloseLayer::new());
     let server = TestServer::on_socket(app).await;
-    assert_eq!(server.get("/held/stream").await.status, 500);
-    server.settled().await;
-    let lines = logs.with("route=\"GET /held/stream\"");
-    assert_eq!(lines.len(), 1, "{lines:#?}");
-    assert!(lines[0].contains("before its head was sent"), "{lines:?}");
+    for (route, said) in [
+        ("/held/stream", "before its head was sent"),
+        ("/held/written", "a response's body failed"),
+        ("/held/panic", "a body panicked"),
+    ] {
+        assert_eq!(server.get(route).await.status, 500);
+        server.settled().await;
+        let lines = logs.with(&format!("route=\"GET {route}\""));
+        assert_eq!(lines.len(), 1, "{lines:#?}");
+        assert!(lines[0].contains(said), "{lines:?}");
+    }
 }
 
 /// An echo's body fails when its upload does, which is when its client leaves: that is no failure of the app.

@@ -1,6 +1,10 @@
-//! Gauges come back whatever breaks: a runtime that ends before its requests, and a recorder that panics.
+//! Gauges come back whatever breaks: a runtime that ends before its requests, and a recorder that panics. And a hook that is
+//! dropped is counted, as whatever is cut.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -8,10 +12,12 @@ use axum::{
     http::Request,
     routing::get,
 };
+use futures_util::stream;
 use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use tokio::io::AsyncReadExt as _;
 use tower::ServiceExt as _;
-use tower_epilogue::{Bound, Continuation, Epilogue, EpilogueBuilder};
+use tower_epilogue::{Bound, Continuation, EarlyCloseLayer, Epilogue, EpilogueBuilder, Event, EventKind, Lifecycle};
 
 use crate::support::MemoryServer;
 
@@ -40,6 +46,12 @@ fn app() -> Router {
     let mail = async || (Continuation::new(std::future::pending()).class("mail"), "accepted");
     let soon = async || (Continuation::new(tokio::time::sleep(Duration::from_secs(1))), "accepted");
     Router::new().route("/mail", get(mail)).route("/soon", get(soon)).route("/pending", get(std::future::pending::<()>))
+}
+
+async fn page(epilogue: &Epilogue) -> serde_json::Value {
+    let request = Request::get("/json").body(Body::empty()).unwrap();
+    let page = epilogue.status_page::<()>().oneshot(request).await.unwrap();
+    serde_json::from_slice(&to_bytes(page.into_body(), usize::MAX).await.unwrap()).unwrap()
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -74,12 +86,7 @@ fn what_goes_down_with_its_runtime_leaves_the_gauges() {
     drop(first);
     assert_eq!(epilogue.lost(), 2);
     // Told in the next runtime that there is.
-    let page = runtime().block_on(async {
-        let request = Request::get("/json").body(Body::empty()).unwrap();
-        let page = epilogue.status_page::<()>().oneshot(request).await.unwrap();
-        to_bytes(page.into_body(), usize::MAX).await.unwrap()
-    });
-    let page: serde_json::Value = serde_json::from_slice(&page).unwrap();
+    let page = runtime().block_on(page(&epilogue));
     let requests = &page["requests"];
     assert_eq!((&requests["in_flight"], &requests["ended"]), (&0.into(), &1.into()), "{page:#}");
     assert_eq!((&page["now"]["running"], &page["live"]), (&0.into(), &serde_json::json!([])), "{page:#}");
@@ -162,4 +169,74 @@ async fn a_recorder_that_panics_at_one_figure_is_told_the_others() {
         let told = told(true, Some(histogram)).await;
         assert_eq!(told, all_told(), "{histogram}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_fails_is_told_of_counted_and_shown() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let failing = || Body::from_stream(stream::iter([Ok("half"), Err(std::io::Error::other("broke off"))]));
+    // One breaks off, and one is held back until it has failed, and is a 500.
+    let held = get(async move || failing()).layer(EarlyCloseLayer::new());
+    let app = Router::new().route("/streams", get(async move || failing())).route("/held", held);
+    let told = Arc::<Mutex<Vec<_>>>::default();
+    let theirs = told.clone();
+    let tells = move |event: &Event| theirs.lock().unwrap().push(event.kind().name());
+    let server = MemoryServer::with(app, |builder| builder.metrics().status_page().on_event(tells));
+    for path in ["/streams", "/held"] {
+        let mut client = server.connect();
+        client.send(&format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await;
+        let _ = client.stream.read_to_end(&mut Vec::new()).await;
+    }
+    server.ended(2).await;
+    server.epilogue.events_delivered().await;
+    let count = |name| told.lock().unwrap().iter().filter(|told| **told == name).count();
+    assert_eq!((count("body_failed"), count("body_dropped")), (2, 2), "{told:?}");
+    let bodies_failed = changes(&snapshotter).into_iter().filter(|(name, _)| name == "bodies_failed_total");
+    assert_eq!(bodies_failed.map(|(_, count)| count).collect::<Vec<_>>(), [1.0, 1.0]);
+    let page = page(&server.epilogue).await;
+    assert_eq!((&page["bodies_failed"], &page["continuations"]["failed"]), (&2.into(), &0.into()), "{page:#}");
+    for (row, route) in ["GET /held", "GET /streams"].into_iter().enumerate() {
+        let row = &page["failures"][row];
+        assert_eq!((&row["route"], &row["faults"][0]), (&route.into(), &"failed".into()), "{page:#}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hook_that_runs_out_of_its_time_is_told_of_counted_and_shown() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let handler = async |lifecycle: Lifecycle| {
+        lifecycle.on_shutdown(async |_| std::future::pending::<()>().await).unwrap();
+        lifecycle.on_shutdown(async |_| {}).unwrap();
+    };
+    let app = Router::new().route("/hooks", get(handler));
+    let told = Arc::<Mutex<Vec<_>>>::default();
+    let theirs = told.clone();
+    let tells = move |event: &Event| theirs.lock().unwrap().push(event.kind().clone());
+    let server = MemoryServer::with(app, |builder| builder.metrics().status_page().on_event(tells));
+    server.get("/hooks").await;
+    server.ended(1).await;
+    server.epilogue.events_delivered().await;
+    let told = told.lock().unwrap().clone();
+    let of_hooks = [
+        EventKind::HookStart { hook: 0 },
+        EventKind::HookDropped { hook: 0 },
+        EventKind::HookEnd { hook: 0 },
+        EventKind::HookStart { hook: 1 },
+        EventKind::HookEnd { hook: 1 },
+        EventKind::Ended,
+    ];
+    assert!(told.ends_with(&of_hooks), "{told:?}");
+    assert_eq!(changes(&snapshotter), named(&[("hooks_dropped_total", 1.0), ("requests_total", 1.0)]));
+    let page = page(&server.epilogue).await;
+    assert_eq!((&page["hooks_dropped"], &page["continuations"]["dropped"]), (&1.into(), &0.into()), "{page:#}");
+    assert_eq!(
+        (&page["failures"][0]["route"], &page["failures"][0]["faults"][0]),
+        (&"GET /hooks".into(), &"dropped".into())
+    );
+    server.stop().await;
 }

@@ -9,7 +9,9 @@ use std::{
 };
 
 use axum::{Router, routing::get};
-use tower_epilogue::{Bound, Continuation, Event, EventKind, Lifecycle, ReserveLayer, TimeLimitLayer, WhenFull};
+use tower_epilogue::{
+    Bound, Continuation, End, Event, EventKind, Lifecycle, ReserveLayer, ShutdownHookLayer, TimeLimitLayer, WhenFull,
+};
 
 use crate::support::{MemoryServer, Notes, Server};
 
@@ -91,6 +93,26 @@ async fn a_route_that_was_never_matched_is_no_matched_route() {
             ("GET".to_owned(), None, "GET /a/path/of/the/clients".to_owned()),
         ]
     );
+    server.stop().await;
+}
+
+/// What hyper lets through: C1 control characters, which a terminal obeys as it does an escape, a line's end of Unicode's, and
+/// what turns the direction of writing.
+#[tokio::test(start_paused = true)]
+async fn a_path_that_no_route_matched_is_told_in_ascii() {
+    let (events, hooked) = (Kept::default(), Arc::new(Mutex::new(String::new())));
+    let told = hooked.clone();
+    let app = Router::new().layer(ShutdownHookLayer::new(async move |end: End| *told.lock().unwrap() = end.route()));
+    let server = MemoryServer::with(app, |builder| builder.on_event(keep(&events)));
+    let mut client = server.connect();
+    let path = "/a%20b\u{9b}31m\u{85}\u{202e}/\u{fc}ber";
+    client.send(&format!("GET {path}?q=\u{fc} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n")).await;
+    assert_eq!(client.reply().await.status, 404);
+    server.ended(1).await;
+    server.epilogue.events_delivered().await;
+    let as_sent_by_others = "GET /a%20b%C2%9B31m%C2%85%E2%80%AE/%C3%BCber";
+    assert!(events.lock().unwrap().iter().all(|event| event.route() == as_sent_by_others), "{events:?}");
+    assert_eq!(*hooked.lock().unwrap(), as_sent_by_others);
     server.stop().await;
 }
 

@@ -1,9 +1,15 @@
 //! How the page is asked for, and what guards it.
 
-use axum::Router;
-use tower_epilogue::Epilogue;
+use std::collections::BTreeSet;
 
-use crate::{page::serve, support::Server};
+use axum::{Router, routing::get};
+use serde_json::Value;
+use tower_epilogue::{Bound, Continuation, Epilogue, Lifecycle};
+
+use crate::{
+    page::{json_when, samples, serve},
+    support::{Gate, Server},
+};
 
 async fn asked(server: &Server, path: &str, accept: &str) -> crate::support::Reply {
     let mut client = server.connect().await;
@@ -69,5 +75,67 @@ async fn the_page_needs_nothing_from_elsewhere_and_reloads_without_a_script() {
         assert_eq!(found, None, "{outside}");
     }
     assert!(page.contains("<noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript>"), "{page}");
+    server.stop().await;
+}
+
+/// The names in backticks in the tables of one section of the page's documentation.
+fn documented(section: &str) -> BTreeSet<&'static str> {
+    let all = include_str!("../../src/status_page/mod.rs");
+    let (_, section) = all.split_once(&format!("//! # {section}\n")).unwrap();
+    let (section, _) = section.split_once("//! # ").unwrap();
+    let rows = section.lines().filter(|line| line.starts_with("//! | `"));
+    rows.flat_map(|row| row.split('`').skip(1).step_by(2)).filter(|name| !name.contains("::")).collect()
+}
+
+fn names(value: &Value, into: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+            into.insert(name.clone());
+            names(value, into);
+        }),
+        Value::Array(values) => values.iter().for_each(|value| names(value, into)),
+        _ => {}
+    }
+}
+
+/// Whoever reads them by a script knows them from there, and relies on them.
+#[tokio::test]
+async fn every_name_that_scripts_read_is_documented() {
+    let held = Gate::closed();
+    let gate = held.clone();
+    let waits = async move |_: Lifecycle| gate.passed().await;
+    let fails = async || (Continuation::try_new(async { Err::<(), _>("no") }).class("mail"), "hello");
+    let app = Router::new().route("/waits", get(waits)).route("/fails", get(fails));
+    let server = serve(app, |builder| builder.max_running(10).class("mail", Bound::new(1)).max_detached(5)).await;
+    let mut client = server.connect().await;
+    client.send_get("/waits").await;
+    assert_eq!(server.get("/fails").await.status, 200);
+    let shown = |page: &Value| ["live", "failures", "slowest", "bounds"].iter().all(|list| page[list][0].is_object());
+    let page = json_when(&server, "all lists have a row", shown).await;
+
+    let (mut found, in_json) = (BTreeSet::new(), documented("The names in JSON"));
+    names(&page, &mut found);
+    let missing: Vec<_> = found.iter().filter(|name| !in_json.contains(name.as_str())).collect();
+    assert!(missing.is_empty(), "{missing:?} of {in_json:?}");
+
+    let in_openmetrics = documented("The names in OpenMetrics");
+    let samples = samples(&server.get("/status/metrics").await);
+    let families: BTreeSet<_> = samples
+        .keys()
+        .map(|sample| sample.split('{').next().unwrap().strip_prefix("epilogue_pool_").unwrap())
+        .collect();
+    let missing: Vec<_> = families.difference(&in_openmetrics).collect();
+    assert!(missing.is_empty(), "{missing:?} of {in_openmetrics:?}");
+
+    // And nothing is documented that is not there: but values, and the names of labels.
+    let values = ["all", "blocking", "detached", "null", "timed out", "panicked", "failed", "dropped"];
+    let gone: Vec<_> = in_json.iter().filter(|name| !found.contains(**name) && !values.contains(name)).collect();
+    assert!(gone.is_empty(), "{gone:?}");
+    let labels = ["phase", "handling", "sending", "continuing", "ending", "bound", "class", "now", "bounds"];
+    let gone: Vec<_> = in_openmetrics.difference(&families).filter(|name| !labels.contains(name)).collect();
+    assert!(gone.is_empty(), "{gone:?}");
+
+    held.open();
+    client.read_until("content-length: 0").await;
     server.stop().await;
 }

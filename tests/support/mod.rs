@@ -32,7 +32,9 @@ pub async fn soon<F: IntoFuture>(what: &str, future: F) -> F::Output {
 
 /// What journals leave out, so that the suites list what they are about; `tests/observing` has it.
 pub fn goes_without_saying(kind: &EventKind) -> bool {
-    matches!(kind, EventKind::Arrived | EventKind::HandedOver | EventKind::Panicked { .. })
+    use EventKind::{Arrived, BodyFailed, HandedOver, HookDropped, Panicked};
+
+    matches!(kind, Arrived | BodyFailed | HandedOver | Panicked { .. } | HookDropped { .. })
 }
 
 /// Everything that happened to every request, in order.
