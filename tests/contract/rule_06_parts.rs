@@ -17,9 +17,9 @@ use tower_epilogue::{
 };
 
 use crate::{
-    common::{SHORT, held_back, settled, told},
+    common::{SECOND, SHORT, held_back, settled, told},
     support::{
-        Gate, Notes, Server,
+        Gate, MemoryServer, Notes, Server,
         h2client::{Http2, read},
         soon,
     },
@@ -171,13 +171,15 @@ async fn what_is_produced_for_a_reader_that_stops_is_dropped_at_the_limit() {
         let notes = Notes::default();
         let noted = notes.clone();
         let handler = async move |lifecycle: Lifecycle| {
-            let held = noted.on_drop("body dropped");
+            let (held, limits) = (noted.on_drop("body dropped"), lifecycle.clone());
             lifecycle.output(async move |mut output: Output| {
                 let _held = held;
+                limits.set_time_limit(SHORT);
                 output.write(vec![b'x'; 20_000_000]).await
             })
         };
-        let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+        let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+        let server = Server::start(app).await;
         let mut http1 = server.connect().await;
         let mut client = Http2::connect(server.address).await;
         let unread = if http2 {
@@ -248,13 +250,32 @@ async fn in_the_rest_of_a_handler_that_finished_it_is_dropped_and_the_response_w
     let handler = async move |lifecycle: Lifecycle| {
         let _dropped = theirs.on_drop("rest dropped");
         lifecycle.finish("finished").await.unwrap();
+        lifecycle.set_time_limit(SHORT);
         pending::<()>().await;
     };
-    let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+    let server = Server::start(app).await;
     assert_eq!(server.get("/").await.text(), "finished");
     assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"finished");
     server.journal.ended(2).await;
     assert_eq!(notes.all(), ["rest dropped", "hook: TIMEOUT, Flushed"].repeat(2));
+    assert!(server.stop().await.is_clean());
+}
+
+/// They have a limit of their own.
+#[tokio::test(start_paused = true)]
+async fn in_the_hooks_it_counts_for_nothing() {
+    let notes = Notes::default();
+    let handler = async || {
+        tokio::time::sleep(8 * SECOND).await;
+        "hello"
+    };
+    let waits = ShutdownHookLayer::new(async |_| tokio::time::sleep(4 * SECOND).await);
+    let layers = (TimeLimitLayer::new(10 * SECOND), waits, ShutdownHookLayer::new(told(&notes)));
+    let server = MemoryServer::start(Router::new().route("/", get(handler)).layer(layers));
+    assert_eq!(server.get("/").await.text(), "hello");
+    server.ended(1).await;
+    assert_eq!(notes.all(), ["hook: NORMAL, Flushed"]);
     assert!(server.stop().await.is_clean());
 }
 
