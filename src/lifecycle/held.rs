@@ -195,6 +195,10 @@ where
         shared.arm_for_work();
         match self.verdict() {
             Some(verdict) => {
+                if verdict == Verdict::Abandoned {
+                    // Its client may have left before the request arrived: of what is answered nothing is to leave.
+                    self.shared.abandon();
+                }
                 self.discard();
                 self.shared.ended_in_service();
                 self.shared.handler_ended(HandlerEnd::Dropped);

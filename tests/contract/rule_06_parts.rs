@@ -168,14 +168,17 @@ async fn a_reader_that_stops_does_not_put_off_the_limit() {
 #[tokio::test]
 async fn what_is_produced_for_a_reader_that_stops_is_dropped_at_the_limit() {
     for http2 in [false, true] {
-        let notes = Notes::default();
-        let noted = notes.clone();
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (noted, opens) = (notes.clone(), gate.clone());
         let handler = async move |lifecycle: Lifecycle| {
             let (held, limits) = (noted.on_drop("body dropped"), lifecycle.clone());
             lifecycle.output(async move |mut output: Output| {
                 let _held = held;
-                limits.set_time_limit(SHORT);
-                output.write(vec![b'x'; 20_000_000]).await
+                let data = vec![b'x'; 20_000_000];
+                opens.passed().await;
+                // Enough for what the kernel takes at once.
+                limits.set_time_limit(10 * SHORT);
+                output.write(data).await
             })
         };
         let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
@@ -186,8 +189,10 @@ async fn what_is_produced_for_a_reader_that_stops_is_dropped_at_the_limit() {
             Some(soon("a head", client.start("GET", "/").await).await.unwrap())
         } else {
             http1.send_get("/").await;
+            http1.read_until("\r\n\r\n").await;
             None
         };
+        gate.open();
         server.journal.ended(1).await;
         notes.count(2).await;
         assert_eq!(notes.all(), ["body dropped", "hook: TIMEOUT, BrokenOff"], "http2: {http2}");
@@ -211,6 +216,7 @@ async fn in_the_continuation_it_is_dropped_and_the_response_was_whole() {
     let mut client = server.connect().await;
     client.send_get("/").await;
     assert_eq!(client.response(false).await.text(), "hello");
+    server.journal.ended(1).await;
     assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"hello");
     server.journal.ended(2).await;
     assert_eq!(notes.all(), ["continuation dropped", "hook: TIMEOUT, Flushed"].repeat(2));
@@ -256,6 +262,7 @@ async fn in_the_rest_of_a_handler_that_finished_it_is_dropped_and_the_response_w
     let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
     let server = Server::start(app).await;
     assert_eq!(server.get("/").await.text(), "finished");
+    server.journal.ended(1).await;
     assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"finished");
     server.journal.ended(2).await;
     assert_eq!(notes.all(), ["rest dropped", "hook: TIMEOUT, Flushed"].repeat(2));
