@@ -19,7 +19,9 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, UnixListener, UnixStream},
 };
-use tower_epilogue::{Acknowledged, ConnectionStatus, Continuation, EarlyCloseLayer, Lifecycle, LifecycleError, TimeLimitLayer};
+use tower_epilogue::{
+    Acknowledged, ConnectionStatus, Continuation, EarlyCloseLayer, Lifecycle, LifecycleError, TimeLimitLayer,
+};
 
 /// More than a client of [`slow_client`] takes without reading, and less than the server's kernel does.
 const SIZE: usize = 200_000;
