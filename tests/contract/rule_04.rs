@@ -122,6 +122,20 @@ async fn so_is_one_whose_request_is_begun_when_its_client_has_left() {
     }
 }
 
+/// Nothing of it waits but the kernel, and another request keeps the server from reading.
+#[tokio::test]
+async fn so_is_a_response_whose_client_takes_nothing_of_it() {
+    let notes = Notes::default();
+    let app = Router::new().route("/", get(async || vec![b'x'; 20_000_000]));
+    let server = Server::start(app.layer(ShutdownHookLayer::new(told(&notes)))).await;
+    let client = http1(&server, Sent::Pipelined).await;
+    server.journal.seen("handler_end").await;
+    let _left = leave_http1(client, Leave::HalfClose).await;
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["hook: ABORTED, Aborted"]);
+    assert!(server.stop().await.is_clean());
+}
+
 #[tokio::test]
 async fn a_handler_that_is_reading_the_body_learns_of_it_from_its_read_or_is_dropped() {
     for leave in HTTP1 {
