@@ -11,7 +11,7 @@ use tower_epilogue::{EpilogueBuilder, HalfClose, IgnoreAbortLayer, Tracking};
 use crate::{
     common::{Leave, Work, reset_when_dropped, the_server_has_looked},
     frames::{DATA, INITIAL_WINDOW_SIZE, RawHttp2, SETTINGS, frame, request},
-    support::{Client, Gate, Notes, Reply, Server, soon},
+    support::{Client, Gate, MemoryServer, Notes, Reply, Server, soon},
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
@@ -232,6 +232,22 @@ async fn a_half_closed_http2_client_is_served_where_that_is_set_or_aborts_are_ig
         drop(client);
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// A stream that is no socket tells of both at once: the server has its turn to begin with what has come.
+#[tokio::test(start_paused = true)]
+async fn a_request_of_an_http2_client_that_sends_its_fin_with_it_is_begun() {
+    let app = Router::new().route("/", any(async || "hello")).layer(IgnoreAbortLayer::new());
+    let server = MemoryServer::start(app);
+    let mut client = RawHttp2::on(server.connect().stream).await;
+    // From here on it is at its streams.
+    client.until(|frame| frame.kind == SETTINGS).await;
+    client.send(&request("GET", "/", 1, true)).await;
+    client.stream.shutdown().await.unwrap();
+    server.ended(1).await;
+    assert!(server.journal.lines().contains(&"handler_end/1".to_owned()), "{:?}", server.journal.lines());
+    drop(client);
+    assert!(server.stop().await.is_clean());
 }
 
 /// Has every stream's window so wide, and the connection's without bound.
