@@ -1,12 +1,14 @@
-//! `finish` called by another task than the handler's, and resolved before a slow reader has its response.
+//! `finish` called by another task than the handler's, or resolved before a slow reader has its response; and what is given back
+//! behind it.
 
 use axum::{Router, routing::get};
 use bytes::Bytes;
+use tokio::io::AsyncWriteExt as _;
 use tower_epilogue::{Lifecycle, ShutdownHookLayer};
 
 use crate::{
     common::{SECOND, told},
-    support::{Gate, MemoryServer, Notes, Server, h2client::Http2},
+    support::{Gate, MemoryServer, Notes, Server, h2client::Http2, soon},
 };
 
 /// Until the gate is open nothing else has the handler polled.
@@ -48,5 +50,33 @@ async fn it_resolves_when_the_patience_with_a_slow_reader_is_over() {
     server.ended(1).await;
     assert_eq!(notes.all(), ["GivenUp", "hook: NORMAL, GivenUp"]);
     assert_eq!(client.reply().await.body.len(), 1_000_000);
+    assert!(server.stop().await.is_clean());
+}
+
+/// The handler has waited, and so has had its client watched.
+#[tokio::test]
+async fn behind_it_the_socket_of_a_closed_connection_is_given_back() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        tokio::task::yield_now().await;
+        lifecycle.finish("finished").await.unwrap();
+        opens.passed().await;
+        theirs.add("rest");
+    };
+    let server = Server::start(Router::new().route("/", get(handler))).await;
+    let mut client = server.connect().await;
+    client.send("GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
+    assert_eq!(client.reply().await.text(), "finished");
+    // What is sent to one that is gone is answered with a reset.
+    soon("the socket is closed", async {
+        while client.stream.write_all(b"x").await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(notes.all().is_empty());
+    gate.open();
+    server.journal.ended(1).await;
     assert!(server.stop().await.is_clean());
 }
