@@ -19,7 +19,9 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpSocket, UnixListener, UnixStream},
 };
-use tower_epilogue::{Acknowledged, ConnectionStatus, Continuation, EarlyCloseLayer, Lifecycle, LifecycleError};
+use tower_epilogue::{
+    Acknowledged, ConnectionStatus, Continuation, EarlyCloseLayer, Lifecycle, LifecycleError, TimeLimitLayer,
+};
 
 /// More than a client of [`slow_client`] takes without reading, and less than the server's kernel does.
 const SIZE: usize = 200_000;
@@ -77,6 +79,47 @@ async fn a_reset_before_the_acknowledgement_is_an_abort() {
     let started = server.journal.seen("continuation_start").await;
     assert_eq!(started.status(), ConnectionStatus::ABORTED);
     server.journal.ended(1).await;
+    assert!(server.stop().await.is_clean());
+}
+
+/// Also those who await that, and not the end of the request.
+#[tokio::test]
+async fn whoever_awaits_the_abort_is_told_of_it_while_the_continuation_runs() {
+    let (gate, told) = (Gate::closed(), Gate::closed());
+    let (opens, tells) = (gate.clone(), told.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        tokio::spawn(async move {
+            lifecycle.aborted().await;
+            tells.open();
+        });
+        (Continuation::new(async move { opens.passed().await }).after_acknowledged(LONG), vec![b'x'; SIZE])
+    };
+    let app = Router::new().route("/", get(handler)).layer(EarlyCloseLayer::new());
+    let server = Server::start(app).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    server.journal.seen("flushed").await;
+    client.reset();
+    server.journal.seen("continuation_start").await;
+    soon("the abort is told", told.passed()).await;
+    gate.open();
+    server.journal.ended(1).await;
+    assert!(server.stop().await.is_clean());
+}
+
+/// Its response is flushed long before that.
+#[tokio::test]
+async fn it_is_waited_for_no_longer_than_to_the_requests_limit() {
+    let limit = Duration::from_millis(500);
+    let server = Server::start(after(LONG).layer(TimeLimitLayer::new(limit))).await;
+    let mut client = slow_client(&server).await;
+    client.send_get("/").await;
+    server.journal.seen("flushed").await;
+    server.journal.ended(1).await;
+    let end = server.journal.events().pop().unwrap();
+    assert_eq!(end.status(), ConnectionStatus::TIMEOUT);
+    assert!(end.at() >= limit, "{end:?}");
+    drop(client);
     assert!(server.stop().await.is_clean());
 }
 

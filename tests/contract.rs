@@ -33,6 +33,8 @@ mod rule_06_busy;
 mod rule_06_parts;
 #[path = "contract/rule_07.rs"]
 mod rule_07;
+#[path = "contract/rule_07_elsewhere.rs"]
+mod rule_07_elsewhere;
 #[path = "contract/rule_08_streams.rs"]
 mod rule_08_streams;
 #[path = "contract/rule_10.rs"]

@@ -200,3 +200,35 @@ impl Drop for Guarded {
         self.chunks.fetch_sub(1, Ordering::AcqRel);
     }
 }
+
+#[cfg(all(test, not(epilogue_model)))]
+mod tests {
+    use super::*;
+
+    /// The client resets the stream, and the server, which reads that, throws away what is queued of it: that has not left.
+    #[test]
+    fn what_is_thrown_away_with_its_stream_was_not_flushed() {
+        let (held, given) = (Exchange::default(), Exchange::default());
+        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
+        held.hold();
+        held.reading(false);
+        given.reading(false);
+        drop((chunk, end));
+        held.reading(true);
+        given.reading(true);
+        assert!(!held.release(true) && !held.is_released());
+        assert!(!given.end_flushed(true) && !given.is_all_flushed());
+    }
+
+    /// In the middle of a turn it may have been thrown away, and nobody has looked since.
+    #[test]
+    fn a_flush_counts_when_the_server_is_done_with_reading() {
+        let (held, given) = (Exchange::default(), Exchange::default());
+        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
+        held.hold();
+        assert!(!held.release(true) && !given.end_flushed(true), "it is not written");
+        drop((chunk, end));
+        assert!(!held.release(false) && !given.end_flushed(false));
+        assert!(held.release(true) && given.end_flushed(true));
+    }
+}

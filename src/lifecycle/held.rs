@@ -16,7 +16,6 @@ use super::{
     nowhere::{finish_nowhere, returned_late},
     passage::Waits,
     response::{SendBody, answer, collect, watched},
-    service::OUTERMOST,
     shared::Shared,
     transitions::{HandlerEnd, Verdict},
 };
@@ -80,9 +79,6 @@ where
             if self.shared.verdict() == Some(Verdict::TimedOut) {
                 // A retry calls it again for the answer that it got at the limit: nothing of it begins any more.
                 self.discard();
-                if self.depth != OUTERMOST {
-                    self.shared.leave_service(self.depth);
-                }
                 return Poll::Ready(Ok(answer(Verdict::TimedOut)));
             }
             self.started = true;
@@ -195,6 +191,10 @@ where
         shared.arm_for_work();
         match self.verdict() {
             Some(verdict) => {
+                if verdict == Verdict::Abandoned {
+                    // Its client may have left before the request arrived: of what is answered nothing is to leave.
+                    self.shared.abandon();
+                }
                 self.discard();
                 self.shared.ended_in_service();
                 self.shared.handler_ended(HandlerEnd::Dropped);
@@ -257,9 +257,8 @@ impl<F> Drop for Held<F> {
             return;
         }
         if !self.started {
-            // A middleware made it and threw it away: then the service outside of it is the innermost again.
+            // A middleware made it and threw it away.
             self.discard();
-            self.shared.leave_service(self.depth);
             return;
         }
         let innermost = self.is_innermost();

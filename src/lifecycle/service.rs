@@ -137,10 +137,6 @@ impl Entered {
     /// Answers in place of the inner service, which is not called.
     pub(crate) fn refuse<F, P>(self, response: Response) -> Drive<Hold<F, P>> {
         let driver = self.driver();
-        // It entered and will not run: the service outside of it is the innermost again.
-        if self.depth != OUTERMOST {
-            self.shared.leave_service(self.depth);
-        }
         Drive::new(driver, Hold::Refused { response: Some(response) })
     }
 

@@ -286,12 +286,6 @@ impl Shared {
         self.depth.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// The service that was entered last was never polled, and is gone.
-    pub(super) fn leave_service(&self, depth: u32) {
-        // If others were entered meanwhile, it was not the innermost, and nothing changes.
-        let _ = self.depth.compare_exchange(depth, depth - 1, Ordering::AcqRel, Ordering::Acquire);
-    }
-
     pub(super) fn started_one(&self, depth: u32) {
         let (begins, depth) = (Ordering::AcqRel, u64::from(depth));
         let _ = self.begun.fetch_update(begins, Ordering::Acquire, |begun| {

@@ -54,22 +54,30 @@ async fn it_leaves_all_the_same_when_the_time_is_over_and_that_is_counted() {
     assert_eq!(meter.most(), 1);
 }
 
+/// Also behind another request of its, which is not read yet.
 #[tokio::test]
 async fn a_client_that_leaves_meanwhile_has_aborted_and_the_continuation_runs() {
-    let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
-    let hold = WhenFull::Hold(3600 * SECOND);
-    let server =
-        Server::with(app(&notes, &gate, &meter), |builder| builder.max_running(1).max_waiting(0).when_full(hold)).await;
-    assert_eq!(server.get("/task/a").await.status, 200);
-    let mut client = server.connect().await;
-    client.send_get("/task/b").await;
-    notes.seen("handler b").await;
-    client.close();
-    server.journal.seen("aborted").await;
-    assert!(!notes.has("starts b"));
-    gate.open();
-    server.journal.ended(2).await;
-    assert!(notes.has("ends b"));
+    for pipelines in [false, true] {
+        let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
+        let hold = WhenFull::Hold(3600 * SECOND);
+        let app = app(&notes, &gate, &meter);
+        let server = Server::with(app, |builder| builder.max_running(1).max_waiting(0).when_full(hold)).await;
+        assert_eq!(server.get("/task/a").await.status, 200);
+        let mut client = server.connect().await;
+        client.send_get("/task/b").await;
+        notes.seen("handler b").await;
+        if pipelines {
+            client.send_get("/plain").await;
+            client.reset();
+        } else {
+            client.close();
+        }
+        server.journal.seen("aborted").await;
+        assert!(!notes.has("starts b"));
+        gate.open();
+        server.journal.ended(2).await;
+        assert!(notes.has("ends b"), "pipelines: {pipelines}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -124,6 +124,31 @@ async fn a_handler_that_runs_has_a_place_and_one_that_is_dropped_gives_it_back()
 }
 
 #[tokio::test]
+async fn a_handler_that_goes_on_behind_its_finish_keeps_its_place_for_what_it_may_return() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        lifecycle.finish("finished").await.unwrap();
+        theirs.add("rest");
+        opens.passed().await;
+        let notes = theirs.clone();
+        Continuation::new(async move { notes.add("continuation") })
+    };
+    let server =
+        Server::with(Router::new().route("/", get(handler)), |builder| builder.max_running(1).max_waiting(0)).await;
+    assert_eq!(server.get("/").await.text(), "finished");
+    notes.seen("rest").await;
+    assert_eq!(server.epilogue.load().unwrap().reserved, 1);
+    assert_eq!(server.get("/").await.status, 503);
+    gate.open();
+    notes.seen("continuation").await;
+    server.journal.ended(2).await;
+    let load = server.epilogue.load().unwrap();
+    assert_eq!((load.reserved, load.running, load.over), (0, 0, 0));
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
 async fn what_is_always_admitted_is_never_refused() {
     let (notes, gate, meter) = (Notes::default(), Gate::closed(), Meter::default());
     let server = Server::with(app(&notes, &gate, &meter), |builder| {

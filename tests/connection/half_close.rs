@@ -11,7 +11,7 @@ use tower_epilogue::{EpilogueBuilder, HalfClose, IgnoreAbortLayer, Tracking};
 use crate::{
     common::{Leave, Work, reset_when_dropped, the_server_has_looked},
     frames::{DATA, INITIAL_WINDOW_SIZE, RawHttp2, SETTINGS, frame, request},
-    support::{Client, Gate, Notes, Reply, Server, soon},
+    support::{Client, Gate, MemoryServer, Notes, Reply, Server, soon},
 };
 
 const GET: &str = "GET / HTTP/1.1\r\nhost: test\r\n\r\n";
@@ -197,15 +197,20 @@ async fn a_half_closed_client_that_resets_in_the_middle_of_its_response_has_abor
 /// An HTTP/2 client that shuts its sending side can widen no window any more, but what its windows take it gets.
 #[tokio::test]
 async fn a_half_closed_http2_client_is_served_where_that_is_set_or_aborts_are_ignored() {
-    for (half_close, ignores, status) in [(HalfClose::Serve, false, 0), (HalfClose::Abort, true, 1)] {
+    let kinds = [(HalfClose::Serve, false, 0), (HalfClose::Abort, true, 1)];
+    let fins = [Fin::WithTheRequest, Fin::WhileTheHandlerWaits];
+    for ((half_close, ignores, status), fin) in kinds.into_iter().flat_map(|kind| fins.map(|fin| (kind, fin))) {
         let (notes, gate) = (Notes::default(), Gate::closed());
         let layer = if ignores { IgnoreAbortLayer::new() } else { IgnoreAbortLayer::off() };
         let app = app(&notes, &gate).layer(layer);
         let server = serving(app, half_close).await;
         let mut client = RawHttp2::connect(server.address).await;
         client.send(&request("GET", "/", 1, true)).await;
-        notes.seen("started").await;
+        if fin == Fin::WhileTheHandlerWaits {
+            notes.seen("started").await;
+        }
         client.stream.shutdown().await.unwrap();
+        notes.seen("started").await;
         the_server_has_looked(server.address).await;
         gate.open();
         let mut length = 0;
@@ -220,13 +225,29 @@ async fn a_half_closed_http2_client_is_served_where_that_is_set_or_aborts_are_ig
             }
         })
         .await;
-        assert_eq!(length, TEN_MB, "{half_close:?}");
+        assert_eq!(length, TEN_MB, "{half_close:?}, {fin:?}");
         server.journal.ended(3).await;
         let flushed = format!("flushed:{TEN_MB}/{status}");
-        assert!(lines(&server).contains(&flushed), "{half_close:?}: {:?}", lines(&server));
+        assert!(lines(&server).contains(&flushed), "{half_close:?}, {fin:?}: {:?}", lines(&server));
         drop(client);
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// A stream that is no socket tells of both at once: the server has its turn to begin with what has come.
+#[tokio::test(start_paused = true)]
+async fn a_request_of_an_http2_client_that_sends_its_fin_with_it_is_begun() {
+    let app = Router::new().route("/", any(async || "hello")).layer(IgnoreAbortLayer::new());
+    let server = MemoryServer::start(app);
+    let mut client = RawHttp2::on(server.connect().stream).await;
+    // From here on it is at its streams.
+    client.until(|frame| frame.kind == SETTINGS).await;
+    client.send(&request("GET", "/", 1, true)).await;
+    client.stream.shutdown().await.unwrap();
+    server.ended(1).await;
+    assert!(server.journal.lines().contains(&"handler_end/1".to_owned()), "{:?}", server.journal.lines());
+    drop(client);
+    assert!(server.stop().await.is_clean());
 }
 
 /// Has every stream's window so wide, and the connection's without bound.

@@ -2,14 +2,19 @@
 
 use std::{future::pending, time::Duration};
 
-use axum::{Router, routing::get};
+use axum::{Router, body::Body, routing::get};
+use bytes::Bytes;
+use futures_util::stream;
 use tokio::io::AsyncWriteExt as _;
+use tower_epilogue::Continuation;
 
 use crate::{
     common::Work,
     frames::{ACK, GOAWAY, MAX_CONCURRENT_STREAMS, PING, RST_STREAM, RawHttp2, SETTINGS, frame, request},
-    support::{Gate, Notes, Server, soon},
+    support::{Gate, MemoryServer, Notes, Server, soon},
 };
+
+const SECOND: Duration = Duration::from_secs(1);
 
 const SHORT: Duration = Duration::from_millis(100);
 const REFUSED_STREAM: u32 = 7;
@@ -132,4 +137,28 @@ async fn pings_and_answers_that_are_too_far_away_to_reckon_with_never_come() {
         client.send(&request("GET", "/ping", 3, true)).await;
         client.until(|frame| frame.stream == 3 && frame.ends_its_stream()).await;
     }
+}
+
+/// Its end comes when what is before it waits for a reader that has stopped: the patience counts from then on.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_takes_nothing_before_the_end_of_a_stream_is_given_up_on() {
+    let handler = async || {
+        let pieces = stream::unfold(true, async |first| {
+            if !first {
+                tokio::time::sleep(SECOND).await;
+            }
+            first.then(|| (Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; 50_000])), false))
+        });
+        (Continuation::new(async {}), Body::from_stream(pieces))
+    };
+    let app = Router::new().route("/", get(handler));
+    let server = MemoryServer::with(app, |builder| builder.patience(10 * SECOND));
+    let mut client = RawHttp2::on(server.connect_narrow(1024).stream).await;
+    client.send(&request("GET", "/", 1, true)).await;
+    server.ended(1).await;
+    let events = server.journal.events();
+    let started = events.iter().find(|event| event.kind().name() == "continuation_start").unwrap();
+    assert_eq!(started.at().as_secs(), 11);
+    drop(client);
+    assert!(server.stop().await.is_clean());
 }

@@ -146,6 +146,37 @@ async fn it_waits_for_a_reader_within_the_patience() {
     assert!(server.stop().await.is_clean());
 }
 
+/// It is the time of one wait, and not of all together.
+#[tokio::test(start_paused = true)]
+async fn it_has_its_patience_anew_when_more_was_produced() {
+    const PIECES: usize = 4;
+    // More than hyper takes before it has sent some.
+    const PIECE: usize = 1_000_000;
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        let pieces = stream::unfold(0, async |piece| {
+            tokio::time::sleep(SECOND / 10).await;
+            (piece < PIECES).then(|| (Ok::<_, std::io::Error>(Bytes::from(vec![b'x'; PIECE])), piece + 1))
+        });
+        let continuation = Continuation::new(async move { theirs.add("continuation") });
+        (continuation, Body::from_stream(pieces))
+    };
+    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+    let server = MemoryServer::with(app, |builder| builder.patience(SECOND));
+    let mut client = server.connect();
+    client.send("GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n").await;
+    for _ in 0..PIECES {
+        tokio::time::sleep(SECOND * 4 / 5).await;
+        client.stream.read_exact(&mut vec![0; PIECE]).await.unwrap();
+    }
+    notes.add("read");
+    client.reply().await;
+    server.ended(1).await;
+    assert_eq!(notes.all(), ["read", "continuation", "hook: NORMAL, Flushed"]);
+    assert!(server.stop().await.is_clean());
+}
+
 /// A few bytes.
 fn small(notes: &Notes) -> Router {
     let theirs = notes.clone();

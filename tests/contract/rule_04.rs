@@ -10,7 +10,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use tower::ServiceExt;
-use tower_epilogue::{EarlyCloseLayer, ShutdownHookLayer};
+use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
 
 use crate::{
     common::{Asked, Leave, held_back, settled, told},
@@ -91,6 +91,49 @@ async fn the_handler_is_dropped_as_soon_as_the_connection_knows_on_http1() {
         assert_eq!(server.journal.lines()[1..3], ["aborted/1", "handler_dropped/1"], "{leave:?} {sent:?}");
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// Its client had left while the request before it was served, which ignores that. There is a third one, behind which the
+/// server does not look for the end of input.
+#[tokio::test]
+async fn so_is_one_whose_request_is_begun_when_its_client_has_left() {
+    for leave in [Leave::Close, Leave::HalfClose] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        let first = async move |lifecycle: Lifecycle| {
+            lifecycle.aborted().await;
+            theirs.add("first");
+            opens.passed().await;
+        };
+        let app = Router::new()
+            .route("/first", get(first).layer(IgnoreAbortLayer::new()))
+            .route("/", get(pending::<()>))
+            .layer(ShutdownHookLayer::new(told(&notes)));
+        let server = Server::start(app).await;
+        let mut client = server.connect().await;
+        let ask = |path| format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+        client.send(&[ask("/first"), ask("/"), ask("/")].concat()).await;
+        let _left = leave_http1(client, leave).await;
+        notes.seen("first").await;
+        gate.open();
+        server.journal.ended(2).await;
+        assert_eq!(notes.all(), ["first", "hook: ABORTED, Flushed", "hook: ABORTED, Aborted"], "{leave:?}");
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// Nothing of it waits but the kernel, and another request keeps the server from reading.
+#[tokio::test]
+async fn so_is_a_response_whose_client_takes_nothing_of_it() {
+    let notes = Notes::default();
+    let app = Router::new().route("/", get(async || vec![b'x'; 20_000_000]));
+    let server = Server::start(app.layer(ShutdownHookLayer::new(told(&notes)))).await;
+    let client = http1(&server, Sent::Pipelined).await;
+    server.journal.seen("handler_end").await;
+    let _left = leave_http1(client, Leave::HalfClose).await;
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["hook: ABORTED, Aborted"]);
+    assert!(server.stop().await.is_clean());
 }
 
 #[tokio::test]

@@ -123,6 +123,27 @@ async fn a_handler_that_runs_on_gives_a_body_that_is_produced_too() {
     }
 }
 
+/// Nobody has asked for it.
+#[tokio::test]
+async fn the_body_of_a_handler_that_runs_on_for_a_head_is_not_produced() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    gate.open();
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        theirs.add("started");
+        lifecycle.aborted().await;
+        held_back(&theirs, &gate, "first", "second")
+    };
+    let server = Server::start(app(&notes, get(handler)).layer(IgnoreAbortLayer::new())).await;
+    let mut client = server.connect().await;
+    client.send("HEAD / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    notes.seen("started").await;
+    client.reset();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["started", "body dropped", "hook: ABORTED, Aborted"]);
+    assert!(server.stop().await.is_clean());
+}
+
 #[tokio::test]
 async fn a_guard_ignores_aborts_while_it_lives_and_guards_nest() {
     for leave in Leave::ALL {

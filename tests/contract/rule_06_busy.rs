@@ -65,6 +65,20 @@ async fn what_is_left_is_less_with_each_step_of_a_poll() {
     assert_eq!((reply.status, reply.text()), (200, "[1000, 800, 600, 400]".to_owned()));
 }
 
+/// Behind a router, another of our services is polled inside of the first.
+#[tokio::test(start_paused = true)]
+async fn what_services_that_nest_use_counts_once() {
+    let handler = async |lifecycle: Lifecycle| {
+        computes(400 * MILLI);
+        yield_now().await;
+        format!("{:?}", lifecycle.time_left())
+    };
+    let inner = get(handler).layer(ShutdownHookLayer::new(async |_| ()));
+    let app = Router::new().route("/", inner).layer(TimeLimitLayer::busy(SECOND));
+    let reply = MemoryServer::start(app).get("/").await;
+    assert_eq!((reply.status, reply.text()), (200, "Some(600ms)".to_owned()));
+}
+
 /// Our services nest, and only the outermost measures: the one that drops the work knows all the same.
 #[tokio::test(start_paused = true)]
 async fn what_used_its_time_up_is_dropped_at_its_next_await_though_it_waits_for_nothing() {

@@ -17,9 +17,9 @@ use tower_epilogue::{
 };
 
 use crate::{
-    common::{SHORT, held_back, settled, told},
+    common::{SECOND, SHORT, held_back, settled, told},
     support::{
-        Gate, Notes, Server,
+        Gate, MemoryServer, Notes, Server,
         h2client::{Http2, read},
         soon,
     },
@@ -65,7 +65,9 @@ async fn in_the_body_the_connection_is_closed_and_never_a_well_formed_end_on_htt
     for (kind, early_close) in ["chunked", "declared"].into_iter().flat_map(|kind| [(kind, false), (kind, true)]) {
         let notes = Notes::default();
         let theirs = notes.clone();
-        let app = limited(&notes)(Router::new().route("/", get(async move || endless(kind, &theirs))));
+        // The head has left long before that.
+        let layers = (TimeLimitLayer::new(10 * SHORT), ShutdownHookLayer::new(told(&notes)));
+        let app = Router::new().route("/", get(async move || endless(kind, &theirs))).layer(layers);
         let app = if early_close { app.layer(EarlyCloseLayer::new().patience(Duration::ZERO)) } else { app };
         let server = Server::start(app).await;
         let mut client = server.connect().await;
@@ -170,24 +172,31 @@ async fn a_reader_that_stops_does_not_put_off_the_limit() {
 #[tokio::test]
 async fn what_is_produced_for_a_reader_that_stops_is_dropped_at_the_limit() {
     for http2 in [false, true] {
-        let notes = Notes::default();
-        let noted = notes.clone();
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (noted, opens) = (notes.clone(), gate.clone());
         let handler = async move |lifecycle: Lifecycle| {
-            let held = noted.on_drop("body dropped");
+            let (held, limits) = (noted.on_drop("body dropped"), lifecycle.clone());
             lifecycle.output(async move |mut output: Output| {
                 let _held = held;
-                output.write(vec![b'x'; 20_000_000]).await
+                let data = vec![b'x'; 20_000_000];
+                opens.passed().await;
+                // Enough for what the kernel takes at once.
+                limits.set_time_limit(10 * SHORT);
+                output.write(data).await
             })
         };
-        let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+        let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+        let server = Server::start(app).await;
         let mut http1 = server.connect().await;
         let mut client = Http2::connect(server.address).await;
         let unread = if http2 {
             Some(soon("a head", client.start("GET", "/").await).await.unwrap())
         } else {
             http1.send_get("/").await;
+            http1.read_until("\r\n\r\n").await;
             None
         };
+        gate.open();
         server.journal.ended(1).await;
         notes.count(2).await;
         assert_eq!(notes.all(), ["body dropped", "hook: TIMEOUT, BrokenOff"], "http2: {http2}");
@@ -251,14 +260,33 @@ async fn in_the_rest_of_a_handler_that_finished_it_is_dropped_and_the_response_w
     let handler = async move |lifecycle: Lifecycle| {
         let _dropped = theirs.on_drop("rest dropped");
         lifecycle.finish("finished").await.unwrap();
+        lifecycle.set_time_limit(SHORT);
         pending::<()>().await;
     };
-    let server = Server::start(limited(&notes)(Router::new().route("/", get(handler)))).await;
+    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes)));
+    let server = Server::start(app).await;
     assert_eq!(server.get("/").await.text(), "finished");
     server.journal.ended(1).await;
     assert_eq!(Http2::connect(server.address).await.get("/").await.unwrap().body, b"finished");
     server.journal.ended(2).await;
     assert_eq!(notes.all(), ["rest dropped", "hook: TIMEOUT, Flushed"].repeat(2));
+    assert!(server.stop().await.is_clean());
+}
+
+/// They have a limit of their own.
+#[tokio::test(start_paused = true)]
+async fn in_the_hooks_it_counts_for_nothing() {
+    let notes = Notes::default();
+    let handler = async || {
+        tokio::time::sleep(8 * SECOND).await;
+        "hello"
+    };
+    let waits = ShutdownHookLayer::new(async |_| tokio::time::sleep(4 * SECOND).await);
+    let layers = (TimeLimitLayer::new(10 * SECOND), waits, ShutdownHookLayer::new(told(&notes)));
+    let server = MemoryServer::start(Router::new().route("/", get(handler)).layer(layers));
+    assert_eq!(server.get("/").await.text(), "hello");
+    server.ended(1).await;
+    assert_eq!(notes.all(), ["hook: NORMAL, Flushed"]);
     assert!(server.stop().await.is_clean());
 }
 

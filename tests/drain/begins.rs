@@ -1,8 +1,11 @@
-//! What has reached the server's machine when a drain begins is served, also where the server has not read it yet.
+//! What has reached the server's machine when a drain begins is served, also where the server has not read it yet; and so is what a
+//! server that is dropped is at.
 
 use axum::{Router, routing::get};
+use tokio::net::TcpListener;
+use tower_epilogue::Epilogue;
 
-use crate::support::Server;
+use crate::support::{Client, Gate, Notes, Server};
 
 fn app() -> Router {
     Router::new().route("/", get(async || "served"))
@@ -52,4 +55,30 @@ async fn so_are_those_of_clients_that_nobody_has_accepted() {
             assert!(reply.ends_with("served"), "{reply:?}");
         }
     }
+}
+
+/// Without a drain.
+#[tokio::test]
+async fn the_connections_of_a_server_that_is_dropped_finish_what_they_are_at() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let waits = async move || {
+        theirs.add("waits");
+        opens.passed().await;
+        "done"
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let server = tokio::spawn(Epilogue::new().serve(listener, app().route("/waits", get(waits))).into_future());
+    let (mut idle, mut busy) = (Client::connect(address).await, Client::connect(address).await);
+    idle.send_get("/").await;
+    assert_eq!(idle.reply_by_length(false).await.text(), "served");
+    busy.send_get("/waits").await;
+    notes.seen("waits").await;
+    server.abort();
+    let reply = idle.reply().await;
+    assert!(reply.head.is_empty() && reply.error.is_none(), "{reply:?}");
+    gate.open();
+    let reply = busy.reply().await;
+    assert!(reply.text() == "done" && reply.error.is_none(), "{reply:?}");
 }
