@@ -153,6 +153,29 @@ macro_rules! write {
     };
 }
 
+/// What is written in several parts and is smaller than this is put together first: that costs the processor less than a list
+/// of parts costs the kernel. A small response's head and its body are two.
+const TOGETHER: usize = 512;
+
+fn put_together<'a>(bufs: &[io::IoSlice<'_>], room: &'a mut [u8; TOGETHER]) -> Option<&'a [u8]> {
+    let mut filled = 0;
+    for buf in bufs {
+        let end = filled + buf.len();
+        room.get_mut(filled..end)?.copy_from_slice(buf);
+        filled = end;
+    }
+    room.get(..filled)
+}
+
+macro_rules! write_parts {
+    ($stream:expr, $cx:expr, $bufs:expr) => {
+        match put_together($bufs, &mut [0; TOGETHER]) {
+            Some(whole) => write!($stream, $cx, $stream.try_write(whole)),
+            None => write!($stream, $cx, $stream.try_write_vectored($bufs)),
+        }
+    };
+}
+
 impl<IO: AsyncRead + Unpin> AsyncRead for Socket<IO> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
@@ -184,9 +207,9 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
-            Self::Tcp(tcp) => write!(tcp, cx, tcp.try_write_vectored(bufs)),
+            Self::Tcp(tcp) => write_parts!(tcp, cx, bufs),
             #[cfg(unix)]
-            Self::Unix(unix) => write!(unix, cx, unix.try_write_vectored(bufs)),
+            Self::Unix(unix) => write_parts!(unix, cx, bufs),
             #[cfg(feature = "test-util")]
             Self::Memory(io) => Pin::new(io).poll_write_vectored(cx, bufs),
             Self::Other(io) => Pin::new(io).poll_write_vectored(cx, bufs),
@@ -233,6 +256,29 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Socket<IO> {
             #[cfg(feature = "test-util")]
             Self::Memory(io) => Pin::new(io).poll_shutdown(cx),
             Self::Other(io) => Pin::new(io).poll_shutdown(cx),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+
+    use super::*;
+
+    #[test]
+    fn small_parts_are_put_together_whole_and_in_order() {
+        let mut room = [0; TOGETHER];
+        let parts = [b"head".as_slice(), b"", b"body"].map(IoSlice::new);
+        assert_eq!(put_together(&parts, &mut room), Some(b"headbody".as_slice()));
+        assert_eq!(put_together(&[], &mut room), Some(b"".as_slice()));
+        for (more, fits) in [(TOGETHER - 8, true), (TOGETHER - 7, false)] {
+            let more = vec![b'x'; more];
+            let parts = [b"headbody".as_slice(), &more].map(IoSlice::new);
+            assert_eq!(put_together(&parts, &mut room).map(<[u8]>::len), fits.then_some(TOGETHER));
+            // Behind one that does not fit none does.
+            let parts = [&more, b"headbody".as_slice(), b""].map(IoSlice::new);
+            assert_eq!(put_together(&parts, &mut room).is_some(), fits);
         }
     }
 }
