@@ -10,7 +10,7 @@ const NAMED: usize = 100;
 /// What a drain found still running at its deadline, and cut.
 ///
 /// As text, it names the oldest hundred of what was cut, and the number of the rest; all of them are
-/// [`stragglers`](Self::stragglers), and each was logged by itself.
+/// [`stragglers`](Self::stragglers), and each that was not at its hooks was logged by itself.
 #[derive(Clone, Debug, Default)]
 pub struct DrainReport {
     pub(super) stragglers: Vec<Straggler>,

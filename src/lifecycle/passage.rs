@@ -14,7 +14,7 @@ use axum::extract::MatchedPath;
 use http::{Method, uri::PathAndQuery};
 
 use super::{producer::Waiting, shared::Shared, word};
-use crate::{connection::Connection, pool::lock};
+use crate::{connection::Connection, pool::lock, queue::Queue};
 
 /// Who is woken when something changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +45,8 @@ pub(super) struct Passage {
     response: Option<Waker>,
     handler: Option<Waker>,
     producer: Option<Waker>,
-    /// The body that the handler gave, if it is watched.
-    body: Weak<Waiting>,
+    /// The bodies that handlers gave and that are watched.
+    bodies: Queue<Weak<Waiting>>,
 }
 
 /// A [`Passage`], or what is left of it.
@@ -131,13 +131,20 @@ impl Shared {
         self.routed.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_body(&self, body: &Arc<Waiting>) {
-        lock(&self.passing).again().body = Arc::downgrade(body);
+    pub(super) fn add_body(&self, body: &Arc<Waiting>) {
+        let mut passing = lock(&self.passing);
+        let bodies = &mut passing.again().bodies;
+        for other in std::mem::take(bodies).filter(|other| other.strong_count() > 0) {
+            bodies.push_back(other);
+        }
+        bodies.push_back(Arc::downgrade(body));
     }
 
-    /// The body that the handler gave, if it is watched, as long as it is there.
-    pub(super) fn body(&self) -> Option<Arc<Waiting>> {
-        lock(&self.passing).passage()?.body.upgrade()
+    /// The bodies that handlers gave and that are watched, as long as they are there.
+    pub(super) fn bodies(&self) -> Vec<Arc<Waiting>> {
+        let mut passing = lock(&self.passing);
+        let bodies = passing.passage().map(|passage| passage.bodies.iter().filter_map(Weak::upgrade).collect());
+        bodies.unwrap_or_default()
     }
 
     /// Nothing more is to be heard of the connection.

@@ -53,8 +53,15 @@ impl Shared {
     /// A body failed, which breaks its response off. It is told of once, by whoever sees it first; not where it was cut, which
     /// was told of then.
     pub(crate) fn body_failed(&self, error: &(dyn StdError + 'static)) {
-        let Some(change) = self.first_failure_of_body() else { return };
-        let whose = if change.old.status().is_aborted() { "a body whose reader had left" } else { "a response's body" };
+        let whose = match self.first_failure_of_body() {
+            Some(change) if change.old.status().is_aborted() => "a body whose reader had left",
+            Some(_) => "a response's body",
+            // Its reader had been given up on, and its request has ended: no event comes any more, but the record does.
+            None if self.word().has(word::ENDED) && !self.word().has(word::BODY_FAILED) && !self.producer_is_over() => {
+                "a response's body"
+            }
+            None => return,
+        };
         let error = message(error);
         caught::tell(|| tracing::warn!(route = self.route(), error, "{whose} failed"));
     }
@@ -65,6 +72,8 @@ impl Shared {
             let (route, error) = (self.route(), message(error));
             caught::tell(|| tracing::error!(route, error, "a response's body failed before its head was sent"));
         }
+        // The body of what a middleware gets when it asks again is another.
+        self.change(None, |word| Some(word.without(word::BODY_FAILED)));
     }
 
     fn first_failure_of_body(&self) -> Option<Change> {

@@ -14,7 +14,7 @@ use http_body::{Body as _, Frame, SizeHint};
 
 use tokio::runtime::Handle;
 
-use super::{alone::News, passage::Waits, shared::Shared, transitions::Verdict};
+use super::{alone::News, passage::Waits, shared::Shared, transitions::Verdict, word};
 use crate::{
     event::{BODY, EventKind},
     pool::{caught, lock},
@@ -66,7 +66,7 @@ impl Producer {
     fn start(body: Body, shared: &Arc<Shared>, streamed: bool) -> Body {
         shared.producer_started();
         let waiting = Arc::new(Waiting { body: Mutex::new(Some(body)), streamed });
-        shared.set_body(&waiting);
+        shared.add_body(&waiting);
         Body::new(Self { waiting, shared: shared.clone(), over: false, news: None })
     }
 
@@ -128,20 +128,26 @@ impl Producer {
 impl Shared {
     /// The limit has passed while the response's reader is waited for: what is produced for it is dropped, in a task of its
     /// own, since it is the user's.
-    pub(super) fn drop_producer(&self) {
-        // One that is gone has told of its end, or does so.
-        let (Some(waiting), Some(me)) = (self.body(), self.arc()) else { return };
+    pub(super) fn drop_producers(&self) {
+        let Some(me) = self.arc() else { return };
+        for waiting in self.bodies() {
+            me.clone().drop_producer(&waiting);
+        }
+    }
+
+    fn drop_producer(self: Arc<Self>, waiting: &Waiting) {
         // If it is polled in this moment, it is dropped after that.
         let Some(body) = lock(&waiting.body).take() else { return };
-        let event = move || waiting.streamed.then_some(EventKind::BodyDropped);
+        let event = waiting.streamed.then_some(EventKind::BodyDropped);
+        let (owner, told) = (self.clone(), event.clone());
         let work = async move {
             caught::discard(body);
-            me.producer_ended(event());
+            owner.producer_ended(told);
         };
         let _runtime = self.runtime().map(Handle::enter);
         if let Err(work) = self.pool().spawn(work) {
             caught::discard(work);
-            self.producer_ended(Some(EventKind::BodyDropped));
+            self.producer_ended(event);
         }
     }
 }
@@ -191,6 +197,10 @@ impl http_body::Body for Producer {
                 Poll::Ready(Some(Ok(frame)))
             }
             Ok(Poll::Ready(Some(Err(error)))) => {
+                // Before its end, which may be that of its request. One that is held back is told of by who holds it.
+                if this.shared.word().has(word::HEAD) {
+                    this.shared.body_failed(&error);
+                }
                 this.end(body, EventKind::BodyDropped);
                 Poll::Ready(Some(Err(error.into_inner())))
             }

@@ -340,7 +340,7 @@ impl Shared {
 
 impl Shared {
     pub(crate) fn producer_started(&self) {
-        self.change(None, |word| Some(word.producing()));
+        self.change(None, word::Word::producing);
     }
 
     pub(super) fn has_producer(&self) -> bool {
@@ -355,7 +355,7 @@ impl Shared {
 
     /// One that was produced goes on without its reader.
     pub(super) fn producer_goes_on(&self) {
-        self.change(None, |word| word.has(word::PRODUCER).then(|| word.producing_unread().produced()));
+        self.change(None, |word| word.has(word::PRODUCER).then(|| word.produced().producing_unread()));
     }
 
     pub(super) fn unread_ended(&self, event: Option<EventKind>) {
@@ -385,10 +385,11 @@ impl Shared {
         caught::tell(|| tracing::warn!(route = self.route(), phase = change.old.phase().name(), "{why}"));
         if change.old.sent().is_none() && change.new.sent().is_some() {
             self.break_off();
-            if self.wait_for_reader().is_some() {
+            if self.wait_for_reader().is_some() || change.new.has_producers() {
                 // The server will not ask this body for more before its reader does, which may be never (on
-                // HTTP/2, a stream without flow-control window): for the contract it has ended now.
-                self.drop_producer();
+                // HTTP/2, a stream without flow-control window): for the contract it has ended now. Nor need anybody ask for
+                // one beside it.
+                self.drop_producers();
             }
         }
         self.wake_all();

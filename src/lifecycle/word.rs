@@ -45,8 +45,8 @@ pub(super) const AWAITED: u64 = 1 << 17;
 pub(super) const PANICKED: u64 = 1 << 18;
 /// The response's body failed, and that was told of.
 pub(super) const BODY_FAILED: u64 = 1 << 19;
-// Bits 20 to 35: how many bodies are there whose producer has not ended. A middleware that asks again may leave several: more
-// than fit in here are not in anybody's memory.
+// Bits 20 to 35: how many bodies are there whose producer has not ended. A middleware that asks again may leave several; those
+// beyond what fits in here are not waited for.
 const ONE_PRODUCER: u64 = 1 << 20;
 /// There is one.
 pub(super) const PRODUCER: u64 = 0xFFFF * ONE_PRODUCER;
@@ -121,8 +121,8 @@ impl Word {
     }
 
     /// One more body is produced.
-    pub(crate) fn producing(self) -> Self {
-        Self(self.0 + ONE_PRODUCER)
+    pub(crate) fn producing(self) -> Option<Self> {
+        (self.0 & PRODUCER != PRODUCER).then(|| Self(self.0 + ONE_PRODUCER))
     }
 
     /// One of them has ended.
@@ -137,7 +137,7 @@ impl Word {
 
     /// One more goes on without a reader.
     pub(crate) fn producing_unread(self) -> Self {
-        Self(self.0 + ONE_UNREAD)
+        if self.0 & UNREAD == UNREAD { self } else { Self(self.0 + ONE_UNREAD) }
     }
 
     /// One of those has ended.
@@ -245,12 +245,18 @@ mod tests {
         let sent = Word(0).with(HEAD).with_sent(Sent::Flushed);
         assert!(sent.is_settled());
         assert!(!sent.with(HANDLER).is_settled());
-        assert!(!sent.producing().is_settled());
-        assert!(!sent.producing().producing().produced().is_settled());
-        assert!(sent.producing().produced().is_settled());
-        let thrown_away = sent.producing().producing_unread().produced();
+        let one = sent.producing().unwrap();
+        assert!(!one.is_settled());
+        assert!(!one.producing().unwrap().produced().is_settled());
+        assert!(one.produced().is_settled());
+        let thrown_away = one.producing_unread().produced();
         assert!(!thrown_away.is_settled() && !thrown_away.has(PRODUCER));
         assert!(thrown_away.produced_unread().is_settled());
+        // What does not fit in changes nothing beside it.
+        let full = (1..0xFFFF).fold(one, |word, _| word.producing().unwrap());
+        assert_eq!((full.producing(), full.has(UNREAD)), (None, false));
+        let full = (0..0xFFFF).fold(one, |word, _| word.producing_unread());
+        assert_eq!(full.producing_unread(), full);
         assert!(!sent.without(HEAD).is_settled());
         assert!(!Word(0).with(HEAD).is_settled());
         assert!(Word(0).with(HEAD | GAVE_UP).is_settled());

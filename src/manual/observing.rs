@@ -80,7 +80,7 @@
 //! | `tower_epilogue_timed_out_total` | counter | method, route | that their limit or a drain's deadline ended; counted at their end |
 //! | `tower_epilogue_panicked_total` | counter | method, route, what | panics, of what [`EventKind::Panicked`](crate::EventKind::Panicked) names |
 //! | `tower_epilogue_continuations_total` | counter | method, route, class, outcome | continuations that ended: `ended`, `failed`, `panicked` or `dropped` |
-//! | `tower_epilogue_bodies_failed_total` | counter | method, route | responses whose body gave an error, which breaks them off |
+//! | `tower_epilogue_bodies_failed_total` | counter | method, route | bodies that gave an error: it breaks their response off, or has a 500 take its place |
 //! | `tower_epilogue_hooks_dropped_total` | counter | method, route | hooks that ran out of their [own time](crate::EpilogueBuilder::hook_limit) |
 //! | `tower_epilogue_active_requests` | gauge | | requests that have arrived and not ended |
 //! | `tower_epilogue_running_continuations` | gauge | method, route, class | continuations that run, or wait for their thread |

@@ -19,15 +19,16 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use http::StatusCode;
+use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tower::retry::{Policy as _, RetryLayer};
-use tower_epilogue::{EpilogueBuilder, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
+use tower_epilogue::{EarlyCloseLayer, EpilogueBuilder, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
 use crate::{
     common::SECOND,
     places::hook,
     stacks::Again,
-    support::{Gate, Notes, Server},
+    support::{Gate, Notes, Server, h2client::Http2, logs},
 };
 
 const NAMES: [&str; 2] = ["first", "second"];
@@ -121,6 +122,77 @@ async fn a_drain_cuts_both_bodies() {
     let mut all = notes.all();
     all[..2].sort_unstable();
     assert_eq!(all, ["first", "second", "hook: GET / ABORTED | TIMEOUT BrokenOff"]);
+}
+
+/// Nothing is asked of a body on HTTP/2 while its client leaves no room: whatever has become of the other, and where it is.
+#[tokio::test]
+async fn the_limit_ends_what_nobody_asks_for_beside_another() {
+    for kept in [false, true] {
+        let (notes, asked) = (Notes::default(), Arc::new(AtomicUsize::new(0)));
+        let theirs = notes.clone();
+        let handler = async move || {
+            let dropped = theirs.on_drop(NAMES[asked.fetch_add(1, Ordering::SeqCst)]);
+            Body::from_stream(stream::repeat_with(move || {
+                let _produces = &dropped;
+                Ok::<_, Infallible>("x".repeat(16 * 1024))
+            }))
+        };
+        let mirrors = move |request: Request, next: Next| async move {
+            let copy = Again(1).clone_request(&request).unwrap();
+            let first = next.clone().run(copy).await;
+            let second = next.run(request).await.into_body();
+            let kept = kept.then_some(second);
+            first.map(|body| {
+                let body = body.into_data_stream();
+                Body::from_stream(
+                    body.inspect(move |_| assert!(kept.as_ref().is_none_or(|body| !body.is_end_stream()))),
+                )
+            })
+        };
+        let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(Duration::from_millis(200)));
+        let server = Server::start(app.layer(from_fn(mirrors)).layer(hook(&notes))).await;
+        let mut client = Http2::connect(server.address).await;
+        let mut body = client.start("GET", "/").await.await.unwrap().into_body();
+        let mut read = 0;
+        while read < 65_535 {
+            read += body.data().await.unwrap().unwrap().len();
+        }
+        // The client has its stream, and widens no window.
+        server.journal.ended(1).await;
+        let mut all = notes.all();
+        all[..2].sort_unstable();
+        assert_eq!(all, ["first", "second", "hook: GET / TIMEOUT BrokenOff"], "kept: {kept}");
+        drop((body, client));
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// The one that was held back is told of, and so is the one that its client got.
+#[tokio::test]
+async fn of_each_that_fails_it_is_told() {
+    let (logs, gate, asked) = (logs(), Gate::closed(), Arc::new(AtomicUsize::new(0)));
+    let opens = gate.clone();
+    let handler = async move || {
+        let (attempt, gate) = (asked.fetch_add(1, Ordering::SeqCst), opens.clone());
+        let first = stream::iter([Ok("x".repeat([1, 100][attempt]))]);
+        Body::from_stream(first.chain(stream::once(async move {
+            if attempt == 1 {
+                gate.passed().await;
+            }
+            Err(std::io::Error::other(format!("attempt {attempt} breaks")))
+        })))
+    };
+    let app = Router::new().route("/breaks-twice", get(handler)).layer(EarlyCloseLayer::new().buffer_limit(10));
+    let server = Server::start(app.layer(RetryLayer::new(Again(2)))).await;
+    let mut client = server.connect().await;
+    client.send_get("/breaks-twice").await;
+    client.read_until("xxx").await;
+    gate.open();
+    server.journal.ended(1).await;
+    let lines = logs.with("/breaks-twice");
+    let told = |line: &str, text| line.contains(text) && line.contains("failed");
+    assert!(lines.len() == 2 && told(&lines[0], "attempt 0") && told(&lines[1], "attempt 1"), "{lines:?}");
+    assert!(server.stop().await.is_clean());
 }
 
 /// Both are produced at once: each in a task of its own, as a hedge does that keeps what comes late.

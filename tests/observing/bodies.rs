@@ -12,17 +12,19 @@ use std::{
 use axum::{
     Router,
     body::{Body, Bytes},
+    extract::Request,
+    middleware::{Next, from_fn},
     routing::{get, post},
 };
 use futures_util::{StreamExt as _, stream};
 use http::header::CONTENT_LENGTH;
 use http_body::{Frame, SizeHint};
 use tower_epilogue::{
-    EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, Output, OutputResponse, TimeLimitLayer,
+    EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, Output, OutputResponse, ShutdownHookLayer, TimeLimitLayer,
     test_util::{Leave, TestServer},
 };
 
-use crate::support::{h2client::Http2, logs};
+use crate::support::{Logs, h2client::Http2, logs, pumps};
 
 fn broken() -> io::Error {
     io::Error::other("the upstream broke off")
@@ -207,6 +209,74 @@ async fn an_echo_whose_client_leaves_has_not_failed() {
     assert!(stories.iter().all(|story| story.status().is_aborted()), "{stories:?}");
     let lines = logs.with("route=\"POST /echo\"");
     assert_eq!(lines, Vec::<String>::new());
+}
+
+/// A reader that takes long is given up on, and its request has ended: it may read on all the same.
+#[tokio::test]
+async fn one_that_fails_behind_the_end_of_its_request_is_told_of_once_too() {
+    const ROOM: usize = 65_535;
+
+    struct Long(usize);
+
+    impl http_body::Body for Long {
+        type Data = Bytes;
+        type Error = io::Error;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+            self.0 += 1;
+            Poll::Ready(match self.0 {
+                1..=3 => Some(Ok(Frame::data(Bytes::from(vec![b'x'; ROOM])))),
+                4 => Some(Err(broken())),
+                _ => None,
+            })
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(ROOM as u64 * 4)
+        }
+    }
+
+    let logs = logs();
+    let app = Router::new()
+        .route("/late/stream", get(async || Body::from_stream(Body::new(Long(0)).into_data_stream())))
+        .route("/late/known", get(async || Body::new(Long(0))))
+        .layer(ShutdownHookLayer::new(async |_| {}));
+    // Around our layers.
+    let pumped = async |request: Request, next: Next| match request.uri().path() {
+        "/late/stream" => pumps(request, next).await,
+        _ => next.run(request).await,
+    };
+    let app = app.layer(from_fn(pumped));
+    for route in ["/late/known", "/late/stream"] {
+        let builder = TestServer::builder().epilogue(|builder| builder.patience(Duration::from_millis(20)));
+        let server = builder.on_socket(app.clone()).await;
+        let mut client = Http2::connect(server.address().unwrap()).await;
+        let mut body = client.start("GET", route).await.await.unwrap().into_body();
+        let mut read = 0;
+        while read < ROOM {
+            read += body.data().await.unwrap().unwrap().len();
+        }
+        let told = |logs: &Logs, what: &str| {
+            let lines = logs.with(&format!("route=\"GET {route}\"")).into_iter();
+            lines.filter(|line| line.contains(what)).collect::<Vec<_>>()
+        };
+        logs.until("it is given up on", |logs| !told(logs, "the reader is slow").is_empty()).await;
+        if route == "/late/known" {
+            server.journal().ended(1).await;
+        }
+        let failed = loop {
+            body.flow_control().release_capacity(read).unwrap();
+            match body.data().await.expect("it does not end in order") {
+                Ok(data) => read = data.len(),
+                Err(error) => break error,
+            }
+        };
+        assert!(failed.is_reset(), "{failed}");
+        logs.until("it is told of", |logs| !told(logs, "failed").is_empty()).await;
+        server.stop().await;
+        let lines = told(&logs, "failed");
+        assert!(lines.len() == 1 && lines[0].contains("the upstream broke off"), "{lines:#?}");
+    }
 }
 
 #[tokio::test]
