@@ -133,7 +133,7 @@ impl Inner {
             reason = "whoever waits for it may be dropped, and its connection is not to be"
         )]
         let tried = tokio::spawn(try_once(self.writing.clone(), kept.clone(), pause, self.writer.clone()));
-        // It panics if the engine does.
+        // As at the end of its runtime.
         tried.await.unwrap_or_else(|error| Err(DurableError::because(Kind::Other, error)))
     }
 }

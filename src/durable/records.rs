@@ -184,16 +184,14 @@ pub(super) async fn leave_receipts(
 #[cfg(feature = "durable-sqlite")]
 const SQLITE_FORGET: &str = "DELETE FROM tower_epilogue_answer WHERE key IN (SELECT value FROM json_each($1))";
 #[cfg(feature = "durable-postgres")]
-const POSTGRES_FORGET: &str =
-    "DELETE FROM tower_epilogue_answer WHERE key IN (SELECT json_array_elements_text($1::json))";
+const POSTGRES_FORGET: &str = "DELETE FROM tower_epilogue_answer WHERE key = ANY($1)";
 
 /// Nobody will ask for them any more.
 pub(super) async fn forget_receipts(names: &[&str], tx: &mut Tx<'_, '_>) -> Result<(), DurableError> {
-    let names = json(names)?;
     match tx {
         #[cfg(feature = "durable-sqlite")]
         Tx::Sqlite(transaction) => {
-            sqlx::query(SQLITE_FORGET).bind(names).execute(&mut ***transaction).await?;
+            sqlx::query(SQLITE_FORGET).bind(json(names)?).execute(&mut ***transaction).await?;
         }
         #[cfg(feature = "durable-postgres")]
         Tx::Postgres(transaction) => {
@@ -211,11 +209,22 @@ fn json(names: &[&str]) -> Result<String, DurableError> {
 /// How many answers are forgotten at once.
 pub(super) const FORGOTTEN: u32 = 1000;
 
-// Twice the time: one of those that were found may be claimed anew before it is its turn.
-const CLEAN: &str = "DELETE FROM tower_epilogue_answer WHERE expires_ms <= $1 AND key IN
+#[cfg(feature = "durable-sqlite")]
+const SQLITE_CLEAN: &str = "DELETE FROM tower_epilogue_answer WHERE key IN
     (SELECT key FROM tower_epilogue_answer WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2)";
+// What is being claimed anew is let be: it would be waited for in another order than that of the keys, in which others wait.
+#[cfg(feature = "durable-postgres")]
+const POSTGRES_CLEAN: &str = "WITH expired AS MATERIALIZED
+    (SELECT key FROM tower_epilogue_answer WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2 FOR UPDATE SKIP LOCKED)
+    DELETE FROM tower_epilogue_answer WHERE key IN (SELECT key FROM expired)";
 
 /// Forgets what has expired, or so many of that.
 pub(super) async fn clean(now_ms: i64, tx: &mut Tx<'_, '_>) -> Result<u64, DurableError> {
-    in_tx!(tx, CLEAN, [now_ms, i64::from(FORGOTTEN)], execute)
+    let sql = match tx {
+        #[cfg(feature = "durable-sqlite")]
+        Tx::Sqlite(_) => SQLITE_CLEAN,
+        #[cfg(feature = "durable-postgres")]
+        Tx::Postgres(_) => POSTGRES_CLEAN,
+    };
+    in_tx!(tx, sql, [now_ms, i64::from(FORGOTTEN)], execute)
 }

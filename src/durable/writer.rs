@@ -81,11 +81,6 @@ impl Writer {
                     renewal.reset();
                 }
                 _ = cleaning.tick() => {
-                    let receipts = self.forget(Vec::new());
-                    if !receipts.is_empty() {
-                        // They expire by themselves.
-                        let _ = self.together(receipts).await;
-                    }
                     if self.clean().await {
                         cleaning.reset_after(BREATH);
                     }
@@ -194,7 +189,8 @@ impl Writer {
     }
 
     fn fail(&mut self, ops: Vec<Op>, error: &DurableError) {
-        caught::tell(|| tracing::error!(%error, requests = ops.len(), "the store of durable jobs failed"));
+        let requests = ops.iter().filter(|op| !matches!(op, Op::Forget(_))).count();
+        caught::tell(|| tracing::error!(%error, requests, "the store of durable jobs failed"));
         for op in ops {
             match op {
                 Op::Claim { reply, .. } => drop(reply.send(Err(error.share()))),
@@ -227,17 +223,27 @@ impl Writer {
     }
 
     /// Whether there may be more.
-    async fn clean(&self) -> bool {
+    async fn clean(&mut self) -> bool {
+        let receipts: Vec<_> = self.receipts.iter().map(String::as_str).collect();
         let cleaned = async {
             let mut begun = self.writing.database.begin_writer().await?;
+            if !receipts.is_empty() {
+                records::forget_receipts(&receipts, &mut begun.tx()).await?;
+            }
             let rows = records::clean(now_ms(), &mut begun.tx()).await?;
             begun.commit().await?;
             Ok::<_, DurableError>(rows)
         };
-        let rows = surviving(cleaned).await.unwrap_or_else(|error| {
-            caught::tell(|| tracing::warn!(%error, "expired answers were not forgotten"));
-            0
-        });
+        let rows = match surviving(cleaned).await {
+            Ok(rows) => {
+                self.receipts.clear();
+                rows
+            }
+            Err(error) => {
+                caught::tell(|| tracing::warn!(%error, "expired answers were not forgotten"));
+                0
+            }
+        };
         if rows > 0 {
             caught::tell(|| tracing::debug!(rows, "answers that had expired were forgotten"));
         }

@@ -152,6 +152,10 @@ impl Writing {
                 Op::Claim { .. } | Op::Release(_) | Op::Barrier(_) => Done::Nothing,
             });
         }
+        // Jobs before keys, in every transaction: those that were inserted are locked, too, where others have stored them.
+        if !promoted.is_empty() {
+            self.engine.promote(&promoted, begun.tx()).await?;
+        }
         // By their keys, as every process does it: of two that have one each and want the other's, the database would fail
         // one. What is about one key stays in its order.
         let mut keyed: Vec<_> = ops.iter().zip(stored_before).zip(&mut done).collect();
@@ -175,9 +179,6 @@ impl Writing {
         }
         if !forgotten.is_empty() {
             records::forget_receipts(&forgotten, &mut begun.tx()).await?;
-        }
-        if !promoted.is_empty() {
-            self.engine.promote(&promoted, begun.tx()).await?;
         }
         Ok(done)
     }
