@@ -161,7 +161,8 @@ pub enum EventKind {
     BodyEnd,
     /// A body of unknown length was dropped before its end.
     BodyDropped,
-    /// A body gave an error, which breaks its response off; or has a 500 take its place, where it was held back.
+    /// A body gave an error, which breaks its response off; or has a 500 take its place, where it was held back. Of one that
+    /// failed behind the end of its request, whose slow reader had been given up on, only the log tells.
     BodyFailed,
     /// Something of the user's panicked; what that ended is told of next.
     Panicked {

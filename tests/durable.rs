@@ -37,6 +37,8 @@ mod key_cases;
 mod keys;
 #[path = "durable/layers.rs"]
 mod layers;
+#[path = "durable/locks.rs"]
+mod locks;
 #[path = "durable/meanwhile.rs"]
 mod meanwhile;
 #[path = "durable/nowhere.rs"]

@@ -32,6 +32,19 @@ impl Epilogue {
     }
 
     /// Whether a drain is under way: for a probe that asks whether this process is to be sent more.
+    ///
+    /// ```
+    /// use axum::{Router, extract::State, http::StatusCode, routing::get};
+    /// use tower_epilogue::Epilogue;
+    ///
+    /// async fn ready(State(epilogue): State<Epilogue>) -> StatusCode {
+    ///     if epilogue.is_draining() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK }
+    /// }
+    ///
+    /// let epilogue = Epilogue::new();
+    /// let app: Router = Router::new().route("/ready", get(ready)).with_state(epilogue.clone());
+    /// # let _ = app;
+    /// ```
     #[must_use]
     pub fn is_draining(&self) -> bool {
         self.pool.drains.is_under_way()

@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -165,6 +165,39 @@ async fn the_limit_ends_what_nobody_asks_for_beside_another() {
         drop((body, client));
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// Nobody asks for what an application keeps, on either protocol, however long it does.
+#[tokio::test]
+async fn the_limit_ends_one_that_is_kept_elsewhere() {
+    let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
+    let (theirs, opens, asked) = (notes.clone(), gates.clone(), Arc::new(AtomicUsize::new(0)));
+    let handler = async move || {
+        let attempt = asked.fetch_add(1, Ordering::SeqCst);
+        body(&theirs, &opens[attempt], NAMES[attempt])
+    };
+    let keeps = Arc::new(Mutex::new(None));
+    let kept = keeps.clone();
+    let mirrors = move |request: Request, next: Next| {
+        let kept = kept.clone();
+        async move {
+            let copy = Again(1).clone_request(&request).unwrap();
+            let first = next.clone().run(copy).await;
+            *kept.lock().unwrap() = Some(next.run(request).await.into_body());
+            first
+        }
+    };
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(Duration::from_millis(200)));
+    let server = Server::start(app.layer(from_fn(mirrors)).layer(hook(&notes))).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    client.read_until("first").await;
+    server.journal.ended(1).await;
+    let mut all = notes.all();
+    all[..2].sort_unstable();
+    assert_eq!(all, ["first", "second", "hook: GET / TIMEOUT BrokenOff"]);
+    assert!(keeps.lock().unwrap().take().is_some());
+    assert!(server.stop().await.is_clean());
 }
 
 /// The one that was held back is told of, and so is the one that its client got.

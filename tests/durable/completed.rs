@@ -2,10 +2,12 @@
 //! them.
 
 use std::{
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -106,11 +108,12 @@ fn markers(place: &Place, name: &str) -> impl Fn(Then) -> String {
 
 const ALL: [Then; 4] = [Then::Fail, Then::GiveUp, Then::Panic, Then::Hang];
 
-async fn it_is_said_that_they_are_not_tried_again(place: Place) {
-    let (discards, marker) = (Arc::default(), markers(&place, "again"));
-    let node = node(&place, &discards).await;
+/// A job of each kind, of which it is said that it is completed, and nothing else.
+async fn completed<const LAST: u16>(place: &Place, name: &str) -> (Node, Arc<AtomicUsize>) {
+    let (discards, marker) = (Arc::default(), markers(place, name));
+    let node = node(place, &discards).await;
     for then in ALL {
-        node.store.enqueue(Durable::new(Completes::<3>(then, marker(then)))).await.unwrap();
+        node.store.enqueue(Durable::new(Completes::<LAST>(then, marker(then)))).await.unwrap();
     }
     node.completed(4).await;
     node.journal.ended(4).await;
@@ -118,22 +121,17 @@ async fn it_is_said_that_they_are_not_tried_again(place: Place) {
         logs().until("it is said", |_| said(&marker(then), NOT_AGAIN) == 1).await;
         assert_eq!((said(&marker(then), AGAIN), said(&marker(then), GIVEN_UP)), (0, 0), "{then:?}");
     }
+    (node, discards)
+}
+
+async fn it_is_said_that_they_are_not_tried_again(place: Place) {
+    let (node, discards) = completed::<3>(&place, "again").await;
     let report = node.stop().await;
     assert_eq!((report.stored_jobs(), discards.load(Ordering::SeqCst)), (Some(0), 0));
 }
 
 async fn nobody_is_told_that_it_was_given_up(place: Place) {
-    let (discards, marker) = (Arc::default(), markers(&place, "last"));
-    let node = node(&place, &discards).await;
-    for then in ALL {
-        node.store.enqueue(Durable::new(Completes::<1>(then, marker(then)))).await.unwrap();
-    }
-    node.completed(4).await;
-    node.journal.ended(4).await;
-    for then in [Then::Fail, Then::GiveUp, Then::Panic] {
-        logs().until("it is said", |_| said(&marker(then), NOT_AGAIN) == 1).await;
-        assert_eq!(said(&marker(then), GIVEN_UP), 0, "{then:?}");
-    }
+    let (node, discards) = completed::<1>(&place, "last").await;
     let store = node.store.clone();
     node.stop().await;
     assert_eq!((store.counts().await.unwrap().discarded, discards.load(Ordering::SeqCst)), (0, 0));
@@ -161,11 +159,8 @@ impl<const LAST: u16> DurableJob for Stubborn<LAST> {
 
     async fn run(self, cx: JobContext) -> Result<(), JobError> {
         cx.state::<mpsc::UnboundedSender<()>>()?.send(())?;
-        tokio::task::block_in_place(|| {
-            while !cx.status().is_timeout() {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        });
+        // It is polled once more before it would be dropped.
+        poll_fn(|_| if cx.status().is_timeout() { Poll::Ready(()) } else { Poll::Pending }).await;
         Err(self.0.into())
     }
 }

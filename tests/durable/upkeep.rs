@@ -1,23 +1,19 @@
 //! What operators do and meet: jobs that are revived, settings at their ends, a database that cannot be reached for long.
 
-use std::{pin::Pin, time::Duration};
+use std::time::Duration;
 
-use axum::{Router, body::Body, http::Request, routing::post};
+use axum::{Router, routing::post};
 use futures_util::future::join_all;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tower::ServiceExt as _;
 use tower_epilogue::{
     Epilogue,
-    durable::{
-        Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError,
-        sqlx::{self, Connection as _, Executor as _},
-    },
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError, sqlx},
 };
 
 use crate::{
     common::{Act, Node, Place, Record, Task, on_both, quick},
-    support::{Logs, logs, soon},
+    support::{logs, soon},
 };
 
 on_both!(
@@ -193,85 +189,6 @@ async fn what_would_never_decode_is_not_promised(place: Place) {
     assert!(error.to_string().contains("does not come back"), "{error}");
     node.completed(1).await;
     assert_eq!(node.store.counts().await.unwrap().unfinished(), 0);
-}
-
-/// As far as it comes: it waits for the store.
-async fn begin<F: Future>(asked: &mut Vec<Pin<Box<F>>>, ask: F) {
-    let mut ask = Box::pin(ask);
-    assert!(futures_util::poll!(ask.as_mut()).is_pending());
-    asked.push(ask);
-}
-
-/// Many clients click twice, and their second clicks come to the other process, in another order.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_processes_that_are_asked_under_the_same_keys_do_not_lock_each_other_out() {
-    const KEYS: usize = 211;
-    let logs = logs();
-    let place = Place::postgres();
-    let Place::Postgres(url) = &place else { unreachable!() };
-    let nodes = [Node::start(&place, |_| Router::new()).await, Node::start(&place, |_| Router::new()).await];
-    let mut locks = sqlx::PgConnection::connect(url).await.unwrap();
-    locks.execute("BEGIN; LOCK TABLE tower_epilogue_answer").await.unwrap();
-    let mut asked = Vec::new();
-    for (node, number) in nodes.iter().zip(0..) {
-        let handler = async || (Durable::new(Task::ok("order")), "ordered");
-        let app = Router::new().route("/", post(handler)).layer(node.store.layer());
-        let ask = |key: String| {
-            let request = Request::post("/").header("idempotency-key", key).body(Body::empty()).unwrap();
-            app.clone().oneshot(request)
-        };
-        // It waits for the lock, or behind what its store does of its own accord, and the others behind it for one transaction.
-        begin(&mut asked, ask(format!("first-{number}"))).await;
-        let waits = "SELECT count(*) FROM pg_stat_activity
-            WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        place.until_found(waits, |waiting| waiting > number).await;
-        for key in 0..KEYS {
-            begin(&mut asked, ask(format!("k{}", if number == 0 { key } else { KEYS - 1 - key }))).await;
-        }
-    }
-    locks.execute("ROLLBACK").await.unwrap();
-    let statuses = soon("all are answered", join_all(asked)).await.into_iter().map(|answer| answer.unwrap().status());
-    let (ordered, others): (Vec<_>, _) = statuses.partition(|status| *status == 200);
-    assert!(ordered.len() >= KEYS + 2 && others.iter().all(|status| *status == 409), "{others:?}");
-    never_tried_again(&logs);
-}
-
-/// With so many at once, that is; other tests have it happen to few.
-fn never_tried_again(logs: &Logs) {
-    let again = logs.with("a transaction is tried again");
-    let many = |line: &String| line.rsplit_once("requests=").is_some_and(|(_, number)| number.trim().len() > 2);
-    assert!(!again.iter().any(many), "{again:?}");
-}
-
-/// Somebody tells both of much that has happened, and each in another order.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nor_do_two_that_are_to_store_the_same_jobs() {
-    const JOBS: usize = 211;
-    let logs = logs();
-    let place = Place::postgres();
-    // They know of no kind, and so run nothing: River notes what has run in an order of its own.
-    let store = async || quick(place.store()).start(&Epilogue::new()).await.unwrap();
-    let stores = [store().await, store().await];
-    let locked = crate::commits::Locked::take(&place).await;
-    let mut asked = Vec::new();
-    for (store, number) in stores.iter().zip(0..) {
-        let ask = |key: String| store.enqueue(Durable::new(Task::ok(key.clone())).with_key(key));
-        begin(&mut asked, ask(format!("first-{number}"))).await;
-        let waits = "SELECT count(*) FROM pg_stat_activity
-            WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%INSERT INTO%river_job%'";
-        place.until_found(waits, |waiting| waiting > number).await;
-        for key in 0..JOBS {
-            begin(&mut asked, ask(format!("k{}", if number == 0 { key } else { JOBS - 1 - key }))).await;
-        }
-    }
-    locked.release().await;
-    for stored in soon("all are stored", join_all(asked)).await {
-        stored.unwrap();
-    }
-    never_tried_again(&logs);
-    let node = Node::start(&place, |_| Router::new()).await;
-    node.completed(JOBS as u64 + 2).await;
-    assert_eq!(node.record.runs().len(), JOBS + 2);
 }
 
 /// Whoever set it up has kept the store alone.

@@ -5,6 +5,10 @@ use std::{
     convert::Infallible,
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,7 +24,8 @@ use futures_util::{StreamExt as _, stream};
 use http::header::CONTENT_LENGTH;
 use http_body::{Frame, SizeHint};
 use tower_epilogue::{
-    EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, Output, OutputResponse, ShutdownHookLayer, TimeLimitLayer,
+    EarlyCloseLayer, Event, EventKind, IgnoreAbortLayer, Lifecycle, Output, OutputResponse, ShutdownHookLayer,
+    TimeLimitLayer,
     test_util::{Leave, TestServer},
 };
 
@@ -248,7 +253,13 @@ async fn one_that_fails_behind_the_end_of_its_request_is_told_of_once_too() {
     };
     let app = app.layer(from_fn(pumped));
     for route in ["/late/known", "/late/stream"] {
-        let builder = TestServer::builder().epilogue(|builder| builder.patience(Duration::from_millis(20)));
+        let events = Arc::new(AtomicUsize::new(0));
+        let counts = events.clone();
+        let failed = move |event: &Event| {
+            counts.fetch_add(usize::from(*event.kind() == EventKind::BodyFailed), Ordering::SeqCst);
+        };
+        let patience = Duration::from_millis(20);
+        let builder = TestServer::builder().epilogue(|builder| builder.patience(patience).on_event(failed));
         let server = builder.on_socket(app.clone()).await;
         let mut client = Http2::connect(server.address().unwrap()).await;
         let mut body = client.start("GET", route).await.await.unwrap().into_body();
@@ -276,6 +287,8 @@ async fn one_that_fails_behind_the_end_of_its_request_is_told_of_once_too() {
         server.stop().await;
         let lines = told(&logs, "failed");
         assert!(lines.len() == 1 && lines[0].contains("the upstream broke off"), "{lines:#?}");
+        // Behind `Ended` no event comes.
+        assert_eq!(events.load(Ordering::SeqCst), usize::from(route == "/late/stream"), "{route}");
     }
 }
 

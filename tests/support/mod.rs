@@ -30,6 +30,20 @@ pub async fn soon<F: IntoFuture>(what: &str, future: F) -> F::Output {
     }
 }
 
+/// Waits until `found` says so, and looks again whenever there is news.
+async fn noticed(news: &Notify, found: impl Fn() -> bool) {
+    loop {
+        let next = news.notified();
+        tokio::pin!(next);
+        // Enlisted before the look, so that what happens after it is heard of.
+        next.as_mut().enable();
+        if found() {
+            return;
+        }
+        next.await;
+    }
+}
+
 /// What journals leave out, so that the suites list what they are about; `tests/observing` has it.
 pub fn goes_without_saying(kind: &EventKind) -> bool {
     use EventKind::{Arrived, BodyFailed, HandedOver, HookDropped, Panicked};
@@ -84,18 +98,7 @@ impl Journal {
     }
 
     pub async fn until(&self, what: &str, found: impl Fn(&[Event]) -> bool) {
-        soon(what, async {
-            loop {
-                let news = self.news.notified();
-                tokio::pin!(news);
-                news.as_mut().enable();
-                if found(&self.events.lock().unwrap()) {
-                    return;
-                }
-                news.await;
-            }
-        })
-        .await;
+        soon(what, noticed(&self.news, || found(&self.events.lock().unwrap()))).await;
     }
 
     /// Waits until `count` requests have ended.
@@ -565,19 +568,7 @@ impl Logs {
 
     /// Waits until `found` says so of them.
     pub async fn until(&self, what: &str, found: impl Fn(&Self) -> bool) {
-        soon(what, async {
-            loop {
-                let news = self.news.notified();
-                tokio::pin!(news);
-                // Enlisted before the look, so that what is logged after it is heard of.
-                news.as_mut().enable();
-                if found(self) {
-                    return;
-                }
-                news.await;
-            }
-        })
-        .await;
+        soon(what, noticed(&self.news, || found(self))).await;
     }
 }
 
@@ -625,17 +616,7 @@ impl Notes {
     }
 
     async fn until(&self, what: &str, found: impl Fn(&[String]) -> bool) {
-        let waited = tokio::time::timeout(PATIENCE, async {
-            loop {
-                let news = self.news.notified();
-                tokio::pin!(news);
-                news.as_mut().enable();
-                if found(&self.list.lock().unwrap()) {
-                    return;
-                }
-                news.await;
-            }
-        });
+        let waited = tokio::time::timeout(PATIENCE, noticed(&self.news, || found(&self.list.lock().unwrap())));
         assert!(waited.await.is_ok(), "it never happened: {what}, of {:?}", self.all());
     }
 
