@@ -194,8 +194,9 @@ fn classify(error: &(dyn sqlx::error::DatabaseError + 'static)) -> Kind {
         return match number & 0xff {
             5 | 6 => Kind::Locked,
             13 => Kind::Full,
-            // SQLITE_IOERR_WRITE and _FSYNC: what some file systems say in place of "full".
-            10 | 14 => Kind::Unavailable,
+            // SQLITE_IOERR_WRITE and _FSYNC: what some file systems say in place of "full". SQLITE_READONLY: one that was mounted
+            // anew after an error is.
+            8 | 10 | 14 => Kind::Unavailable,
             1 if error.message().contains("no such table") || error.message().contains("no such column") => {
                 Kind::Schema(error.message().to_owned())
             }
@@ -210,8 +211,13 @@ fn classify(error: &(dyn sqlx::error::DatabaseError + 'static)) -> Kind {
         _ if code.starts_with("57P") || code.starts_with("53") || code.starts_with("08") => Kind::Unavailable,
         // Read-only after a fail-over; the server's own limits for a lock, a statement, and a transaction that is idle, or long.
         "25006" | "55P03" | "57014" | "25P03" | "25P04" => Kind::Unavailable,
-        // A serialization failure, a deadlock.
-        "40001" | "40P01" => Kind::Conflict,
+        // Its files, or what it runs on; what a proxy says that finds no server.
+        _ if code.starts_with("58") => Kind::Unavailable,
+        // Its password, or its right to log in, may be changed back, or the proxy's that stands between.
+        _ if code.starts_with("28") => Kind::Refused,
+        // Undone without a reason, a serialization failure, a deadlock; and what nobody knows to be done or not.
+        "40000" | "40001" | "40P01" => Kind::Conflict,
+        "40003" => Kind::Unavailable,
         _ => Kind::Other,
     }
 }

@@ -26,6 +26,8 @@ pub(super) enum Kind {
     Locked,
     /// Postgres: two transactions stood in each other's way, and this one was undone.
     Conflict,
+    /// Postgres lets the store's user in no more.
+    Refused,
     /// The disk, or the file system's quota, is full.
     Full,
     /// Tables are missing or older than this crate's.
@@ -73,7 +75,10 @@ impl DurableError {
     /// The store did not answer or could not write: what failed may succeed when it is tried again.
     #[must_use]
     pub const fn is_unavailable(&self) -> bool {
-        matches!(self.kind, Kind::Unavailable | Kind::Locked | Kind::Conflict | Kind::Full | Kind::Stopped)
+        matches!(
+            self.kind,
+            Kind::Unavailable | Kind::Locked | Kind::Conflict | Kind::Refused | Kind::Full | Kind::Stopped
+        )
     }
 
     /// Nothing of the transaction was done, for no fault of its own.
@@ -115,6 +120,10 @@ impl fmt::Display for DurableError {
             )?,
             Kind::Conflict => f.write_str(
                 "the store of durable jobs undid a transaction, since another stood in its way: it may be tried again",
+            )?,
+            Kind::Refused => f.write_str(
+                "the database of the store of durable jobs refuses its user: are its name and password right, and may it \
+                 log in?",
             )?,
             Kind::Full => f.write_str("the store of durable jobs cannot grow: its disk is full")?,
             Kind::Schema(what) => write!(

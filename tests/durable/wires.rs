@@ -5,14 +5,19 @@ use std::time::Duration;
 use axum::{Router, routing::post};
 use futures_util::future::join_all;
 use tower_epilogue::{
-    Epilogue,
-    durable::{Durable, DurableStore, sqlx::postgres::PgPoolOptions},
+    Epilogue, IgnoreAbortLayer,
+    durable::{
+        Durable, DurableError, DurableStore,
+        sqlx::{self, Connection as _, postgres::PgPoolOptions},
+    },
 };
 
 use crate::{
     common::{Node, Place, Record, Task, post as ask, quick},
     postgres::Cluster,
-    support::soon,
+    strays::{Calls, asks_and_leaves, waits},
+    support::{logs, soon},
+    untold::{AGAIN, STORED, said, short},
 };
 
 fn url() -> String {
@@ -93,4 +98,63 @@ async fn a_store_that_is_no_more_has_no_connections() {
     drop((store, epilogue));
     place.until(theirs, 1).await;
     assert!(!pool.is_closed());
+}
+
+/// By what it says of itself (appendix A of its manual).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_says_of_itself_may_pass() {
+    let mut connection = sqlx::PgConnection::connect(&url()).await.unwrap();
+    let mut says = async |code: &str| {
+        let raised = format!("DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{code}'; END $$");
+        DurableError::from(sqlx::raw_sql(sqlx::AssertSqlSafe(raised)).execute(&mut connection).await.unwrap_err())
+    };
+    let passes =
+        ["08006", "25006", "28000", "28P01", "40000", "40001", "40003", "40P01", "53200", "53300", "55P03", "57014"];
+    for code in passes.into_iter().chain(["57P01", "57P03", "58000", "58030"]) {
+        let error = says(code).await;
+        assert!(error.is_unavailable() && !error.is_disk_full() && !error.is_schema(), "{code}: {error:?}");
+    }
+    for code in ["22001", "23505", "40002", "42501", "XX000"] {
+        let error = says(code).await;
+        assert!(!error.is_unavailable() && !error.is_schema(), "{code}: {error:?}");
+    }
+    assert!(says("42P01").await.is_schema());
+    let full = says("53100").await;
+    assert!(full.is_disk_full() && full.is_unavailable(), "{full:?}");
+}
+
+/// As while its password is changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_user_that_is_refused_for_a_while_loses_nothing() {
+    let cluster = tokio::task::block_in_place(Cluster::start);
+    let url = cluster.database();
+    let place = Place::Postgres(url.clone());
+    place.execute("CREATE ROLE shop LOGIN SUPERUSER").await;
+    let theirs = Place::Postgres(url.replace("postgres@", "shop@"));
+    let (calls, record) = (Calls::default(), Record::default());
+    let (called, gate) = (calls.clone(), record.gate.clone());
+    let handler = || async move {
+        waits(called, gate).await;
+        (Durable::new(Task::ok("left")), "ordered")
+    };
+    let builder = short(&theirs).state(record.clone()).register::<Task>();
+    let node = Node::of(
+        record,
+        builder,
+        |epilogue| epilogue,
+        |store| Router::new().route("/refused-user", post(handler)).layer(store.layer()).layer(IgnoreAbortLayer::new()),
+    )
+    .await;
+    logs();
+    asks_and_leaves(node.address, "/refused-user", &calls).await;
+    node.journal.seen("aborted").await;
+    place.execute("ALTER ROLE shop NOLOGIN").await;
+    place.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'shop'").await;
+    node.record.open();
+    said("/refused-user", AGAIN).await;
+    let error = theirs.store().start(&Epilogue::new()).await.unwrap_err();
+    assert!(error.is_unavailable() && error.to_string().contains("refuses its user"), "{error}");
+    place.execute("ALTER ROLE shop LOGIN").await;
+    said("/refused-user", STORED).await;
+    node.record.begun("left", 1).await;
 }
