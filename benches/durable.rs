@@ -30,8 +30,8 @@ use tokio::{
     sync::mpsc,
 };
 use tower_epilogue::{
-    Continuation, Epilogue, Event, EventKind,
-    durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
+    Continuation, Epilogue, Event, EventKind, IgnoreAbortLayer,
+    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
 };
 
 #[path = "../tests/durable/postgres.rs"]
@@ -80,7 +80,7 @@ struct Route {
     store: Option<DurableStore>,
 }
 
-async fn route(name: &'static str, place: Option<tower_epilogue::durable::DurableBuilder>) -> Route {
+async fn route(name: &'static str, place: Option<DurableBuilder>, ignores_aborts: bool) -> Route {
     let (event, events) = mpsc::unbounded_channel();
     let (start, started) = mpsc::unbounded_channel::<Instant>();
     let (handle, handled) = mpsc::unbounded_channel();
@@ -93,7 +93,9 @@ async fn route(name: &'static str, place: Option<tower_epilogue::durable::Durabl
                 let _ = handle.send(Instant::now());
                 (Durable::new(Tick), "accepted")
             };
-            (Router::new().route("/", post(handler)).layer(store.layer()), Some(store))
+            let app = Router::new().route("/", post(handler)).layer(store.layer());
+            // What a client that left cannot be told of has a receipt.
+            (if ignores_aborts { app.layer(IgnoreAbortLayer::new()) } else { app }, Some(store))
         }
         None => {
             let handler = move || async move {
@@ -181,10 +183,14 @@ async fn main() {
     let directory = std::env::temp_dir().join(format!("epilogue-bench-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     let cluster = postgres::Cluster::with("-c fsync=on");
+    let sqlite = |name: &str| Some(DurableStore::sqlite(directory.join(name)));
+    let postgres = || Some(DurableStore::postgres(cluster.database()).migrate(true));
     let routes = [
-        route("in memory", None).await,
-        route("SQLite", Some(DurableStore::sqlite(directory.join("bench.db")))).await,
-        route("Postgres", Some(DurableStore::postgres(cluster.database()).migrate(true))).await,
+        route("in memory", None, false).await,
+        route("SQLite", sqlite("bench.db"), false).await,
+        route("SQLite, aborts ignored", sqlite("ignored.db"), true).await,
+        route("Postgres", postgres(), false).await,
+        route("Postgres, aborts ignored", postgres(), true).await,
     ];
     println!("{CLIENTS} clients for the first figure, one for the others");
     for mut route in routes {
@@ -192,7 +198,7 @@ async fn main() {
         let rate = route.load().await;
         let at = |part: f64| latencies[(latencies.len() as f64 * part) as usize].as_secs_f64() * 1e3;
         println!(
-            "{:>10}: {rate:>8.0} acknowledged/s; from flush to start: median {:.3} ms, 99 % {:.3} ms",
+            "{:>24}: {rate:>8.0} acknowledged/s; from flush to start: median {:.3} ms, 99 % {:.3} ms",
             route.name,
             at(0.5),
             at(0.99)

@@ -149,5 +149,9 @@
 //! 17 (12 to 26). From the flush to the start, in the median of one request at a time: 0.002 ms in memory, 6.4 to 7.3 ms with
 //! SQLite, 8.3 to 11.9 ms with Postgres, of which 5 ms are the `fetch_cooldown` after the job before.
 //!
+//! Where aborts are ignored, and behind a `finish`, each promise has its receipt. In seven runs, each beside the same route
+//! without, there were 0.81 of the responses a second with SQLite (0.55 to 0.89); with Postgres the difference was lost in the
+//! noise (0.87 to 1.49).
+//!
 //! Requests that promise at the same moment share one commit, so that a slow disk costs each of them its time once, and
 //! not once for each before them.
