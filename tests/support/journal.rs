@@ -1,6 +1,9 @@
 //! A journal of what happened to every request, in order.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::sync::Notify;
 use tower_epilogue::{Epilogue, EpilogueBuilder, Event, EventKind, RequestId};
@@ -96,4 +99,10 @@ pub fn line(event: &Event) -> String {
         EventKind::Flushed { bytes } => format!("{name}:{bytes}/{status}"),
         _ => format!("{name}/{status}"),
     }
+}
+
+/// When the only request's first event of that name came.
+pub fn at(journal: &Journal, name: &str) -> Duration {
+    let event = journal.events().into_iter().find(|event| event.kind().name() == name);
+    event.unwrap_or_else(|| panic!("{name}: {:?}", journal.lines())).at()
 }

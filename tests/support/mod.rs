@@ -19,7 +19,7 @@ mod server;
 pub use self::{
     app::{Ends, Gate, TellingHook, ends, held, pumps, streamed},
     client::Client,
-    journal::{Journal, goes_without_saying, line},
+    journal::{Journal, at, goes_without_saying, line},
     logs::{Logs, logs},
     memory::{MemoryClient, MemoryServer},
     notes::{NoteOnDrop, Notes},
@@ -36,6 +36,11 @@ pub async fn soon<F: IntoFuture>(what: &str, future: F) -> F::Output {
         Ok(output) => output,
         Err(_) => panic!("it never happened: {what}"),
     }
+}
+
+/// A timer's resolution later at most.
+pub fn is_about(time: Duration, expected: Duration) {
+    assert!(time >= expected && time < expected + Duration::from_millis(10), "{time:?}, not {expected:?}");
 }
 
 /// Waits until `found` says so, and looks again whenever there is news.
