@@ -22,11 +22,17 @@ mod common;
 mod held;
 #[path = "apps/kept.rs"]
 mod kept;
+#[path = "apps/kinds.rs"]
+mod kinds;
 #[path = "apps/late.rs"]
 mod late;
 #[path = "apps/places.rs"]
 mod places;
+#[path = "apps/routes.rs"]
+mod routes;
 #[path = "apps/stacks.rs"]
 mod stacks;
+#[path = "apps/whole_stacks.rs"]
+mod whole_stacks;
 
 mod support;

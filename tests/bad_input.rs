@@ -16,6 +16,8 @@ mod called_first;
 mod common;
 #[path = "bad_input/handle.rs"]
 mod handle;
+#[path = "bad_input/handle_finish.rs"]
+mod handle_finish;
 #[path = "bad_input/lengths.rs"]
 mod lengths;
 #[path = "bad_input/limits.rs"]
@@ -26,6 +28,8 @@ mod panics;
 mod panics_in_bodies;
 #[path = "bad_input/panics_in_drop.rs"]
 mod panics_in_drop;
+#[path = "bad_input/panics_in_services.rs"]
+mod panics_in_services;
 #[path = "bad_input/retries.rs"]
 mod retries;
 #[path = "bad_input/services.rs"]

@@ -35,6 +35,8 @@ mod rule_06_parts;
 mod rule_07;
 #[path = "contract/rule_07_elsewhere.rs"]
 mod rule_07_elsewhere;
+#[path = "contract/rule_07_rest.rs"]
+mod rule_07_rest;
 #[path = "contract/rule_08_streams.rs"]
 mod rule_08_streams;
 #[path = "contract/rule_10.rs"]

@@ -11,6 +11,8 @@
 
 #[path = "durable/attempts.rs"]
 mod attempts;
+#[path = "durable/back_off.rs"]
+mod back_off;
 #[path = "durable/bounds.rs"]
 mod bounds;
 #[path = "durable/commits.rs"]
@@ -37,6 +39,8 @@ mod key_cases;
 mod keys;
 #[path = "durable/layers.rs"]
 mod layers;
+#[path = "durable/locked.rs"]
+mod locked;
 #[path = "durable/locks.rs"]
 mod locks;
 #[path = "durable/meanwhile.rs"]
@@ -58,6 +62,8 @@ mod upkeep;
 #[cfg(target_os = "linux")]
 #[path = "durable/vanished.rs"]
 mod vanished;
+#[path = "durable/whose.rs"]
+mod whose;
 #[path = "durable/wires.rs"]
 mod wires;
 

@@ -24,7 +24,7 @@ use tower_epilogue::{EpilogueBuilder, IgnoreAbortLayer, Lifecycle, TimeLimitLaye
 
 use crate::{
     common::SECOND,
-    places::{hook, work},
+    routes::{hook, work},
     stacks::Again,
     support::{Gate, Notes, Server, h2client::Http2},
 };

@@ -26,7 +26,7 @@ use tower_epilogue::{EarlyCloseLayer, EpilogueBuilder, IgnoreAbortLayer, Lifecyc
 
 use crate::{
     common::SECOND,
-    places::hook,
+    routes::hook,
     stacks::Again,
     support::{Gate, Notes, Server, h2client::Http2, logs},
 };

@@ -1,152 +1,21 @@
 //! In every place of a router: what runs, how often, and under which name.
 
-use std::convert::Infallible;
-
 use axum::{
-    BoxError, Form, Json, Router,
+    Router,
     body::{Body, Bytes},
-    error_handling::HandleErrorLayer,
-    extract::{Extension, MatchedPath, OriginalUri, Path, Request, State},
-    handler::Handler,
-    middleware::{Next, from_extractor, from_fn, from_fn_with_state, map_response},
-    response::{
-        IntoResponse, Redirect, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
-    routing::{any, get, get_service, post},
+    extract::Request,
+    middleware::{Next, from_extractor, from_fn, map_response},
+    response::Response,
+    routing::get,
 };
-use futures_util::stream;
-use http::{HeaderMap, StatusCode};
-use tower::{Layer, Service, ServiceBuilder, ServiceExt, util::option_layer};
-use tower_epilogue::{
-    Continuation, EarlyCloseLayer, End, Epilogue, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer,
-    TrackedListener,
-};
-use tower_http::{
-    normalize_path::NormalizePathLayer,
-    services::{ServeDir, ServeFile},
-};
+use tower::{ServiceBuilder, ServiceExt};
+use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, TimeLimitLayer, TrackedListener};
+use tower_http::services::ServeDir;
 
 use crate::{
-    common::SECOND,
+    routes::{hook, routes},
     support::{Journal, Notes, Server, h2client::Http2, soon},
 };
-
-/// A hook that notes the route and the fate.
-pub fn hook(
-    notes: &Notes,
-) -> ShutdownHookLayer<impl FnOnce(End) -> std::future::Ready<()> + Clone + Send + Sync + use<>> {
-    let notes = notes.clone();
-    ShutdownHookLayer::new(move |end: End| {
-        notes.add(format!("hook: {} {} {:?}", end.route(), end.status(), end.sent()));
-        std::future::ready(())
-    })
-}
-
-pub fn work(notes: &Notes, note: &'static str) -> Continuation {
-    let notes = notes.clone();
-    Continuation::new(async move {
-        tokio::task::yield_now().await;
-        notes.add(format!("work: {note}"));
-    })
-}
-
-struct Failure(Notes);
-
-impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
-        (StatusCode::UNPROCESSABLE_ENTITY, [("x-failure", "yes")], work(&self.0, "failure"), "failed").into_response()
-    }
-}
-
-#[derive(serde::Deserialize, serde::Serialize)]
-struct User {
-    name: String,
-}
-
-async fn json(State(notes): State<Notes>, Json(user): Json<User>) -> Result<(Continuation, Json<User>), Failure> {
-    if user.name == "fails" {
-        return Err(Failure(notes));
-    }
-    Ok((work(&notes, "json"), Json(user)))
-}
-
-async fn form(State(notes): State<Notes>, lifecycle: Lifecycle, Form(user): Form<User>) -> impl IntoResponse {
-    assert!(!lifecycle.is_aborted());
-    (StatusCode::CREATED, Some(work(&notes, "form")), [("x-user", user.name)], Redirect::to("/"))
-}
-
-async fn upload(
-    State(notes): State<Notes>,
-    lifecycle: Option<Lifecycle>,
-    bytes: Bytes,
-) -> axum::response::Result<Response> {
-    if bytes.is_empty() {
-        return Err((work(&notes, "empty upload"), StatusCode::BAD_REQUEST).into());
-    }
-    assert!(lifecycle.is_some());
-    let mut response = bytes.len().to_string().into_response();
-    work(&notes, "upload").attach(&mut response);
-    Ok(response)
-}
-
-async fn sse(
-    State(notes): State<Notes>,
-) -> (Continuation, Sse<impl futures_util::Stream<Item = Result<Event, Infallible>>>) {
-    let events = stream::iter([Ok(Event::default().data("one")), Ok(Event::default().data("two"))]);
-    (work(&notes, "sse"), Sse::new(events).keep_alive(KeepAlive::default()))
-}
-
-async fn user(
-    State(notes): State<Notes>,
-    Path(id): Path<u64>,
-    path: MatchedPath,
-    OriginalUri(uri): OriginalUri,
-    Extension(lifecycle): Extension<Lifecycle>,
-) -> (HeaderMap, Continuation, String) {
-    assert!(lifecycle.time_left().is_some());
-    (HeaderMap::new(), work(&notes, "user"), format!("{id} {} {}", path.as_str(), uri.path()))
-}
-
-async fn missing(State(notes): State<Notes>) -> (StatusCode, Continuation, &'static str) {
-    (StatusCode::NOT_FOUND, work(&notes, "missing"), "missing")
-}
-
-async fn not_allowed(State(notes): State<Notes>) -> (Continuation, StatusCode) {
-    (work(&notes, "not allowed"), StatusCode::METHOD_NOT_ALLOWED)
-}
-
-/// One of everything that a router has.
-pub fn routes(notes: &Notes) -> Router<Notes> {
-    let inner = Router::new()
-        .route("/users/{id}", get(user))
-        .route(
-            "/early",
-            get(async |lifecycle: Lifecycle| {
-                lifecycle.finish((StatusCode::ACCEPTED, "early")).await.unwrap();
-            }),
-        )
-        .fallback(missing);
-    let of_service = work;
-    let theirs = notes.clone();
-    let service = tower::service_fn(move |request: Request| {
-        let continuation = of_service(&theirs, "service");
-        async move { Ok::<_, Infallible>((continuation, request.uri().path().to_owned()).into_response()) }
-    });
-    Router::new()
-        .route("/json", post(json))
-        .route("/form", post(form))
-        .route("/upload", post(upload).layer(option_layer(Some(IgnoreAbortLayer::new()))))
-        .route("/sse", get(sse.layer(TimeLimitLayer::off())))
-        .route("/panics", get(async || -> () { panic!("as this test wants it") }))
-        .route_service("/file", ServiceBuilder::new().layer(EarlyCloseLayer::new()).service(ServeFile::new("LICENSE")))
-        .nest_service("/files", get_service(ServeDir::new("tests/apps")).layer(EarlyCloseLayer::new()))
-        .nest_service("/service", service)
-        .nest("/api", inner)
-        .merge(Router::new().route("/merged", any(async |State(notes): State<Notes>| work(&notes, "merged"))))
-        .method_not_allowed_fallback(not_allowed)
-        .fallback(missing)
-}
 
 /// What is asked, and what is to be seen: status, body (unless it is long), continuations, and the route's name.
 pub type Row =
@@ -358,88 +227,4 @@ async fn a_request_inside_of_a_nested_router_has_its_whole_name() {
             assert_eq!(*line, format!("hook: {route} NORMAL Flushed"), "{path}");
         }
     }
-}
-
-/// What compiles, and answers.
-#[tokio::test]
-async fn around_services_of_every_kind() {
-    use tower::util::{BoxCloneService, BoxCloneSyncService, BoxService};
-
-    let notes = Notes::default();
-    let ask = || Request::new(Body::empty());
-    let layers = || (EarlyCloseLayer::new(), TimeLimitLayer::default(), IgnoreAbortLayer::new(), hook(&notes));
-    let router: Router = Router::new().route("/", get(async || "hello"));
-
-    let boxed = BoxCloneService::new(router.clone().into_service());
-    assert_eq!(layers().layer(boxed).oneshot(ask()).await.unwrap().status(), 200);
-    let boxed = BoxService::new(router.clone().into_service::<Body>());
-    assert_eq!(layers().layer(boxed).oneshot(ask()).await.unwrap().status(), 200);
-    let boxed = BoxCloneSyncService::new(layers().layer(router.clone()));
-    let app: Router = Router::new().fallback_service(boxed);
-    assert_eq!(app.oneshot(ask()).await.unwrap().status(), 200);
-
-    // Other bodies, in and out.
-    let full = tower::service_fn(async |_: http::Request<http_body_util::Full<Bytes>>| {
-        Ok::<_, std::io::Error>(http::Response::new(http_body_util::Full::new(Bytes::from_static(b"hello"))))
-    });
-    let request = http::Request::new(http_body_util::Full::default());
-    assert_eq!(layers().layer(full).oneshot(request).await.unwrap().status(), 200);
-    let text =
-        tower::service_fn(async |_: http::Request<String>| Ok::<_, BoxError>(http::Response::new("hello".to_owned())));
-    assert_eq!(layers().layer(text).oneshot(http::Request::new(String::new())).await.unwrap().status(), 200);
-    let unsync = tower::service_fn(async |_: http::Request<http_body_util::Empty<Bytes>>| {
-        use http_body_util::BodyExt;
-        let body = http_body_util::Empty::<Bytes>::new().map_err(|never: Infallible| match never {}).boxed_unsync();
-        Ok::<http::Response<http_body_util::combinators::UnsyncBoxBody<Bytes, std::io::Error>>, BoxError>(
-            http::Response::new(body),
-        )
-    });
-    let request = http::Request::new(http_body_util::Empty::new());
-    assert_eq!(layers().layer(unsync).oneshot(request).await.unwrap().status(), 200);
-
-    // Around a router whose path is changed first.
-    let app =
-        NormalizePathLayer::trim_trailing_slash().layer(Router::new().route("/a", get(async || "a")).layer(layers()));
-    let epilogue = Epilogue::new();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(epilogue.serve(listener, app).into_future());
-    let mut client = crate::support::Client::connect(address).await;
-    client.send_get("/a/").await;
-    assert_eq!(client.response(false).await.text(), "a");
-    server.abort();
-
-    let app = layers().layer(Router::new().route("/a", get(async || "a")));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let server = tokio::spawn(axum::serve(listener, tower::make::Shared::new(app)).into_future());
-    let mut client = crate::support::Client::connect(address).await;
-    client.send_get("/a").await;
-    assert_eq!(client.response(false).await.text(), "a");
-    server.abort();
-
-    // A limit of one's own that gives errors, with or without one of ours on each side.
-    let errors = HandleErrorLayer::new(async |error: BoxError| (StatusCode::SERVICE_UNAVAILABLE, error.to_string()));
-    let stack = ServiceBuilder::new()
-        .layer(TimeLimitLayer::default())
-        .layer(errors)
-        .layer(IgnoreAbortLayer::new())
-        .load_shed()
-        .buffer(16)
-        .layer(EarlyCloseLayer::new())
-        .rate_limit(100, SECOND)
-        .concurrency_limit(4)
-        .timeout(60 * SECOND)
-        .layer(hook(&notes));
-    let app: Router = Router::new().route("/", get(async || "hello")).layer(stack);
-    assert_eq!(app.oneshot(ask()).await.unwrap().status(), 200);
-
-    const LIMIT: TimeLimitLayer = TimeLimitLayer::off();
-    let state = from_fn_with_state(notes.clone(), async |State(notes): State<Notes>, request: Request, next: Next| {
-        (work(&notes, "outer"), next.run(request).await)
-    });
-    let mut app: Router =
-        Router::new().route("/", get((async || "hello").layer(LIMIT))).layer(state).layer(hook(&notes));
-    assert_eq!(app.call(ask()).await.unwrap().status(), 200);
-    assert_eq!(app.as_service::<Body>().ready().await.unwrap().call(ask()).await.unwrap().status(), 200);
 }

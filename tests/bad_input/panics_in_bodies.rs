@@ -1,5 +1,4 @@
-//! Bodies that panic where they are asked about themselves, and bodies around ours that panic where they are polled: each
-//! costs its own request only.
+//! Bodies that panic where polled or asked about themselves, and bodies around ours: each costs its own request only.
 
 use std::{
     convert::Infallible,
@@ -19,13 +18,140 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use tower::{Layer, ServiceBuilder, ServiceExt};
-use tower_epilogue::{Continuation, End, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
+use tower_epilogue::{Continuation, EarlyCloseLayer, End, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
 
 use crate::{
     common::{Leave, told},
-    panics::Unmeasurable,
+    panics::{beside_another, on_http1, waits},
     support::{Gate, Journal, Notes, Server, TellingHook, h2client::Http2, soon, streamed},
 };
+
+/// A body whose first frame panics; with a known length it is another one that watches it.
+struct Panics {
+    known: bool,
+}
+
+impl http_body::Body for Panics {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        panic!("the body panics, as this test wants it");
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        if self.known { http_body::SizeHint::with_exact(10) } else { http_body::SizeHint::new() }
+    }
+}
+
+#[tokio::test]
+async fn in_a_body_it_is_broken_off() {
+    for known in [false, true] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let app = Router::new()
+            .route("/panics", get(async move || Body::new(Panics { known })))
+            .layer(ShutdownHookLayer::new(told(&notes)));
+        let server = Server::start(app.merge(waits(&gate))).await;
+        assert_eq!(beside_another(&server, &gate).await, None);
+        let reply = server.get("/panics").await;
+        assert!(reply.body.is_empty() && reply.header("content-length") != Some("0"), "{reply:?}");
+        server.journal.ended(4).await;
+        assert_eq!(notes.all(), ["hook: NORMAL, BrokenOff"].repeat(2), "known: {known}");
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// A body that some middleware outside of our layers has made of ours.
+#[tokio::test]
+async fn in_a_body_of_another_layer_it_is_broken_off_and_not_the_clients_abort() {
+    for known in [false, true] {
+        for streams in [false, true] {
+            let (notes, gate) = (Notes::default(), Gate::closed());
+            let body = move || if streams { streamed(&["hel", "lo"]) } else { Body::from("hello") };
+            let app = Router::new()
+                .route("/panics", get(async move || body()))
+                .layer(ShutdownHookLayer::new(told(&notes)))
+                .layer(map_response(
+                    move |response: Response| async move { response.map(|_| Body::new(Panics { known })) },
+                ));
+            let server = Server::start(app.merge(waits(&gate))).await;
+            assert_eq!(beside_another(&server, &gate).await, None);
+            let reply = server.get("/panics").await;
+            assert!(reply.body.is_empty() && reply.header("content-length") != Some("0"), "{reply:?}");
+            server.journal.ended(4).await;
+            assert_eq!(notes.all(), ["hook: NORMAL, BrokenOff"].repeat(2), "known: {known}, streams: {streams}");
+            assert!(server.stop().await.is_clean());
+        }
+    }
+}
+
+#[tokio::test]
+async fn in_a_body_that_is_being_measured_it_is_a_500() {
+    for known in [false, true] {
+        let gate = Gate::closed();
+        let app = Router::new()
+            .route("/panics", get(async move || Body::new(Panics { known })))
+            .layer(EarlyCloseLayer::new())
+            .merge(waits(&gate));
+        let server = Server::start(app).await;
+        // A known length is declared without asking the body for anything.
+        assert_eq!(beside_another(&server, &gate).await, if known { None } else { Some(500) });
+        server.journal.ended(3).await;
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// A body that panics when it is asked for its length, or whether it has ended.
+struct Unmeasurable {
+    asked_for_its_end: bool,
+}
+
+impl http_body::Body for Unmeasurable {
+    type Data = bytes::Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        assert!(!self.asked_for_its_end, "the body panics, as this test wants it");
+        false
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        panic!("the body panics, as this test wants it");
+    }
+}
+
+#[tokio::test]
+async fn where_a_body_tells_its_length_it_is_a_500_and_the_continuation_runs() {
+    for asked_for_its_end in [false, true] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let theirs = notes.clone();
+        // Not one of axum's handlers, whose router asks by itself.
+        let service = tower::service_fn(move |_: Request| {
+            let notes = theirs.clone();
+            let body = Body::new(Unmeasurable { asked_for_its_end });
+            let work = Continuation::new(async move { notes.add("continuation") });
+            ready(Ok::<_, Infallible>((work, body).into_response()))
+        });
+        let service = ShutdownHookLayer::new(told(&notes)).layer(service);
+        let server = Server::start(Router::new().route_service("/panics", service).merge(waits(&gate))).await;
+        assert_eq!(beside_another(&server, &gate).await, Some(500));
+        server.journal.ended(3).await;
+        assert_eq!(on_http1(&server).await, 500);
+        server.journal.ended(4).await;
+        assert_eq!(notes.all(), ["continuation", "hook: NORMAL, Flushed"].repeat(2));
+        assert!(server.stop().await.is_clean());
+    }
+}
 
 #[tokio::test]
 async fn of_a_handler_that_goes_on_without_its_client_continuation_and_hooks_run() {

@@ -1,10 +1,12 @@
 //! `finish` called by another task than the handler's, or resolved before a slow reader has its response; and what is given back
 //! behind it.
 
-use axum::{Router, routing::get};
+use axum::{Router, body::Body, extract::Request, routing::get};
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use tokio::io::AsyncWriteExt as _;
-use tower_epilogue::{Lifecycle, ShutdownHookLayer};
+use tower::ServiceExt;
+use tower_epilogue::{Continuation, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
 
 use crate::{
     common::{SECOND, told},
@@ -79,4 +81,33 @@ async fn behind_it_the_socket_of_a_closed_connection_is_given_back() {
     gate.open();
     server.journal.ended(1).await;
     assert!(server.stop().await.is_clean());
+}
+
+/// By another task, in the moment in which the handler returns: taken or refused, what came with the response runs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_finish_beside_a_handler_that_returns_loses_nothing() {
+    let (notes, requests) = (Notes::default(), 500);
+    for request in 0..requests {
+        let notes = notes.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            tokio::spawn(async move {
+                let (theirs, kept) = (notes.clone(), lifecycle.clone());
+                let work = Continuation::new(async move {
+                    theirs.add("ran");
+                    drop(kept);
+                });
+                let refused = lifecycle.finish((work, "finished")).await.is_err();
+                notes.add(if refused { "refused" } else { "taken" });
+            });
+            (0..request * 4).for_each(|_| std::hint::spin_loop());
+            "returned"
+        };
+        let app: Router = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::off());
+        let response = app.oneshot(Request::new(Body::empty())).await.unwrap();
+        let _ = response.into_body().collect().await.unwrap();
+    }
+    notes.count(2 * requests).await;
+    let all = notes.all();
+    let [ran, refused, taken] = ["ran", "refused", "taken"].map(|what| all.iter().filter(|note| *note == what).count());
+    assert!(ran == requests && refused + taken == requests, "{ran} ran, {refused} were refused, {taken} taken");
 }

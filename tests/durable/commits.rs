@@ -7,12 +7,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tower_epilogue::{
     EpilogueBuilder, IgnoreAbortLayer, TimeLimitLayer, WhenFull,
-    durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError, sqlx},
+    durable::{Durable, DurableJob, DurableStore, JobContext, JobError},
 };
 
 use crate::{
-    common::{Act, Node, Place, Task, on_both, post as ask, request},
-    support::{Client, logs, soon},
+    common::{Act, HOUR, Node, Place, Task, on_both, post as ask, request},
+    locked::Locked,
+    support::{Client, soon},
 };
 
 on_both!(
@@ -24,65 +25,8 @@ on_both!(
     a_store_that_fails_between_commit_and_flush_starts_the_job_at_its_leases_end,
     a_client_that_leaves_between_commit_and_flush_has_its_job_run_at_once,
     a_response_is_not_held_for_a_job_that_waits,
-    a_promise_that_no_layer_saw_is_in_the_log,
-    a_back_off_that_panics_is_the_default,
-    a_claim_that_another_clock_takes_for_expired_is_one_order,
-    each_of_two_stores_keeps_its_own,
     a_store_that_does_not_answer_has_no_endless_queue,
 );
-
-pub const HOUR: Duration = Duration::from_secs(3600);
-
-/// Somebody else's transaction, which everything that writes has to wait for.
-pub enum Locked {
-    Sqlite(sqlx::SqliteConnection),
-    Postgres(sqlx::PgConnection),
-}
-
-impl Locked {
-    pub async fn take(place: &Place) -> Self {
-        use sqlx::Connection as _;
-        match place {
-            Place::Sqlite(file) => {
-                let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file.path);
-                let mut connection = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
-                sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
-                Self::Sqlite(connection)
-            }
-            Place::Postgres(url) => {
-                let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
-                sqlx::query("BEGIN").execute(&mut connection).await.unwrap();
-                let lock = "LOCK TABLE river_job IN SHARE ROW EXCLUSIVE MODE";
-                sqlx::query(lock).execute(&mut connection).await.unwrap();
-                Self::Postgres(connection)
-            }
-        }
-    }
-
-    /// As every process does, once they have expired.
-    pub async fn forget_claims(&mut self) {
-        let forget = "DELETE FROM tower_epilogue_answer WHERE key NOT LIKE 'stored:%'";
-        match self {
-            Self::Sqlite(connection) => sqlx::query(forget).execute(connection).await.unwrap().rows_affected(),
-            Self::Postgres(connection) => sqlx::query(forget).execute(connection).await.unwrap().rows_affected(),
-        };
-    }
-
-    pub async fn commit(self) {
-        self.end("COMMIT").await;
-    }
-
-    pub async fn release(self) {
-        self.end("ROLLBACK").await;
-    }
-
-    async fn end(self, how: &'static str) {
-        match self {
-            Self::Sqlite(mut connection) => drop(sqlx::query(how).execute(&mut connection).await.unwrap()),
-            Self::Postgres(mut connection) => drop(sqlx::query(how).execute(&mut connection).await.unwrap()),
-        }
-    }
-}
 
 /// One that this process does not run.
 #[derive(Serialize, Deserialize)]
@@ -148,11 +92,11 @@ fn promises() -> Router {
 }
 
 /// An hour's lease: what starts is started by somebody.
-async fn node(place: &Place, app: impl FnOnce(&DurableStore) -> Router) -> Node {
+pub async fn node(place: &Place, app: impl FnOnce(&DurableStore) -> Router) -> Node {
     Node::with(place, |store| store.lease(HOUR), |epilogue| epilogue, app).await
 }
 
-async fn ran_once(node: &Node, name: &str) {
+pub async fn ran_once(node: &Node, name: &str) {
     assert_eq!(node.record.begun(name, 1).await[0].attempt, 1);
     node.completed(1).await;
     assert_eq!(node.record.runs().len(), 1);
@@ -224,7 +168,7 @@ async fn a_client_that_leaves_under_a_key_and_asks_again_gets_the_first_answer(p
     ran_once(&node, "once").await;
 }
 
-fn count(events: &[tower_epilogue::Event], name: &str) -> usize {
+pub fn count(events: &[tower_epilogue::Event], name: &str) -> usize {
     events.iter().filter(|event| event.kind().name() == name).count()
 }
 
@@ -313,157 +257,4 @@ async fn a_response_is_not_held_for_a_job_that_waits(place: Place) {
     assert_eq!(node.post("/", &[], "waits").await.text(), "promised");
     node.record.open();
     node.completed(2).await;
-}
-
-/// One of a kind for each line that is looked for.
-#[derive(Serialize, Deserialize)]
-struct Unkept<const LINE: u8>;
-
-impl<const LINE: u8> DurableJob for Unkept<LINE> {
-    const KIND: &'static str = ["unkept-0", "unkept-1", "unkept-2", "unkept-3"][LINE as usize];
-
-    async fn run(self, _: JobContext) -> Result<(), JobError> {
-        Ok(())
-    }
-}
-
-fn unkept<const LINE: u8>() -> Router {
-    Router::new().route("/", post(|| async { (Durable::new(Unkept::<LINE>), "promised") }))
-}
-
-async fn a_promise_that_no_layer_saw_is_in_the_log(place: Place) {
-    let logs = logs();
-    let (replaced, plain, lines) = match &place {
-        Place::Sqlite(_) => (unkept::<0>(), unkept::<1>(), ["unkept-0", "unkept-1"]),
-        Place::Postgres(_) => (unkept::<2>(), unkept::<3>(), ["unkept-2", "unkept-3"]),
-    };
-    let said = |line: usize| logs.with(lines[line]).iter().any(|line| line.contains("before a `DurableLayer` saw it"));
-    let replace = axum::middleware::map_response(|_: axum::response::Response| async { "replaced" });
-    let node = Node::start(&place, |store| replaced.layer(replace).layer(store.layer())).await;
-    assert_eq!(node.post("/", &[], "").await.text(), "replaced");
-    assert!(said(0));
-    // A server of no kind of ours cannot refuse it, and says it too.
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(axum::serve(listener, plain).into_future());
-    assert_eq!(ask(address, "/", &[], "").await.text(), "promised");
-    logs.until("it is said", |_| said(1)).await;
-    assert_eq!(node.store.counts().await.unwrap().unfinished(), 0);
-}
-
-/// Its back-off is the user's, and wrong.
-#[derive(Serialize, Deserialize)]
-struct Wrong;
-
-impl DurableJob for Wrong {
-    const KIND: &'static str = "wrong";
-    const LIMIT: Duration = Duration::from_millis(100);
-
-    fn backoff(attempt: u16) -> Duration {
-        panic!("no back-off after attempt {attempt}")
-    }
-
-    async fn run(self, _: JobContext) -> Result<(), JobError> {
-        Err("it fails".into())
-    }
-}
-
-async fn a_back_off_that_panics_is_the_default(place: Place) {
-    // Without that failure being stored it would be rescued; not before it can be, on a busy machine either.
-    let store = |store: DurableBuilder| store.register::<Wrong>().rescue_after(Duration::from_secs(3));
-    let node = Node::with(&place, store, |epilogue| epilogue, |_| Router::new()).await;
-    node.store.enqueue(Durable::new(Wrong)).await.unwrap();
-    soon("it waits for its next attempt", async {
-        while node.store.counts().await.unwrap().retryable == 0 {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
-    let errors = match &place {
-        Place::Sqlite(_) => "SELECT count(*) FROM river_job WHERE json(errors) LIKE '%it fails%'",
-        Place::Postgres(_) => "SELECT count(*) FROM river_job WHERE array_to_string(errors, ' ') LIKE '%it fails%'",
-    };
-    assert_eq!(place.number(errors).await, 1);
-}
-
-async fn a_claim_that_another_clock_takes_for_expired_is_one_order(place: Place) {
-    let gate = Arc::new(watch::Sender::new(false));
-    let waits = gate.clone();
-    let node = node(&place, |store| {
-        let handler = move |name: String| async move {
-            // The first one waits; the second finds the gate open.
-            let _ = waits.subscribe().wait_for(|open| *open).await;
-            (Durable::new(Task::ok(name)), "promised")
-        };
-        Router::new().route("/", post(handler)).layer(store.layer())
-    })
-    .await;
-    let (address, key) = (node.address, [("Idempotency-Key", "k")]);
-    let first = tokio::spawn(async move { ask(address, "/", &[("Idempotency-Key", "k")], "one").await });
-    node.journal.seen("handler_start").await;
-    let claimed = "SELECT count(*) FROM tower_epilogue_answer";
-    soon("its key is claimed", async { while place.number(claimed).await == 0 {} }).await;
-    // What a process does whose clock is ahead.
-    place.execute("UPDATE tower_epilogue_answer SET owner = 'another', expires_ms = 0").await;
-    let second = tokio::spawn(async move { ask(address, "/", &[("Idempotency-Key", "k")], "one").await });
-    let taken = "SELECT count(*) FROM tower_epilogue_answer WHERE owner <> 'another'";
-    soon("it is claimed again", async { while place.number(taken).await == 0 {} }).await;
-    gate.send_replace(true);
-    let mut statuses = [first.await.unwrap().status, second.await.unwrap().status];
-    statuses.sort_unstable();
-    assert_eq!(statuses, [200, 503], "one of them has lost its claim, and has promised nothing");
-    assert_eq!(node.post("/", &key, "one").await.header("idempotency-replayed"), Some("true"));
-    ran_once(&node, "one").await;
-}
-
-/// Known to the second store alone.
-#[derive(Serialize, Deserialize)]
-struct Second(String);
-
-impl DurableJob for Second {
-    const KIND: &'static str = "second";
-
-    async fn run(self, cx: JobContext) -> Result<(), JobError> {
-        cx.state::<tokio::sync::mpsc::UnboundedSender<String>>()?.send(self.0)?;
-        Ok(())
-    }
-}
-
-/// Two stores in one `Epilogue`: what is stored by hand in one is begun there, under the layer of the other; and what a
-/// client has left behind goes to the one that runs it.
-async fn each_of_two_stores_keeps_its_own(place: Place) {
-    let (sender, mut ran) = tokio::sync::mpsc::unbounded_channel::<String>();
-    let gate = Arc::new(watch::Sender::new(false));
-    let waits = gate.clone();
-    let node = node(&place, |_| Router::new()).await;
-    let other = Place::sqlite();
-    let builder = crate::common::quick(other.store()).lease(HOUR).register::<Second>().state(sender);
-    let second = builder.start(&node.epilogue).await.unwrap();
-    let (by_hand, layer, own) = (second.clone(), node.store.layer(), second.layer());
-    let stored = move |name: String| async move {
-        let mut transaction = by_hand.begin_sqlite().await.unwrap();
-        let durable = Durable::in_transaction(Second(name), &by_hand, &mut transaction).await.unwrap();
-        transaction.commit().await.unwrap();
-        durable
-    };
-    let left = move |name: String| async move {
-        let _ = waits.subscribe().wait_for(|open| *open).await;
-        Durable::new(Second(name))
-    };
-    let app = Router::new()
-        .route("/stored", post(stored).layer(layer))
-        .route("/left", post(left).layer((IgnoreAbortLayer::new(), own)));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    tokio::spawn(node.epilogue.serve(listener, app).into_future());
-    assert_eq!(ask(address, "/stored", &[], "stored by hand").await.status, 200);
-    assert_eq!(soon("it runs", ran.recv()).await.as_deref(), Some("stored by hand"));
-    let mut client = crate::support::h2client::Http2::connect(address).await;
-    let before = count(&node.journal.events(), "handler_start");
-    let response = client.start("POST", "/left").await;
-    node.journal.until("its handler starts", |events| count(events, "handler_start") > before).await;
-    drop(response);
-    node.journal.seen("aborted").await;
-    gate.send_replace(true);
-    assert_eq!(soon("it runs", ran.recv()).await.as_deref(), Some(""));
 }

@@ -26,6 +26,8 @@ use crate::{
     support::{Client, Journal, Reply, soon},
 };
 
+pub const HOUR: Duration = Duration::from_secs(3600);
+
 /// Where a test's store is.
 #[derive(Clone, Debug)]
 pub enum Place {

@@ -24,8 +24,8 @@ use tower_epilogue::{
 };
 
 use crate::{
-    commits::Locked,
     common::{Act, Node, Place, Record, Task, quick, request},
+    locked::Locked,
     strays::{Calls, asks_and_leaves, waits},
     support::{Client, logs},
     untold::{AGAIN, STORED, said, says},

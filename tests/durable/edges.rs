@@ -19,8 +19,8 @@ use tower_epilogue::{
 };
 
 use crate::{
-    commits::Locked,
     common::{Act, Node, Place, Task, on_both, post as ask, waits_for_its_place},
+    locked::Locked,
     support::{h2client::Http2, soon},
 };
 

@@ -21,8 +21,8 @@ use tracing::{
 };
 
 use crate::{
-    commits::Locked,
     common::{Act, Node, Place, Record, Task},
+    locked::Locked,
     support::soon,
     untold::short,
 };

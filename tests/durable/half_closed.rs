@@ -14,8 +14,8 @@ use tower_epilogue::{
 };
 
 use crate::{
-    commits::Locked,
     common::{Node, Place, Record, Task, on_both, request},
+    locked::Locked,
     strays::{Calls, waits},
     support::{Client, logs, soon},
     untold::{AGAIN, STORED, said, says, short},

@@ -1,4 +1,4 @@
-//! The `Idempotency-Key` where it is less than plain: under a nested path, a second layer, a long queue.
+//! The `Idempotency-Key` where it is less than plain: under a nested path, a second layer, a long queue, another clock.
 
 use std::{
     sync::{
@@ -16,6 +16,7 @@ use axum::{
     routing::post,
 };
 use http_body_util::{BodyExt as _, Full};
+use tokio::sync::watch;
 use tower::ServiceExt as _;
 use tower_epilogue::{
     Lifecycle, TimeLimitLayer,
@@ -24,8 +25,9 @@ use tower_epilogue::{
 use tower_http::limit::RequestBodyLimitLayer;
 
 use crate::{
-    commits::Locked,
+    commits::{node, ran_once},
     common::{Act, Node, Place, Record, Task, on_both, post as ask, quick},
+    locked::Locked,
     strays::{Calls, waits},
     support::{Client, soon},
 };
@@ -43,6 +45,7 @@ on_both!(
     an_answer_that_is_finished_early_is_kept,
     a_key_is_kept_while_its_handler_runs_on_after_a_finish,
     so_it_is_where_what_was_finished_could_not_be_stored,
+    a_claim_that_another_clock_takes_for_expired_is_one_order,
 );
 
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
@@ -311,4 +314,34 @@ async fn so_it_is_where_what_was_finished_could_not_be_stored(place: Place) {
     node.record.open();
     soon("the key is free", async { while node.post("/", &KEY, "").await.status != 200 {} }).await;
     node.record.begun("shoes", 1).await;
+}
+
+async fn a_claim_that_another_clock_takes_for_expired_is_one_order(place: Place) {
+    let gate = Arc::new(watch::Sender::new(false));
+    let waits = gate.clone();
+    let node = node(&place, |store| {
+        let handler = move |name: String| async move {
+            // The first one waits; the second finds the gate open.
+            let _ = waits.subscribe().wait_for(|open| *open).await;
+            (Durable::new(Task::ok(name)), "promised")
+        };
+        Router::new().route("/", post(handler)).layer(store.layer())
+    })
+    .await;
+    let (address, key) = (node.address, [("Idempotency-Key", "k")]);
+    let first = tokio::spawn(async move { ask(address, "/", &[("Idempotency-Key", "k")], "one").await });
+    node.journal.seen("handler_start").await;
+    let claimed = "SELECT count(*) FROM tower_epilogue_answer";
+    soon("its key is claimed", async { while place.number(claimed).await == 0 {} }).await;
+    // What a process does whose clock is ahead.
+    place.execute("UPDATE tower_epilogue_answer SET owner = 'another', expires_ms = 0").await;
+    let second = tokio::spawn(async move { ask(address, "/", &[("Idempotency-Key", "k")], "one").await });
+    let taken = "SELECT count(*) FROM tower_epilogue_answer WHERE owner <> 'another'";
+    soon("it is claimed again", async { while place.number(taken).await == 0 {} }).await;
+    gate.send_replace(true);
+    let mut statuses = [first.await.unwrap().status, second.await.unwrap().status];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 503], "one of them has lost its claim, and has promised nothing");
+    assert_eq!(node.post("/", &key, "one").await.header("idempotency-replayed"), Some("true"));
+    ran_once(&node, "one").await;
 }

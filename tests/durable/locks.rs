@@ -14,8 +14,8 @@ use tower_epilogue::{
 };
 
 use crate::{
-    commits::Locked,
     common::{Node, Place, Task, post as ask, quick, request},
+    locked::Locked,
     support::{Client, Gate, Logs, logs, soon},
 };
 

@@ -10,8 +10,8 @@ use tower_epilogue::{
 };
 
 use crate::{
-    commits::Locked,
     common::{Node, Place, Record, Task, on_both, request},
+    locked::Locked,
     support::{Client, h2client::Http2, logs, soon},
     untold::{AGAIN, STORED, said, says, short},
 };

@@ -26,8 +26,8 @@ use tower_epilogue::{
 };
 
 use crate::{
-    commits::Locked,
     common::{Node, Place, Record, Task, on_both, quick},
+    locked::Locked,
     strays::{Calls, asks_and_leaves, is_heard, starts, waits},
     support::h2client::Http2,
 };

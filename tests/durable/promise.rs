@@ -9,8 +9,8 @@ use tower_epilogue::{
 };
 
 use crate::{
-    commits::{HOUR, Locked},
-    common::{Act, Node, Place, Task, on_both, post as ask, request},
+    common::{Act, HOUR, Node, Place, Task, on_both, post as ask, request},
+    locked::Locked,
     support::{Client, h2client::Http2, soon},
 };
 

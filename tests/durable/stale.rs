@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use tower_epilogue::durable::{Durable, DurableJob, DurableStore, JobContext, JobError};
 
 use crate::{
-    commits::Locked,
     common::{Node, Place, Task, on_both, request, waits_for_its_place},
+    locked::Locked,
     promise::{app, stored_by_hand},
     support::{Client, soon},
 };

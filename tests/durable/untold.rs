@@ -14,8 +14,8 @@ use tower_epilogue::{
 };
 
 use crate::{
-    commits::{HOUR, Locked},
-    common::{Node, Place, Record, Task, on_both, quick},
+    common::{HOUR, Node, Place, Record, Task, on_both, quick},
+    locked::Locked,
     strays::{Calls, asks_and_leaves, waits},
     support::{logs, soon},
 };

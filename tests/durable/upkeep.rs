@@ -208,7 +208,7 @@ async fn a_crowd_is_refused_as_soon_as_one() {
     let node =
         Node::with(&place, |store| store.busy_timeout(Duration::from_secs(1)), |epilogue| epilogue, |_| Router::new())
             .await;
-    let locked = crate::commits::Locked::take(&place).await;
+    let locked = crate::locked::Locked::take(&place).await;
     let asked = (0..2000).map(|_| node.store.enqueue(Durable::new(Task::ok("refused"))));
     for answer in soon("all are refused", join_all(asked)).await {
         assert!(answer.unwrap_err().is_locked());

@@ -44,7 +44,7 @@ async fn a_crowd_whose_statements_the_server_ends_is_refused_as_soon_as_one() {
     let Place::Postgres(url) = &place else { unreachable!("it is one") };
     let limited = Place::Postgres(format!("{url}?options[statement_timeout]=1000"));
     let node = Node::start(&limited, |_| Router::new()).await;
-    let locked = crate::commits::Locked::take(&place).await;
+    let locked = crate::locked::Locked::take(&place).await;
     let asked = (0..100).map(|_| node.store.enqueue(Durable::new(Task::ok("refused"))));
     for answer in soon("all are refused", join_all(asked)).await {
         let error = answer.unwrap_err();
