@@ -17,8 +17,8 @@ use http_body::{Frame, SizeHint};
 use tower_epilogue::{Continuation, EarlyCloseLayer, ShutdownHookLayer};
 
 use crate::{
-    common::{streamed, told},
-    support::{Notes, Server, h2client::Http2},
+    common::told,
+    support::{Notes, Server, h2client::Http2, streamed},
 };
 
 /// `hello` with a declared length; its real one is known beforehand, or not.

@@ -8,8 +8,8 @@ use tower::ServiceExt;
 use tower_epilogue::{Continuation, EarlyCloseLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer};
 
 use crate::{
-    common::{SECOND, SHORT, settled, streamed, told},
-    support::{Notes, Server, h2client::Http2},
+    common::{SECOND, SHORT, settled, told},
+    support::{Notes, Server, h2client::Http2, streamed},
 };
 
 const NANOSECOND: Duration = Duration::from_nanos(1);

@@ -5,7 +5,10 @@ use std::time::Duration;
 use axum::{Router, routing::get};
 use tower_epilogue::{Bound, EarlyCloseLayer, ReserveLayer, TimeLimitLayer};
 
-use crate::{common::streamed, services::Treats, support::Server};
+use crate::{
+    services::Treats,
+    support::{Server, streamed},
+};
 
 #[tokio::test]
 async fn the_response_of_the_last_attempt_is_closed_early_and_measured() {

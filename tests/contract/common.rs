@@ -46,11 +46,6 @@ pub fn held_back(notes: &Notes, gate: &Gate, before: &'static str, after: &'stat
     Body::from_stream(first.chain(second).map(Ok::<_, io::Error>))
 }
 
-/// A body of unknown length.
-pub fn streamed(parts: &'static [&'static str]) -> Body {
-    Body::from_stream(stream::iter(parts).map(|part| Ok::<_, io::Error>(*part)))
-}
-
 /// A layer outside of ours that notes `answered` and then holds the response back.
 #[derive(Clone)]
 pub struct HoldBack<S = ()> {

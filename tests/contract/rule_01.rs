@@ -15,11 +15,11 @@ use tower::{Layer, ServiceExt};
 use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, ShutdownHookLayer, TimeLimitLayer};
 
 use crate::{
-    common::{Asked, HoldBack, Leave, held_back, settled, streamed, told},
+    common::{Asked, HoldBack, Leave, held_back, settled, told},
     support::{
         Gate, Notes, Server,
         h2client::{Http2, read},
-        soon,
+        soon, streamed,
     },
 };
 

@@ -9,11 +9,11 @@ use tower::{Layer, ServiceExt};
 use tower_epilogue::{Continuation, Lifecycle, Sent, ShutdownHookLayer};
 
 use crate::{
-    common::{streamed, told},
+    common::told,
     support::{
         Gate, Notes, Server,
         h2client::{Http2, read},
-        soon,
+        soon, streamed,
     },
 };
 

@@ -19,7 +19,7 @@ use tower_epilogue::{
 };
 
 use crate::{
-    common::{Act, Node, Place, Task, on_both, post as ask, waits_for_its_place},
+    common::{Act, HOUR, Node, Place, Task, on_both, post as ask, waits_for_its_place},
     locked::Locked,
     support::{h2client::Http2, soon},
 };
@@ -38,7 +38,6 @@ on_both!(
     what_is_to_have_no_end_has_none,
 );
 
-const HOUR: Duration = Duration::from_secs(3600);
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
 
 /// Its error holds what JSON in Postgres cannot.

@@ -26,7 +26,7 @@ use tower_epilogue::{
 };
 
 use crate::{
-    common::{Node, Place, Record, Task, on_both, quick},
+    common::{HOUR, Node, Place, Record, Task, on_both, quick},
     locked::Locked,
     strays::{Calls, asks_and_leaves, is_heard, starts, waits},
     support::h2client::Http2,
@@ -41,7 +41,6 @@ on_both!(
     an_answer_that_was_given_in_the_moment_in_which_the_client_left_is_kept,
 );
 
-const HOUR: Duration = Duration::from_secs(3600);
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
 
 type Gate = Arc<watch::Sender<bool>>;

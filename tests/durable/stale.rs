@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tower_epilogue::durable::{Durable, DurableJob, DurableStore, JobContext, JobError};
 
 use crate::{
-    common::{Node, Place, Task, on_both, request, waits_for_its_place},
+    common::{HOUR, Node, Place, Task, on_both, request, waits_for_its_place},
     locked::Locked,
     promise::{app, stored_by_hand},
     support::{Client, soon},
@@ -21,8 +21,6 @@ on_both!(
     a_late_flush_does_not_start_what_was_put_back,
     an_attempt_that_is_anothers_by_now_is_never_begun,
 );
-
-const HOUR: Duration = Duration::from_secs(3600);
 
 /// In a response it is in `promise`.
 async fn a_duplicate_is_never_promoted_however_it_comes(place: Place) {

@@ -69,10 +69,14 @@ impl Journal {
 
     /// Waits until `count` requests have ended.
     pub async fn ended(&self, count: usize) {
+        self.ended_within(PATIENCE, count).await;
+    }
+
+    /// So with a patience of its own, as under a paused clock.
+    pub async fn ended_within(&self, patience: Duration, count: usize) {
         let ended = |event: &&Event| *event.kind() == EventKind::Ended;
-        let enough = |events: &[Event]| events.iter().filter(ended).count() >= count;
-        let waited = tokio::time::timeout(PATIENCE, self.until("requests end", enough)).await;
-        if waited.is_err() {
+        let enough = || self.events.lock().unwrap().iter().filter(ended).count() >= count;
+        if tokio::time::timeout(patience, noticed(&self.news, enough)).await.is_err() {
             panic!("{count} requests should have ended: {:#?}", self.events().iter().map(line).collect::<Vec<_>>());
         }
     }

@@ -8,7 +8,7 @@ use tokio::{
     sync::oneshot,
     task::JoinHandle,
 };
-use tower_epilogue::{DrainReport, Epilogue, EpilogueBuilder, EventKind};
+use tower_epilogue::{DrainReport, Epilogue, EpilogueBuilder};
 
 use super::{
     Journal,
@@ -83,20 +83,7 @@ impl MemoryServer {
 
     /// Waits until `count` requests have ended.
     pub async fn ended(&self, count: usize) {
-        let journal = &self.journal;
-        let ended = async {
-            loop {
-                let news = journal.news.notified();
-                tokio::pin!(news);
-                news.as_mut().enable();
-                if journal.events().iter().filter(|event| *event.kind() == EventKind::Ended).count() >= count {
-                    return;
-                }
-                news.await;
-            }
-        };
-        let waited = tokio::time::timeout(HOUR, ended).await;
-        assert!(waited.is_ok(), "{count} requests should have ended: {:#?}", journal.events());
+        self.journal.ended_within(HOUR, count).await;
     }
 
     /// Drains, and gives the report.
