@@ -19,6 +19,7 @@ use crate::{
 on_both!(
     a_revived_job_that_fails_otherwise_says_so,
     a_job_is_not_revived_beside_another_of_its_key,
+    a_job_that_is_not_there_is_not_revived_and_the_error_says_so,
     times_may_be_without_end,
     what_has_expired_is_forgotten_bit_by_bit,
     a_job_that_is_cancelled_with_rivers_tools_ends,
@@ -56,6 +57,14 @@ async fn a_job_is_not_revived_beside_another_of_its_key(place: Place) {
     node.record.open();
     node.completed(1).await;
     assert_eq!((node.record.runs_of("old").len(), node.store.counts().await.unwrap().discarded), (1, 1));
+}
+
+/// A number that somebody has mistyped, or that is another store's.
+async fn a_job_that_is_not_there_is_not_revived_and_the_error_says_so(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    let error = node.store.revive(4711).await.unwrap_err();
+    assert!(error.to_string().contains("no job 4711"), "{error}");
+    assert!(!error.is_unavailable());
 }
 
 /// With the engine's services behind it, which look after leases and retries.

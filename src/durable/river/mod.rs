@@ -270,8 +270,10 @@ impl Engine for River {
 
     fn revive(&self, id: i64) -> Boxed<'_, Result<(), DurableError>> {
         Box::pin(async move {
-            // There is such a job.
-            self.client.jobs().get(id).await?;
+            self.client.jobs().get(id).await.map_err(|error| match error {
+                riverqueue::Error::NotFound(_) => DurableError::new(Kind::NoSuchJob(id)),
+                error => error.into(),
+            })?;
             let mut begun = self.database.begin().await?;
             // River's `retry` would run a completed job once more.
             if sql::is_discarded(id, begun.tx()).await? {
