@@ -127,7 +127,8 @@ impl Durable {
     /// # }
     /// ```
     ///
-    /// A transaction that was dropped before its end is rolled back, and its job with it.
+    /// A transaction that was dropped before its end is rolled back, and its job with it; where the part is returned all the
+    /// same, the log says that there is no such job.
     ///
     /// # Errors
     ///

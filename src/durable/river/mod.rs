@@ -187,6 +187,10 @@ impl Engine for River {
         Box::pin(sql::promote(ids, tx))
     }
 
+    fn are_there<'a>(&'a self, ids: &'a [i64], tx: Tx<'a, '_>) -> Boxed<'a, Result<Vec<i64>, DurableError>> {
+        Box::pin(sql::are_there(ids, tx))
+    }
+
     fn hold(&self, id: i64, attempt: u16) -> Boxed<'_, Result<bool, DurableError>> {
         Box::pin(sql::hold(&self.database, id, attempt))
     }
