@@ -49,6 +49,7 @@ async fn main() -> io::Result<()> {
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
             if let Err(error) = connection.await {
+                // No failure of the server: a client left, or, on HTTP/2, has read all and not waited for the end.
                 eprintln!("a connection ended: {error}");
             }
         });

@@ -65,6 +65,7 @@ async fn serve(stream: TcpStream, server: Server, watcher: Watcher) {
     let service = TowerToHyperService::new(server.epilogue.wrap(&io, server.app));
     let connection = server.http.serve_connection_with_upgrades(TokioIo::new(io), service).into_owned();
     if let Err(error) = watcher.watch(connection).await {
+        // No failure of the server: a client left, or, on HTTP/2, has read all and not waited for the end.
         eprintln!("a connection ended: {error}");
     }
 }

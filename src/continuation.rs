@@ -52,7 +52,8 @@ mod stray;
 ///
 /// Return it beside the response, as axum returns headers: `(Continuation, R)`, or
 /// `(StatusCode, Continuation, R)`. A service that is not an axum handler [attaches](Self::attach) it. Several
-/// in one response run one after the other, in the order in which they were added.
+/// in one response run one after the other, in the order in which they were added. Where there is work only sometimes, an
+/// `Option<Continuation>` takes its place.
 ///
 /// Let it be the first of several parts: where one cannot be made (an invalid header), axum answers with a 500 and drops
 /// those behind it, which then were not returned.

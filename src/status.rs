@@ -93,9 +93,28 @@ impl Sent {
     }
 }
 
+/// As logs say it.
+impl fmt::Display for Sent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Flushed => "flushed",
+            Self::Aborted => "aborted",
+            Self::BrokenOff => "broken off",
+            Self::GivenUp => "given up",
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hook_can_log_how_its_request_ended_in_words() {
+        let line = |sent: Sent| format!("{}, {sent}", ConnectionStatus::ABORTED);
+        assert_eq!(line(Sent::Aborted), "ABORTED, aborted");
+        assert_eq!(line(Sent::BrokenOff), "ABORTED, broken off");
+    }
 
     #[test]
     fn bits_add_up_in_either_order() {

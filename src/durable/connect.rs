@@ -104,4 +104,16 @@ mod tests {
             assert!(error.contains(why), "{place}: {error}");
         }
     }
+
+    #[tokio::test]
+    async fn a_file_that_cannot_be_opened_is_no_database_that_is_down() {
+        let nowhere = std::env::temp_dir().join("epilogue-no-such-directory").join("jobs.db");
+        for file in [nowhere, std::env::temp_dir()] {
+            let error = DurableStore::sqlite(&file).start(&Epilogue::new()).await.unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("its directory") && text.contains(&*file.to_string_lossy()), "{text}");
+            // At another time it may be open files that are lacking.
+            assert!(error.is_unavailable(), "{text}");
+        }
+    }
 }

@@ -196,7 +196,8 @@ fn classify(error: &(dyn sqlx::error::DatabaseError + 'static)) -> Kind {
             13 => Kind::Full,
             // SQLITE_IOERR_WRITE and _FSYNC: what some file systems say in place of "full". SQLITE_READONLY: one that was mounted
             // anew after an error is.
-            8 | 10 | 14 => Kind::Unavailable,
+            8 | 10 => Kind::Unavailable,
+            14 => Kind::CannotOpen,
             1 if error.message().contains("no such table") || error.message().contains("no such column") => {
                 Kind::Schema(error.message().to_owned())
             }

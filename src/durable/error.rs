@@ -22,6 +22,8 @@ pub struct DurableError {
 pub(super) enum Kind {
     /// The store does not answer.
     Unavailable,
+    /// SQLite: the file cannot be opened; also where the process may open no more of them.
+    CannotOpen,
     /// SQLite: somebody else holds the write lock.
     Locked,
     /// Postgres: two transactions stood in each other's way, and this one was undone.
@@ -38,6 +40,7 @@ pub(super) enum Kind {
     Settings(String),
     /// The job runs no more, or not here.
     NotRunning,
+    NoSuchJob(i64),
     /// The claim on an idempotency key was lost to another process.
     ClaimLost,
     /// The store's task has ended with its runtime, or its connections are closed for good.
@@ -75,10 +78,8 @@ impl DurableError {
     /// The store did not answer or could not write: what failed may succeed when it is tried again.
     #[must_use]
     pub const fn is_unavailable(&self) -> bool {
-        matches!(
-            self.kind,
-            Kind::Unavailable | Kind::Locked | Kind::Conflict | Kind::Refused | Kind::Full | Kind::Stopped
-        )
+        use Kind::{CannotOpen, Conflict, Full, Locked, Refused, Stopped, Unavailable};
+        matches!(self.kind, Unavailable | CannotOpen | Locked | Conflict | Refused | Full | Stopped)
     }
 
     /// Nothing of the transaction was done, for no fault of its own.
@@ -114,6 +115,10 @@ impl fmt::Display for DurableError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             Kind::Unavailable => f.write_str("the store of durable jobs does not answer: is its database up?")?,
+            Kind::CannotOpen => f.write_str(
+                "the store of durable jobs cannot open its file: its directory has to exist, and this process to be \
+                 allowed to write there and to open more files",
+            )?,
             Kind::Locked => f.write_str(
                 "the store of durable jobs is locked: another connection holds SQLite's write lock for longer than \
                  the busy timeout",
@@ -135,6 +140,10 @@ impl fmt::Display for DurableError {
             Kind::Settings(what) => write!(f, "durable jobs are set up wrongly: {what}")?,
             Kind::NotRunning => f.write_str(
                 "the job does not run any more: it passed its limit, and another attempt may have completed it",
+            )?,
+            Kind::NoSuchJob(id) => write!(
+                f,
+                "the store of durable jobs has no job {id}: it has been deleted, or the number is that of a job elsewhere"
             )?,
             Kind::ClaimLost => f.write_str("another process has taken over the request's idempotency key")?,
             Kind::Stopped => f.write_str("the store of durable jobs has stopped: with its runtime, or its pool")?,

@@ -1,7 +1,7 @@
 //! The `Idempotency-Key` header (draft-ietf-httpapi-idempotency-key-header-07): a client that asks again, because it
 //! clicked twice or heard nothing, gets the first answer and not a second order.
 
-use std::{borrow::Cow, error::Error as StdError, sync::Arc};
+use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
 use axum_core::{
     body::Body,
@@ -31,7 +31,7 @@ const LONGEST: usize = 255;
 ///
 /// As an `Option` it is `None` without a key; by itself it is rejected with a 400. Where no layer has read the key that
 /// was sent, both are a 500, and the log says why. A request whose method is safe has no key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey(Arc<str>);
 
 impl IdempotencyKey {
@@ -40,6 +40,19 @@ impl IdempotencyKey {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+impl AsRef<str> for IdempotencyKey {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
+/// As [`as_str`](IdempotencyKey::as_str).
+impl fmt::Display for IdempotencyKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
     }
 }
 
@@ -294,6 +307,13 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert(HEADER, HeaderValue::from_str(value).unwrap());
         read(&headers).map(|key| key.map(Cow::into_owned))
+    }
+
+    #[test]
+    fn a_key_is_given_on_as_text() {
+        let key = IdempotencyKey("0c5e".into());
+        assert_eq!(format!("/charges/{key}"), "/charges/0c5e");
+        assert_eq!(AsRef::<str>::as_ref(&key), key.as_str());
     }
 
     #[test]

@@ -248,16 +248,17 @@ fn start_after_flush(store: &Arc<Inner>, lifecycle: &Lifecycle, ids: Vec<i64>, b
     if ids.is_empty() && by_hand.is_empty() {
         return;
     }
-    let (theirs, now, now_by_hand) = (store.clone(), ids.clone(), by_hand.clone());
+    let route = (!by_hand.is_empty()).then(|| lifecycle.0.route());
+    let (theirs, now, now_by_hand, its) = (store.clone(), ids.clone(), by_hand.clone(), route.clone());
     let start = Continuation::brief(move || {
         theirs.promote_ids(ids);
-        promote_each(by_hand);
+        promote_each(by_hand, its.as_deref());
     });
     if let Err(late) = lifecycle.0.add_first_continuation(start) {
         // The request has ended.
         drop(late.into_work());
         store.promote_ids(now);
-        promote_each(now_by_hand);
+        promote_each(now_by_hand, route.as_deref());
     }
 }
 

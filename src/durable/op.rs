@@ -27,6 +27,13 @@ pub(super) enum Op {
     /// [Receipts](Kept::receipt) that nobody will ask for any more.
     Forget(Vec<String>),
     Promote(Vec<i64>),
+    /// Whether a job is there that a response promised, or somebody had start, and that was stored in a transaction of the
+    /// user's, which may never have been committed.
+    Look {
+        id: i64,
+        /// Of the request that promised it.
+        route: Option<String>,
+    },
     /// Answered when all before it has been written.
     Barrier(oneshot::Sender<()>),
 }
@@ -102,7 +109,7 @@ impl Op {
         match self {
             Self::Claim { claim, .. } | Self::Release(claim) => Some(&claim.key),
             Self::Keep { kept, .. } => kept.answer.as_ref().map(|(claim, _)| claim.key.as_str()),
-            Self::Forget(_) | Self::Promote(_) | Self::Barrier(_) => None,
+            Self::Forget(_) | Self::Promote(_) | Self::Look { .. } | Self::Barrier(_) => None,
         }
     }
 
@@ -116,7 +123,7 @@ impl Op {
         match self {
             Self::Claim { reply, .. } => reply.has_waited(time),
             Self::Keep { reply, .. } => reply.has_waited(time),
-            Self::Release(_) | Self::Forget(_) | Self::Promote(_) | Self::Barrier(_) => false,
+            Self::Release(_) | Self::Forget(_) | Self::Promote(_) | Self::Look { .. } | Self::Barrier(_) => false,
         }
     }
 }

@@ -22,7 +22,7 @@ use crate::pool::{caught, lock};
 ///
 /// [`DurableLayer`](super::DurableLayer) stores it *before* the response is released. If that fails the client is
 /// answered with a 503 in place of the response, and nothing was promised. Several in one response are stored together
-/// or not at all.
+/// or not at all; where there is work only sometimes, an `Option<Durable>` takes its place.
 ///
 /// It starts within milliseconds after the flush (or once it is known that the response never will be), or, if this
 /// process dies in between, in whichever process there is when its [lease](super::DurableBuilder::lease) ends.
@@ -127,7 +127,8 @@ impl Durable {
     /// # }
     /// ```
     ///
-    /// A transaction that was dropped before its end is rolled back, and its job with it.
+    /// A transaction that was dropped before its end is rolled back, and its job with it; where the part is returned all the
+    /// same, the log says that there is no such job.
     ///
     /// # Errors
     ///

@@ -71,7 +71,7 @@ impl DurableStore {
         let mut job = match job.into_promise() {
             Some(Promise::New(job)) => job?,
             Some(Promise::Stored(stored)) => {
-                promote_each(stored);
+                promote_each(stored, None);
                 return Ok(());
             }
             None => return Ok(()),
@@ -189,9 +189,14 @@ pub(super) fn fill_key(job: &mut NewJob, clients: Option<(&str, usize)>) {
     }
 }
 
-/// Has jobs start that were stored by hand, each in its own store.
-pub(super) fn promote_each(stored: impl IntoIterator<Item = (Arc<Inner>, i64)>) {
-    stored.into_iter().for_each(|(store, id)| store.promote_ids(vec![id]));
+/// Has jobs start that were stored by hand, each in its own store, and those told of that are not there: what their
+/// transaction came to, only the store knows.
+pub(super) fn promote_each(stored: impl IntoIterator<Item = (Arc<Inner>, i64)>, route: Option<&str>) {
+    for (store, id) in stored {
+        store.promote_ids(vec![id]);
+        // With the writer gone, nothing is looked for.
+        let _ = store.send(Op::Look { id, route: route.map(ToOwned::to_owned) });
+    }
 }
 
 /// 128 random bits.

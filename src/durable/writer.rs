@@ -183,13 +183,21 @@ impl Writer {
                 (Op::Barrier(reached), _) => {
                     let _ = reached.send(());
                 }
+                (Op::Look { id, route }, Done::Missing) => caught::tell(|| {
+                    tracing::warn!(
+                        route,
+                        job = id,
+                        "a durable job that was to start is not in its store: the transaction that it was stored in was not \
+                         committed. If it still is, the job starts when its lease ends; if not, nothing was promised"
+                    );
+                }),
                 _ => {}
             }
         }
     }
 
     fn fail(&mut self, ops: Vec<Op>, error: &DurableError) {
-        let requests = ops.iter().filter(|op| !matches!(op, Op::Forget(_))).count();
+        let requests = ops.iter().filter(|op| !matches!(op, Op::Forget(_) | Op::Look { .. })).count();
         caught::tell(|| tracing::error!(%error, requests, "the store of durable jobs failed"));
         for op in ops {
             match op {
@@ -198,7 +206,7 @@ impl Writer {
                 // It expires by itself, now that it is renewed no more.
                 Op::Release(claim) => drop(self.held.remove(&claim.owner)),
                 // They start when their lease ends.
-                Op::Promote(_) | Op::Forget(_) => {}
+                Op::Promote(_) | Op::Look { .. } | Op::Forget(_) => {}
                 Op::Barrier(reached) => drop(reached.send(())),
             }
         }

@@ -22,6 +22,8 @@ use crate::pool::{caught, panic_message};
 pub(super) enum Done {
     Claimed(Claimed),
     Kept(Vec<Stored>),
+    /// What was looked for is not there.
+    Missing,
     Nothing,
 }
 
@@ -126,7 +128,7 @@ impl Writing {
         };
         let mut stored = places.into_iter().filter_map(place);
         let mut done = Vec::with_capacity(ops.len());
-        let (mut promoted, mut forgotten) = (Vec::new(), Vec::new());
+        let (mut promoted, mut forgotten, mut looked) = (Vec::new(), Vec::new(), Vec::new());
         for (op, before) in ops.iter().zip(&stored_before) {
             done.push(match op {
                 Op::Keep { .. } if *before => Done::Kept(Vec::new()),
@@ -149,12 +151,24 @@ impl Writing {
                     forgotten.extend(receipts.iter().map(String::as_str));
                     Done::Nothing
                 }
+                Op::Look { id, .. } => {
+                    looked.push(*id);
+                    Done::Nothing
+                }
                 Op::Claim { .. } | Op::Release(_) | Op::Barrier(_) => Done::Nothing,
             });
         }
         // Jobs before keys, in every transaction: those that were inserted are locked, too, where others have stored them.
         if !promoted.is_empty() {
             self.engine.promote(&promoted, begun.tx()).await?;
+        }
+        if !looked.is_empty() {
+            let there = self.engine.are_there(&looked, begun.tx()).await?;
+            for (op, done) in ops.iter().zip(&mut done) {
+                if matches!(op, Op::Look { id, .. } if !there.contains(id)) {
+                    *done = Done::Missing;
+                }
+            }
         }
         // By their keys, as every process does it: of two that have one each and want the other's, the database would fail
         // one. What is about one key stays in its order.
@@ -174,7 +188,7 @@ impl Writing {
                     }
                 }
                 Op::Release(claim) => records::release(claim, &mut begun.tx()).await?,
-                Op::Promote(_) | Op::Forget(_) | Op::Barrier(_) => {}
+                Op::Promote(_) | Op::Look { .. } | Op::Forget(_) | Op::Barrier(_) => {}
             }
         }
         if !forgotten.is_empty() {

@@ -15,7 +15,9 @@
 //! 6.9). The server lets go of a body long before its bytes leave. So each chunk tells when it is
 //! written, and the end of the stream is held back until they all are; it leaves in a frame of its own, which tells
 //! when it is written, too. A response without a body is known to be flushed with the connection's next turn, a moment
-//! later.
+//! later. A client that goes by the declared length, as some versions of curl do, may close before that frame comes: its
+//! response is flushed, and the connection ends with a reset, which an accept loop of your own is told of as an error. It is
+//! no failure.
 //!
 //! *Over TLS* a flush means that the TLS session has given all of its records to the kernel. This is why
 //! [`TrackedIo`](crate::TrackedIo) goes around the TLS stream and not inside of it.

@@ -142,6 +142,10 @@
 //! of it awaits [`Epilogue::draining`](crate::Epilogue::draining). A probe that connects anew is refused from then on; one that
 //! keeps its connection is told by [`Epilogue::is_draining`](crate::Epilogue::is_draining).
 //!
+//! **WebSockets** can hear of it in the same way, in the task that they go on in. The server does not wait for that: to have
+//! each say that it closes, keep a token of a `TaskTracker` (tokio-util's) with it, and wait for the tracker when `serve` has
+//! returned.
+//!
 //! # How many continuations
 //!
 //! Nothing bounds them by default, and under a load that lasts what is not bounded grows until memory ends. A bound has

@@ -14,8 +14,12 @@ use tokio::sync::watch;
 use tower_epilogue::{
     Epilogue,
     durable::{
-        Durable, DurableStore,
-        sqlx::postgres::{PgConnectOptions, PgPoolOptions},
+        Durable, DurableError, DurableStore,
+        sqlx::{
+            self, ConnectOptions as _,
+            postgres::{PgConnectOptions, PgPoolOptions},
+            sqlite::SqliteConnectOptions,
+        },
     },
 };
 
@@ -271,4 +275,17 @@ except OSError:
     let asked = tokio::process::Command::new("python3").args(["-c", asks, &name]).output().await.unwrap();
     assert_eq!(String::from_utf8_lossy(&asked.stdout), "b''\n", "{asked:?}");
     assert_eq!(store.counts().await.unwrap().unfinished(), 0, "this one is");
+}
+
+/// As a file system is that was mounted anew after an error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_is_read_only_may_be_written_to_later() {
+    let place = Place::sqlite();
+    let Place::Sqlite(file) = &place else { unreachable!("it is one") };
+    place.store().migrate(true).start(&Epilogue::new()).await.unwrap();
+    let options = SqliteConnectOptions::new().filename(&file.path).read_only(true);
+    let mut connection = options.connect().await.unwrap();
+    let refused = sqlx::query("DELETE FROM river_job").execute(&mut connection).await.unwrap_err();
+    let error = DurableError::from(refused);
+    assert!(error.is_unavailable() && !error.is_locked(), "{error:?}");
 }

@@ -19,6 +19,8 @@ use crate::{
 on_both!(
     a_revived_job_that_fails_otherwise_says_so,
     a_job_is_not_revived_beside_another_of_its_key,
+    a_job_that_is_not_there_is_not_revived_and_the_error_says_so,
+    a_job_whose_transaction_is_never_committed_is_told_of,
     times_may_be_without_end,
     what_has_expired_is_forgotten_bit_by_bit,
     a_job_that_is_cancelled_with_rivers_tools_ends,
@@ -56,6 +58,41 @@ async fn a_job_is_not_revived_beside_another_of_its_key(place: Place) {
     node.record.open();
     node.completed(1).await;
     assert_eq!((node.record.runs_of("old").len(), node.store.counts().await.unwrap().discarded), (1, 1));
+}
+
+/// A number that somebody has mistyped, or that is another store's.
+async fn a_job_that_is_not_there_is_not_revived_and_the_error_says_so(place: Place) {
+    let node = Node::start(&place, |_| Router::new()).await;
+    let error = node.store.revive(4711).await.unwrap_err();
+    assert!(error.to_string().contains("no job 4711"), "{error}");
+    assert!(!error.is_unavailable());
+}
+
+/// The `commit` is forgotten: its client has been told of a job that is not there.
+async fn a_job_whose_transaction_is_never_committed_is_told_of(place: Place) {
+    let (logs, marker) = (logs(), format!("POST /forgotten/{}", matches!(place, Place::Postgres(_))));
+    let node = Node::start(&place, |store| {
+        let layer = store.layer();
+        let store = store.clone();
+        let forgets = move || async move {
+            if let Ok(mut transaction) = store.begin_sqlite().await {
+                return Durable::in_transaction(Task::ok("forgotten"), &store, &mut transaction).await.unwrap();
+            }
+            let mut transaction = store.begin_postgres().await.unwrap();
+            Durable::in_transaction(Task::ok("forgotten"), &store, &mut transaction).await.unwrap()
+        };
+        let routes = ["/forgotten/false", "/forgotten/true"];
+        let app = routes.iter().fold(Router::new(), |app, route| app.route(route, post(forgets.clone())));
+        app.layer(layer)
+    })
+    .await;
+    let said = || logs.with(&marker).iter().filter(|line| line.contains("is not in its store")).count();
+    assert_eq!(node.post(&marker["POST ".len()..], &[], "").await.status, 200);
+    logs.until("it is said", |_| said() == 1).await;
+    // What is there is not spoken of.
+    node.store.enqueue(Durable::new(Task::ok("there"))).await.unwrap();
+    node.completed(1).await;
+    assert_eq!((said(), node.record.runs().len()), (1, 1));
 }
 
 /// With the engine's services behind it, which look after leases and retries.

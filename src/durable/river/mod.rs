@@ -187,6 +187,10 @@ impl Engine for River {
         Box::pin(sql::promote(ids, tx))
     }
 
+    fn are_there<'a>(&'a self, ids: &'a [i64], tx: Tx<'a, '_>) -> Boxed<'a, Result<Vec<i64>, DurableError>> {
+        Box::pin(sql::are_there(ids, tx))
+    }
+
     fn hold(&self, id: i64, attempt: u16) -> Boxed<'_, Result<bool, DurableError>> {
         Box::pin(sql::hold(&self.database, id, attempt))
     }
@@ -270,8 +274,10 @@ impl Engine for River {
 
     fn revive(&self, id: i64) -> Boxed<'_, Result<(), DurableError>> {
         Box::pin(async move {
-            // There is such a job.
-            self.client.jobs().get(id).await?;
+            self.client.jobs().get(id).await.map_err(|error| match error {
+                riverqueue::Error::NotFound(_) => DurableError::new(Kind::NoSuchJob(id)),
+                error => error.into(),
+            })?;
             let mut begun = self.database.begin().await?;
             // River's `retry` would run a completed job once more.
             if sql::is_discarded(id, begun.tx()).await? {

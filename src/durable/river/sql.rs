@@ -81,6 +81,25 @@ pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableEr
     Ok(())
 }
 
+/// Those of them that are committed.
+pub(super) async fn are_there(ids: &[i64], tx: Tx<'_, '_>) -> Result<Vec<i64>, DurableError> {
+    Ok(match tx {
+        #[cfg(feature = "durable-sqlite")]
+        Tx::Sqlite(transaction) => {
+            let ids = serde_json::to_string(ids).map_err(|error| DurableError::because(Kind::Other, error))?;
+            let look = "SELECT id FROM river_job WHERE id IN (SELECT value FROM json_each($1))";
+            sqlx::query_scalar(look).bind(ids).fetch_all(&mut **transaction).await?
+        }
+        #[cfg(feature = "durable-postgres")]
+        Tx::Postgres(transaction) => {
+            sqlx::query_scalar("SELECT id FROM river_job WHERE id = ANY($1)")
+                .bind(ids)
+                .fetch_all(&mut **transaction)
+                .await?
+        }
+    })
+}
+
 /// Whether it is, for as long as the transaction lasts. One of others who use the engine's tables is none.
 pub(super) async fn is_discarded(id: i64, mut tx: Tx<'_, '_>) -> Result<bool, DurableError> {
     let look = "UPDATE river_job SET state = state WHERE id = $1 AND state = 'discarded' AND kind = 'tower_epilogue'";
