@@ -27,14 +27,17 @@ const AWAITING: u8 = 3;
 /// the stream alone: an empty chunk, guarded as the others are, so that the flush after it was written is the one
 /// that counts. Trailers, and a head without a body, cannot be guarded: they are queued when the body is dropped, and
 /// a connection writes all that is queued after each time it has read. So there the flush that counts is the last of
-/// the first turn (reads, writes, flushes) that began after the drop.
+/// the first turn (reads, writes, flushes) that began after the drop. If nothing at all was written since the head was
+/// handed over, it was thrown away, with a stream that its client has reset.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
     stage: AtomicU8,
     /// On its connection's list.
     listed: AtomicBool,
-    /// HTTP/1: bytes written when the head was handed over. HTTP/2: reads begun when the body was dropped.
+    /// Bytes written when the head was handed over.
     mark: AtomicU64,
+    /// HTTP/2: the server's turn when the body was dropped.
+    turn: AtomicU64,
     /// Chunks handed out and not yet in the write buffer; there only where chunks are guarded.
     chunks: OnceLock<Arc<AtomicUsize>>,
     /// HTTP/2: how many those were when the server last began to read.
@@ -67,6 +70,14 @@ impl Exchange {
 
     pub(crate) fn mark(&self) -> u64 {
         self.mark.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_turn(&self, turn: u64) {
+        self.turn.store(turn, Ordering::Release);
+    }
+
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Acquire)
     }
 
     /// Wraps a chunk so that it counts until the server has written it.

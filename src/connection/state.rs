@@ -271,7 +271,7 @@ impl Connection {
     pub(crate) fn await_flush(&self, party: &dyn Party) {
         let exchange = party.exchange();
         if party.is_http2() {
-            exchange.set_mark(self.0.turns.load(Ordering::Acquire));
+            exchange.set_turn(self.0.turns.load(Ordering::Acquire));
         }
         exchange.await_flush();
         self.note_waiting();
@@ -279,11 +279,7 @@ impl Connection {
         exchange.end_taken();
         if self.0.closed.load(Ordering::Acquire) {
             // Too late for a flush to tell.
-            if self.has_left(party) {
-                party.flushed();
-            } else {
-                party.closed();
-            }
+            self.tell_of_close(party);
             self.leave(party);
         } else if party.is_http2() {
             self.wake();
