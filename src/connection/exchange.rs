@@ -27,14 +27,14 @@ const AWAITING: u8 = 3;
 /// the stream alone: an empty chunk, guarded as the others are, so that the flush after it was written is the one
 /// that counts. Trailers, and a head without a body, cannot be guarded: they are queued when the body is dropped, and
 /// a connection writes all that is queued after each time it has read. So there the flush that counts is the last of
-/// the first turn (reads, writes, flushes) that began after the drop. If nothing at all was written since the head was
-/// handed over, it was thrown away, with a stream that its client has reset.
+/// the first turn (reads, writes, flushes) that began after the drop. If nothing at all was written since they were
+/// handed over, they were thrown away, with a stream that its client has reset.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
     stage: AtomicU8,
     /// On its connection's list.
     listed: AtomicBool,
-    /// Bytes written when the head was handed over.
+    /// Bytes written when the head was handed over; on HTTP/2, or the trailers were.
     mark: AtomicU64,
     /// HTTP/2: the server's turn when the body was dropped.
     turn: AtomicU64,

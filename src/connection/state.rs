@@ -242,7 +242,7 @@ impl Connection {
         self.show_hidden_end();
     }
 
-    /// The head of a response is handed over.
+    /// The head of a response is handed over, or, on HTTP/2, the trailers are.
     pub(crate) fn head(&self, exchange: &Exchange) {
         exchange.set_mark(self.written());
     }

@@ -169,6 +169,8 @@ impl Delivery {
         self.complete = true;
         Poll::Ready(Some(Ok(match std::mem::replace(&mut self.held, Held::Gone) {
             Held::End(Some(trailers)) => {
+                // Nothing of them has left if nothing is written from here on.
+                self.shared.tell_connection_of_head();
                 self.shared.exchange.give_end();
                 Frame::trailers(trailers)
             }

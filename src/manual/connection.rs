@@ -128,9 +128,9 @@
 //! connection does not tell which of it that was: they count as flushed when the server's turn is over. So a client that
 //! has read such a response, and whose connection breaks while that very turn is not over, may be told as aborted. The
 //! end of any other response counts from the flush right after it. The other way round, a stream that is reset while its
-//! last frame is on its way, cut short by its window, may be told as flushed. So may one whose response has no body, when its
-//! reset comes before that leaves and other responses leave on its connection in the same turn; where nothing does, it is told
-//! as aborted.
+//! last frame is on its way, cut short by its window, may be told as flushed. So may one of which such a head, or
+//! trailers, are still to leave, if its connection writes something else in that turn; where it writes nothing, it is told as
+//! aborted.
 //!
 //! # Without a tracked connection
 //!

@@ -11,7 +11,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::Service as _;
 use tower_epilogue::{ConnectionStatus, TrackedIo, test_util::Journal};
 
-use crate::support::soon;
+use crate::{
+    frames::{DATA, RST_STREAM, RawHttp2, SETTINGS, frame, request},
+    support::soon,
+};
 
 fn app() -> Router {
     let trailers = || async {
@@ -79,4 +82,50 @@ async fn who_leaves_with_the_whole_response_has_not_aborted() {
         story.assert_status(ConnectionStatus::NORMAL);
         story.assert_contract();
     }
+}
+
+/// The server reads of the reset only when it has taken them, and throws them away: nothing is written any more.
+#[tokio::test]
+async fn who_resets_its_stream_before_the_trailers_leave_has_aborted() {
+    let journal = Journal::new();
+    let epilogue = journal.epilogue().build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = RawHttp2::connect(listener.local_addr().unwrap()).await;
+    client.send(&request("GET", "/trailers", 1, true)).await;
+    let io = TrackedIo::new(listener.accept().await.unwrap().0);
+    let mut service = epilogue.wrap(&io, app());
+
+    let mut server = h2::server::handshake(io).await.unwrap();
+    let (request, mut respond) = server.accept().await.unwrap().unwrap();
+    let request = Request::from_parts(request.into_parts().0, Body::empty());
+    let (head, mut body) = service.call(request).await.unwrap().into_parts();
+    let mut send = respond.send_response(Response::from_parts(head, ()), false).unwrap();
+    // Until the trailers come, which is when the data was flushed.
+    let trailers = soon("the trailers", async {
+        loop {
+            let frame = tokio::select! {
+                frame = body.frame() => frame.unwrap().unwrap(),
+                _ = server.accept() => unreachable!("there is one request"),
+            };
+            match frame.into_data() {
+                Ok(data) => send.send_data(data, false).unwrap(),
+                Err(frame) => break frame.into_trailers().unwrap(),
+            }
+        }
+    })
+    .await;
+    client.until(|frame| frame.kind == SETTINGS).await;
+    client.until(|frame| frame.kind == DATA).await;
+    client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await;
+    // The runtime looks at its sockets, so that the server reads before it writes.
+    tokio::task::yield_now().await;
+    send.send_trailers(trailers).unwrap();
+    drop(body);
+    let serves = async { while server.accept().await.is_some_and(|next| next.is_ok()) {} };
+    tokio::select! {
+        () = soon("the request ends", journal.ended(1)) => {}
+        () = serves => panic!("the client has not left its connection"),
+    }
+    journal.only().assert_aborted();
+    journal.only().assert_contract();
 }
