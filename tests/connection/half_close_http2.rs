@@ -3,13 +3,17 @@
 
 use std::time::Duration;
 
-use axum::{Router, routing::any};
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    routing::any,
+};
 use tokio::io::AsyncWriteExt as _;
 use tower_epilogue::{HalfClose, IgnoreAbortLayer, Tracking};
 
 use crate::{
     common::{Work, reset_when_dropped, the_server_has_looked},
-    frames::{DATA, RawHttp2, SETTINGS, request},
+    frames::{DATA, END_STREAM, RawHttp2, SETTINGS, frame, request},
     support::{Gate, MemoryServer, Notes, Server, soon},
 };
 
@@ -83,6 +87,28 @@ async fn one_whose_fin_comes_with_the_request_is_served_where_that_is_set_or_abo
     let (data, lines) = with_the_request(HalfClose::Abort, false, true).await;
     assert!(data.is_empty());
     assert_eq!(lines, ["handler_start/0", "aborted/1", "handler_dropped/1", "ended/1"]);
+}
+
+/// As long as it is being read when the FIN comes.
+#[tokio::test]
+async fn so_is_one_with_an_upload_that_is_read_at_once() {
+    for length in [5, 60_000] {
+        let handler = async |body: Body| to_bytes(body, 100_000).await.unwrap().len().to_string();
+        let server = serving(Router::new().route("/", any(handler)), HalfClose::Serve).await;
+        let mut client = RawHttp2::connect(server.address).await;
+        client.until(|frame| frame.kind == SETTINGS).await;
+        client.send(&request("POST", "/", 1, false)).await;
+        for part in vec![b'x'; length].chunks(16_000) {
+            client.send(&frame(DATA, 0, 1, part)).await;
+        }
+        client.send(&frame(DATA, END_STREAM, 1, b"")).await;
+        client.stream.shutdown().await.unwrap();
+        assert_eq!(read(&mut client).await, length.to_string().as_bytes(), "{:?}", server.journal.lines());
+        server.journal.ended(1).await;
+        assert_eq!(server.journal.lines().last().unwrap(), "ended/0");
+        drop(client);
+        assert!(server.stop().await.is_clean());
+    }
 }
 
 /// As on HTTP/1: an answer that is there before anybody looks for a FIN is given.

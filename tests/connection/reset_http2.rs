@@ -21,6 +21,7 @@ use tokio::io::AsyncWriteExt as _;
 use tower_epilogue::{ConnectionStatus, Continuation, EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, Sent};
 
 use crate::{
+    common::Plain,
     frames::{ACK, DATA, END_STREAM, GOAWAY, PING, RST_STREAM, RawHttp2, SETTINGS, frame, request},
     support::{Gate, Notes, Server, ends, soon},
 };
@@ -213,5 +214,35 @@ async fn a_client_that_says_goodbye_and_reads_on_has_not_aborted() {
         // Nothing is left to wait for: the server ends the connection.
         soon("the connection ends", client.read_on()).await;
         assert!(server.stop().await.is_clean());
+    }
+}
+
+/// The layers alone, under `axum::serve`: whatever is told of the response, hooks and continuations run once.
+#[tokio::test]
+async fn without_a_server_of_ours_hooks_and_continuations_run_once_all_the_same() {
+    for ((method, name), waits) in ANSWERS.into_iter().flat_map(|answer| [(answer, false), (answer, true)]) {
+        let cell = format!("{method} {name}, waits: {waits}");
+        let (notes, (layer, mut ends)) = (Notes::default(), ends());
+        let theirs = notes.clone();
+        let handler = async move || {
+            let dropped = theirs.on_drop("dropped");
+            if waits {
+                std::future::pending::<()>().await;
+            }
+            drop(dropped);
+            (Continuation::new(async move { theirs.add("continuation") }), answer(name))
+        };
+        let server = Plain::start(Router::new().route("/", any(handler)).layer(layer)).await;
+        let mut client = RawHttp2::connect(server.address).await;
+        client.until(|frame| frame.kind == SETTINGS).await;
+        client.send(&[request(method, "/", 1, true), reset(1)].concat()).await;
+        let end = soon("its end", ends.recv()).await.unwrap();
+        acted_on(&mut client).await;
+        assert!(ends.try_recv().is_err(), "{cell}");
+        assert_eq!(notes.all(), if waits { &["dropped"][..] } else { &["dropped", "continuation"] }, "{cell}");
+        // Without a connection a response is whole when it was handed over.
+        let is_whole = !waits && matches!((method, name), ("HEAD", _) | (_, "204" | "empty"));
+        let expected = if is_whole { (ConnectionStatus::NORMAL, Sent::Flushed) } else { ABORTED };
+        assert_eq!(end, expected, "{cell}");
     }
 }
