@@ -51,6 +51,10 @@ pub(crate) struct Exchange {
     /// HTTP/2: the end of the stream was flushed, or every byte of a body of known length: then what is held back is an
     /// end that its client need not wait for.
     all_flushed: AtomicBool,
+    /// HTTP/2: every byte of a known length was given out, and waits for its flush.
+    all_given: AtomicBool,
+    /// HTTP/2: that was flushed: whoever leaves now has all that it was promised, though the body has not ended.
+    given_flushed: AtomicBool,
     /// HTTP/2: the server was given an end that cannot be guarded, and has not let go of the body.
     end_given: AtomicBool,
 }
@@ -120,6 +124,29 @@ impl Exchange {
     /// Whether the client has, or will have, all that it waits for.
     pub(crate) fn is_all_flushed(&self) -> bool {
         self.all_flushed.load(Ordering::Acquire)
+    }
+
+    /// The last byte of a known length was [guarded](Self::guard).
+    pub(crate) fn give_all(&self) {
+        self.all_given.store(true, Ordering::Release);
+    }
+
+    /// A flush completed, `after_reading` as with [`release`](Self::release): whether the last byte of a known length still
+    /// waits for one.
+    pub(crate) fn awaits_given(&self, after_reading: bool) -> bool {
+        if !self.all_given.load(Ordering::Acquire) || self.is_given_flushed() {
+            return false;
+        }
+        let flushed = after_reading && !self.has_chunks_out() && !self.discarded.load(Ordering::Acquire);
+        if flushed {
+            self.given_flushed.store(true, Ordering::Release);
+        }
+        !flushed
+    }
+
+    /// Whether the client has all of a known length.
+    pub(crate) fn is_given_flushed(&self) -> bool {
+        self.given_flushed.load(Ordering::Acquire)
     }
 
     /// Whether all of it has left when its connection is gone, which was shut in order after it had `begun` to leave, or

@@ -220,7 +220,7 @@ impl Connection {
                 exchange.end_flushed(turn);
                 others = true;
             }
-            others |= exchange.is_held();
+            others |= exchange.is_held() || exchange.awaits_given(turn);
         }
         if others {
             self.0.waiting.store(true, Ordering::Release);

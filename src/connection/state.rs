@@ -260,6 +260,12 @@ impl Connection {
         self.wake();
     }
 
+    /// HTTP/2: every byte of a known length is given out with what comes next, while the body has not ended.
+    pub(crate) fn await_given(&self, exchange: &Exchange) {
+        exchange.give_all();
+        self.note_waiting();
+    }
+
     /// A flush is waited for.
     fn note_waiting(&self) {
         // A swap, which comes after the one that a flush clears it with, or is seen by that: of two mere stores nothing says
