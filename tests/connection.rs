@@ -24,6 +24,8 @@ mod flush_slow;
 mod frames;
 #[path = "connection/half_close.rs"]
 mod half_close;
+#[path = "connection/half_close_http2.rs"]
+mod half_close_http2;
 #[path = "connection/handed_on.rs"]
 mod handed_on;
 #[path = "connection/handed_over.rs"]
@@ -36,6 +38,8 @@ mod linger;
 mod linger_bounds;
 #[path = "connection/listener.rs"]
 mod listener;
+#[path = "connection/reset_http2.rs"]
+mod reset_http2;
 #[path = "connection/shapes.rs"]
 mod shapes;
 #[path = "connection/slow.rs"]

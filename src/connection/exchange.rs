@@ -27,29 +27,50 @@ const AWAITING: u8 = 3;
 /// the stream alone: an empty chunk, guarded as the others are, so that the flush after it was written is the one
 /// that counts. Trailers, and a head without a body, cannot be guarded: they are queued when the body is dropped, and
 /// a connection writes all that is queued after each time it has read. So there the flush that counts is the last of
-/// the first turn (reads, writes, flushes) that began after the drop.
+/// the first turn (reads, writes, flushes) that began after the drop. If nothing at all was written since they were
+/// handed over, they were thrown away, with a stream that its client has reset.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
     stage: AtomicU8,
     /// On its connection's list.
     listed: AtomicBool,
-    /// HTTP/1: bytes written when the head was handed over. HTTP/2: reads begun when the body was dropped.
+    /// Bytes written when the head was handed over; on HTTP/2, or the trailers were.
     mark: AtomicU64,
-    /// Chunks handed out and not yet in the write buffer; there only where chunks are guarded.
-    chunks: OnceLock<Arc<AtomicUsize>>,
-    /// HTTP/2: how many those were when the server last began to read.
-    out_at_read: AtomicUsize,
-    /// HTTP/2: chunks were dropped without having been written, since their stream was reset.
-    discarded: AtomicBool,
+    /// HTTP/2: the server's turn when the body was dropped.
+    turn: AtomicU64,
+    /// There only where chunks are guarded: a request that waits long keeps no more than it needs.
+    chunks: OnceLock<Arc<Chunks>>,
     /// The client knows how long the body is.
     length_known: AtomicBool,
-    /// HTTP/2: the end of the stream was handed out as a guarded chunk.
-    end_guarded: AtomicBool,
     /// HTTP/2: the end of the stream was flushed, or every byte of a body of known length: then what is held back is an
     /// end that its client need not wait for.
     all_flushed: AtomicBool,
     /// HTTP/2: the server was given an end that cannot be guarded, and has not let go of the body.
     end_given: AtomicBool,
+}
+
+/// HTTP/2: the chunks of a body.
+#[derive(Debug, Default)]
+struct Chunks {
+    /// Those that were handed out and are not yet in the write buffer.
+    out: AtomicUsize,
+    /// How many those were when the server last began to read.
+    out_at_read: AtomicUsize,
+    /// Some were dropped without having been written, since their stream was reset.
+    discarded: AtomicBool,
+    /// The end of the stream was handed out as one.
+    end_guarded: AtomicBool,
+    /// Every byte of a known length was given out, and waits for its flush.
+    all_given: AtomicBool,
+    /// That was flushed: whoever leaves now has all that it was promised, though the body has not ended.
+    given_flushed: AtomicBool,
+}
+
+impl Chunks {
+    /// A flush completed, `after_reading` if the server was done with that: whether all that were handed out have left.
+    fn have_left(&self, after_reading: bool) -> bool {
+        after_reading && self.out.load(Ordering::Acquire) == 0 && !self.discarded.load(Ordering::Acquire)
+    }
 }
 
 impl Exchange {
@@ -69,37 +90,44 @@ impl Exchange {
         self.mark.load(Ordering::Acquire)
     }
 
+    pub(crate) fn set_turn(&self, turn: u64) {
+        self.turn.store(turn, Ordering::Release);
+    }
+
+    pub(crate) fn turn(&self) -> u64 {
+        self.turn.load(Ordering::Acquire)
+    }
+
     /// Wraps a chunk so that it counts until the server has written it.
     pub(crate) fn guard(&self, chunk: Bytes) -> Bytes {
         // AcqRel on both sides of the count: the flush that sees zero comes after the writes that made it so.
         let chunks = self.chunks.get_or_init(Arc::default);
-        chunks.fetch_add(1, Ordering::AcqRel);
+        chunks.out.fetch_add(1, Ordering::AcqRel);
         Bytes::from_owner(Guarded { chunk, chunks: chunks.clone() })
     }
 
     /// The end of a stream: an empty chunk that counts until the server has written it.
     pub(crate) fn guard_end(&self) -> Bytes {
         let end = self.guard(Bytes::new());
-        self.end_guarded.store(true, Ordering::Release);
+        if let Some(chunks) = self.chunks.get() {
+            chunks.end_guarded.store(true, Ordering::Release);
+        }
         end
     }
 
     pub(crate) fn has_chunks_out(&self) -> bool {
-        self.chunks_out() > 0
-    }
-
-    fn chunks_out(&self) -> usize {
-        self.chunks.get().map_or(0, |chunks| chunks.load(Ordering::Acquire))
+        self.chunks.get().is_some_and(|chunks| chunks.out.load(Ordering::Acquire) > 0)
     }
 
     /// The server reads; again, if it `goes_on` with a turn. It writes nothing meanwhile: so chunks that are gone since
     /// it last began were discarded, with a stream that the client has reset.
     pub(crate) fn reading(&self, goes_on: bool) {
-        let out = self.chunks_out();
-        if goes_on && out < self.out_at_read.load(Ordering::Acquire) {
-            self.discarded.store(true, Ordering::Release);
+        let Some(chunks) = self.chunks.get() else { return };
+        let out = chunks.out.load(Ordering::Acquire);
+        if goes_on && out < chunks.out_at_read.load(Ordering::Acquire) {
+            chunks.discarded.store(true, Ordering::Release);
         }
-        self.out_at_read.store(out, Ordering::Release);
+        chunks.out_at_read.store(out, Ordering::Release);
     }
 
     pub(crate) fn set_length_known(&self) {
@@ -109,6 +137,30 @@ impl Exchange {
     /// Whether the client has, or will have, all that it waits for.
     pub(crate) fn is_all_flushed(&self) -> bool {
         self.all_flushed.load(Ordering::Acquire)
+    }
+
+    /// The last byte of a known length was [guarded](Self::guard).
+    pub(crate) fn give_all(&self) {
+        if let Some(chunks) = self.chunks.get() {
+            chunks.all_given.store(true, Ordering::Release);
+        }
+    }
+
+    /// A flush completed, `after_reading` as with [`release`](Self::release): whether the last byte of a known length still
+    /// waits for one.
+    pub(crate) fn awaits_given(&self, after_reading: bool) -> bool {
+        let Some(chunks) = self.chunks.get().filter(|chunks| chunks.all_given.load(Ordering::Acquire)) else {
+            return false;
+        };
+        if chunks.have_left(after_reading) {
+            chunks.given_flushed.store(true, Ordering::Release);
+        }
+        !chunks.given_flushed.load(Ordering::Acquire)
+    }
+
+    /// Whether the client has all of a known length.
+    pub(crate) fn is_given_flushed(&self) -> bool {
+        self.chunks.get().is_some_and(|chunks| chunks.given_flushed.load(Ordering::Acquire))
     }
 
     /// Whether all of it has left when its connection is gone, which was shut in order after it had `begun` to leave, or
@@ -157,8 +209,7 @@ impl Exchange {
     /// flush after it); and not that of such a stream, whose body is about to be dropped.
     pub(crate) fn release(&self, after_reading: bool) -> bool {
         let released = after_reading
-            && !self.has_chunks_out()
-            && !self.discarded.load(Ordering::Acquire)
+            && self.chunks.get().is_none_or(|chunks| chunks.have_left(after_reading))
             // Most are not: a load costs less.
             && self.is_held()
             && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok();
@@ -170,10 +221,8 @@ impl Exchange {
 
     /// A flush completed, `after_reading` as with [`release`](Self::release): was it that of a guarded end?
     pub(crate) fn end_flushed(&self, after_reading: bool) -> bool {
-        let flushed = after_reading
-            && self.end_guarded.load(Ordering::Acquire)
-            && !self.has_chunks_out()
-            && !self.discarded.load(Ordering::Acquire);
+        let ended = |chunks: &Arc<Chunks>| chunks.end_guarded.load(Ordering::Acquire);
+        let flushed = self.chunks.get().is_some_and(|chunks| ended(chunks) && chunks.have_left(after_reading));
         if flushed {
             self.all_flushed.store(true, Ordering::Release);
         }
@@ -186,7 +235,7 @@ impl Exchange {
 /// h2 drops it under its own lock: so this does nothing but count.
 struct Guarded {
     chunk: Bytes,
-    chunks: Arc<AtomicUsize>,
+    chunks: Arc<Chunks>,
 }
 
 impl AsRef<[u8]> for Guarded {
@@ -197,7 +246,7 @@ impl AsRef<[u8]> for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.chunks.fetch_sub(1, Ordering::AcqRel);
+        self.chunks.out.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

@@ -1,22 +1,20 @@
 //! The IO wrapper that keeps a connection's account.
 
 use std::{
-    future::Future,
     io,
     pin::Pin,
-    sync::LazyLock,
+    sync::{Arc, LazyLock},
     task::{Context, Poll, ready},
 };
 
-use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    time::{Instant, Sleep},
-};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     Connection, SocketHandle, Tracking,
     linger::Close,
+    others::Others,
     socket::Socket,
+    stall::Stall,
     watch::Source,
     windows::{self, Full},
 };
@@ -38,7 +36,9 @@ pub struct TrackedIo<IO> {
     shutdown_stall: Stall,
     /// Bytes have come that the server may not have acted on yet.
     fresh: bool,
-    /// The end of input was put off for a turn, for what the server had handed over.
+    /// The end of input is put off while the server's other tasks have their turn, to begin with those.
+    others: Option<Arc<Others>>,
+    /// It was put off for a turn, for what the server had handed over.
     gave_turn: bool,
     /// What the socket has told of while the server was given its turn.
     untold: Option<io::Error>,
@@ -55,15 +55,6 @@ enum Turn {
     Writing,
     /// It could not write all there is.
     Stalled,
-}
-
-/// A write that waits for its client.
-#[derive(Debug, Default)]
-struct Stall {
-    since: Option<Instant>,
-    /// What had been written to the socket below.
-    sent: u64,
-    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl<IO: 'static> TrackedIo<IO> {
@@ -102,6 +93,7 @@ impl<IO: 'static> TrackedIo<IO> {
             stall: Stall::default(),
             shutdown_stall: Stall::default(),
             fresh: false,
+            others: None,
             gave_turn: false,
             untold: None,
             turn: Turn::Reading,
@@ -126,12 +118,24 @@ impl<IO> TrackedIo<IO> {
         self.connection.register(cx.waker());
     }
 
-    /// Whether the end of input, or a reset, waits for one more turn of the server: because it has not acted on what came
-    /// before it; or, on HTTP/2, because it has handed over the end of a response, of which the client may have all, and
-    /// only this turn's flush tells.
-    fn has_another_turn(&mut self) -> bool {
-        let fresh = std::mem::take(&mut self.fresh);
-        fresh || (!std::mem::replace(&mut self.gave_turn, true) && self.connection.awaits_a_turn())
+    /// Whether the end of input, or a reset, waits for one more turn of the server, which wakes this task: because it has not
+    /// acted on what came before it; or, on HTTP/2, because it has handed over the end of a response, of which the client may
+    /// have all, and only this turn's flush tells.
+    fn has_another_turn(&mut self, cx: &Context<'_>) -> bool {
+        if std::mem::take(&mut self.fresh) {
+            // On HTTP/2 a request begins in a task of its own, and the server reads on before that has run.
+            self.others = Some(Others::have_their_turn(&self.connection));
+            return true;
+        }
+        if self.others.as_ref().is_some_and(|others| !others.had_their_turn()) {
+            return true;
+        }
+        self.others = None;
+        let given = !std::mem::replace(&mut self.gave_turn, true) && self.connection.awaits_a_turn();
+        if given {
+            cx.waker().wake_by_ref();
+        }
+        given
     }
 
     fn refused(&self) -> Option<io::Error> {
@@ -159,6 +163,12 @@ impl<IO> TrackedIo<IO> {
         self.turn = Turn::Writing;
         self.connection.turn_begins();
         Poll::Pending
+    }
+
+    /// The end of input is kept from the server. A reset that comes behind it no read would tell of.
+    fn reads_no_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.watch(cx);
+        self.nothing_to_read()
     }
 
     fn wrote(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
@@ -219,20 +229,6 @@ impl<IO> TrackedIo<IO> {
     }
 }
 
-impl Stall {
-    fn poll(&mut self, limit: Option<std::time::Duration>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(limit) = limit else { return Poll::Pending };
-        let Some(ends) = self.since.get_or_insert_with(Instant::now).checked_add(limit) else {
-            return Poll::Pending;
-        };
-        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(ends)));
-        if timer.deadline() != ends {
-            timer.as_mut().reset(ends);
-        }
-        timer.as_mut().poll(cx)
-    }
-}
-
 impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.connection.read_begins(self.turn == Turn::Reading);
@@ -240,7 +236,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
         self.register(cx);
         let stalled = self.turn == Turn::Stalled;
         if self.connection.has_hidden_end() && self.hides_end(stalled, cx) {
-            return self.nothing_to_read();
+            return self.reads_no_more(cx);
         }
         self.turn = Turn::Reading;
         let before = buf.filled().len();
@@ -262,15 +258,14 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
                 self.nothing_to_read()
             }
             Ok(()) if buf.filled().len() == before && room > 0 => {
-                if self.has_another_turn() {
+                if self.has_another_turn(cx) {
                     // A FIN right behind a request: the server gets one turn to begin with it, in which the request
                     // says whether aborts are ignored, and a handler that need not wait answers.
-                    cx.waker().wake_by_ref();
                     return self.nothing_to_read();
                 }
                 self.connection.saw_end_of_input();
                 if self.hides_end(stalled, cx) {
-                    return self.nothing_to_read();
+                    return self.reads_no_more(cx);
                 }
                 Poll::Ready(Ok(()))
             }
@@ -279,11 +274,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
                 (self.fresh, self.gave_turn) = (true, false);
                 Poll::Ready(Ok(()))
             }
-            Err(error) if self.has_another_turn() => {
+            Err(error) if self.has_another_turn(cx) => {
                 // The same turn for a request whose client reset the connection right behind it. The socket itself would
                 // not tell of it a second time.
                 self.untold = Some(error);
-                cx.waker().wake_by_ref();
                 self.nothing_to_read()
             }
             Err(error) => Poll::Ready(Err(self.failed(error))),

@@ -41,11 +41,13 @@ mod listener;
 #[cfg(feature = "test-util")]
 mod memory;
 mod observed;
+mod others;
 mod parties;
 #[cfg(all(feature = "acknowledged", target_os = "linux"))]
 mod send_queue;
 mod settings;
 mod socket;
+mod stall;
 mod state;
 mod watch;
 mod windows;

@@ -44,7 +44,12 @@ impl Connection {
             return;
         }
         while let Some(party) = self.next_of_turn(flushed) {
-            party.flushed();
+            if self.has_begun(&*party) {
+                party.flushed();
+            } else {
+                party.left();
+                party.closed();
+            }
         }
     }
 
@@ -73,7 +78,7 @@ impl Connection {
         self.0.parties.change(|parties| {
             let place = parties.iter().position(|party| {
                 let exchange = party.exchange();
-                party.is_http2() && exchange.is_awaiting() && flushed > exchange.mark()
+                party.is_http2() && exchange.is_awaiting() && flushed > exchange.turn()
             })?;
             parties[place].exchange().set_listed(false);
             Some(parties.swap_remove(place))
@@ -215,7 +220,7 @@ impl Connection {
                 exchange.end_flushed(turn);
                 others = true;
             }
-            others |= exchange.is_held();
+            others |= exchange.is_held() || exchange.awaits_given(turn);
         }
         if others {
             self.0.waiting.store(true, Ordering::Release);
@@ -223,12 +228,28 @@ impl Connection {
         (None, ends)
     }
 
+    /// Whether anything was written since a response was handed over. Otherwise none of it has left: on HTTP/1, the server
+    /// could not write its very head; on HTTP/2, its stream was reset.
+    fn has_begun(&self, party: &dyn Party) -> bool {
+        self.written() > party.exchange().mark()
+    }
+
     /// Whether all of a response has left when its connection is gone: in order, it is after everything was flushed, but for
-    /// an HTTP/1 response whose very head the server could not write.
-    pub(super) fn has_left(&self, party: &dyn Party) -> bool {
-        let exchange = party.exchange();
-        let begun = party.is_http2() || self.written() > exchange.mark();
-        exchange.has_left(begun && self.0.shut.load(Ordering::Acquire))
+    /// one of which nothing was ever written.
+    fn has_left(&self, party: &dyn Party) -> bool {
+        party.exchange().has_left(self.has_begun(party) && self.0.shut.load(Ordering::Acquire))
+    }
+
+    /// The connection is gone.
+    pub(super) fn tell_of_close(&self, party: &dyn Party) {
+        if self.has_left(party) {
+            return party.flushed();
+        }
+        if party.is_http2() && self.0.shut.load(Ordering::Acquire) {
+            // Closed in order: this stream was reset, and its task has not run since.
+            party.left();
+        }
+        party.closed();
     }
 
     /// An orderly close began: hyper flushes everything before it.
@@ -245,19 +266,10 @@ impl Connection {
         lock(&self.0.source).take();
         // So is the task: as long as its waker is kept, so is all of its memory.
         drop(self.0.task.take());
-        let shut = self.0.shut.load(Ordering::Acquire);
         let parties = self.0.parties.change(std::mem::take);
         for party in parties {
             party.exchange().set_listed(false);
-            if self.has_left(&*party) {
-                party.flushed();
-            } else {
-                if shut && party.is_http2() {
-                    // Closed in order: this stream was reset, and its task has not run since.
-                    party.left();
-                }
-                party.closed();
-            }
+            self.tell_of_close(&*party);
         }
     }
 }

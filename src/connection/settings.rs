@@ -25,7 +25,7 @@ pub enum HalfClose {
     Abort,
     /// A client that has sent its whole request gets its whole response. That it really left shows by a reset,
     /// or by a failing write; on HTTP/2 also by windows that are full, which it could not widen, where nothing else is on its
-    /// way.
+    /// way, and by a [ping](crate::manual::connection#what-a-fin-means) that it cannot answer.
     Serve,
 }
 

@@ -242,7 +242,7 @@ impl Connection {
         self.show_hidden_end();
     }
 
-    /// The head of a response is handed over.
+    /// The head of a response is handed over, or, on HTTP/2, the trailers are.
     pub(crate) fn head(&self, exchange: &Exchange) {
         exchange.set_mark(self.written());
     }
@@ -260,6 +260,12 @@ impl Connection {
         self.wake();
     }
 
+    /// HTTP/2: every byte of a known length is given out with what comes next, while the body has not ended.
+    pub(crate) fn await_given(&self, exchange: &Exchange) {
+        exchange.give_all();
+        self.note_waiting();
+    }
+
     /// A flush is waited for.
     fn note_waiting(&self) {
         // A swap, which comes after the one that a flush clears it with, or is seen by that: of two mere stores nothing says
@@ -271,7 +277,7 @@ impl Connection {
     pub(crate) fn await_flush(&self, party: &dyn Party) {
         let exchange = party.exchange();
         if party.is_http2() {
-            exchange.set_mark(self.0.turns.load(Ordering::Acquire));
+            exchange.set_turn(self.0.turns.load(Ordering::Acquire));
         }
         exchange.await_flush();
         self.note_waiting();
@@ -279,11 +285,7 @@ impl Connection {
         exchange.end_taken();
         if self.0.closed.load(Ordering::Acquire) {
             // Too late for a flush to tell.
-            if self.has_left(party) {
-                party.flushed();
-            } else {
-                party.closed();
-            }
+            self.tell_of_close(party);
             self.leave(party);
         } else if party.is_http2() {
             self.wake();

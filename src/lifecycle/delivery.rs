@@ -7,13 +7,13 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum_core::{body::Body, response::Response};
+use axum_core::body::Body;
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::{passage::Waits, producer, response, shared::Shared};
-use crate::{event::BODY, pool::caught};
+use super::{measure::Measure, passage::Waits, producer, shared::Shared};
+use crate::{event::BODY, pool::caught, status::Sent};
 
 /// A body that counts what leaves, and whose drop tells the request what became of it.
 pub(super) struct Delivery {
@@ -33,8 +33,12 @@ pub(super) struct Delivery {
     panicked: Cell<bool>,
     held: Held,
     /// What is still to come of a length that is known: an HTTP/1 server that has it lets go of the body, without asking
-    /// for its end.
+    /// for its end, and a client of HTTP/2 need not wait for that.
     left: Option<u64>,
+    /// Trailers are announced.
+    announces: bool,
+    /// It has said so itself: it is asked for nothing more.
+    ended: bool,
     /// HTTP/2: of the last chunk, what was not given out yet.
     rest: Bytes,
 }
@@ -51,40 +55,12 @@ enum Held {
     Gone,
 }
 
-/// What a response says of its body before it leaves.
-#[derive(Clone, Copy)]
-pub(super) struct Measure {
-    /// There is none, or the server is not to send it (HEAD, 204, 304).
-    bodiless: bool,
-    /// Its length is known.
-    sized: bool,
-    /// The same, or what is declared.
-    length: Option<u64>,
-}
-
-impl Measure {
-    /// Asks the body, and takes off what is not to be sent.
-    pub(super) fn take(shared: &Shared, response: &mut Response) -> Self {
-        let stripped = response::is_bodiless(shared, response.status());
-        if stripped {
-            response::strip(shared, response);
-            if let (true, Some(connection)) = (response::is_upgrade(shared, response.status()), shared.connection()) {
-                connection.upgrades();
-            }
-        }
-        let body = response.body();
-        let (bodiless, sized) = (stripped || body.is_end_stream(), body.size_hint().exact().is_some());
-        Self { bodiless, sized, length: response::length(response) }
-    }
-}
-
 impl Delivery {
     /// Watches `body`.
     pub(super) fn watch(body: Body, shared: Arc<Shared>, measure: Measure) -> Body {
-        let Measure { bodiless, sized, length } = measure;
+        let Measure { bodiless, sized, length, announces } = measure;
         let known = length.is_some();
-        let left = length.filter(|_| !shared.http2());
-        let complete = bodiless || left == Some(0);
+        let complete = bodiless || (length == Some(0) && !shared.http2());
         let held = match (shared.http2() && !complete).then(|| shared.connection()).flatten() {
             Some(connection) => {
                 connection.guards();
@@ -111,13 +87,19 @@ impl Delivery {
             failed: false,
             panicked: Cell::new(false),
             held,
-            left,
+            left: length,
+            announces,
+            ended: false,
             rest: Bytes::new(),
         })
     }
 
     fn fail(&mut self, error: axum_core::Error) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
         self.failed = true;
+        if self.shared.http2() {
+            // Before its stream is reset: a client that has seen that may leave before the server lets go of us.
+            self.shared.decide(Sent::BrokenOff);
+        }
         Poll::Ready(Some(Err(error)))
     }
 
@@ -169,6 +151,8 @@ impl Delivery {
         self.complete = true;
         Poll::Ready(Some(Ok(match std::mem::replace(&mut self.held, Held::Gone) {
             Held::End(Some(trailers)) => {
+                // Nothing of them has left if nothing is written from here on.
+                self.shared.tell_connection_of_head();
                 self.shared.exchange.give_end();
                 Frame::trailers(trailers)
             }
@@ -267,7 +251,20 @@ impl Delivery {
         if data.len() > FRAME {
             self.rest = data.split_off(FRAME);
         }
-        self.shared.exchange.guard(data)
+        let piece = self.shared.exchange.guard(data);
+        if self.count_down(piece.len()) && !self.announces {
+            if let Some(connection) = self.shared.connection() {
+                connection.await_given(&self.shared.exchange);
+            }
+        }
+        piece
+    }
+
+    /// So much more is given out: whether that is all of a length that is known.
+    fn count_down(&mut self, bytes: usize) -> bool {
+        let Some(left) = &mut self.left else { return false };
+        *left = left.saturating_sub(bytes as u64);
+        *left == 0
     }
 
     /// The next frame, before anything is held.
@@ -276,6 +273,9 @@ impl Delivery {
         if !this.rest.is_empty() {
             let rest = std::mem::take(&mut this.rest);
             return Poll::Ready(Some(Ok(Frame::data(this.piece(rest)))));
+        }
+        if this.ended {
+            return this.hold(None);
         }
         let mut marks = 0;
         let frame = loop {
@@ -290,6 +290,9 @@ impl Delivery {
             let is_mark = |frame: &Frame<Bytes>| frame.data_ref().is_some_and(Bytes::is_empty);
             if !frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(is_mark)) {
                 break frame;
+            }
+            if this.has_ended() {
+                break None;
             }
             marks += 1;
             if marks == MARKS_A_POLL {
@@ -318,13 +321,16 @@ impl Delivery {
         let frame = match frame.into_data() {
             Ok(data) => {
                 this.shared.count_body_bytes(data.len());
-                let data = if holds { this.piece(data) } else { data };
+                let has_ended = this.has_ended();
+                let data = if holds {
+                    this.ended = has_ended;
+                    this.piece(data)
+                } else {
+                    let all = this.count_down(data.len()) && !this.shared.http2();
+                    this.complete = has_ended || all;
+                    data
+                };
                 this.shared.reader_begins();
-                if let Some(left) = &mut this.left {
-                    *left = left.saturating_sub(data.len() as u64);
-                }
-                let last = this.has_ended() || this.left == Some(0);
-                this.complete = last && !holds;
                 if !this.complete {
                     // Whether it is polled again depends on the reader: the limit must not.
                     this.shared.arm();

@@ -14,12 +14,7 @@ use axum_core::response::{IntoResponse, Response};
 use http::StatusCode;
 
 use super::{
-    admission::Reserving,
-    delivery::{Delivery, Measure},
-    drive::Inner,
-    passage::Waits,
-    response,
-    shared::Shared,
+    admission::Reserving, delivery::Delivery, drive::Inner, measure::Measure, passage::Waits, response, shared::Shared,
     transitions::Verdict,
 };
 use crate::{event::BODY, pool::caught};

@@ -57,6 +57,7 @@ mod job;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 mod keeper;
 mod late;
+mod measure;
 #[cfg(all(test, epilogue_model))]
 mod model;
 mod nowhere;

@@ -107,7 +107,7 @@ impl Shared {
         lock(&self.passing).passage()?.connection.clone()
     }
 
-    /// The head of the response is handed over.
+    /// The head of the response is handed over, or, on HTTP/2, the trailers are.
     pub(super) fn tell_connection_of_head(&self) {
         if let Some(connection) = lock(&self.passing).passage().and_then(|passage| passage.connection.as_ref()) {
             connection.head(&self.exchange);

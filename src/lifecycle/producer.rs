@@ -186,7 +186,8 @@ impl http_body::Body for Producer {
                 Poll::Pending
             }
             Ok(Poll::Ready(Some(Ok(frame)))) => {
-                match caught::call(|| body.is_end_stream()) {
+                // Behind trailers nothing comes, and a server does not ask.
+                match caught::call(|| frame.is_trailers() || body.is_end_stream()) {
                     Ok(true) => this.end(body, EventKind::BodyEnd),
                     Ok(false) => this.put_back(body),
                     Err(payload) => {

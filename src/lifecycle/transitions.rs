@@ -263,7 +263,7 @@ impl Shared {
 
     /// The client left; the first to notice says so.
     pub(super) fn abort(&self) {
-        if self.exchange.is_all_flushed() {
+        if self.exchange.is_all_flushed() || self.exchange.is_given_flushed() {
             // Contract rule 3: who leaves after the whole response has not aborted.
             return self.flushed_whole();
         }

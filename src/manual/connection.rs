@@ -63,7 +63,8 @@
 //!
 //! Both work once the handler has begun and the request's body has been read to its end. On HTTP/2 such a client gets what its
 //! windows take (RFC 9113, section 5.2), for it can widen none any more: when nothing is on its way but responses that wait for
-//! that, for a second, it has left.
+//! that, for a second, it has left. Nor can it answer a [ping](crate::EpilogueBuilder::http2_keep_alive):
+//! whatever is on its way, it has left when that answer is overdue, by default 50 s after the last that it sent.
 //!
 //! # What nobody can know
 //!
@@ -129,7 +130,9 @@
 //! connection does not tell which of it that was: they count as flushed when the server's turn is over. So a client that
 //! has read such a response, and whose connection breaks while that very turn is not over, may be told as aborted. The
 //! end of any other response counts from the flush right after it. The other way round, a stream that is reset while its
-//! last frame is on its way, cut short by its window, may be told as flushed.
+//! last frame is on its way, cut short by its window, may be told as flushed. So may one of which such a head, or
+//! trailers, are still to leave, if its connection writes something else in that turn; where it writes nothing, it is told as
+//! aborted.
 //!
 //! # Without a tracked connection
 //!

@@ -203,3 +203,52 @@ async fn a_body_that_has_ended_stays_ended() {
         }
     }
 }
+
+/// Whatever would come then: no server asks such a body for more. With an empty frame at its end, which is a mark, it has
+/// ended as well.
+#[tokio::test]
+async fn a_body_that_says_that_it_has_ended_is_asked_for_nothing_more() {
+    struct Last(&'static [&'static str], bool);
+
+    impl http_body::Body for Last {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+            let (first, rest) = self.0.split_first().expect("a body is asked for more although it has ended");
+            self.0 = rest;
+            Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(first.as_bytes())))))
+        }
+
+        fn is_end_stream(&self) -> bool {
+            self.0.is_empty()
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            if self.1 { SizeHint::with_exact(self.0.concat().len() as u64) } else { SizeHint::default() }
+        }
+    }
+
+    for frames in [&["he", "llo"][..], &["hello", ""]] {
+        for (sized, early_close) in [(true, false), (true, true), (false, false), (false, true)] {
+            let cell = format!("{frames:?}, sized: {sized}, early close: {early_close}");
+            let notes = Notes::default();
+            let app = Router::new()
+                .route("/", get(async move || Body::new(Last(frames, sized))))
+                .layer(ShutdownHookLayer::new(told(&notes)));
+            let app = if early_close { app.layer(EarlyCloseLayer::new()) } else { app };
+            let server = Server::start(app).await;
+            let mut client = server.connect().await;
+            client.send_get("/").await;
+            assert_eq!(client.response(false).await.text(), "hello", "{cell}");
+            let whole = Http2::connect(server.address).await.get("/").await.unwrap();
+            assert_eq!(whole.body, b"hello", "{cell}");
+            server.journal.ended(2).await;
+            assert_eq!(notes.all(), ["hook: NORMAL, Flushed"; 2], "{cell}");
+            assert!(server.stop().await.is_clean());
+        }
+    }
+}

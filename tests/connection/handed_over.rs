@@ -11,14 +11,24 @@ use tokio::net::{TcpListener, TcpStream};
 use tower::Service as _;
 use tower_epilogue::{ConnectionStatus, TrackedIo, test_util::Journal};
 
-use crate::support::soon;
+use crate::{
+    frames::{DATA, GOAWAY, RST_STREAM, RawHttp2, SETTINGS, frame, request},
+    support::soon,
+};
 
 fn app() -> Router {
     let trailers = || async {
         let frames = [Frame::data(Bytes::from("some")), Frame::trailers(HeaderMap::new())];
         Body::new(StreamBody::new(stream::iter(frames.map(Ok::<_, std::io::Error>))))
     };
-    Router::new().route("/empty", get(async || StatusCode::NO_CONTENT)).route("/trailers", get(trailers))
+    let fails = || async {
+        let frames = [Ok(Bytes::from("some")), Err(std::io::Error::other("the upstream broke off"))];
+        Body::from_stream(stream::iter(frames))
+    };
+    Router::new()
+        .route("/empty", get(async || StatusCode::NO_CONTENT))
+        .route("/trailers", get(trailers))
+        .route("/fails", get(fails))
 }
 
 /// Reads a whole response, and closes the connection at once, with or without a GOAWAY.
@@ -76,6 +86,99 @@ async fn who_leaves_with_the_whole_response_has_not_aborted() {
         soon("the request ends", journal.ended(1)).await;
         let story = journal.only();
         story.assert_flushed();
+        story.assert_status(ConnectionStatus::NORMAL);
+        story.assert_contract();
+    }
+}
+
+/// A request for `path`, served up to what `last` takes of its body.
+struct Served {
+    journal: Journal,
+    client: RawHttp2,
+    server: h2::server::Connection<TrackedIo<TcpStream>, Bytes>,
+    body: Body,
+    send: h2::SendStream<Bytes>,
+}
+
+impl Served {
+    async fn begin(path: &str) -> Self {
+        let journal = Journal::new();
+        let epilogue = journal.epilogue().build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = RawHttp2::connect(listener.local_addr().unwrap()).await;
+        client.send(&request("GET", path, 1, true)).await;
+        let io = TrackedIo::new(listener.accept().await.unwrap().0);
+        let mut service = epilogue.wrap(&io, app());
+        let mut server = h2::server::handshake(io).await.unwrap();
+        let (request, mut respond) = server.accept().await.unwrap().unwrap();
+        let request = Request::from_parts(request.into_parts().0, Body::empty());
+        let (head, body) = service.call(request).await.unwrap().into_parts();
+        let send = respond.send_response(Response::from_parts(head, ()), false).unwrap();
+        Self { journal, client, server, body, send }
+    }
+
+    /// Sends the body's data, and gives what comes behind it: when it comes, the data was flushed, or is about to be.
+    async fn behind_the_data(&mut self) -> Result<HeaderMap, axum::Error> {
+        soon("what comes behind the data", async {
+            loop {
+                let frame = tokio::select! {
+                    frame = self.body.frame() => frame.unwrap()?,
+                    _ = self.server.accept() => unreachable!("there is one request"),
+                };
+                match frame.into_data() {
+                    Ok(data) => self.send.send_data(data, false).unwrap(),
+                    Err(frame) => return Ok(frame.into_trailers().unwrap()),
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// The server reads of the reset only when it has taken them, and throws them away: nothing is written any more.
+#[tokio::test]
+async fn who_resets_its_stream_before_the_trailers_leave_has_aborted() {
+    let mut served = Served::begin("/trailers").await;
+    let trailers = served.behind_the_data().await.unwrap();
+    let Served { journal, mut client, mut server, body, mut send } = served;
+    client.until(|frame| frame.kind == SETTINGS).await;
+    client.until(|frame| frame.kind == DATA).await;
+    client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await;
+    // The runtime looks at its sockets, so that the server reads before it writes.
+    tokio::task::yield_now().await;
+    send.send_trailers(trailers).unwrap();
+    drop(body);
+    let serves = async { while server.accept().await.is_some_and(|next| next.is_ok()) {} };
+    tokio::select! {
+        () = soon("the request ends", journal.ended(1)) => {}
+        () = serves => panic!("the client has not left its connection"),
+    }
+    journal.only().assert_aborted();
+    journal.only().assert_contract();
+}
+
+/// Its stream is reset by the server, and its client has seen that and left when the server lets go of the body.
+#[tokio::test]
+async fn who_leaves_after_a_body_has_failed_has_not_aborted() {
+    for says_so in [true, false] {
+        let mut served = Served::begin("/fails").await;
+        served.behind_the_data().await.unwrap_err();
+        let Served { journal, mut client, mut server, body, mut send } = served;
+        send.send_reset(h2::Reason::INTERNAL_ERROR);
+        let serves = async { while server.accept().await.is_some_and(|next| next.is_ok()) {} };
+        let leaves = async {
+            client.until(|frame| frame.kind == RST_STREAM).await;
+            if says_so {
+                client.send(&frame(GOAWAY, 0, 0, &[0; 8])).await;
+            }
+            drop(client);
+        };
+        soon("the connection ends", async { tokio::join!(serves, leaves) }).await;
+        drop((server, send));
+        drop(body);
+        soon("the request ends", journal.ended(1)).await;
+        let story = journal.only();
+        story.assert_not_flushed();
         story.assert_status(ConnectionStatus::NORMAL);
         story.assert_contract();
     }

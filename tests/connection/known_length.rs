@@ -1,8 +1,8 @@
 //! HTTP/2 clients that know how long a body is, and do not wait for the end of its stream (RFC 9113, section 8.1.1).
 
-use axum::{Router, body::Body, http::header, routing::get};
+use axum::{Router, body::Body, http::header, response::IntoResponse as _, routing::get};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 
 use crate::{
     common::reset_when_dropped,
@@ -127,4 +127,39 @@ async fn who_leaves_with_the_end_of_the_stream_has_not_aborted() {
     }
     assert!(ends[1] >= 100, "each of unknown length was read to its end, and {} responses were flushed", ends[1]);
     assert!(server.stop().await.is_clean());
+}
+
+/// As on HTTP/1, where the server lets go of such a body: nobody waits for its end who knows how long it is. But who was told
+/// of trailers waits for those.
+#[tokio::test]
+async fn who_leaves_with_every_byte_has_not_aborted_where_the_body_has_not_ended_either() {
+    for (pieces, announced) in [(1, false), (20, false), (1, true)] {
+        for how in 0..3 {
+            let handler = async move || {
+                let bytes = Bytes::from(vec![b'x'; 100_000 / pieces]);
+                let all = stream::iter((0..pieces).map(move |_| Ok::<_, std::io::Error>(bytes.clone())));
+                let body = Body::from_stream(all.chain(stream::pending()));
+                let mut response = ([(header::CONTENT_LENGTH, "100000")], body).into_response();
+                if announced {
+                    response.headers_mut().insert(header::TRAILER, "x-end".parse().unwrap());
+                }
+                response
+            };
+            let server = Server::start(Router::new().route("/", get(handler))).await;
+            let mut client = read(&server, "/", 100_000).await;
+            match how {
+                0 => client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await,
+                1 => reset_when_dropped(&client.stream),
+                _ => {}
+            }
+            drop(client);
+            server.journal.ended(1).await;
+            let lines = server.journal.lines();
+            let flushed = lines.iter().any(|line| line == "flushed:100000/0");
+            assert_eq!(flushed, !announced, "in {pieces}, {how}: {lines:?}");
+            let end = if announced { "ended/1" } else { "ended/0" };
+            assert_eq!(lines.last().unwrap(), end, "in {pieces}, {how}: {lines:?}");
+            assert!(server.stop().await.is_clean());
+        }
+    }
 }

@@ -23,6 +23,7 @@ use axum::{
 use futures_util::{StreamExt as _, stream};
 use http::header::CONTENT_LENGTH;
 use http_body::{Frame, SizeHint};
+use http_body_util::StreamBody;
 use tower_epilogue::{
     EarlyCloseLayer, Event, EventKind, IgnoreAbortLayer, Lifecycle, Output, OutputResponse, ShutdownHookLayer,
     TimeLimitLayer,
@@ -128,6 +129,25 @@ async fn one_whose_reader_has_left_is_told_of_once_too() {
         let lines = logs.with(&format!("route=\"GET {route}\""));
         assert_eq!(lines.len(), 1, "{route}: {lines:#?}");
         assert!(lines[0].contains("whose reader had left failed"), "{lines:?}");
+    }
+}
+
+/// Nothing comes behind them, and no server asks.
+#[tokio::test]
+async fn one_that_has_given_its_trailers_has_ended() {
+    let trailers = async || {
+        let frames = [Frame::data(Bytes::from("some")), Frame::trailers(http::HeaderMap::new())];
+        Body::new(StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>))))
+    };
+    let server = TestServer::on_socket(Router::new().route("/", get(trailers))).await;
+    let mut client = server.connect().await;
+    client.send_get("/").await;
+    client.response().await;
+    Http2::connect(server.address().unwrap()).await.get("/").await.unwrap();
+    server.settled().await;
+    for story in server.journal().stories() {
+        assert_eq!((story.count("body_end"), story.count("body_dropped")), (1, 0), "{story:?}");
+        story.assert_contract();
     }
 }
 
