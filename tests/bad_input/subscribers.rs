@@ -123,9 +123,14 @@ fn of_a_continuation_that_fails() {
 #[test]
 fn of_a_continuation_that_is_cut() {
     told_of("a continuation was dropped", || {
-        let handler = async || Continuation::new(pending());
-        let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(LIMIT));
-        asked(app, |builder| builder, 200, &CUT)
+        let handler = async |lifecycle: Lifecycle| {
+            Continuation::new(async move {
+                // From here on: the response may take its time.
+                lifecycle.set_time_limit(LIMIT);
+                pending().await
+            })
+        };
+        asked(Router::new().route("/", get(handler)), |builder| builder, 200, &CUT)
     });
 }
 
@@ -134,14 +139,15 @@ fn of_a_thread_that_is_stuck() {
     told_of("a blocking continuation ran past", || {
         let (gate, opens) = std::sync::mpsc::channel::<()>();
         let opens = Arc::new(std::sync::Mutex::new(opens));
-        let handler = async move || {
+        let handler = async move |lifecycle: Lifecycle| {
             let opens = opens.clone();
             Continuation::blocking(move || {
+                lifecycle.set_time_limit(LIMIT);
                 let _ = opens.lock().unwrap().recv();
             })
         };
-        let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(LIMIT));
         async move {
+            let app = Router::new().route("/", get(handler));
             asked(app, |builder| builder, 200, &CUT).await;
             drop(gate);
         }

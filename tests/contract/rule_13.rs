@@ -135,7 +135,7 @@ async fn a_blocking_one_that_panics_after_its_limit_is_logged_with_its_route_and
         };
         Continuation::blocking(work).class("slow")
     };
-    let app = Router::new().route("/panics-late", get(handler)).layer(TimeLimitLayer::new(Duration::from_millis(50)));
+    let app = Router::new().route("/panics-late", get(handler)).layer(TimeLimitLayer::new(Duration::from_millis(200)));
     let server = Server::with(app, |builder| builder.class("slow", Bound::new(1))).await;
     for _ in 0..2 {
         assert_eq!(server.get("/panics-late").await.status, 200);
