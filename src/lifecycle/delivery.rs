@@ -35,7 +35,7 @@ pub(super) struct Delivery {
     /// What is still to come of a length that is known: an HTTP/1 server that has it lets go of the body, without asking
     /// for its end, and a client of HTTP/2 need not wait for that.
     left: Option<u64>,
-    /// Trailers are announced.
+    /// HTTP/2: trailers are announced.
     announces: bool,
     /// It has said so itself: it is asked for nothing more.
     ended: bool,

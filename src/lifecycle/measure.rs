@@ -15,7 +15,7 @@ pub(super) struct Measure {
     pub(super) sized: bool,
     /// The same, or what is declared.
     pub(super) length: Option<u64>,
-    /// Trailers are announced (RFC 9110, section 6.6.2).
+    /// HTTP/2: trailers are announced (RFC 9110, section 6.6.2).
     pub(super) announces: bool,
 }
 
@@ -31,7 +31,7 @@ impl Measure {
         }
         let body = response.body();
         let (bodiless, sized) = (stripped || body.is_end_stream(), body.size_hint().exact().is_some());
-        let announces = response.headers().contains_key(TRAILER);
+        let announces = shared.http2() && response.headers().contains_key(TRAILER);
         Self { bodiless, sized, length: response::length(response), announces }
     }
 }
