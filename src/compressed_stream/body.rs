@@ -76,8 +76,6 @@ impl Compressed {
 
     fn fail(&mut self, error: impl Into<BoxError>) -> Polled {
         self.body = None;
-        self.rest = Bytes::new();
-        self.trailers = None;
         // Whoever polls on after an error gets nothing more.
         drop(self.encoder.take());
         Poll::Ready(Some(Err(error.into())))
@@ -129,18 +127,17 @@ impl Compressed {
                         }
                     }
                     Err(frame) => {
+                        self.end()?;
                         self.trailers = frame.into_trailers().ok();
                         if let Some(trailers) = &mut self.trailers {
                             encoded::amend(trailers);
                         }
-                        self.end()?;
                     }
                 },
                 Poll::Ready(Some(Err(error))) => return Err(error.into_inner()),
                 Poll::Ready(None) => self.end()?,
                 Poll::Pending => {
                     if self.unflushed > 0 && self.has_paused(cx) {
-                        self.timer = None;
                         self.flush()?;
                     }
                     return Ok(self.give().unwrap_or(Poll::Pending));
@@ -166,5 +163,25 @@ impl http_body::Body for Compressed {
             Ok(polled) => polled,
             Err(error) => self.fail(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use futures_util::stream;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+    use crate::compressed_stream::{Level, accept::Encoding};
+
+    #[tokio::test]
+    async fn behind_an_error_nothing_comes() {
+        let fails = stream::iter([Ok("text"), Err(io::Error::other("no more of it"))]);
+        let encoder = Encoder::new(Encoding::Gzip, Level::Default);
+        let mut body = Compressed::new(Body::from_stream(fails), encoder, None);
+        assert!(body.frame().await.unwrap().is_err());
+        assert!(body.frame().await.is_none());
     }
 }
