@@ -165,23 +165,3 @@ impl http_body::Body for Compressed {
         }
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use std::io;
-
-    use futures_util::stream;
-    use http_body_util::BodyExt as _;
-
-    use super::*;
-    use crate::compressed_stream::{Level, accept::Encoding};
-
-    #[tokio::test]
-    async fn behind_an_error_nothing_comes() {
-        let fails = stream::iter([Ok("text"), Err(io::Error::other("no more of it"))]);
-        let encoder = Encoder::new(Encoding::Gzip, Level::Default);
-        let mut body = Compressed::new(Body::from_stream(fails), encoder, None);
-        assert!(body.frame().await.unwrap().is_err());
-        assert!(body.frame().await.is_none());
-    }
-}
