@@ -87,3 +87,23 @@ impl<T> Iterator for Queue<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_first_leaves_first_and_behind_the_last_it_is_empty() {
+        for count in 0..4 {
+            let mut queue = Queue::default();
+            (0..count).for_each(|item| queue.push_back(item));
+            queue.iter_mut().for_each(|item| *item += 1);
+            assert!(queue.iter().copied().eq(1..=count));
+            for item in 1..=count {
+                assert!(!queue.is_empty());
+                assert_eq!(queue.next(), Some(item));
+            }
+            assert!(queue.is_empty() && queue.next().is_none(), "of {count}");
+        }
+    }
+}

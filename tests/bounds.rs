@@ -9,6 +9,8 @@
 
 #[path = "bounds/classes.rs"]
 mod classes;
+#[path = "bounds/edges.rs"]
+mod edges;
 #[path = "bounds/failures.rs"]
 mod failures;
 #[path = "bounds/hold.rs"]

@@ -8,6 +8,8 @@
 
 mod support;
 
+#[path = "output/elsewhere.rs"]
+mod elsewhere;
 #[path = "output/end.rs"]
 mod end;
 #[path = "output/leave.rs"]

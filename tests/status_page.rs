@@ -20,6 +20,8 @@ mod live;
 mod overload;
 #[path = "status_page/page.rs"]
 mod page;
+#[path = "status_page/past.rs"]
+mod past;
 #[path = "status_page/secrets.rs"]
 mod secrets;
 #[path = "status_page/updates.rs"]

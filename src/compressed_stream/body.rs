@@ -76,8 +76,6 @@ impl Compressed {
 
     fn fail(&mut self, error: impl Into<BoxError>) -> Polled {
         self.body = None;
-        self.rest = Bytes::new();
-        self.trailers = None;
         // Whoever polls on after an error gets nothing more.
         drop(self.encoder.take());
         Poll::Ready(Some(Err(error.into())))
@@ -129,18 +127,17 @@ impl Compressed {
                         }
                     }
                     Err(frame) => {
+                        self.end()?;
                         self.trailers = frame.into_trailers().ok();
                         if let Some(trailers) = &mut self.trailers {
                             encoded::amend(trailers);
                         }
-                        self.end()?;
                     }
                 },
                 Poll::Ready(Some(Err(error))) => return Err(error.into_inner()),
                 Poll::Ready(None) => self.end()?,
                 Poll::Pending => {
                     if self.unflushed > 0 && self.has_paused(cx) {
-                        self.timer = None;
                         self.flush()?;
                     }
                     return Ok(self.give().unwrap_or(Poll::Pending));

@@ -289,6 +289,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_came_to_its_end_or_has_a_thread_of_its_own_is_not_lost() {
+        let (pool, runtime) = (Arc::<Pool>::default(), runtime());
+        let alone = |work| {
+            let (pool, runtime) = (pool.clone(), runtime.handle().clone());
+            run_alone(work, Arc::new(Noting { pool, runtime, notes: Arc::default() }));
+        };
+        let (ran, runs) = oneshot::channel();
+        alone(Continuation::new(async { ran.send(()).unwrap() }));
+        let (begins, begun) = oneshot::channel();
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        alone(Continuation::blocking(move || {
+            begins.send(()).unwrap();
+            let _ = released.recv();
+        }));
+        assert_eq!(runtime.block_on(async { (runs.await, begun.await) }), (Ok(()), Ok(())));
+        drop(runtime);
+        assert_eq!((pool.running(), pool.lost()), (0, 0));
+        drop(release);
+    }
+
     /// Panics at what it is told, or at what it is asked for: each in a run of its own, since behind the first panic nothing more is
     /// asked of it.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -215,10 +215,8 @@ impl http_body::Body for InTurns {
             return Poll::Pending;
         }
         let polled = Pin::new(&mut this.body).poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => this.taken += frame.data_ref().map_or(0, Bytes::len).max(TURN.1),
-            Poll::Ready(_) => {}
-            Poll::Pending => this.taken = 0,
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            this.taken += frame.data_ref().map_or(0, Bytes::len).max(TURN.1);
         }
         polled
     }

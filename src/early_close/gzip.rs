@@ -178,6 +178,26 @@ mod tests {
         assert_eq!(lock(&gzips.negotiated).len(), REMEMBERED.0);
     }
 
+    #[test]
+    fn what_a_long_header_asks_for_is_not_remembered() {
+        let gzips = Gzips::default();
+        let long = HeaderValue::from_str(&"gzip,".repeat(REMEMBERED.1)).unwrap();
+        assert!(gzips.are_for(&long, || true) && !gzips.are_for(&long, || false));
+        assert!(lock(&gzips.negotiated).is_empty());
+    }
+
+    /// Also of a body that its client has left.
+    #[test]
+    fn some_compressors_are_kept_and_no_crowd_of_them() {
+        let gzips = Arc::<Gzips>::default();
+        drop(gzips.body(Bytes::from_static(b"never polled")));
+        assert_eq!(lock(&gzips.idle).len(), 1);
+        let crowd: Vec<_> = (0..KEPT + 3).map(|_| gzips.body(Bytes::new())).collect();
+        assert!(lock(&gzips.idle).is_empty());
+        drop(crowd);
+        assert_eq!(lock(&gzips.idle).len(), KEPT);
+    }
+
     /// A header's value is a slice of the buffer that its request was read into.
     #[test]
     fn what_is_remembered_keeps_no_request_in_memory() {

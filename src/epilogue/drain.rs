@@ -170,8 +170,8 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
 /// Waits for the end, to the pool's deadline, or until somebody has it cut; says each second how much is left. Gives what
 /// ended the wait before all was over.
 async fn cut_short(pool: &Pool, serving: Option<Serving<'_>>, ended: impl Future<Output = ()>) -> Option<&'static str> {
+    // It hears of what is cut from here on, polled or not.
     let (mut ended, mut cut) = (pin!(ended), pin!(pool.cut.notified()));
-    cut.as_mut().enable();
     let mut deadline = pin!(async {
         match pool.settings.drain_deadline {
             Some(deadline) => tokio::time::sleep(deadline).await,

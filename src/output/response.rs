@@ -196,7 +196,6 @@ impl http_body::Body for OutputBody {
         this.gave_turn = false;
         if let Err(error) = this.produce(cx) {
             this.ended = true;
-            this.pipe.reader_dropped();
             return Poll::Ready(Some(Err(error)));
         }
         this.pipe.poll_next(cx, this.producer.is_some()).map(|next| match next {
@@ -211,10 +210,6 @@ impl http_body::Body for OutputBody {
                 Some(Err("an output was dropped before it was finished".into()))
             }
         })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.ended
     }
 }
 

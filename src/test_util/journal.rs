@@ -179,10 +179,8 @@ impl Journal {
     async fn wait(&self, line: Line, what: String, found: impl Fn(&Self) -> bool) {
         let seen = async {
             loop {
-                // Enlisted before the look, so that what is told after it is heard of.
+                // Before the look, so that what is told after it is heard of.
                 let news = self.news.notified();
-                tokio::pin!(news);
-                news.as_mut().enable();
                 if found(self) {
                     return;
                 }

@@ -310,12 +310,9 @@ impl TestServer {
 
     async fn settle(&self) {
         loop {
+            // Before the look, so that what changes after it is heard of.
             let (news, changed) = (self.journal.news().notified(), self.open.changed().notified());
             let closing = self.presence.closing().notified();
-            tokio::pin!(news, changed, closing);
-            news.as_mut().enable();
-            changed.as_mut().enable();
-            closing.as_mut().enable();
             self.epilogue.events_delivered().await;
             if !self.presence.is_seen(&self.open) || !self.journal.all_ended() {
                 tokio::select! {

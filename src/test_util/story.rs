@@ -325,4 +325,58 @@ mod tests {
         let later = around(&[flushed, ContinuationStart, Aborted, ContinuationEnd]);
         assert!(catch_unwind(|| later.assert_contract()).is_err());
     }
+
+    #[test]
+    fn what_did_not_happen_is_in_no_order() {
+        let story = story(&[EventKind::Arrived, EventKind::Ended]);
+        story.assert_order(&["arrived", "ended"]);
+        for names in [["handler_start", "ended"], ["ended", "handler_start"], ["ended", "arrived"]] {
+            assert!(catch_unwind(|| story.assert_order(&names)).is_err(), "{names:?}");
+        }
+    }
+
+    fn reason(story: &Story) -> Option<String> {
+        catch_unwind(|| story.assert_contract()).err().map(|payload| *payload.downcast::<String>().unwrap())
+    }
+
+    #[test]
+    fn each_part_of_the_contract_is_missed() {
+        use EventKind::{
+            Arrived, ContinuationEnd, ContinuationStart, Ended, Flushed, HandlerEnd, HandlerStart, HookEnd, HookStart,
+        };
+
+        let (flushed, [first, second]) =
+            (Flushed { bytes: 1 }, [0, 1].map(|hook| (HookStart { hook }, HookEnd { hook })));
+        for (kinds, missed) in [
+            (&[Arrived][..], "a request ends once"),
+            (&[Ended, Ended], "a request ends once"),
+            (&[Ended, Arrived], "a request ends once"),
+            (&[HandlerStart, Ended], "a handler that began ends"),
+            (&[HandlerStart, HandlerEnd, HandlerEnd, Ended], "a handler ends once"),
+            (&[ContinuationStart, ContinuationStart, ContinuationEnd, Ended], "one after the other"),
+            (&[ContinuationEnd, Ended], "a continuation ends once"),
+            (&[ContinuationStart, Ended], "a continuation that started ends"),
+            (&[first.0.clone(), second.0, first.1.clone(), second.1, Ended], "hooks run one after the other"),
+            (&[first.0.clone(), Ended], "hooks run one after the other"),
+            (&[HandlerStart, first.0, first.1, HandlerEnd, Ended], "no hook runs before the last handler_end"),
+            (&[flushed.clone(), flushed, Ended], "a response has one fate"),
+        ] {
+            let reason = reason(&story(kinds)).unwrap_or_default();
+            assert!(reason.contains(missed), "{missed}: {reason}");
+        }
+
+        let whole = || story(&[Arrived, Ended]);
+        assert_eq!(reason(&whole()), None);
+        let (mut loses, mut untold, mut earlier) = (whole(), whole(), whole());
+        loses.events[0].status = ConnectionStatus::TIMEOUT;
+        untold.events[1].status = ConnectionStatus::ABORTED;
+        earlier.events[0].at = Duration::from_secs(1);
+        for (story, missed) in [
+            (loses, "bits are only ever added"),
+            (untold, "an abort is told of"),
+            (earlier, "time does not run backwards"),
+        ] {
+            assert!(reason(&story).unwrap().contains(missed), "{missed}");
+        }
+    }
 }

@@ -176,6 +176,22 @@ async fn the_pause_before_a_flush_is_a_setting() {
     }
 }
 
+/// Each would cost its client some bytes.
+#[tokio::test]
+async fn a_flush_of_nothing_gives_nothing() {
+    for encoding in ENCODINGS {
+        let marked = async || Body::from_stream(stream::iter(["", "token", "", "", ""].map(Ok::<_, Infallible>)));
+        let app = Router::new().route("/", get(marked)).layer(CompressedStreamLayer::new().flush_on_pause(None));
+        let mut body = app.oneshot(request("/", encoding)).await.unwrap().into_body();
+        let mut frames = 0;
+        while let Some(frame) = body.frame().await {
+            frame.unwrap();
+            frames += 1;
+        }
+        assert_eq!(frames, 2, "{encoding}: what was flushed, and the end");
+    }
+}
+
 /// A producer that finds nothing more among much, and has its task's turn used up whenever it waits: tokio's timers wait
 /// then, too.
 #[tokio::test]

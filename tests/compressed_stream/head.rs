@@ -1,15 +1,20 @@
 //! What is compressed, and what its head says.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
 use axum::{
     Router,
     body::{Body, HttpBody as _},
     response::Response,
-    routing::get,
+    routing::{any, get},
 };
 use futures_util::stream;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode};
+use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
 use tower::ServiceExt;
 use tower_epilogue::CompressedStreamLayer;
@@ -95,15 +100,20 @@ async fn what_must_not_be_compressed_is_left_alone() {
         ("encoded already", head(&[("content-encoding", "identity")])),
         ("a part", head(&[("content-range", "bytes 0-8/100")])),
         ("206", status(StatusCode::PARTIAL_CONTENT)),
+        ("101", status(StatusCode::SWITCHING_PROTOCOLS)),
         ("204", status(StatusCode::NO_CONTENT)),
         ("304", status(StatusCode::NOT_MODIFIED)),
         ("no-transform", head(&[("cache-control", "private, No-Transform")])),
+        ("no-transform in a line of its own", head(&[("cache-control", "private"), ("cache-control", "no-transform")])),
         ("a digest", head(&[("content-digest", "sha-256=:AAAA:")])),
+        ("an old digest", head(&[("content-md5", "AAAA")])),
         ("a digest in the trailers", head(&[("trailer", "x-checksum , Content-Digest")])),
         ("a picture", head(&[("content-type", "image/png")])),
         ("a film", head(&[("content-type", "Video/MP4")])),
         ("gRPC", head(&[("content-type", "application/grpc+proto")])),
         ("an archive", head(&[("content-type", "application/zip")])),
+        ("another", head(&[("content-type", "application/zstd")])),
+        ("a font", head(&[("content-type", "font/woff2")])),
     ] {
         let encoded = answer.headers.iter().any(|(name, _)| *name == "content-encoding");
         let response = answered(answer, Method::GET, "gzip").await;
@@ -116,6 +126,41 @@ async fn what_must_not_be_compressed_is_left_alone() {
         let headers: &'static [_] = Box::leak(Box::new([("content-type", also)]));
         let response = answered(head(headers), Method::GET, "gzip").await;
         assert!(response.headers().contains_key("content-encoding"), "{also}");
+    }
+}
+
+/// Of a successful CONNECT there is none (RFC 9110, section 9.3.6), and of one that was taken off nothing more comes.
+#[tokio::test]
+async fn where_no_body_follows_nothing_is_said_of_its_encoding() {
+    struct TakenOff;
+
+    impl http_body::Body for TakenOff {
+        type Data = bytes::Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Self::Data>, Infallible>>> {
+            Poll::Ready(None)
+        }
+
+        fn is_end_stream(&self) -> bool {
+            true
+        }
+    }
+
+    let app = Router::new()
+        .route("/", any(async || streamed(&["some", " text"])))
+        .route("/taken-off", any(async || Body::new(TakenOff)))
+        .layer(CompressedStreamLayer::new());
+    for (method, path, encoded) in
+        [(Method::POST, "/", true), (Method::CONNECT, "/", false), (Method::GET, "/taken-off", false)]
+    {
+        let mut request = request(path, "gzip");
+        *request.method_mut() = method;
+        let response = app.clone().oneshot(request).await.unwrap();
+        assert_eq!(response.headers().contains_key("content-encoding"), encoded, "{path}");
     }
 }
 
@@ -164,7 +209,7 @@ async fn trailers_come_behind_the_end_of_the_compressed_stream() {
         for (name, value) in [("x-checksum", "123"), ("repr-digest", "sha-256=:AAAA:"), ("etag", "\"v1\"")] {
             trailers.insert(name, HeaderValue::from_static(value));
         }
-        let frames = [http_body::Frame::data(bytes::Bytes::from("some text")), http_body::Frame::trailers(trailers)];
+        let frames = [Frame::data(bytes::Bytes::from("some text")), Frame::trailers(trailers)];
         Body::new(StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>))))
     };
     let app = Router::new().route("/", get(handler)).layer(CompressedStreamLayer::new());
@@ -192,7 +237,10 @@ async fn a_body_that_fails_ends_without_the_end_of_its_compressed_stream() {
         let (mut bytes, mut failed) = (Vec::new(), false);
         while let Some(frame) = body.frame().await {
             match frame {
-                Ok(frame) => bytes.extend(frame.into_data().unwrap()),
+                Ok(frame) => {
+                    assert!(!failed, "{encoding}: nothing comes behind the error");
+                    bytes.extend(frame.into_data().unwrap());
+                }
                 Err(error) => {
                     assert!(error.to_string().contains("no more of it"), "{error}");
                     failed = true;
@@ -248,7 +296,9 @@ async fn a_304_has_the_validator_that_its_client_asked_with() {
     ] {
         let app = asked_for(&unmodified).layer(CompressedStreamLayer::new());
         let mut request = request("/", "gzip");
-        request.headers_mut().insert("if-none-match", HeaderValue::from_static(asked));
+        // It may be in one line of several.
+        request.headers_mut().append("if-none-match", HeaderValue::from_static("\"another\""));
+        request.headers_mut().append("if-none-match", HeaderValue::from_static(asked));
         let response = app.oneshot(request).await.unwrap();
         assert_eq!(response.headers()["etag"], told, "{asked}");
         assert_eq!(response.headers().get("vary").map(|vary| vary.to_str().unwrap()), vary, "{asked}");

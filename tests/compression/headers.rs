@@ -12,7 +12,7 @@ use tower::ServiceExt as _;
 use crate::{
     early_close,
     fetch::{Got, Version, fetch, request},
-    support::Server,
+    support::{Server, logs},
     text,
 };
 
@@ -37,9 +37,34 @@ async fn a_strong_etag_is_weakened_and_ranges_are_no_longer_offered() {
 }
 
 #[tokio::test]
-async fn unencoded_an_etag_stays_strong() {
+async fn an_etag_stays_strong_where_nothing_is_encoded_here() {
     let got = answer(&[], || ([(header::ETAG, "\"abc\"")], "short").into_response()).await;
     assert_eq!((got.text(header::ETAG), got.text(header::CONTENT_ENCODING)), (Some("\"abc\""), None));
+    let got = answer(&[], || {
+        ([(header::ETAG, "\"abc\""), (header::CONTENT_ENCODING, "identity")], text(5000)).into_response()
+    });
+    assert_eq!(got.await.text(header::ETAG), Some("\"abc\""));
+}
+
+/// What is remembered of the one is not what the other wants (RFC 9110, section 5.3).
+#[tokio::test]
+async fn what_a_client_accepts_may_stand_in_several_lines() {
+    let app = Router::new().route("/", get(async || text(5000))).layer(early_close().compress());
+    let server = Server::start(app).await;
+    for (lines, encoding) in [(&["br;q=0.1", "gzip"][..], "gzip"), (&["br;q=0.1"], "br")] {
+        let lines: Vec<_> = lines.iter().map(|line| (header::ACCEPT_ENCODING, *line)).collect();
+        let got = fetch(server.address, Version::Http11, request(Method::GET, "/", &lines)).await;
+        assert_eq!(got.text(header::CONTENT_ENCODING), Some(encoding), "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_length_of_the_plain_bytes_is_no_wrong_one() {
+    let logs = logs();
+    let got = answer(&[], || ([(header::CONTENT_LENGTH, "5003")], text(5003)).into_response()).await;
+    assert_eq!(got.text(header::CONTENT_ENCODING), Some("gzip"));
+    let said = logs.with("5003");
+    assert!(said.is_empty(), "{said:#?}");
 }
 
 #[tokio::test]
@@ -67,7 +92,7 @@ async fn a_304_has_the_validator_that_its_client_asked_with() {
 #[tokio::test]
 async fn what_is_to_stay_as_it_is_does() {
     type Row = (&'static str, fn() -> Response);
-    let rows: [Row; 9] = [
+    let rows: [Row; 10] = [
         ("no-transform", || ([(header::CACHE_CONTROL, "no-transform, max-age=5")], text(5000)).into_response()),
         ("digest", || ([("content-digest", "sha-256=:AAAA:")], text(5000)).into_response()),
         ("digest in the trailers", || ([(header::TRAILER, "repr-digest")], text(5000)).into_response()),
@@ -79,6 +104,10 @@ async fn what_is_to_stay_as_it_is_does() {
         ("ranges", || {
             let ranges = [(header::CONTENT_TYPE, "multipart/byteranges; boundary=range")];
             (StatusCode::PARTIAL_CONTENT, ranges, text(5000)).into_response()
+        }),
+        ("no range", || {
+            let range = [(header::CONTENT_RANGE, "bytes */5000")];
+            (StatusCode::RANGE_NOT_SATISFIABLE, range, text(5000)).into_response()
         }),
         ("image", || ([(header::CONTENT_TYPE, "image/png")], text(5000)).into_response()),
         ("short", || "short".into_response()),
@@ -96,25 +125,26 @@ async fn what_is_to_stay_as_it_is_does() {
 
 #[tokio::test]
 async fn trailers_say_nothing_of_the_plain_bytes() {
-    let with_trailers = async || {
+    let trailers = || {
         let trailers = [("x-note", "kept"), ("repr-digest", "sha-256=:AAAA:"), ("etag", "\"abc\"")];
-        let trailers = async move {
-            let named = trailers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-            Some(Ok(named.into_iter().collect::<HeaderMap>()))
-        };
-        axum::body::Body::new(crate::streamed(&text(5000)).with_trailers(trailers))
+        let named = trailers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+        async move { Some(Ok(named.into_iter().collect::<HeaderMap>())) }
     };
+    let streams = async move || axum::body::Body::new(crate::streamed(&text(5000)).with_trailers(trailers()));
+    // Its length is known.
+    let whole = async move || axum::body::Body::new(axum::body::Body::from(text(5000)).with_trailers(trailers()));
+    let app = Router::new().route("/streams", get(streams)).route("/whole", get(whole));
     for encoding in crate::ENCODINGS {
-        for limit in [1 << 20, 1] {
-            let app = Router::new().route("/", get(with_trailers)).layer(early_close().compress().buffer_limit(limit));
-            let mut request = request(Method::GET, "/", &[(header::ACCEPT_ENCODING, encoding)]);
+        for (path, limit) in [("/streams", 1 << 20), ("/streams", 1), ("/whole", 1 << 20)] {
+            let app = app.clone().layer(early_close().compress().buffer_limit(limit));
+            let mut request = request(Method::GET, path, &[(header::ACCEPT_ENCODING, encoding)]);
             *request.version_mut() = http::Version::HTTP_2;
             let response = app.oneshot(request.map(|()| axum::body::Body::empty())).await.unwrap();
             assert_eq!(response.headers()[header::CONTENT_ENCODING], encoding);
             let trailers = response.into_body().collect().await.unwrap().trailers().cloned().unwrap();
             let expected = [("x-note", "kept"), ("etag", "W/\"abc\"")];
             let expected = expected.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
-            assert_eq!(trailers, expected.into_iter().collect::<HeaderMap>(), "{encoding} {limit}");
+            assert_eq!(trailers, expected.into_iter().collect::<HeaderMap>(), "{encoding} {path} {limit}");
         }
     }
 }

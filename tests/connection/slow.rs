@@ -13,7 +13,7 @@ use tower_epilogue::{EventKind, TimeLimitLayer, TrackedIo, TrackedSocket, Tracki
 
 use crate::{
     frames::{RawHttp2, request},
-    support::{Journal, MemoryClient, MemoryServer, Server},
+    support::{Journal, MemoryClient, MemoryServer, Server, h2client::read},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -191,6 +191,22 @@ async fn without_the_timeout_nobody_is_disconnected() {
     tokio::time::sleep(24 * 3600 * SECOND).await;
     client.send("st: test\r\n\r\n").await;
     client.read_until("\r\n\r\nxxx").await;
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+/// From its first request on it is the pings that tell.
+#[tokio::test(start_paused = true)]
+async fn an_http2_client_between_two_requests_is_not_late() {
+    let server = MemoryServer::with(app(), |builder| builder.header_read_timeout(5 * SECOND));
+    let (mut client, connection) = h2::client::handshake(server.connect().stream).await.unwrap();
+    tokio::spawn(connection);
+    for _ in 0..2 {
+        let request = http::Request::get("http://test/3").body(()).unwrap();
+        let (response, _) = client.send_request(request, true).unwrap();
+        assert_eq!(read(response.await.unwrap()).await.unwrap().body, b"xxx");
+        tokio::time::sleep(3600 * SECOND).await;
+    }
     drop(client);
     assert!(server.stop().await.is_clean());
 }

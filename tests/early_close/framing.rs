@@ -1,10 +1,21 @@
 //! Past the limit a body streams on, framed as its version wants it; nothing is lost or sent twice.
 
-use std::convert::Infallible;
+use std::{
+    convert::Infallible,
+    pin::Pin,
+    task::{Context, Poll},
+};
 
-use axum::{Router, body::Body, response::IntoResponse, routing::get};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    middleware::map_response,
+    response::{IntoResponse, Response},
+    routing::get,
+};
 use futures_util::stream;
 use http::{Method, StatusCode, header};
+use http_body::Frame;
 use tower::service_fn;
 use tower_epilogue::EarlyCloseLayer;
 
@@ -204,5 +215,51 @@ async fn what_has_no_body_declares_no_length_but_one_that_its_handler_knows() {
                 assert_eq!(lengths, expected, "{method} {path}");
             }
         }
+    }
+}
+
+/// A body that was taken off is at its end, and does not say how long it was. Of a `HEAD` nothing follows in any case, and a
+/// declared length ends what follows: so the connection can live on, also on HTTP/1.0 (RFC 9112, section 9.3).
+#[tokio::test]
+async fn on_http_1_0_a_connection_lives_on_where_its_client_knows_the_end() {
+    let handler = async || ([(header::CONTENT_LENGTH, whole().len())], streamed());
+    let events = async || {
+        (
+            [(header::CONTENT_LENGTH, whole().len().to_string()), (header::CONTENT_TYPE, "text/event-stream".into())],
+            streamed(),
+        )
+    };
+    let app = Router::new()
+        .route("/", get(handler))
+        .route("/events", get(events))
+        .route(
+            "/taken-off",
+            get(handler).layer(map_response(async |response: Response| response.map(|_| Body::new(TakenOff)))),
+        )
+        .route("/no-events", get(async || ([(header::CONTENT_TYPE, "text/event-stream")], Body::new(TakenOff))))
+        .layer(EarlyCloseLayer::new().buffer_limit(1).keep_alive());
+    let server = Server::start(app).await;
+    for (method, path) in [("GET", "/"), ("GET", "/events"), ("HEAD", "/taken-off"), ("HEAD", "/no-events")] {
+        let mut client = server.connect().await;
+        client.send(&format!("{method} {path} HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")).await;
+        let reply = client.response(method == "HEAD").await;
+        assert_eq!(reply.header("connection"), Some("keep-alive"), "{method} {path}: {}", reply.head);
+        let length = (path != "/no-events").then(|| whole().len().to_string());
+        assert_eq!(reply.header("content-length"), length.as_deref(), "{method} {path}");
+    }
+}
+
+struct TakenOff;
+
+impl http_body::Body for TakenOff {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(None)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        true
     }
 }

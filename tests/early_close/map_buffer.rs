@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header, response::Parts};
 use tower_epilogue::{Continuation, EarlyCloseLayer, ShutdownHookLayer};
 
-use crate::support::{Notes, Server, ends, h2client::Http2, soon, streamed};
+use crate::support::{Notes, Server, ends, h2client::Http2, logs, soon, streamed};
 
 fn shouts(notes: &Notes) -> EarlyCloseLayer {
     let notes = notes.clone();
@@ -208,4 +208,54 @@ async fn its_panic_is_told_to_hooks() {
     let server = Server::start(Router::new().route("/", get(async || "hello")).layer(layers)).await;
     assert_eq!(server.get("/").await.status, 500);
     assert_eq!(soon("a hook", panics.recv()).await.unwrap().as_deref(), Some("as this test wants it"));
+}
+
+#[tokio::test]
+async fn the_length_of_the_body_before_is_neither_declared_nor_a_wrong_one() {
+    let logs = logs();
+    let layer = EarlyCloseLayer::new().map_buffer(async |mut parts: Parts, bytes: Bytes| {
+        if parts.headers.remove("x-empties").is_some() {
+            parts.status = StatusCode::NO_CONTENT;
+            return Ok((parts, Bytes::new()));
+        }
+        Ok::<_, io::Error>((parts, Bytes::from([&bytes[..], b"!"].concat())))
+    });
+    let declares = |headers: [(&'static str, &'static str); 2]| get(async move || (headers, "twelve bytes"));
+    let app = Router::new()
+        .route("/grows", declares([("content-length", "12"), ("x-note", "grows")]))
+        .route("/empties", declares([("content-length", "12"), ("x-empties", "yes")]))
+        .layer(layer);
+    let server = Server::start(app).await;
+    for (path, length) in [("/grows", Some("13")), ("/empties", None)] {
+        assert_eq!(server.get(path).await.header("content-length"), length, "{path}");
+        let reply = Http2::connect(server.address).await.get(path).await.unwrap();
+        assert_eq!(reply.headers.get("content-length").map(|length| length.to_str().unwrap()), length, "{path}");
+    }
+    let said = logs.with("wrong Content-Length");
+    assert!(!said.iter().any(|line| line.contains("/grows")), "{said:#?}");
+}
+
+#[tokio::test]
+async fn a_body_of_known_length_is_the_functions_up_to_the_limit() {
+    for (length, called) in [(20, true), (21, false)] {
+        let notes = Notes::default();
+        let text = "x".repeat(length);
+        let app = Router::new().route("/", get(async move || text.clone())).layer(shouts(&notes));
+        assert_eq!(Server::start(app).await.get("/").await.header("x-mapped").is_some(), called, "{length}");
+        assert_eq!(notes.all().len(), usize::from(called));
+    }
+}
+
+#[tokio::test]
+async fn of_a_head_whose_body_was_taken_off_no_length_is_declared_by_anybody() {
+    let layer =
+        EarlyCloseLayer::new().map_buffer(async |parts: Parts, bytes: Bytes| Ok::<_, io::Error>((parts, bytes)));
+    let empty = async || ([(header::CONTENT_LENGTH, "12")], Body::empty());
+    let server = Server::start(Router::new().route("/", get(empty)).layer(layer)).await;
+    let mut client = server.connect().await;
+    client.send("HEAD / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    assert_eq!(client.reply().await.header("content-length"), None);
+    let mut client = Http2::connect(server.address).await;
+    let head = soon("the head", client.start("HEAD", "/").await).await.unwrap();
+    assert_eq!(head.headers().get("content-length"), None);
 }

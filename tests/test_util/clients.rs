@@ -158,3 +158,30 @@ async fn a_reader_on_a_narrow_socket_is_waited_for() {
     server.settled().await;
     server.journal().only().assert_flushed();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_reader_takes_no_more_than_it_says_and_finds_what_comes_byte_by_byte() {
+    let server = TestServer::in_memory(app());
+    let mut client = server.connect().await;
+    // Of none it would never read.
+    client.read_slowly(0, Duration::from_secs(1));
+    client.send_get("/").await;
+    let began = tokio::time::Instant::now();
+    let head = client.read_until("\r\n\r\n").await;
+    assert!(head.ends_with(b"\r\n\r\n"));
+    assert_eq!(began.elapsed().as_secs(), head.len() as u64);
+    client.read_slowly(2, Duration::from_secs(1));
+    assert_eq!(client.read(5).await, "hello");
+    assert_eq!(began.elapsed().as_secs(), head.len() as u64 + 3);
+}
+
+#[tokio::test]
+async fn a_client_may_be_as_narrow_and_stop_as_late_as_it_likes() {
+    let server = TestServer::in_memory(app());
+    let mut client = server.connect_narrow(0).await;
+    client.send_get("/").await;
+    assert_eq!(client.response().await.text(), "hello");
+    let request = "GET /wait HTTP/1.1\r\nhost: test\r\n\r\n";
+    server.connect().await.stop_request_at(request, usize::MAX, Leave::Silence).await;
+    server.journal().begun(2).await;
+}
