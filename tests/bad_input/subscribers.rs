@@ -127,7 +127,7 @@ fn of_a_continuation_that_is_cut() {
             Continuation::new(async move {
                 // From here on: the response may take its time.
                 lifecycle.set_time_limit(LIMIT);
-                pending().await
+                pending::<()>().await;
             })
         };
         asked(Router::new().route("/", get(handler)), |builder| builder, 200, &CUT)
