@@ -6,7 +6,7 @@ use axum::{Router, body::Body, routing::get};
 use futures_util::stream;
 use serde_json::{Value, json};
 use tokio::time::sleep;
-use tower_epilogue::{Continuation, ShutdownHookLayer, TimeLimitLayer, test_util::TestServer};
+use tower_epilogue::{Continuation, Event, ShutdownHookLayer, TimeLimitLayer, test_util::TestServer};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -57,4 +57,21 @@ async fn what_went_wrong_and_how_long_it_worked() {
     assert_eq!(said("age_seconds")[3].as_f64().unwrap().floor(), 5.0);
     let ago: Vec<_> = said("ended_seconds_ago").iter().map(|ago| ago.as_f64().unwrap().floor()).collect();
     assert_eq!(ago, [10.0, 14.0, 14.0, 15.0]);
+}
+
+/// What listens beside it may hang: then what is counted so far has to do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_function_that_never_returns_holds_no_page_up() {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    // The runtime is told, so that the threads that are left do the work of this one.
+    let hangs = move |_: &Event| tokio::task::block_in_place(|| released.lock().unwrap().recv().unwrap_or(()));
+    let builder = TestServer::builder().epilogue(|epilogue| epilogue.status_page().on_event(hangs));
+    let app = Router::new().route("/", get(async || "hello"));
+    let server = builder.on_socket_with(async |epilogue| app.nest("/status", epilogue.status_page())).await;
+    assert_eq!(server.get("/").await.text(), "hello");
+    let page: Value = serde_json::from_str(&server.get("/status/json").await.text()).unwrap();
+    // What it was told of before it hung.
+    assert_eq!((&page["requests"]["accepted"], &page["requests"]["ended"]), (&json!(1), &json!(0)), "{page}");
+    drop(release);
 }
