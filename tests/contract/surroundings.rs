@@ -7,7 +7,9 @@ use axum::{
     middleware::{Next, from_fn},
     routing::get,
 };
-use tower_epilogue::{Continuation, EpilogueBuilder, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer};
+use tower_epilogue::{
+    Continuation, EpilogueBuilder, IgnoreAbortLayer, Lifecycle, Output, OutputError, ShutdownHookLayer,
+};
 use tracing::Instrument;
 
 use crate::{
@@ -86,6 +88,45 @@ async fn it_is_there_in_a_handler_and_a_body_whose_client_left() {
         assert_eq!(notes.all(), ["started", "acme", "acme"], "{leave:?}");
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// What it writes later, too, what comes behind its end, and the record of its failure.
+#[tokio::test]
+async fn it_is_there_with_the_span_in_what_writes_an_output() {
+    let (logs, notes) = (logs(), Notes::default());
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        let notes = theirs.clone();
+        let writes = move |mut output: Output| async move {
+            notes.add(format!("begins: {}", tenant()));
+            output.write("half").await?;
+            output.flush().await?;
+            notes.add(format!("goes on: {}", tenant()));
+            output.finish().await?;
+            tokio::task::yield_now().await;
+            notes.add(format!("behind its end: {}", tenant()));
+            Ok::<_, OutputError>(())
+        };
+        lifecycle.output(writes)
+    };
+    let fails = async |lifecycle: Lifecycle| {
+        let writes = async |mut output: Output| {
+            output.write("half").await?;
+            Err::<(), _>(std::io::Error::other("the other half is missing"))
+        };
+        let span = tracing::info_span!("the_writer_of_half", tenant = "acme");
+        async move { lifecycle.output(writes) }.instrument(span).await
+    };
+    let app = Router::new().route("/", get(handler)).route("/fails", get(fails));
+    let server = Server::with(scoped(app), carries).await;
+    assert_eq!(server.get("/").await.dechunked().as_deref(), Some(&b"half"[..]));
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["begins: acme", "goes on: acme", "behind its end: acme"]);
+    assert_eq!(server.get("/fails").await.dechunked(), None);
+    server.journal.ended(2).await;
+    let told = logs.with("the other half is missing");
+    assert!(told.len() == 1 && told[0].contains("the_writer_of_half"), "{told:?}");
+    assert!(server.stop().await.is_clean());
 }
 
 #[tokio::test]
