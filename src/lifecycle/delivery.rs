@@ -64,6 +64,9 @@ impl Delivery {
         let held = match (shared.http2() && !complete).then(|| shared.connection()).flatten() {
             Some(connection) => {
                 connection.guards();
+                if length == Some(0) && !announces {
+                    connection.await_given(&shared.exchange);
+                }
                 Held::Open
             }
             None => Held::Never,
@@ -191,6 +194,9 @@ impl http_body::Body for Delivery {
         }
         if this.panicked.get() {
             return this.fail(panicked());
+        }
+        if this.left == Some(0) {
+            this.shared.exchange.take_all();
         }
         let polled = if matches!(this.held, Held::End(_)) { this.poll_held() } else { this.poll_next(cx) };
         if polled.is_pending() {
