@@ -124,7 +124,7 @@ async fn a_locked_sqlite_refuses_and_loses_nothing() {
         assert_eq!(node.post("/", &[], &format!("before {number}")).await.status, 200);
     }
     let Place::Sqlite(file) = &place else { unreachable!() };
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&file.path).busy_timeout(Duration::from_secs(5));
+    let options = SqliteConnectOptions::new().filename(&file.path).busy_timeout(Duration::from_secs(5));
     let mut other = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
     sqlx::query("BEGIN IMMEDIATE").execute(&mut other).await.unwrap();
     let reply = node.post("/", &[], "refused").await;
