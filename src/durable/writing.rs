@@ -161,12 +161,11 @@ impl Writing {
         if !looked.is_empty() {
             let there = self.engine.are_there(&looked, begun.tx()).await?;
             for (op, done) in ops.iter().zip(&mut done) {
-                match op {
-                    Op::Look { id, key, .. } if there.iter().any(|(its, keys)| (its, keys) == (id, key)) => {
-                        promoted.push(*id)
-                    }
-                    Op::Look { .. } => *done = Done::Missing,
-                    _ => {}
+                let Op::Look { id, key, .. } = op else { continue };
+                if there.iter().any(|job| (job.0, &job.1) == (*id, key)) {
+                    promoted.push(*id);
+                } else {
+                    *done = Done::Missing;
                 }
             }
         }
