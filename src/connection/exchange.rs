@@ -215,16 +215,15 @@ impl Exchange {
     /// A flush completed, `after_reading` if the server was done with that: does it release a held end?
     ///
     /// Not while it reads, when chunks that are gone may have been discarded with their stream (each turn ends with a
-    /// flush after it); not that of such a stream, whose body is about to be dropped; and not before anything was written
-    /// since the head was handed over: it waits as the chunks do, and has no guard.
+    /// flush after it); and not that of such a stream, whose body is about to be dropped. That the client has all of it says
+    /// only one that had `begun` to leave: the head has no guard, and whoever wants all of the body before that is let have it.
     pub(crate) fn release(&self, begun: bool, after_reading: bool) -> bool {
-        let released = begun
-            && after_reading
+        let released = after_reading
             && self.chunks.get().is_none_or(|chunks| chunks.have_left(after_reading))
             // Most are not: a load costs less.
             && self.is_held()
             && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if released && self.length_known.load(Ordering::Acquire) {
+        if released && begun && self.length_known.load(Ordering::Acquire) {
             self.all_flushed.store(true, Ordering::Release);
         }
         released

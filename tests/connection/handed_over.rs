@@ -144,6 +144,36 @@ impl Served {
     }
 }
 
+/// A middleware around our service may want all of a body before it hands on the head, if it copies.
+#[tokio::test]
+async fn a_body_may_be_copied_before_its_head_leaves() {
+    for (path, expected) in [("/nothing", ""), ("/trailers", "some")] {
+        let journal = Journal::new();
+        let epilogue = journal.epilogue().build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let io = TrackedIo::new(listener.accept().await.unwrap().0);
+        let mut service = epilogue.wrap(&io, app());
+        let client = tokio::spawn(ask(client, path, true));
+        let mut server = h2::server::handshake(io).await.unwrap();
+        let (request, mut respond) = server.accept().await.unwrap().unwrap();
+        let connection = tokio::spawn(async move { while server.accept().await.is_some_and(|next| next.is_ok()) {} });
+        let request = Request::from_parts(request.into_parts().0, Body::empty());
+        let (head, mut body) = service.call(request).await.unwrap().into_parts();
+        let mut whole = Vec::new();
+        while let Some(frame) = soon(path, body.frame()).await {
+            whole.extend_from_slice(&frame.unwrap().into_data().unwrap_or_default());
+        }
+        assert_eq!(whole, expected.as_bytes(), "{path}");
+        respond.send_response(Response::from_parts(head, ()), false).unwrap().send_data(whole.into(), true).unwrap();
+        drop(respond);
+        soon("the client has it", client).await.unwrap();
+        soon("the connection ends", connection).await.unwrap();
+        soon("the request ends", journal.ended(1)).await;
+        journal.only().assert_contract();
+    }
+}
+
 /// The server reads of the reset only when it has taken them, and throws them away: nothing is written any more.
 #[tokio::test]
 async fn who_resets_its_stream_before_the_trailers_leave_has_aborted() {
