@@ -88,6 +88,12 @@ impl Exchange {
         self.mark.store(mark, Ordering::Release);
     }
 
+    /// HTTP/2: a middleware around us took it, and not the server. When what it makes of that is written nobody knows: that
+    /// nothing is as yet says nothing of its client.
+    pub(crate) fn take_elsewhere(&self) {
+        self.set_mark(0);
+    }
+
     pub(crate) fn mark(&self) -> u64 {
         self.mark.load(Ordering::Acquire)
     }

@@ -174,6 +174,42 @@ async fn a_body_may_be_copied_before_its_head_leaves() {
     }
 }
 
+/// A middleware around our service answers in its place, as one with a limit of its own does: its client is there.
+#[tokio::test]
+async fn a_response_that_never_came_to_the_server_is_no_abort() {
+    for path in ["/empty", "/nothing", "/trailers"] {
+        a_response_that_never_comes_to_the_server(path).await;
+    }
+}
+
+async fn a_response_that_never_comes_to_the_server(path: &str) {
+    let journal = Journal::new();
+    let epilogue = journal.epilogue().build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let io = TrackedIo::new(listener.accept().await.unwrap().0);
+    let mut service = epilogue.wrap(&io, app());
+    let asked = path.to_owned();
+    let client = tokio::spawn(async move { ask(client, &asked, true).await });
+    let mut server = h2::server::handshake(io).await.unwrap();
+    let (request, mut respond) = server.accept().await.unwrap().unwrap();
+    let connection = tokio::spawn(async move { while server.accept().await.is_some_and(|next| next.is_ok()) {} });
+    let request = Request::from_parts(request.into_parts().0, Body::empty());
+    let mut body = service.call(request).await.unwrap().into_body();
+    while let Some(frame) = soon(path, body.frame()).await {
+        drop(frame.unwrap());
+    }
+    drop(body);
+    soon("the request ends", journal.ended(1)).await;
+    journal.only().assert_status(ConnectionStatus::NORMAL);
+    journal.only().assert_contract();
+    let late = Response::builder().status(StatusCode::GATEWAY_TIMEOUT).body(()).unwrap();
+    respond.send_response(late, true).unwrap();
+    drop(respond);
+    soon("the client has it", client).await.unwrap();
+    soon("the connection ends", connection).await.unwrap();
+}
+
 /// The server reads of the reset only when it has taken them, and throws them away: nothing is written any more.
 #[tokio::test]
 async fn who_resets_its_stream_before_the_trailers_leave_has_aborted() {
