@@ -62,7 +62,9 @@ struct Chunks {
     end_guarded: AtomicBool,
     /// Every byte of a known length was given out, and waits for its flush.
     all_given: AtomicBool,
-    /// That was flushed: whoever leaves now has all that it was promised, though the body has not ended.
+    /// The server has asked for more since, and so has none of it in hand, which it would let go of unwritten.
+    all_taken: AtomicBool,
+    /// All of it was flushed: whoever leaves now has all that it was promised, though the body has not ended.
     given_flushed: AtomicBool,
 }
 
@@ -84,6 +86,12 @@ impl Exchange {
 
     pub(crate) fn set_mark(&self, mark: u64) {
         self.mark.store(mark, Ordering::Release);
+    }
+
+    /// HTTP/2: a middleware around us took it, and not the server. When what it makes of that is written nobody knows: that
+    /// nothing is as yet says nothing of its client.
+    pub(crate) fn take_elsewhere(&self) {
+        self.set_mark(0);
     }
 
     pub(crate) fn mark(&self) -> u64 {
@@ -139,28 +147,35 @@ impl Exchange {
         self.all_flushed.load(Ordering::Acquire)
     }
 
-    /// The last byte of a known length was [guarded](Self::guard).
+    /// The last byte of a known length was [guarded](Self::guard), if there is any.
     pub(crate) fn give_all(&self) {
-        if let Some(chunks) = self.chunks.get() {
-            chunks.all_given.store(true, Ordering::Release);
-        }
+        self.chunks.get_or_init(Arc::default).all_given.store(true, Ordering::Release);
     }
 
-    /// A flush completed, `after_reading` as with [`release`](Self::release): whether the last byte of a known length still
-    /// waits for one.
-    pub(crate) fn awaits_given(&self, after_reading: bool) -> bool {
+    /// A flush completed, as with [`release`](Self::release): whether the last byte of a known length still waits for one.
+    pub(crate) fn awaits_given(&self, begun: bool, after_reading: bool) -> bool {
         let Some(chunks) = self.chunks.get().filter(|chunks| chunks.all_given.load(Ordering::Acquire)) else {
             return false;
         };
-        if chunks.have_left(after_reading) {
+        if begun && chunks.have_left(after_reading) {
             chunks.given_flushed.store(true, Ordering::Release);
         }
         !chunks.given_flushed.load(Ordering::Acquire)
     }
 
+    /// The server asks for what comes behind the last byte of a known length.
+    pub(crate) fn take_all(&self) {
+        if let Some(chunks) = self.chunks.get() {
+            chunks.all_taken.store(true, Ordering::Release);
+        }
+    }
+
     /// Whether the client has all of a known length.
     pub(crate) fn is_given_flushed(&self) -> bool {
-        self.chunks.get().is_some_and(|chunks| chunks.given_flushed.load(Ordering::Acquire))
+        let flushed = |chunks: &Arc<Chunks>| {
+            chunks.given_flushed.load(Ordering::Acquire) && chunks.all_taken.load(Ordering::Acquire)
+        };
+        self.chunks.get().is_some_and(flushed)
     }
 
     /// Whether all of it has left when its connection is gone, which was shut in order after it had `begun` to leave, or
@@ -206,14 +221,15 @@ impl Exchange {
     /// A flush completed, `after_reading` if the server was done with that: does it release a held end?
     ///
     /// Not while it reads, when chunks that are gone may have been discarded with their stream (each turn ends with a
-    /// flush after it); and not that of such a stream, whose body is about to be dropped.
-    pub(crate) fn release(&self, after_reading: bool) -> bool {
+    /// flush after it); and not that of such a stream, whose body is about to be dropped. That the client has all of it says
+    /// only one that had `begun` to leave: the head has no guard, and whoever wants all of the body before that is let have it.
+    pub(crate) fn release(&self, begun: bool, after_reading: bool) -> bool {
         let released = after_reading
             && self.chunks.get().is_none_or(|chunks| chunks.have_left(after_reading))
             // Most are not: a load costs less.
             && self.is_held()
             && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if released && self.length_known.load(Ordering::Acquire) {
+        if released && begun && self.length_known.load(Ordering::Acquire) {
             self.all_flushed.store(true, Ordering::Release);
         }
         released
@@ -265,7 +281,7 @@ mod tests {
         drop((chunk, end));
         held.reading(true);
         given.reading(true);
-        assert!(!held.release(true) && !held.is_released());
+        assert!(!held.release(true, true) && !held.is_released());
         assert!(!given.end_flushed(true) && !given.is_all_flushed());
     }
 
@@ -275,9 +291,9 @@ mod tests {
         let (held, given) = (Exchange::default(), Exchange::default());
         let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
         held.hold();
-        assert!(!held.release(true) && !given.end_flushed(true), "it is not written");
+        assert!(!held.release(true, true) && !given.end_flushed(true), "it is not written");
         drop((chunk, end));
-        assert!(!held.release(false) && !given.end_flushed(false));
-        assert!(held.release(true) && given.end_flushed(true));
+        assert!(!held.release(true, false) && !given.end_flushed(false));
+        assert!(held.release(true, true) && given.end_flushed(true));
     }
 }

@@ -124,10 +124,10 @@ impl<IO> TrackedIo<IO> {
     fn has_another_turn(&mut self, cx: &Context<'_>) -> bool {
         if std::mem::take(&mut self.fresh) {
             // On HTTP/2 a request begins in a task of its own, and the server reads on before that has run.
-            self.others = Some(Others::have_their_turn(&self.connection));
+            self.others = Some(Others::have_their_turn(cx));
             return true;
         }
-        if self.others.as_ref().is_some_and(|others| !others.had_their_turn()) {
+        if self.others.as_ref().is_some_and(|others| !others.had_their_turn(cx)) {
             return true;
         }
         self.others = None;

@@ -202,11 +202,12 @@ impl Connection {
         let (mut others, mut ends) = (false, false);
         for (place, party) in parties.iter().enumerate() {
             let exchange = party.exchange();
-            if exchange.release(turn) {
+            let begun = written > exchange.mark();
+            if exchange.release(begun, turn) {
                 return (Some(Found::Released(party.clone())), false);
             }
             if exchange.is_awaiting() {
-                let over = if party.is_http2() { exchange.end_flushed(turn) } else { written > exchange.mark() };
+                let over = if party.is_http2() { exchange.end_flushed(turn) } else { begun };
                 if over {
                     exchange.set_listed(false);
                     let party = parties.swap_remove(place);
@@ -220,7 +221,7 @@ impl Connection {
                 exchange.end_flushed(turn);
                 others = true;
             }
-            others |= exchange.is_held() || exchange.awaits_given(turn);
+            others |= exchange.is_held() || exchange.awaits_given(begun, turn);
         }
         if others {
             self.0.waiting.store(true, Ordering::Release);

@@ -10,18 +10,20 @@ use std::{
     task::{Context, Wake},
 };
 
-use super::Connection;
+use crate::sync::AtomicWaker;
 
-/// Woken when the tasks that were ready before it have run, as far as their runtime knows: then it wakes the connection's.
+/// Woken when the tasks that were ready before it have run, as far as their runtime knows: then it wakes whoever reads. That
+/// is not the connection's task where the connection was upgraded, and reads and writes in two.
 #[derive(Debug)]
 pub(super) struct Others {
-    connection: Connection,
+    reader: AtomicWaker,
     over: AtomicBool,
 }
 
 impl Others {
-    pub(super) fn have_their_turn(connection: &Connection) -> Arc<Self> {
-        let others = Arc::new(Self { connection: connection.clone(), over: AtomicBool::new(false) });
+    pub(super) fn have_their_turn(cx: &Context<'_>) -> Arc<Self> {
+        let others = Arc::new(Self { reader: AtomicWaker::new(), over: AtomicBool::new(false) });
+        others.reader.register(cx.waker());
         // The task's own waker would have it polled at once; and it may read again in this very poll. Outside of a runtime,
         // it is over at once.
         let waker = others.clone().into();
@@ -29,7 +31,9 @@ impl Others {
         others
     }
 
-    pub(super) fn had_their_turn(&self) -> bool {
+    pub(super) fn had_their_turn(&self, cx: &Context<'_>) -> bool {
+        // Registered before the look, so that what changes after it wakes us.
+        self.reader.register(cx.waker());
         self.over.load(Ordering::Acquire)
     }
 }
@@ -38,6 +42,6 @@ impl Wake for Others {
     fn wake(self: Arc<Self>) {
         // Release: whoever is woken sees it.
         self.over.store(true, Ordering::Release);
-        self.connection.wake();
+        self.reader.wake();
     }
 }

@@ -260,7 +260,7 @@ impl Connection {
         self.wake();
     }
 
-    /// HTTP/2: every byte of a known length is given out with what comes next, while the body has not ended.
+    /// HTTP/2: every byte of a known length is given out with what comes next, or there is none, while the body has not ended.
     pub(crate) fn await_given(&self, exchange: &Exchange) {
         exchange.give_all();
         self.note_waiting();

@@ -158,8 +158,8 @@ pub(super) trait Engine: Send + Sync + 'static {
     fn insert<'a>(&'a self, jobs: &'a [NewJob], tx: Tx<'a, '_>) -> Boxed<'a, Result<Vec<Stored>, DurableError>>;
     /// Makes jobs that still wait for their lease's end ready at once; leaves all others alone.
     fn promote<'a>(&'a self, ids: &'a [i64], tx: Tx<'a, '_>) -> Boxed<'a, Result<(), DurableError>>;
-    /// Those of them that are in the store.
-    fn are_there<'a>(&'a self, ids: &'a [i64], tx: Tx<'a, '_>) -> Boxed<'a, Result<Vec<i64>, DurableError>>;
+    /// Those of them that are in the store, with their keys.
+    fn are_there<'a>(&'a self, ids: &'a [i64], tx: Tx<'a, '_>) -> Boxed<'a, Result<Vec<(i64, String)>, DurableError>>;
     /// Says that an attempt which waits for its place in this process is not lost: its time to be taken for that begins
     /// anew. False if it is another's.
     fn hold(&self, id: i64, attempt: u16) -> Boxed<'_, Result<bool, DurableError>>;

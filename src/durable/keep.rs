@@ -17,7 +17,7 @@ use super::{
     idempotency::{self, Guard},
     layer::Claimant,
     outlast::{Again, Unstored},
-    part::Promise,
+    part::{ByHand, Promise},
     records::{Answer, Claim},
     store::{Inner, fill_key, promote_each},
 };
@@ -114,7 +114,7 @@ struct Keeping {
     lifecycle: Lifecycle,
     route: String,
     /// What the user has stored.
-    by_hand: Vec<(Arc<Inner>, i64)>,
+    by_hand: Vec<ByHand>,
     claims: Claims,
     untold: Untold,
 }
@@ -244,7 +244,7 @@ impl Drop for Untold {
 }
 
 /// Wakes the jobs when the response has left, before the request's other continuations.
-fn start_after_flush(store: &Arc<Inner>, lifecycle: &Lifecycle, ids: Vec<i64>, by_hand: Vec<(Arc<Inner>, i64)>) {
+fn start_after_flush(store: &Arc<Inner>, lifecycle: &Lifecycle, ids: Vec<i64>, by_hand: Vec<ByHand>) {
     if ids.is_empty() && by_hand.is_empty() {
         return;
     }

@@ -27,10 +27,11 @@ pub(super) enum Op {
     /// [Receipts](Kept::receipt) that nobody will ask for any more.
     Forget(Vec<String>),
     Promote(Vec<i64>),
-    /// Whether a job is there that a response promised, or somebody had start, and that was stored in a transaction of the
-    /// user's, which may never have been committed.
+    /// The same of a job that was stored in a transaction of the user's, which may never have been committed, so that it is not
+    /// there, or another has its number by now.
     Look {
         id: i64,
+        key: String,
         /// Of the request that promised it.
         route: Option<String>,
     },

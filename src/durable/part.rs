@@ -36,8 +36,17 @@ pub struct Durable {
 /// A job before and after it is stored.
 pub(super) enum Promise {
     New(Result<NewJob, DurableError>),
-    /// In the user's own transaction, and in which store; `None` for a duplicate, which is never promoted.
-    Stored(Option<(Arc<Inner>, i64)>),
+    /// `None` for a duplicate, which is never promoted.
+    Stored(Option<ByHand>),
+}
+
+/// One that was stored in the user's own transaction.
+#[derive(Clone)]
+pub(super) struct ByHand {
+    pub(super) store: Arc<Inner>,
+    pub(super) id: i64,
+    /// Which tells whether it is another that has the number by now.
+    pub(super) key: String,
 }
 
 impl Durable {
@@ -195,8 +204,7 @@ impl Durable {
         T: DurableTransaction<'c>,
     {
         if let Some(Promise::New(job)) = self.promise.take() {
-            let stored = store.insert_in(job?, transaction.erase()).await?;
-            self.promise = Some(Promise::Stored((!stored.duplicate).then(|| (store.0.clone(), stored.id))));
+            self.promise = Some(Promise::Stored(store.insert_in(job?, transaction.erase()).await?));
         }
         Ok(self)
     }

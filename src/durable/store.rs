@@ -13,7 +13,7 @@ use super::{
     error::Kind,
     op::{Kept, Op, ROOM, Reply},
     outlast::Outlasting,
-    part::Promise,
+    part::{ByHand, Promise},
     records::{Answer, Claim, Claimed},
     writing::Writing,
 };
@@ -155,12 +155,16 @@ impl DurableStore {
         self.0.settled().await;
     }
 
-    pub(super) async fn insert_in(&self, mut job: NewJob, tx: Tx<'_, '_>) -> Result<Stored, DurableError> {
+    /// `None` if it was there before.
+    pub(super) async fn insert_in(&self, mut job: NewJob, tx: Tx<'_, '_>) -> Result<Option<ByHand>, DurableError> {
         fill_key(&mut job, None);
         job.wait = self.0.lease;
         self.0.elsewhere.promised(job.kind);
+        let key = job.key.clone();
         let stored = self.0.engine.insert(&[job], tx).await?;
-        stored.first().copied().ok_or_else(|| DurableError::because(Kind::Other, "the engine stored nothing"))
+        let nothing = || DurableError::because(Kind::Other, "the engine stored nothing");
+        let Stored { id, duplicate } = *stored.first().ok_or_else(nothing)?;
+        Ok((!duplicate).then(|| ByHand { store: self.0.clone(), id, key }))
     }
 
     pub(super) async fn complete_in(&self, id: i64, tx: Tx<'_, '_>) -> Result<(), DurableError> {
@@ -191,11 +195,10 @@ pub(super) fn fill_key(job: &mut NewJob, clients: Option<(&str, usize)>) {
 
 /// Has jobs start that were stored by hand, each in its own store, and those told of that are not there: what their
 /// transaction came to, only the store knows.
-pub(super) fn promote_each(stored: impl IntoIterator<Item = (Arc<Inner>, i64)>, route: Option<&str>) {
-    for (store, id) in stored {
-        store.promote_ids(vec![id]);
-        // With the writer gone, nothing is looked for.
-        let _ = store.send(Op::Look { id, route: route.map(ToOwned::to_owned) });
+pub(super) fn promote_each(stored: impl IntoIterator<Item = ByHand>, route: Option<&str>) {
+    for ByHand { store, id, key } in stored {
+        // With the writer gone, they start when their lease ends.
+        let _ = store.send(Op::Look { id, key, route: route.map(ToOwned::to_owned) });
     }
 }
 

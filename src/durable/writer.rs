@@ -183,7 +183,7 @@ impl Writer {
                 (Op::Barrier(reached), _) => {
                     let _ = reached.send(());
                 }
-                (Op::Look { id, route }, Done::Missing) => caught::tell(|| {
+                (Op::Look { id, route, .. }, Done::Missing) => caught::tell(|| {
                     tracing::warn!(
                         route,
                         job = id,
@@ -197,7 +197,7 @@ impl Writer {
     }
 
     fn fail(&mut self, ops: Vec<Op>, error: &DurableError) {
-        let requests = ops.iter().filter(|op| !matches!(op, Op::Forget(_) | Op::Look { .. })).count();
+        let requests = ops.iter().filter(|op| !matches!(op, Op::Forget(_))).count();
         caught::tell(|| tracing::error!(%error, requests, "the store of durable jobs failed"));
         for op in ops {
             match op {

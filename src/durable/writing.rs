@@ -104,7 +104,7 @@ impl Writing {
         match result {
             Ok(done) => {
                 begun.commit().await?;
-                if ops.iter().any(|op| matches!(op, Op::Promote(_))) {
+                if ops.iter().any(|op| matches!(op, Op::Promote(_) | Op::Look { .. })) {
                     self.engine.wake();
                 }
                 Ok(done)
@@ -158,17 +158,20 @@ impl Writing {
                 Op::Claim { .. } | Op::Release(_) | Op::Barrier(_) => Done::Nothing,
             });
         }
-        // Jobs before keys, in every transaction: those that were inserted are locked, too, where others have stored them.
-        if !promoted.is_empty() {
-            self.engine.promote(&promoted, begun.tx()).await?;
-        }
         if !looked.is_empty() {
             let there = self.engine.are_there(&looked, begun.tx()).await?;
             for (op, done) in ops.iter().zip(&mut done) {
-                if matches!(op, Op::Look { id, .. } if !there.contains(id)) {
+                let Op::Look { id, key, .. } = op else { continue };
+                if there.iter().any(|job| (job.0, &job.1) == (*id, key)) {
+                    promoted.push(*id);
+                } else {
                     *done = Done::Missing;
                 }
             }
+        }
+        // Jobs before keys, in every transaction: those that were inserted are locked, too, where others have stored them.
+        if !promoted.is_empty() {
+            self.engine.promote(&promoted, begun.tx()).await?;
         }
         // By their keys, as every process does it: of two that have one each and want the other's, the database would fail
         // one. What is about one key stays in its order.

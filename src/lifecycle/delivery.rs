@@ -41,6 +41,8 @@ pub(super) struct Delivery {
     ended: bool,
     /// HTTP/2: of the last chunk, what was not given out yet.
     rest: Bytes,
+    /// Somebody asked whether it has ended, as a server does before it sends a head without a body.
+    asked: Cell<bool>,
 }
 
 /// On a tracked HTTP/2 connection the end is held back until what was sent is flushed: only so does a
@@ -64,6 +66,9 @@ impl Delivery {
         let held = match (shared.http2() && !complete).then(|| shared.connection()).flatten() {
             Some(connection) => {
                 connection.guards();
+                if length == Some(0) && !announces {
+                    connection.await_given(&shared.exchange);
+                }
                 Held::Open
             }
             None => Held::Never,
@@ -91,6 +96,7 @@ impl Delivery {
             announces,
             ended: false,
             rest: Bytes::new(),
+            asked: Cell::new(false),
         })
     }
 
@@ -183,7 +189,12 @@ impl http_body::Body for Delivery {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = &mut *self;
-        if this.failed || matches!(this.held, Held::Gone) {
+        if this.failed {
+            return Poll::Ready(None);
+        }
+        if matches!(this.held, Held::Gone) {
+            // A server asks for nothing behind the end.
+            this.shared.exchange.take_elsewhere();
             return Poll::Ready(None);
         }
         if this.shared.is_broken_off() {
@@ -191,6 +202,9 @@ impl http_body::Body for Delivery {
         }
         if this.panicked.get() {
             return this.fail(panicked());
+        }
+        if this.left == Some(0) {
+            this.shared.exchange.take_all();
         }
         let polled = if matches!(this.held, Held::End(_)) { this.poll_held() } else { this.poll_next(cx) };
         if polled.is_pending() {
@@ -208,6 +222,7 @@ impl http_body::Body for Delivery {
     }
 
     fn is_end_stream(&self) -> bool {
+        self.asked.set(true);
         match self.held {
             Held::Never => self.has_ended(),
             Held::Open | Held::End(_) => false,
@@ -357,6 +372,9 @@ impl Drop for Delivery {
         let unfinished = self.bare && !self.complete && !self.failed;
         if unfinished {
             self.shared.producer_started();
+        }
+        if matches!(self.held, Held::Never) && self.shared.http2() && !self.asked.get() {
+            self.shared.exchange.take_elsewhere();
         }
         self.shared.body_dropped(self.complete, self.failed);
         let body = self.body.take();

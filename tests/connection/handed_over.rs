@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::{Router, body::Body, http::StatusCode, routing::get};
 use bytes::Bytes;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{HeaderMap, Request, Response, body::Frame};
 use tokio::net::{TcpListener, TcpStream};
@@ -12,7 +12,7 @@ use tower::Service as _;
 use tower_epilogue::{ConnectionStatus, TrackedIo, test_util::Journal};
 
 use crate::{
-    frames::{DATA, GOAWAY, RST_STREAM, RawHttp2, SETTINGS, frame, request},
+    frames::{DATA, GOAWAY, PING, RST_STREAM, RawHttp2, SETTINGS, frame, request},
     support::soon,
 };
 
@@ -25,10 +25,19 @@ fn app() -> Router {
         let frames = [Ok(Bytes::from("some")), Err(std::io::Error::other("the upstream broke off"))];
         Body::from_stream(stream::iter(frames))
     };
+    // Of a known length, and only its end tells that it has ended.
+    let nothing =
+        || async { ([("content-length", "0")], Body::from_stream(stream::empty::<std::io::Result<Bytes>>())) };
+    let open = || async {
+        let some = stream::iter([Ok::<_, std::io::Error>("some")]).chain(stream::pending());
+        ([("content-length", "4")], Body::from_stream(some))
+    };
     Router::new()
         .route("/empty", get(async || StatusCode::NO_CONTENT))
         .route("/trailers", get(trailers))
         .route("/fails", get(fails))
+        .route("/nothing", get(nothing))
+        .route("/open", get(open))
 }
 
 /// Reads a whole response, and closes the connection at once, with or without a GOAWAY.
@@ -135,6 +144,72 @@ impl Served {
     }
 }
 
+/// A middleware around our service may want all of a body before it hands on the head, if it copies.
+#[tokio::test]
+async fn a_body_may_be_copied_before_its_head_leaves() {
+    for (path, expected) in [("/nothing", ""), ("/trailers", "some")] {
+        let journal = Journal::new();
+        let epilogue = journal.epilogue().build();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let io = TrackedIo::new(listener.accept().await.unwrap().0);
+        let mut service = epilogue.wrap(&io, app());
+        let client = tokio::spawn(ask(client, path, true));
+        let mut server = h2::server::handshake(io).await.unwrap();
+        let (request, mut respond) = server.accept().await.unwrap().unwrap();
+        let connection = tokio::spawn(async move { while server.accept().await.is_some_and(|next| next.is_ok()) {} });
+        let request = Request::from_parts(request.into_parts().0, Body::empty());
+        let (head, mut body) = service.call(request).await.unwrap().into_parts();
+        let mut whole = Vec::new();
+        while let Some(frame) = soon(path, body.frame()).await {
+            whole.extend_from_slice(&frame.unwrap().into_data().unwrap_or_default());
+        }
+        assert_eq!(whole, expected.as_bytes(), "{path}");
+        respond.send_response(Response::from_parts(head, ()), false).unwrap().send_data(whole.into(), true).unwrap();
+        drop(respond);
+        soon("the client has it", client).await.unwrap();
+        soon("the connection ends", connection).await.unwrap();
+        soon("the request ends", journal.ended(1)).await;
+        journal.only().assert_contract();
+    }
+}
+
+/// A middleware around our service answers in its place, as one with a limit of its own does: its client is there.
+#[tokio::test]
+async fn a_response_that_never_came_to_the_server_is_no_abort() {
+    for path in ["/empty", "/nothing", "/trailers"] {
+        a_response_that_never_comes_to_the_server(path).await;
+    }
+}
+
+async fn a_response_that_never_comes_to_the_server(path: &str) {
+    let journal = Journal::new();
+    let epilogue = journal.epilogue().build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let io = TrackedIo::new(listener.accept().await.unwrap().0);
+    let mut service = epilogue.wrap(&io, app());
+    let asked = path.to_owned();
+    let client = tokio::spawn(async move { ask(client, &asked, true).await });
+    let mut server = h2::server::handshake(io).await.unwrap();
+    let (request, mut respond) = server.accept().await.unwrap().unwrap();
+    let connection = tokio::spawn(async move { while server.accept().await.is_some_and(|next| next.is_ok()) {} });
+    let request = Request::from_parts(request.into_parts().0, Body::empty());
+    let mut body = service.call(request).await.unwrap().into_body();
+    while let Some(frame) = soon(path, body.frame()).await {
+        drop(frame.unwrap());
+    }
+    drop(body);
+    soon("the request ends", journal.ended(1)).await;
+    journal.only().assert_status(ConnectionStatus::NORMAL);
+    journal.only().assert_contract();
+    let late = Response::builder().status(StatusCode::GATEWAY_TIMEOUT).body(()).unwrap();
+    respond.send_response(late, true).unwrap();
+    drop(respond);
+    soon("the client has it", client).await.unwrap();
+    soon("the connection ends", connection).await.unwrap();
+}
+
 /// The server reads of the reset only when it has taken them, and throws them away: nothing is written any more.
 #[tokio::test]
 async fn who_resets_its_stream_before_the_trailers_leave_has_aborted() {
@@ -153,6 +228,46 @@ async fn who_resets_its_stream_before_the_trailers_leave_has_aborted() {
         () = soon("the request ends", journal.ended(1)) => {}
         () = serves => panic!("the client has not left its connection"),
     }
+    journal.only().assert_aborted();
+    journal.only().assert_contract();
+}
+
+/// The body has ended without a byte, and waits for its head to leave, which is thrown away.
+#[tokio::test]
+async fn who_resets_its_stream_before_the_head_of_a_body_without_bytes_leaves_has_aborted() {
+    let Served { journal, mut client, mut server, mut body, send } = Served::begin("/nothing").await;
+    assert!(futures_util::poll!(std::pin::pin!(body.frame())).is_pending(), "its end is held back");
+    client.until(|frame| frame.kind == SETTINGS).await;
+    client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await;
+    // The runtime looks at its sockets, so that the server reads before it writes.
+    tokio::task::yield_now().await;
+    assert!(futures_util::poll!(std::pin::pin!(server.accept())).is_pending());
+    drop((send, body));
+    soon("the request ends", journal.ended(1)).await;
+    journal.only().assert_aborted();
+    journal.only().assert_contract();
+}
+
+/// hyper has taken the last chunk, waits for room in the client's windows, and lets go of the chunk and then of the body when
+/// it hears of the reset.
+#[tokio::test]
+async fn who_resets_its_stream_while_the_server_still_has_the_last_chunk_has_aborted() {
+    let Served { journal, mut client, mut server, mut body, send } = Served::begin("/open").await;
+    let chunk = soon("a chunk", body.frame()).await.unwrap().unwrap();
+    assert!(futures_util::poll!(std::pin::pin!(server.accept())).is_pending());
+    client.until(|frame| frame.stream == 1).await;
+    client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await;
+    drop(chunk);
+    let turn = async {
+        client.send(&frame(PING, 0, 0, b"a turn..")).await;
+        client.until(|frame| frame.kind == PING).await;
+    };
+    tokio::select! {
+        () = soon("a turn", turn) => {}
+        _ = server.accept() => unreachable!("there is one request"),
+    }
+    drop((send, body));
+    soon("the request ends", journal.ended(1)).await;
     journal.only().assert_aborted();
     journal.only().assert_contract();
 }

@@ -163,3 +163,29 @@ async fn who_leaves_with_every_byte_has_not_aborted_where_the_body_has_not_ended
         }
     }
 }
+
+/// Nor if there is no byte to wait for.
+#[tokio::test]
+async fn who_leaves_with_the_head_of_a_response_of_no_byte_has_not_aborted() {
+    for how in 0..3 {
+        let handler = async || {
+            let body = Body::from_stream(stream::pending::<std::io::Result<Bytes>>());
+            ([(header::CONTENT_LENGTH, "0")], body)
+        };
+        let server = Server::start(Router::new().route("/", get(handler))).await;
+        let mut client = RawHttp2::connect(server.address).await;
+        client.send(&request("GET", "/", 1, true)).await;
+        client.until(|frame| frame.stream == 1).await;
+        match how {
+            0 => client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await,
+            1 => reset_when_dropped(&client.stream),
+            _ => {}
+        }
+        drop(client);
+        server.journal.ended(1).await;
+        let lines = server.journal.lines();
+        assert!(lines.iter().any(|line| line == "flushed:0/0"), "{how}: {lines:?}");
+        assert_eq!(lines.last().unwrap(), "ended/0", "{how}: {lines:?}");
+        assert!(server.stop().await.is_clean());
+    }
+}

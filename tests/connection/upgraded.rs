@@ -73,3 +73,39 @@ async fn whoever_closes_its_sending_side_reads_what_the_client_still_sends() {
         assert!(server.stop().await.is_clean());
     }
 }
+
+/// Its two sides are in tasks of their own, and the one that writes waits for the client when the FIN comes.
+#[tokio::test]
+async fn whoever_reads_in_a_task_of_its_own_is_told_of_the_end_while_another_writes() {
+    let (tells, mut told) = mpsc::unbounded_channel();
+    let handler = async move |mut request: Request| {
+        let upgrade = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let (mut reads, mut writes) = tokio::io::split(TokioIo::new(upgrade.await.unwrap()));
+            let (said, mut hears) = mpsc::unbounded_channel();
+            tokio::spawn(async move {
+                let mut word = [0; 4];
+                reads.read_exact(&mut word).await.unwrap();
+                said.send(()).unwrap();
+                let mut rest = Vec::new();
+                reads.read_to_end(&mut rest).await.unwrap();
+                tells.send([&word[..], &rest].concat()).unwrap();
+            });
+            hears.recv().await.unwrap();
+            // More than the sockets take.
+            let _ = writes.write_all(&vec![b'x'; 64 << 20]).await;
+        });
+        let headers = [(header::CONNECTION, "upgrade"), (header::UPGRADE, "words")];
+        (StatusCode::SWITCHING_PROTOCOLS, headers, Body::empty())
+    };
+    let server = Server::start(Router::new().route("/", get(handler))).await;
+    let mut client = server.connect().await;
+    client.send("GET / HTTP/1.1\r\nhost: test\r\nconnection: upgrade\r\nupgrade: words\r\n\r\n").await;
+    client.read_until("\r\n\r\n").await;
+    client.send("word").await;
+    client.half_close().await;
+    assert_eq!(soon("it is told of the end", told.recv()).await.unwrap(), b"word");
+    drop(client);
+    server.journal.ended(1).await;
+    assert!(server.stop().await.is_clean());
+}

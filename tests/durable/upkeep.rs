@@ -1,6 +1,9 @@
 //! What operators do and meet: jobs that are revived, settings at their ends, a database that cannot be reached for long.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use axum::{Router, routing::post};
 use futures_util::future::join_all;
@@ -12,7 +15,7 @@ use tower_epilogue::{
 };
 
 use crate::{
-    common::{Act, Node, Place, Record, Task, on_both, quick},
+    common::{Act, HOUR, Node, Place, Record, Task, on_both, quick},
     support::{logs, soon},
 };
 
@@ -21,6 +24,7 @@ on_both!(
     a_job_is_not_revived_beside_another_of_its_key,
     a_job_that_is_not_there_is_not_revived_and_the_error_says_so,
     a_job_whose_transaction_is_never_committed_is_told_of,
+    another_that_has_its_number_by_now_is_left_alone,
     times_may_be_without_end,
     what_has_expired_is_forgotten_bit_by_bit,
     a_job_that_is_cancelled_with_rivers_tools_ends,
@@ -93,6 +97,50 @@ async fn a_job_whose_transaction_is_never_committed_is_told_of(place: Place) {
     node.store.enqueue(Durable::new(Task::ok("there"))).await.unwrap();
     node.completed(1).await;
     assert_eq!((said(), node.record.runs().len()), (1, 1));
+}
+
+async fn by_hand(store: &DurableStore, name: &str, commits: bool) -> Durable {
+    let job = Task::ok(name);
+    if let Ok(mut transaction) = store.begin_sqlite().await {
+        let part = Durable::in_transaction(job, store, &mut transaction).await.unwrap();
+        if commits { transaction.commit().await } else { transaction.rollback().await }.unwrap();
+        return part;
+    }
+    let mut transaction = store.begin_postgres().await.unwrap();
+    let part = Durable::in_transaction(job, store, &mut transaction).await.unwrap();
+    if commits { transaction.commit().await } else { transaction.rollback().await }.unwrap();
+    part
+}
+
+/// SQLite gives the number of a job that was rolled back to the next one.
+async fn another_that_has_its_number_by_now_is_left_alone(place: Place) {
+    let (logs, marker) = (logs(), format!("POST /reused/{}", matches!(place, Place::Postgres(_))));
+    let parts = Arc::new(Mutex::new(Vec::new()));
+    let node = Node::with(
+        &place,
+        |store| store.lease(HOUR),
+        |epilogue| epilogue,
+        |store| {
+            let (parts, routes) = (parts.clone(), ["/reused/false", "/reused/true"]);
+            let gives = async move || parts.lock().unwrap().pop().unwrap();
+            let app = routes.iter().fold(Router::new(), |app, route| app.route(route, post(gives.clone())));
+            app.layer(store.layer())
+        },
+    )
+    .await;
+    let never = by_hand(&node.store, "rolled back", false).await;
+    let waits = by_hand(&node.store, "waits for its own response", true).await;
+    parts.lock().unwrap().push(never);
+    assert_eq!(node.post(&marker["POST ".len()..], &[], "").await.status, 200);
+    let said = |line: &String| line.contains("is not in its store");
+    logs.until("it is said", |logs| logs.with(&marker).iter().any(said)).await;
+    node.store.enqueue(Durable::new(Task::ok("there"))).await.unwrap();
+    node.completed(1).await;
+    assert_eq!(node.record.runs_of("waits for its own response"), []);
+    node.store.enqueue(waits).await.unwrap();
+    node.record.begun("waits for its own response", 1).await;
+    node.completed(2).await;
+    assert_eq!((node.record.runs().len(), logs.with(&marker).into_iter().filter(said).count()), (2, 1));
 }
 
 /// With the engine's services behind it, which look after leases and retries.

@@ -187,7 +187,7 @@ impl Engine for River {
         Box::pin(sql::promote(ids, tx))
     }
 
-    fn are_there<'a>(&'a self, ids: &'a [i64], tx: Tx<'a, '_>) -> Boxed<'a, Result<Vec<i64>, DurableError>> {
+    fn are_there<'a>(&'a self, ids: &'a [i64], tx: Tx<'a, '_>) -> Boxed<'a, Result<Vec<(i64, String)>, DurableError>> {
         Box::pin(sql::are_there(ids, tx))
     }
 

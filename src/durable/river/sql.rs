@@ -81,21 +81,20 @@ pub(super) async fn promote(ids: &[i64], tx: Tx<'_, '_>) -> Result<(), DurableEr
     Ok(())
 }
 
-/// Those of them that are committed.
-pub(super) async fn are_there(ids: &[i64], tx: Tx<'_, '_>) -> Result<Vec<i64>, DurableError> {
+/// Those of them that are committed, with their keys.
+pub(super) async fn are_there(ids: &[i64], tx: Tx<'_, '_>) -> Result<Vec<(i64, String)>, DurableError> {
     Ok(match tx {
         #[cfg(feature = "durable-sqlite")]
         Tx::Sqlite(transaction) => {
             let ids = serde_json::to_string(ids).map_err(|error| DurableError::because(Kind::Other, error))?;
-            let look = "SELECT id FROM river_job WHERE id IN (SELECT value FROM json_each($1))";
-            sqlx::query_scalar(look).bind(ids).fetch_all(&mut **transaction).await?
+            let look = "SELECT id, args ->> '$.key' FROM river_job
+                WHERE id IN (SELECT value FROM json_each($1)) AND kind = 'tower_epilogue'";
+            sqlx::query_as(look).bind(ids).fetch_all(&mut **transaction).await?
         }
         #[cfg(feature = "durable-postgres")]
         Tx::Postgres(transaction) => {
-            sqlx::query_scalar("SELECT id FROM river_job WHERE id = ANY($1)")
-                .bind(ids)
-                .fetch_all(&mut **transaction)
-                .await?
+            let look = "SELECT id, args ->> 'key' FROM river_job WHERE id = ANY($1) AND kind = 'tower_epilogue'";
+            sqlx::query_as(look).bind(ids).fetch_all(&mut **transaction).await?
         }
     })
 }
