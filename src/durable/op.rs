@@ -27,9 +27,9 @@ pub(super) enum Op {
     /// [Receipts](Kept::receipt) that nobody will ask for any more.
     Forget(Vec<String>),
     Promote(Vec<i64>),
-    /// The same of a job that was stored in a transaction of the user's, which may never have been committed, so that it is not
-    /// there, or another has its number by now.
-    Look {
+    /// One that was stored in a transaction of the user's. That may never have been committed, so that it is not there, or
+    /// another has its number by now.
+    PromoteIfThere {
         id: i64,
         key: String,
         /// Of the request that promised it.
@@ -110,7 +110,7 @@ impl Op {
         match self {
             Self::Claim { claim, .. } | Self::Release(claim) => Some(&claim.key),
             Self::Keep { kept, .. } => kept.answer.as_ref().map(|(claim, _)| claim.key.as_str()),
-            Self::Forget(_) | Self::Promote(_) | Self::Look { .. } | Self::Barrier(_) => None,
+            Self::Forget(_) | Self::Promote(_) | Self::PromoteIfThere { .. } | Self::Barrier(_) => None,
         }
     }
 
@@ -124,7 +124,9 @@ impl Op {
         match self {
             Self::Claim { reply, .. } => reply.has_waited(time),
             Self::Keep { reply, .. } => reply.has_waited(time),
-            Self::Release(_) | Self::Forget(_) | Self::Promote(_) | Self::Look { .. } | Self::Barrier(_) => false,
+            Self::Release(_) | Self::Forget(_) | Self::Promote(_) | Self::PromoteIfThere { .. } | Self::Barrier(_) => {
+                false
+            }
         }
     }
 }

@@ -198,7 +198,7 @@ pub(super) fn fill_key(job: &mut NewJob, clients: Option<(&str, usize)>) {
 pub(super) fn promote_each(stored: impl IntoIterator<Item = ByHand>, route: Option<&str>) {
     for ByHand { store, id, key } in stored {
         // With the writer gone, they start when their lease ends.
-        let _ = store.send(Op::Look { id, key, route: route.map(ToOwned::to_owned) });
+        let _ = store.send(Op::PromoteIfThere { id, key, route: route.map(ToOwned::to_owned) });
     }
 }
 

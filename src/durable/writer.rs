@@ -183,7 +183,7 @@ impl Writer {
                 (Op::Barrier(reached), _) => {
                     let _ = reached.send(());
                 }
-                (Op::Look { id, route, .. }, Done::Missing) => caught::tell(|| {
+                (Op::PromoteIfThere { id, route, .. }, Done::Missing) => caught::tell(|| {
                     tracing::warn!(
                         route,
                         job = id,
@@ -206,7 +206,7 @@ impl Writer {
                 // It expires by itself, now that it is renewed no more.
                 Op::Release(claim) => drop(self.held.remove(&claim.owner)),
                 // They start when their lease ends.
-                Op::Promote(_) | Op::Look { .. } | Op::Forget(_) => {}
+                Op::Promote(_) | Op::PromoteIfThere { .. } | Op::Forget(_) => {}
                 Op::Barrier(reached) => drop(reached.send(())),
             }
         }

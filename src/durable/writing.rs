@@ -104,7 +104,7 @@ impl Writing {
         match result {
             Ok(done) => {
                 begun.commit().await?;
-                if ops.iter().any(|op| matches!(op, Op::Promote(_) | Op::Look { .. })) {
+                if ops.iter().any(|op| matches!(op, Op::Promote(_) | Op::PromoteIfThere { .. })) {
                     self.engine.wake();
                 }
                 Ok(done)
@@ -151,7 +151,7 @@ impl Writing {
                     forgotten.extend(receipts.iter().map(String::as_str));
                     Done::Nothing
                 }
-                Op::Look { id, .. } => {
+                Op::PromoteIfThere { id, .. } => {
                     looked.push(*id);
                     Done::Nothing
                 }
@@ -161,7 +161,7 @@ impl Writing {
         if !looked.is_empty() {
             let there = self.engine.are_there(&looked, begun.tx()).await?;
             for (op, done) in ops.iter().zip(&mut done) {
-                let Op::Look { id, key, .. } = op else { continue };
+                let Op::PromoteIfThere { id, key, .. } = op else { continue };
                 if there.iter().any(|job| (job.0, &job.1) == (*id, key)) {
                     promoted.push(*id);
                 } else {
@@ -191,7 +191,7 @@ impl Writing {
                     }
                 }
                 Op::Release(claim) => records::release(claim, &mut begun.tx()).await?,
-                Op::Promote(_) | Op::Look { .. } | Op::Forget(_) | Op::Barrier(_) => {}
+                Op::Promote(_) | Op::PromoteIfThere { .. } | Op::Forget(_) | Op::Barrier(_) => {}
             }
         }
         if !forgotten.is_empty() {

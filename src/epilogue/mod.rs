@@ -162,9 +162,10 @@ impl EpilogueBuilder {
     /// Has `listener` called with every phase change of every request: for journals, metrics and tests.
     ///
     /// It is called in a task of its own, never under a lock, in a destructor or in a flush. Events of one
-    /// request come in their order. It should return quickly: what happens meanwhile waits in memory, and the thread is one of
-    /// the runtime's, of which it is to block none (`tokio::task::block_in_place` is for what has to). A panic in it is logged. Without a listener no event is made. A drain waits until it was told of everything, but no longer
-    /// than for its work: to twice the hook limit after the deadline, or after it was cut, and a second at least.
+    /// request come in their order. It should return quickly: what happens meanwhile waits in memory, and the thread is one
+    /// of the runtime's, of which it is to block none (`tokio::task::block_in_place` is for what has to). A panic in it is
+    /// logged. Without a listener no event is made. A drain waits until it was told of everything, but no longer than for
+    /// its work: to twice the hook limit after the deadline, or after it was cut, and a second at least.
     /// Given several times, each function is called, in the order in which they were given.
     pub fn on_event<F>(self, listener: F) -> Self
     where

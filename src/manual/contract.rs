@@ -96,9 +96,9 @@
 //! (RFC 9112, section 9.6); HTTP/2 forbids such a header (RFC 9113, section 8.2.2), and gets none. A HEAD request
 //! gets the headers of its GET. Event streams, gRPC, upgrades, 204 and 304 pass through untouched; bodies past
 //! the limit or the patience pass through as streams. A 1xx is no final response (RFC 9110, section 15.2), but for the 101 of
-//! an upgrade on HTTP/1: under this crate's own service a 500 is sent in its place, and logged. A tracked connection that closes while its client is still
-//! sending lingers, so that the client reads its response. No request that the client has pipelined behind it
-//! (RFC 9112, section 9.3.2) is begun, so that all of those may be sent again.
+//! an upgrade on HTTP/1: under this crate's own service a 500 is sent in its place, and logged. A tracked connection that
+//! closes while its client is still sending lingers, so that the client reads its response. No request that the client has
+//! pipelined behind it (RFC 9112, section 9.3.2) is begun, so that all of those may be sent again.
 //!
 //! With the feature `compression` the early close compresses, and declares the length of what comes of it; so does
 //! one that stands outside of other compression. See [early_close](crate::early_close#compression).

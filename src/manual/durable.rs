@@ -59,9 +59,9 @@
 //! - **It is stored once.** A receipt is stored with it, in `tower_epilogue_answer`, from the first attempt on. Where the
 //!   answer to a commit was lost, that tells whether it is to be stored again, whatever has become of the job meanwhile. One
 //!   that was stored so starts when its lease ends. The receipt goes with what is written next, once it is known to be stored;
-//!   where that fails, or it never was known, as that of an attempt which its request's limit has ended and whose commit had no answer, it goes a
-//!   day after the hour is over. Since a client may leave at any moment, all that is promised where that is ignored, or given to
-//!   `finish`, has one: two statements more for all that is committed together.
+//!   where that fails, or it never was known, as that of an attempt which its request's limit has ended and whose commit had
+//!   no answer, it goes a day after the hour is over. Since a client may leave at any moment, all that is promised where that
+//!   is ignored, or given to `finish`, has one: two statements more for all that is committed together.
 //! - **It keeps its key.** Who asks again under its `Idempotency-Key` gets a 409, and once it is stored the answer. But a claim
 //!   that could not be renewed for as long as it [holds](crate::durable::DurableBuilder::claim) may be taken over by who asks
 //!   again: then that one's promise counts, and this one is given up.
