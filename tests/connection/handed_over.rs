@@ -7,9 +7,12 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use http_body_util::{BodyExt as _, StreamBody};
 use hyper::{HeaderMap, Request, Response, body::Frame};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+};
 use tower::Service as _;
-use tower_epilogue::{ConnectionStatus, TrackedIo, test_util::Journal};
+use tower_epilogue::{ConnectionStatus, Epilogue, TrackedIo, test_util::Journal};
 
 use crate::{
     frames::{DATA, GOAWAY, PING, RST_STREAM, RawHttp2, SETTINGS, frame, request},
@@ -57,23 +60,49 @@ async fn ask(client: TcpStream, path: &str, says_so: bool) {
     drop(connection.await);
 }
 
-/// As hyper does, whose stream has a task of its own: that may be held up between these steps, in another thread.
-#[tokio::test]
-async fn who_leaves_with_the_whole_response_has_not_aborted() {
-    for (path, says_so) in [("/empty", false), ("/empty", true), ("/trailers", false), ("/trailers", true)] {
+/// A request of a [client](ask) that reads it all, which our service has answered, on a connection that goes on by itself.
+struct Asked {
+    journal: Journal,
+    client: JoinHandle<()>,
+    response: Response<Body>,
+    respond: h2::server::SendResponse<Bytes>,
+    connection: JoinHandle<()>,
+}
+
+impl Asked {
+    async fn by(path: &'static str, says_so: bool) -> Self {
         let journal = Journal::new();
         let epilogue = journal.epilogue().build();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let io = TrackedIo::new(listener.accept().await.unwrap().0);
-        let mut service = epilogue.wrap(&io, app());
         let client = tokio::spawn(ask(client, path, says_so));
-
-        let mut server = h2::server::handshake(io).await.unwrap();
-        let (request, mut respond) = server.accept().await.unwrap().unwrap();
+        let (mut server, response, respond) = served(&epilogue, listener).await;
         let connection = tokio::spawn(async move { while server.accept().await.is_some_and(|next| next.is_ok()) {} });
-        let request = Request::from_parts(request.into_parts().0, Body::empty());
-        let (head, mut body) = service.call(request).await.unwrap().into_parts();
+        Self { journal, client, response, respond, connection }
+    }
+}
+
+type Server = h2::server::Connection<TrackedIo<TcpStream>, Bytes>;
+
+/// Accepts a connection, and has our service answer its first request.
+async fn served(
+    epilogue: &Epilogue,
+    listener: TcpListener,
+) -> (Server, Response<Body>, h2::server::SendResponse<Bytes>) {
+    let io = TrackedIo::new(listener.accept().await.unwrap().0);
+    let mut service = epilogue.wrap(&io, app());
+    let mut server = h2::server::handshake(io).await.unwrap();
+    let (request, respond) = server.accept().await.unwrap().unwrap();
+    let request = Request::from_parts(request.into_parts().0, Body::empty());
+    (server, service.call(request).await.unwrap(), respond)
+}
+
+/// As hyper does, whose stream has a task of its own: that may be held up between these steps, in another thread.
+#[tokio::test]
+async fn who_leaves_with_the_whole_response_has_not_aborted() {
+    for (path, says_so) in [("/empty", false), ("/empty", true), ("/trailers", false), ("/trailers", true)] {
+        let Asked { journal, client, response, mut respond, mut connection } = Asked::by(path, says_so).await;
+        let (head, mut body) = response.into_parts();
         let mut send = respond.send_response(Response::from_parts(head, ()), path == "/empty").unwrap();
         if path == "/trailers" {
             let trailers = loop {
@@ -86,7 +115,6 @@ async fn who_leaves_with_the_whole_response_has_not_aborted() {
         }
         soon("the client leaves", client).await.unwrap();
         // The server's turns, in which it finds out; with a GOAWAY they are its last.
-        let mut connection = connection;
         let turns = tokio::time::timeout(Duration::from_millis(50), &mut connection).await;
         drop(body);
         if turns.is_err() {
@@ -104,7 +132,7 @@ async fn who_leaves_with_the_whole_response_has_not_aborted() {
 struct Served {
     journal: Journal,
     client: RawHttp2,
-    server: h2::server::Connection<TrackedIo<TcpStream>, Bytes>,
+    server: Server,
     body: Body,
     send: h2::SendStream<Bytes>,
 }
@@ -116,12 +144,8 @@ impl Served {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = RawHttp2::connect(listener.local_addr().unwrap()).await;
         client.send(&request("GET", path, 1, true)).await;
-        let io = TrackedIo::new(listener.accept().await.unwrap().0);
-        let mut service = epilogue.wrap(&io, app());
-        let mut server = h2::server::handshake(io).await.unwrap();
-        let (request, mut respond) = server.accept().await.unwrap().unwrap();
-        let request = Request::from_parts(request.into_parts().0, Body::empty());
-        let (head, body) = service.call(request).await.unwrap().into_parts();
+        let (server, response, mut respond) = served(&epilogue, listener).await;
+        let (head, body) = response.into_parts();
         let send = respond.send_response(Response::from_parts(head, ()), false).unwrap();
         Self { journal, client, server, body, send }
     }
@@ -148,18 +172,8 @@ impl Served {
 #[tokio::test]
 async fn a_body_may_be_copied_before_its_head_leaves() {
     for (path, expected) in [("/nothing", ""), ("/trailers", "some")] {
-        let journal = Journal::new();
-        let epilogue = journal.epilogue().build();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let io = TrackedIo::new(listener.accept().await.unwrap().0);
-        let mut service = epilogue.wrap(&io, app());
-        let client = tokio::spawn(ask(client, path, true));
-        let mut server = h2::server::handshake(io).await.unwrap();
-        let (request, mut respond) = server.accept().await.unwrap().unwrap();
-        let connection = tokio::spawn(async move { while server.accept().await.is_some_and(|next| next.is_ok()) {} });
-        let request = Request::from_parts(request.into_parts().0, Body::empty());
-        let (head, mut body) = service.call(request).await.unwrap().into_parts();
+        let Asked { journal, client, response, mut respond, connection } = Asked::by(path, true).await;
+        let (head, mut body) = response.into_parts();
         let mut whole = Vec::new();
         while let Some(frame) = soon(path, body.frame()).await {
             whole.extend_from_slice(&frame.unwrap().into_data().unwrap_or_default());
@@ -178,36 +192,21 @@ async fn a_body_may_be_copied_before_its_head_leaves() {
 #[tokio::test]
 async fn a_response_that_never_came_to_the_server_is_no_abort() {
     for path in ["/empty", "/nothing", "/trailers"] {
-        a_response_that_never_comes_to_the_server(path).await;
+        let Asked { journal, client, response, mut respond, connection } = Asked::by(path, true).await;
+        let mut body = response.into_body();
+        while let Some(frame) = soon(path, body.frame()).await {
+            drop(frame.unwrap());
+        }
+        drop(body);
+        soon("the request ends", journal.ended(1)).await;
+        journal.only().assert_status(ConnectionStatus::NORMAL);
+        journal.only().assert_contract();
+        let late = Response::builder().status(StatusCode::GATEWAY_TIMEOUT).body(()).unwrap();
+        respond.send_response(late, true).unwrap();
+        drop(respond);
+        soon("the client has it", client).await.unwrap();
+        soon("the connection ends", connection).await.unwrap();
     }
-}
-
-async fn a_response_that_never_comes_to_the_server(path: &str) {
-    let journal = Journal::new();
-    let epilogue = journal.epilogue().build();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let io = TrackedIo::new(listener.accept().await.unwrap().0);
-    let mut service = epilogue.wrap(&io, app());
-    let asked = path.to_owned();
-    let client = tokio::spawn(async move { ask(client, &asked, true).await });
-    let mut server = h2::server::handshake(io).await.unwrap();
-    let (request, mut respond) = server.accept().await.unwrap().unwrap();
-    let connection = tokio::spawn(async move { while server.accept().await.is_some_and(|next| next.is_ok()) {} });
-    let request = Request::from_parts(request.into_parts().0, Body::empty());
-    let mut body = service.call(request).await.unwrap().into_body();
-    while let Some(frame) = soon(path, body.frame()).await {
-        drop(frame.unwrap());
-    }
-    drop(body);
-    soon("the request ends", journal.ended(1)).await;
-    journal.only().assert_status(ConnectionStatus::NORMAL);
-    journal.only().assert_contract();
-    let late = Response::builder().status(StatusCode::GATEWAY_TIMEOUT).body(()).unwrap();
-    respond.send_response(late, true).unwrap();
-    drop(respond);
-    soon("the client has it", client).await.unwrap();
-    soon("the connection ends", connection).await.unwrap();
 }
 
 /// The server reads of the reset only when it has taken them, and throws them away: nothing is written any more.

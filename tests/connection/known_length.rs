@@ -42,6 +42,15 @@ async fn read(server: &Server, path: &str, length: usize) -> RawHttp2 {
     client
 }
 
+/// Resets its stream, or its connection, or closes that.
+async fn leave(mut client: RawHttp2, how: u32) {
+    match how % 3 {
+        0 => client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await,
+        1 => reset_when_dropped(&client.stream),
+        _ => {}
+    }
+}
+
 /// With two threads, since it is a race: the client leaves before, while and after the end of its stream leaves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_leaves_with_every_byte_of_a_known_length_has_not_aborted() {
@@ -49,13 +58,8 @@ async fn who_leaves_with_every_byte_of_a_known_length_has_not_aborted() {
     let mut count = 0;
     for round in 0..60 {
         for (path, length) in [("/small", 5), ("/piece", 100_000), ("/pieces", 100_000)] {
-            let mut client = read(&server, path, length).await;
-            match round % 3 {
-                0 => client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await,
-                1 => reset_when_dropped(&client.stream),
-                _ => {}
-            }
-            drop(client);
+            let client = read(&server, path, length).await;
+            leave(client, round).await;
             count += 1;
         }
     }
@@ -146,13 +150,8 @@ async fn who_leaves_with_every_byte_has_not_aborted_where_the_body_has_not_ended
                 response
             };
             let server = Server::start(Router::new().route("/", get(handler))).await;
-            let mut client = read(&server, "/", 100_000).await;
-            match how {
-                0 => client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await,
-                1 => reset_when_dropped(&client.stream),
-                _ => {}
-            }
-            drop(client);
+            let client = read(&server, "/", 100_000).await;
+            leave(client, how).await;
             server.journal.ended(1).await;
             let lines = server.journal.lines();
             let flushed = lines.iter().any(|line| line == "flushed:100000/0");
@@ -176,12 +175,7 @@ async fn who_leaves_with_the_head_of_a_response_of_no_byte_has_not_aborted() {
         let mut client = RawHttp2::connect(server.address).await;
         client.send(&request("GET", "/", 1, true)).await;
         client.until(|frame| frame.stream == 1).await;
-        match how {
-            0 => client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await,
-            1 => reset_when_dropped(&client.stream),
-            _ => {}
-        }
-        drop(client);
+        leave(client, how).await;
         server.journal.ended(1).await;
         let lines = server.journal.lines();
         assert!(lines.iter().any(|line| line == "flushed:0/0"), "{how}: {lines:?}");
