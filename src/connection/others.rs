@@ -45,3 +45,33 @@ impl Wake for Others {
         self.reader.wake();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::atomic::AtomicUsize, task::Waker};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// As behind an upgrade: another task reads on.
+    #[tokio::test]
+    async fn who_looked_last_is_woken_when_the_others_have_run() {
+        let (first, last) = (Arc::<Woken>::default(), Arc::<Woken>::default());
+        let wakers = [&first, &last].map(|woken| Waker::from(woken.clone()));
+        let others = Others::have_their_turn(&Context::from_waker(&wakers[0]));
+        let ran = tokio::spawn(async {});
+        assert!(!others.had_their_turn(&Context::from_waker(&wakers[1])));
+        ran.await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(others.had_their_turn(&Context::from_waker(&wakers[1])));
+        assert_eq!((first.0.load(Ordering::SeqCst), last.0.load(Ordering::SeqCst)), (0, 1));
+    }
+}
