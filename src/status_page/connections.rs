@@ -58,6 +58,23 @@ mod tests {
         }
     }
 
+    struct Closed;
+
+    impl Open for Closed {
+        fn is_open(&self) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_closed_one_that_is_still_held_does_not_count() {
+        let connections = Connections::default();
+        let (open, closed): (Arc<dyn Open>, Arc<dyn Open>) = (Arc::new(Always), Arc::new(Closed));
+        connections.add(Arc::downgrade(&open));
+        connections.add(Arc::downgrade(&closed));
+        assert_eq!(connections.open(), 1);
+    }
+
     #[test]
     fn closed_ones_are_forgotten_after_a_crowd_too() {
         let connections = Connections::default();

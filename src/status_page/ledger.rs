@@ -370,5 +370,10 @@ mod tests {
         let page = ledger.page(10);
         assert_eq!((page.requests, page.places, page.totals.ended), (0, [0; 5], 0));
         assert_eq!((lock(&ledger.state).unconfirmed, page.points.last().unwrap().running), (0, 0));
+        let job = RequestId::next();
+        ledger.arrived(job, true, Weak::<crate::lifecycle::Shared>::new());
+        assert_eq!((ledger.page(1).requests, ledger.page(1).jobs), (0, 1));
+        ledger.lost(job);
+        assert_eq!((ledger.page(1).requests, ledger.page(1).jobs), (0, 0));
     }
 }

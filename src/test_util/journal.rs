@@ -224,3 +224,23 @@ impl fmt::Display for Journal {
         self.stories().iter().try_for_each(|story| write!(f, "{story}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{event::Route, status::ConnectionStatus};
+
+    /// Requests of several threads are told of as it comes.
+    #[test]
+    fn stories_are_in_the_order_of_the_arrivals() {
+        let (journal, requests) = (Journal::new(), [RequestId::next(), RequestId::next()]);
+        let tell = journal.listener();
+        let route = Arc::new(Route { name: "GET /".into(), method: 3, matched: false, is_job: false });
+        for request in requests.into_iter().rev() {
+            let (kind, status, route) = (EventKind::Arrived, ConnectionStatus::NORMAL, route.clone());
+            tell(&Event { request, kind, status, at: Duration::ZERO, route, class: None });
+        }
+        assert_eq!(journal.stories().iter().map(Story::request).collect::<Vec<_>>(), requests);
+        assert_eq!(journal.last().request(), requests[1]);
+    }
+}

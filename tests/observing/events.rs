@@ -232,6 +232,20 @@ async fn an_event_function_that_never_returns_holds_no_drain_up_beyond_its_time(
     drop(release);
 }
 
+/// One without a deadline has all the time that it takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_without_a_deadline_ends_when_everything_was_told() {
+    let (mut server, release) = hung(None, &Notes::default()).await;
+    server.begin_drain();
+    {
+        let mut drained = std::pin::pin!(server.drained());
+        let early = tokio::time::timeout(Duration::from_millis(50), drained.as_mut()).await;
+        assert!(early.is_err(), "the event function has not returned");
+        drop(release);
+        assert!(drained.await.is_clean());
+    }
+}
+
 /// Nor does that of one that has all the time, once it is cut.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_event_function_that_never_returns_holds_no_drain_up_that_is_cut() {

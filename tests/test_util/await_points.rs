@@ -214,3 +214,15 @@ async fn what_is_no_request_is_told_with_the_line_and_the_answer() {
     assert!(message.contains("no request has begun") && message.contains(file!()), "{message}");
     assert!(message.contains("status: 400"), "{message}");
 }
+
+/// Each of them would be a turn.
+#[tokio::test]
+#[should_panic(expected = "more than 10000 await points")]
+async fn a_handler_of_very_many_points_fails_the_test_at_once() {
+    let waits = async || {
+        for _ in 0..10_001 {
+            tokio::task::yield_now().await;
+        }
+    };
+    every_await_point(async |server| drop(server.get(Router::new().route("/", get(waits)), "/").await)).await;
+}

@@ -1,14 +1,15 @@
 //! Clients that stop, half-close, read slowly and pipeline, on a socket and in memory.
 
-use std::time::Duration;
+use std::{io::ErrorKind, time::Duration};
 
 use axum::{
     Router,
-    body::Bytes,
+    body::{Body, Bytes},
     routing::{get, post},
 };
+use http_body_util::BodyExt as _;
 use tower_epilogue::{
-    ConnectionStatus, HalfClose, Tracking,
+    ConnectionStatus, HalfClose, IgnoreAbortLayer, Lifecycle, Tracking,
     test_util::{Leave, TestServer},
 };
 
@@ -184,4 +185,28 @@ async fn a_client_may_be_as_narrow_and_stop_as_late_as_it_likes() {
     let request = "GET /wait HTTP/1.1\r\nhost: test\r\n\r\n";
     server.connect().await.stop_request_at(request, usize::MAX, Leave::Silence).await;
     server.journal().begun(2).await;
+}
+
+/// That of a reset is another than that of a close: the server's next read fails, and does not end.
+#[tokio::test]
+async fn a_reset_is_one() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let upload = async move |_: Lifecycle, body: Body| {
+        let error = body.collect().await.unwrap_err();
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let kinds = causes.filter_map(|error| error.downcast_ref::<std::io::Error>()).map(std::io::Error::kind);
+        tell.send(kinds.collect::<Vec<_>>()).unwrap();
+    };
+    let app = Router::new().route("/", post(upload)).layer(IgnoreAbortLayer::new());
+    let server = TestServer::on_socket(app).await;
+    for (how, kinds) in
+        [(Leave::Reset, vec![ErrorKind::ConnectionReset]), (Leave::Close, vec![ErrorKind::UnexpectedEof])]
+    {
+        let mut client = server.connect().await;
+        client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 4\r\n\r\nbo").await;
+        server.journal().until(|stories| stories.last().is_some_and(|story| story.count("handler_start") == 1)).await;
+        client.leave(how).await;
+        assert_eq!(told.recv().await.unwrap(), kinds, "{how:?}");
+        server.settled().await;
+    }
 }
