@@ -7,12 +7,13 @@ use axum_core::response::{IntoResponse, Response};
 use super::idempotency;
 use crate::pool::caught;
 
-/// The store, or what was to be stored, is at fault.
+/// The store failed, or something cannot be stored.
 ///
-/// Its `Display` says what to do, and the cause, which [`get_ref`](Self::get_ref) gives to look at; it is no `source`, so that
-/// nobody prints it twice. As a response, which tells the client nothing of that and has it logged, it is a 503 with
-/// `Retry-After` where it [`is_unavailable`](Self::is_unavailable), and a 500 otherwise. What a handler returns and cannot
-/// be stored never comes to the handler: [`DurableLayer`](super::DurableLayer) answers with a 503 by itself.
+/// Its `Display` says what to do, and the cause. The cause is available from [`get_ref`](Self::get_ref), but not as
+/// `source`, so that it is not printed twice. As a response it is a 503 with `Retry-After` if it
+/// [`is_unavailable`](Self::is_unavailable), and a 500 otherwise; it is logged, and tells the client nothing of the
+/// cause. If a job that a handler *returns* cannot be stored, the handler does not see the error:
+/// [`DurableLayer`](super::DurableLayer) answers with a 503 by itself.
 pub struct DurableError {
     kind: Kind,
     cause: Option<Box<dyn StdError + Send + Sync>>,
@@ -69,13 +70,14 @@ impl DurableError {
         self
     }
 
-    /// What the database or the engine said, if it was them; of requests that failed together, its text alone.
+    /// The error of the database or the engine, if that is the cause; for requests that failed together, only its
+    /// text.
     #[must_use]
     pub fn get_ref(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
         self.cause.as_deref()
     }
 
-    /// The store did not answer or could not write: what failed may succeed when it is tried again.
+    /// The store did not answer or could not write: a retry may succeed.
     #[must_use]
     pub const fn is_unavailable(&self) -> bool {
         use Kind::{CannotOpen, Conflict, Full, Locked, Refused, Stopped, Unavailable};
@@ -92,7 +94,8 @@ impl DurableError {
         self.is_unavailable() && self.kind != Kind::Stopped
     }
 
-    /// Another connection holds SQLite's write lock, for longer than the busy timeout.
+    /// Another connection held SQLite's write lock for longer than the
+    /// [`busy_timeout`](super::DurableBuilder::busy_timeout).
     #[must_use]
     pub const fn is_locked(&self) -> bool {
         matches!(self.kind, Kind::Locked)

@@ -17,21 +17,23 @@ use crate::pool::{self, Pool, caught};
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Epilogue {
-    /// Waits until nothing runs any more after responses; for servers other than [`Epilogue::serve`], which does it
-    /// by itself. Stop the server first: what it begins afterwards is waited for as well.
+    /// Waits until all continuations and hooks have ended: the second half of a graceful shutdown, for servers other
+    /// than
+    /// [`Epilogue::serve`], which does it by itself. Stop the server first: whatever it begins afterwards is waited for as well.
     ///
-    /// At the [deadline](crate::EpilogueBuilder::drain_deadline) what is left is cut with status TIMEOUT, its hooks
-    /// run, and the report names it. It can be called again, and several times at once. In a continuation it would wait for
-    /// itself, to the deadline, and in a hook to the hook's limit: there, tell whoever waits outside.
+    /// At the [deadline](crate::EpilogueBuilder::drain_deadline), 30 s by default, what is left is cut with status
+    /// TIMEOUT, its hooks run, and the report names it. It can be called repeatedly and concurrently. Do not await it
+    /// in a continuation or a hook: it would wait for itself, until the deadline or the hook limit. Notify a task
+    /// outside instead.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it waits no longer, and cuts nothing.
+    /// If it is dropped, it no longer waits, and cuts nothing.
     pub async fn drain(&self) -> DrainReport {
         drain(&self.pool, None).await
     }
 
-    /// Whether a drain is under way: for a probe that asks whether this process is to be sent more.
+    /// Whether a drain (graceful shutdown) is under way, for a readiness probe.
     ///
     /// ```
     /// use axum::{Router, extract::State, http::StatusCode, routing::get};
@@ -50,18 +52,19 @@ impl Epilogue {
         self.pool.drains.is_under_way()
     }
 
-    /// Resolves when a drain begins, at once if one is under way: for whatever is to end by itself then.
-    /// [`Lifecycle::draining`](crate::Lifecycle::draining) is the same for a handler.
+    /// Resolves when a drain (graceful shutdown) begins, at once if one is under way, so that other parts of the
+    /// process can end too. [`Lifecycle::draining`](crate::Lifecycle::draining) is the same for a handler.
     ///
     /// # Cancel safety
     ///
-    /// It counts from this call, and not from its first poll: a drain that is over by then was not missed.
+    /// Cancel safe. A drain that begins after this call is not missed, even if it is over before the future is first
+    /// polled.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
         self.pool.drains.begun()
     }
 
-    /// Has the drains that are under way cut what is left now, as if their deadline had passed: for a second signal. Those
-    /// that begin later are not concerned.
+    /// Makes the drains that are under way cut what is left now, as if their deadline had passed: for a second
+    /// signal. Later drains are not affected.
     pub fn cut(&self) {
         self.pool.cut.notify_waiters();
     }
