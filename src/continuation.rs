@@ -59,9 +59,9 @@ mod stray;
 ///
 /// A returned continuation runs exactly once, whatever becomes of its response ([contract rule
 /// 1](crate::manual::contract#1-a-returned-continuation-runs-exactly-once)): it starts when the response was flushed,
-/// when it is known that it never will be, or when the
-/// [patience](crate::EpilogueBuilder::patience) with a slow reader (30 s by default) is over. It shares the request's
-/// [time limit](crate::TimeLimitLayer), if there is one, and its hooks run after it. A panic costs this request only.
+/// when it is known that it never will be, or when the [patience](crate::EpilogueBuilder::patience) with a slow
+/// reader (30 s by default) is over. It shares the request's [time limit](crate::TimeLimitLayer), if there is one,
+/// and its hooks run after it. A panic costs this request only.
 ///
 /// # Cancel safety
 ///
@@ -313,9 +313,7 @@ impl Drop for Continuation {
         if let Some(kind) = self.kind.take() {
             let _span = self.extra.as_ref().map(|extra| extra.span.enter());
             caught::tell(|| {
-                tracing::warn!(
-                    "a continuation was dropped without having been returned with a response: it does not run"
-                );
+                tracing::warn!("a continuation was dropped and does not run: return it as a part of the response");
             });
             caught::discard(kind);
         }

@@ -41,9 +41,9 @@
 //! # What has no end of its own
 //!
 //! An event stream, for example, goes on with nobody reading it after its client has left, until the time limit; if
-//! that is
-//! [off](crate::TimeLimitLayer::off), for as long as the process lives. Give such a route [`IgnoreAbortLayer::off`].
-//! [`max_detached`](crate::EpilogueBuilder::max_detached) refuses new requests while there are too many such streams.
+//! that is [off](crate::TimeLimitLayer::off), for as long as the process lives. Give such a route
+//! [`IgnoreAbortLayer::off`]. [`max_detached`](crate::EpilogueBuilder::max_detached) refuses new requests while there
+//! are too many such streams.
 //!
 //! [`Lifecycle::is_aborted`]: crate::Lifecycle::is_aborted
 //! [`Lifecycle::aborted`]: crate::Lifecycle::aborted

@@ -127,7 +127,9 @@ where
         if let Err(error) = entered.shared().add_hook(Hook::new(self.hook.clone())) {
             // Only a request whose life is over is refused: one that was sent into the service a second time.
             let route = entered.shared().route();
-            caught::tell(|| tracing::warn!(route, %error, "a layer's hook was refused"));
+            caught::tell(
+                || tracing::warn!(route, %error, "the hook of a `ShutdownHookLayer` was registered too late and does not run"),
+            );
         }
         ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }

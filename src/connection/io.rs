@@ -67,8 +67,7 @@ impl<IO: 'static> TrackedIo<IO> {
     /// is given the socket below, with [`over`](Self::over).
     ///
     /// `TCP_NODELAY` and the timeouts of [`Tracking`] are set on a `TcpStream`. All that are made by `new` share one
-    /// bound on
-    /// [how many linger](crate::Linger::at_once).
+    /// bound on [how many linger](crate::Linger::at_once).
     pub fn new(io: IO) -> Self {
         static DEFAULT: LazyLock<Tracking> = LazyLock::new(Tracking::default);
         Self::with(io, &DEFAULT)

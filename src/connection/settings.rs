@@ -202,7 +202,7 @@ impl Tracking {
         // Relaxed: a count that guards nothing but itself.
         if self.lingering.fetch_add(1, Ordering::Relaxed) >= linger.at_once {
             self.lingering.fetch_sub(1, Ordering::Relaxed);
-            tracing::debug!("too many connections linger: one is closed at once");
+            tracing::debug!("as many connections linger as `Linger::at_once` allows: one is closed immediately");
             return None;
         }
         Some(Lingering { limits: linger, count: self.lingering.clone() })

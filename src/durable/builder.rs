@@ -229,8 +229,7 @@ impl DurableBuilder {
 
     /// How long storing a job is retried while the database is out, if nobody can be told that it was not stored:
     /// because the client has left (or leaves meanwhile) and that is [ignored](crate::IgnoreAbortLayer), or because
-    /// the job was returned after
-    /// [`finish`](crate::Lifecycle::finish). 1 h by default; with zero it is tried once.
+    /// the job was returned after [`finish`](crate::Lifecycle::finish). 1 h by default; with zero it is tried once.
     ///
     /// A drain waits for it until its deadline. See [the manual](crate::manual::durable#what-nobody-can-be-told-of).
     pub fn outlast(mut self, outage: Duration) -> Self {
@@ -372,7 +371,7 @@ async fn migrate(engine: &dyn Engine, database: &Database) -> Result<(), Durable
         if began.elapsed() >= MIGRATION {
             return Err(error);
         }
-        tracing::debug!(%error, "a migration failed, perhaps since another process is at it: it is tried again");
+        tracing::debug!(%error, "a migration failed, perhaps because another process is running it: it is retried");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

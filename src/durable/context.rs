@@ -74,10 +74,9 @@ impl JobContext {
     }
 
     /// A key that is the same for every attempt at this job. No other job of its kind has it, unless it was promised
-    /// under the same
-    /// [key](super::Durable::with_key) after this one was no longer kept. Pass it to whatever the job calls, so that
-    /// an effect which has happened does not happen again: as a payment provider's `Idempotency-Key`, or in a unique
-    /// column.
+    /// under the same [key](super::Durable::with_key) after this one was no longer kept. Pass it to whatever the job
+    /// calls, so that an effect which has happened does not happen again: as a payment provider's `Idempotency-Key`,
+    /// or in a unique column.
     #[must_use]
     pub fn idempotency_key(&self) -> &str {
         &self.key

@@ -248,7 +248,7 @@ fn no_layer(parts: &Parts) -> Response {
     caught::tell(|| {
         tracing::error!(
             route,
-            "a handler takes an `IdempotencyKey`, and no `DurableLayer` stands around it: add `.layer(store.layer())`"
+            "a handler takes an `IdempotencyKey`, but no `DurableLayer` is around it: add `.layer(store.layer())`"
         );
     });
     problem(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "The Idempotency-Key was not read.")

@@ -51,8 +51,7 @@ pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
     const LIMIT: Duration = Duration::from_secs(60);
 
     /// How many of this kind run at once in one process; 16 by default, 10,000 at most, and no more than the bounds
-    /// of the
-    /// [`Epilogue`](crate::Epilogue) allow.
+    /// of the [`Epilogue`](crate::Epilogue) allow.
     const CONCURRENCY: usize = 16;
 
     /// The [class](crate::Continuation::class) of its attempts, for logs and reports, and for the bound of that

@@ -301,9 +301,7 @@ impl Drop for Durable {
     fn drop(&mut self) {
         if let Some(Promise::New(_)) = self.promise {
             caught::tell(|| {
-                tracing::warn!(
-                    "a durable job was dropped without having been returned with a response: it is not stored"
-                );
+                tracing::warn!("a durable job was dropped and is not stored: return it as a part of the response");
             });
         }
     }

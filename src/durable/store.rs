@@ -85,10 +85,9 @@ impl DurableStore {
     /// Begins a transaction on a SQLite store, for [`Durable::in_transaction`].
     ///
     /// It holds the only connection that writes: until it ends, nothing else is stored, and whatever waits longer
-    /// than the
-    /// [busy timeout](super::DurableBuilder::busy_timeout) is refused. Keep it short, and do not await anything in it that
-    /// has to be stored itself: that would deadlock until the timeout. Reading needs no such transaction: a pool of
-    /// your own on the same file, of [`durable::sqlx`](super::sqlx), waits for nobody.
+    /// than the [busy timeout](super::DurableBuilder::busy_timeout) is refused. Keep it short, and do not await
+    /// anything in it that has to be stored itself: that would deadlock until the timeout. Reading needs no such
+    /// transaction: a pool of your own on the same file, of [`durable::sqlx`](super::sqlx), waits for nobody.
     ///
     /// # Errors
     ///

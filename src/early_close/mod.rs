@@ -66,10 +66,9 @@
 //! a fraction of the time for small pages. At most 16 are kept, of about 300 KiB each.
 //!
 //! Whether a stream's output is flushed through the encoder when the stream pauses is up to the encoder, and a flush
-//! of an
-//! [`Output`](crate::Output) does not reach it. An event stream passes through uncompressed. For progress output, set the
-//! patience to zero, and put a `CompressedStreamLayer` (feature `compressed-stream`) inside this layer, to take over
-//! the compression.
+//! of an [`Output`](crate::Output) does not reach it. An event stream passes through uncompressed. For progress
+//! output, set the patience to zero, and put a `CompressedStreamLayer` (feature `compressed-stream`) inside this
+//! layer, to take over the compression.
 
 use std::{future::Future, time::Duration};
 

@@ -32,8 +32,8 @@ impl EpilogueBuilder {
     ///
     /// Under [`WhenFull::Refuse`], the default, each request reserves a place from its arrival until its handler has
     /// returned without a continuation. So every accepted request has its place; but this and
-    /// [`max_waiting`](Self::max_waiting) together
-    /// [also bound](crate::manual::limits#how-many-continuations) how many handlers run at once.
+    /// [`max_waiting`](Self::max_waiting) together [also bound](crate::manual::limits#how-many-continuations) how
+    /// many handlers run at once.
     pub fn max_running(mut self, continuations: usize) -> Self {
         self.asked.max_running = Some(continuations);
         self.bounds();

@@ -18,8 +18,8 @@ const SECOND: Duration = Duration::from_secs(1);
 
 impl Epilogue {
     /// Waits until all continuations and hooks have ended: the second half of a graceful shutdown, for servers other
-    /// than
-    /// [`Epilogue::serve`], which does it by itself. Stop the server first: whatever it begins afterwards is waited for as well.
+    /// than [`Epilogue::serve`], which does it by itself. Stop the server first: whatever it begins afterwards is
+    /// waited for as well.
     ///
     /// At the [deadline](crate::EpilogueBuilder::drain_deadline), 30 s by default, what is left is cut with status
     /// TIMEOUT, its hooks run, and the report names it. It can be called repeatedly and concurrently. Do not await it
@@ -113,13 +113,19 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         cut.all(pool, in_flight());
         if cut.named.is_empty() {
             let connections = serving.map(|serving| (serving.open)());
-            caught::tell(|| tracing::warn!(running = pool.running(), connections, "{why}: no request is left to cut"));
+            caught::tell(|| {
+                tracing::warn!(
+                    running = pool.running(),
+                    connections,
+                    "{why}: no request is left to cut, what still runs has twice the hook limit to end"
+                )
+            });
         } else if !cut.breaks_promises() {
             // What is stored runs again.
-            caught::tell(|| tracing::warn!(report = %cut.report(), "{why}"));
+            caught::tell(|| tracing::warn!(report = %cut.report(), "{why}: durable jobs were cut and run again"));
         } else {
             // Level error: promises that were not kept.
-            caught::tell(|| tracing::error!(report = %cut.report(), "{why}"));
+            caught::tell(|| tracing::error!(report = %cut.report(), "{why}: unfinished work was cut and is lost"));
         }
         let broke_promises = cut.breaks_promises();
         // Hooks have a limit each. Twice that is enough for all but the most stubborn. In the first half of it connections
@@ -140,16 +146,21 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             }
         });
         if enough.await.is_err() {
-            caught::tell(|| tracing::error!(running = pool.running(), "the drain ends with work still running"));
+            caught::tell(|| {
+                tracing::error!(
+                    running = pool.running(),
+                    "the drain ended with work still running: it blocks its thread or never awaits"
+                )
+            });
             // Those that are left now are ended as they are, whether or not there was time to close them first.
             closed = closed.max(serving.map_or(0, |serving| (serving.open)()));
         }
         if !broke_promises && cut.breaks_promises() {
-            caught::tell(|| tracing::error!(report = %cut.report(), "{why}: what came after it was cut, too"));
+            caught::tell(|| tracing::error!(report = %cut.report(), "{why}: work that came after it was cut, too"));
         }
         if closed > 0 {
             caught::tell(|| {
-                tracing::warn!(connections = closed, "connections that did not end by themselves are closed");
+                tracing::warn!(connections = closed, "connections that did not end by themselves were closed");
             });
         }
         report = DrainReport { closed, ..cut.report() };
@@ -163,7 +174,9 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             None => feed.delivered().await,
             Some(left) if tokio::time::timeout(left, feed.delivered()).await.is_ok() => {}
             Some(_) => caught::tell(|| {
-                tracing::error!("the drain ends before the event function was told of everything: it is slow");
+                tracing::error!(
+                    "the drain ended before all events were delivered: the event function (`on_event`) is too slow"
+                );
             }),
         }
     }

@@ -143,8 +143,7 @@ impl EpilogueBuilder {
 
     /// How long a graceful shutdown (drain) waits for connections, continuations and hooks before it cuts what is
     /// left, with status TIMEOUT; 30 s by default. `None` waits without end. After the deadline it takes up to twice
-    /// the
-    /// [hook limit](Self::hook_limit) more until the drain returns.
+    /// the [hook limit](Self::hook_limit) more until the drain returns.
     pub fn drain_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.pool.settings.drain_deadline = deadline.into();
         self

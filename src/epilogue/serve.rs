@@ -41,8 +41,7 @@ impl Epilogue {
     /// without either it serves for ever.
     ///
     /// A [`TrackedListener`](crate::TrackedListener) is for `axum::serve`: here it adds nothing, and the settings of
-    /// the
-    /// [builder](crate::EpilogueBuilder::tracking) override its own.
+    /// the [builder](crate::EpilogueBuilder::tracking) override its own.
     ///
     /// ```no_run
     /// use axum::{Router, routing::get};
@@ -325,7 +324,10 @@ impl Server {
                 self.pool.count_panic();
                 let panic = panic_message(&*payload);
                 caught::tell(|| {
-                    tracing::error!(panic, "the app panicked where it was cloned for a connection, which is closed");
+                    tracing::error!(
+                        panic,
+                        "the app panicked when it was cloned for a connection: the connection is closed"
+                    );
                 });
                 return caught::dispose(payload);
             }

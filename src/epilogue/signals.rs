@@ -35,7 +35,9 @@ impl Signals {
     fn new() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
 
-        let stream = |kind| signal(kind).map_err(|error| tracing::error!(%error, "a signal cannot be listened to"));
+        let stream = |kind| {
+            signal(kind).map_err(|error| tracing::error!(%error, "cannot listen for SIGINT or SIGTERM: no signal will stop this server gracefully"))
+        };
         let streams = stream(SignalKind::interrupt()).ok().zip(stream(SignalKind::terminate()).ok());
         Self { streams: streams.map(<[_; 2]>::from) }
     }

@@ -51,8 +51,8 @@ impl End {
     }
 
     /// The status code of the response as the outermost of this crate's services handed it to the server, whether or
-    /// not it was
-    /// [sent](Self::sent): PHP's `http_response_code()`. `None` if there was no response, as for an attempt at a durable job.
+    /// not it was [sent](Self::sent): PHP's `http_response_code()`. `None` if there was no response, as for an
+    /// attempt at a durable job.
     ///
     /// If the request ended because its client left, it is 499 (which nobody receives), or `None` if the server was
     /// the first to notice.

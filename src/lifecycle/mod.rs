@@ -216,8 +216,7 @@ impl Lifecycle {
 
     /// Restarts the request timeout from now: PHP's `set_time_limit`. A limit of 20 s that is set after 25 s allows
     /// 45 s in all. `Duration::ZERO` lifts it, as does one too long for the clock (centuries). The kind of clock
-    /// stays: see
-    /// [`TimeLimitLayer::busy`](crate::TimeLimitLayer::busy).
+    /// stays: see [`TimeLimitLayer::busy`](crate::TimeLimitLayer::busy).
     ///
     /// It also works without a [`TimeLimitLayer`](crate::TimeLimitLayer), then in wall-clock time. Once the limit has
     /// passed it does nothing.

@@ -64,18 +64,17 @@
 //! Both work once the handler has started and the request body has been read to its end. On HTTP/2 such a client gets
 //! no more than its flow-control windows allow (RFC 9113, section 5.2), because it can no longer enlarge them: when
 //! for one second everything in flight on the connection is waiting for window space, the client counts as gone. Nor
-//! can it answer a
-//! [ping](crate::EpilogueBuilder::http2_keep_alive): whatever is in flight, it counts as gone when that answer is overdue, by
-//! default 50 s after the last frame it sent.
+//! can it answer a [ping](crate::EpilogueBuilder::http2_keep_alive): whatever is in flight, it counts as gone when
+//! that answer is overdue, by default 50 s after the last frame it sent.
 //!
 //! # What nobody can know
 //!
 //! A client whose cable is pulled sends neither FIN nor RST. It counts as gone when its machine leaves probes or
 //! bytes unanswered ([`keep_alive`](crate::Tracking::keep_alive),
 //! [`unacknowledged`](crate::Tracking::unacknowledged)), by default within a minute. A client whose machine answers
-//! while its program reads nothing counts as gone after the
-//! [write stall](crate::Tracking::write_stall); on Linux and Android after `unacknowledged`, if that is shorter, as it is by
-//! default: these systems treat a window that stays closed like an answer that does not come.
+//! while its program reads nothing counts as gone after the [write stall](crate::Tracking::write_stall); on Linux and
+//! Android after `unacknowledged`, if that is shorter, as it is by default: these systems treat a window that stays
+//! closed like an answer that does not come.
 //!
 //! Behind a proxy, the client is the proxy. It reads responses at its own pace, and whether it closes its connection
 //! when *its* client leaves is its own setting.

@@ -6,8 +6,7 @@
 //!
 //! It runs whatever becomes of its response: flushed; not flushed because the client left; replaced by a middleware;
 //! or dropped before any layer saw it. It starts when the response was flushed, when it is known that it never will
-//! be, or when the
-//! [patience](crate::EpilogueBuilder::patience) with a slow reader (30 s by default) is over.
+//! be, or when the [patience](crate::EpilogueBuilder::patience) with a slow reader (30 s by default) is over.
 //!
 //! Only the time limit, a drain's deadline, or the end of the runtime can stop it half-way. Each is logged with the
 //! route, and a drain's report names what it cut. A continuation that was *not* put into a response was promised to
@@ -123,12 +122,11 @@
 //! # 10. The drain
 //!
 //! `Epilogue::serve` with a graceful shutdown returns when the last connection, continuation and hook has ended, or
-//! at the
-//! [deadline](crate::EpilogueBuilder::drain_deadline) (30 s by default). Whatever is left then is cut with status TIMEOUT, and its
-//! hooks still run. The report names each request that was cut, with route, class, age and phase, and counts the
-//! connections that had to be closed after all their requests had ended. A second signal
-//! ([`Serve::with_signals`](crate::Serve::with_signals),
-//! [`Epilogue::cut`](crate::Epilogue::cut)) cuts at once. While draining, the log says every second how much is left.
+//! at the [deadline](crate::EpilogueBuilder::drain_deadline) (30 s by default). Whatever is left then is cut with
+//! status TIMEOUT, and its hooks still run. The report names each request that was cut, with route, class, age and
+//! phase, and counts the connections that had to be closed after all their requests had ended. A second signal
+//! ([`Serve::with_signals`](crate::Serve::with_signals), [`Epilogue::cut`](crate::Epilogue::cut)) cuts at once. While
+//! draining, the log says every second how much is left.
 //!
 //! `axum::serve` and your own accept loops do not wait for continuations: stop them, and then call
 //! [`Epilogue::drain`](crate::Epilogue::drain).
@@ -155,10 +153,10 @@
 //!
 //! # 13. Nothing is silent
 //!
-//! Whatever is dropped, cut or given up on is logged with its route, and reported to the
-//! [event function](crate::EpilogueBuilder::on_event). [`Epilogue`](crate::Epilogue) counts what runs, what is stuck,
-//! what was refused, what panicked and what was lost. Refused requests are logged individually at level debug, and
-//! once a second, with their number, at level warn: logging must not make an overload worse.
+//! Whatever is dropped, cut or given up on is logged with its route, and reported to the [event
+//! function](crate::EpilogueBuilder::on_event). [`Epilogue`](crate::Epilogue) counts what runs, what is stuck, what
+//! was refused, what panicked and what was lost. Refused requests are logged individually at level debug, and once a
+//! second, with their number, at level warn: logging must not make an overload worse.
 //!
 //! Kept by `event` and `pool`.
 //!
@@ -206,8 +204,8 @@
 //! [`finish`](crate::Lifecycle::finish) are held for the continuations that come with them.
 //!
 //! **A refused request** has passed no middleware of the router, so its 503 carries none of their headers; a request
-//! that a
-//! [`ReserveLayer`](crate::ReserveLayer) refuses has passed the middleware outside that layer. Its upload is not read.
+//! that a [`ReserveLayer`](crate::ReserveLayer) refuses has passed the middleware outside that layer. Its upload is
+//! not read.
 //!
 //! **The failure handler** and the hooks of a request need no place, and occupy none.
 //!
@@ -229,8 +227,8 @@
 //! **A retry between two layers** makes the handler run again within one request. All attempts share one clock, and
 //! none begins once it has run out. The continuations of every attempt run, including those of discarded responses;
 //! what an attempt does after its `finish` is waited for like any handler. Each hook that an attempt registers runs
-//! too, also that of a
-//! [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the layer outside.
+//! too, also that of a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the
+//! layer outside.
 //!
 //! **A timeout or other middleware outside a layer** that drops the handler is no abort on a tracked connection:
 //! ignoring aborts does not save the handler, and the status stays NORMAL. Without a tracked connection it reads as a

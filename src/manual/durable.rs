@@ -51,8 +51,7 @@
 //! client has left and that is ignored ([`IgnoreAbortLayer`](crate::IgnoreAbortLayer)), if it leaves while the job is
 //! being stored, or if the job is returned after [`finish`](crate::Lifecycle::finish). While the database is out
 //! (unreachable, locked, or its disk is full), storing such a job is retried: at once, and then after pauses that
-//! grow from 100 ms to 5 s, for an
-//! [hour](crate::durable::DurableBuilder::outlast).
+//! grow from 100 ms to 5 s, for an [hour](crate::durable::DurableBuilder::outlast).
 //!
 //! - **It delays nobody.** Retries are made one at a time, in transactions of their own, over connections that no
 //!   request waits for. Its own request does not wait either: after the first attempt the request goes on to its end,
@@ -125,8 +124,7 @@
 //!
 //! The error of each attempt goes to the [failure handler](crate::EpilogueBuilder::on_failure), like that of a
 //! continuation; the log also says what becomes of the job. Panics are [counted](crate::Epilogue::panicked), slow
-//! attempts are
-//! [logged](crate::EpilogueBuilder::slow_after).
+//! attempts are [logged](crate::EpilogueBuilder::slow_after).
 //!
 //! A drain starts no more jobs, waits for those that run, cuts them at its deadline, and reports how many stay
 //! stored. An attempt that it cuts does not count. What is promised while it drains is stored, and left to other

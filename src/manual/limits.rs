@@ -112,8 +112,8 @@
 //!
 //! `None` waits without end. Threads of blocking continuations that are stuck are not waited for, nor are upgraded
 //! HTTP/1 connections. On HTTP/2 an upgrade (RFC 8441) is a stream of a connection that is waited for: it is closed
-//! with that connection, one hook limit after the deadline, and the report says
-//! [how many connections](crate::DrainReport::closed_connections) were closed.
+//! with that connection, one hook limit after the deadline, and the report says [how many
+//! connections](crate::DrainReport::closed_connections) were closed.
 //!
 //! **Event streams** last until somebody ends them, so a drain waits for them until its deadline, then cuts them and
 //! logs that it did. Have them end when the drain [begins](crate::Lifecycle::draining); clients such as `EventSource`
@@ -141,9 +141,9 @@
 //! ```
 //!
 //! The same goes for long polls, and for continuations and jobs that have no end of their own. Other parts of the
-//! process can await
-//! [`Epilogue::draining`](crate::Epilogue::draining). A readiness probe that opens a new connection is refused from then on; one that
-//! keeps its connection is answered from [`Epilogue::is_draining`](crate::Epilogue::is_draining).
+//! process can await [`Epilogue::draining`](crate::Epilogue::draining). A readiness probe that opens a new connection
+//! is refused from then on; one that keeps its connection is answered from
+//! [`Epilogue::is_draining`](crate::Epilogue::is_draining).
 //!
 //! **WebSockets** can await it in the same way, in the task that handles the socket. The server does not wait for
 //! that task: to let each socket send its close frame, give it a token of a `TaskTracker` (tokio-util's), and wait
@@ -182,10 +182,10 @@
 //! [classes](crate::EpilogueBuilder::class) of the continuations, and put a
 //! [`ReserveLayer`](crate::ReserveLayer) on the routes that return them. All other routes are then always admitted.
 //!
-//! [`Refuse`](crate::WhenFull::Refuse) is for servers with many clients: it costs the least, and answers early, so that a
-//! client or a load balancer can retry. [`Hold`](crate::WhenFull::Hold) is for a few clients of your own that send
-//! one request after the other: it slows them down to what can be done.
-//! [`Run`](crate::WhenFull::Run) is for finding out what the bound should be, with [`Load`](crate::Load).
+//! [`Refuse`](crate::WhenFull::Refuse) is for servers with many clients: it costs the least, and answers early, so
+//! that a client or a load balancer can retry. [`Hold`](crate::WhenFull::Hold) is for a few clients of your own that
+//! send one request after the other: it slows them down to what can be done. [`Run`](crate::WhenFull::Run) is for
+//! finding out what the bound should be, with [`Load`](crate::Load).
 //!
 //! The number that run is also what the foreground pays. Work that waits for others (a database, a mail server) costs
 //! it next to nothing. Work that computes takes processor time: a request may wait for one slice of each continuation
@@ -193,8 +193,7 @@
 //! of those requests should rise by no more than 400 µs (`cargo bench --bench fairness`; in three runs on a quiet
 //! machine with two cores it rose by 322 to 352 µs, to 2.6 to 3.1 times its own 167 to 203 µs, and by 5 ms, to 26 to
 //! 31 times that, when the same work was passed to `tokio::spawn`, all of it at once). Work that computes for longer
-//! without an `await` belongs on a thread:
-//! [`Continuation::blocking`](crate::Continuation::blocking), with
+//! without an `await` belongs on a thread: [`Continuation::blocking`](crate::Continuation::blocking), with
 //! [`max_blocking`](crate::EpilogueBuilder::max_blocking).
 //!
 //! # Early close: buffer and patience

@@ -31,10 +31,9 @@
 //! take as long as its mail. So the request's span closes when its response has left, and the continuation's begins.
 //! If one response has several continuations, the spans of the later ones begin at the same moment, and include the
 //! wait for their turn. OpenTelemetry shows two traces and a link from the second to the first: see the example
-//! `opentelemetry`. The rest of a handler after its
-//! [`finish`](crate::Lifecycle::finish) is such a continuation too, and so is that of a producer after
-//! [`Output::finish`](crate::Output::finish); a handler that goes on because aborts are ignored stays in
-//! the request's span.
+//! `opentelemetry`. The rest of a handler after its [`finish`](crate::Lifecycle::finish) is such a continuation too,
+//! and so is that of a producer after [`Output::finish`](crate::Output::finish); a handler that goes on because
+//! aborts are ignored stays in the request's span.
 //!
 //! | field | |
 //! |---|---|

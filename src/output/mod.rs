@@ -63,8 +63,7 @@
 //! If you declare a `Content-Length`, the response also ends there: an HTTP/1 server drops the body after its last
 //! byte, and a producer that awaits anything between that byte and its `finish` is dropped. The writer of a channel
 //! that flushes or finishes after that gets an error saying that nobody reads its output any more, although all of it
-//! may have left;
-//! [`Lifecycle::status`](crate::Lifecycle::status) tells whether its client did leave.
+//! may have left; [`Lifecycle::status`](crate::Lifecycle::status) tells whether its client did leave.
 //!
 //! # Differences from a body of a channel
 //!

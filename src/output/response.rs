@@ -101,8 +101,7 @@ impl Lifecycle {
     /// named, as in `Ok::<_, OutputError>(())` at the end.
     ///
     /// It runs in the current span and with the [carried](crate::EpilogueBuilder::carry) task-locals; what comes
-    /// after
-    /// [`finish`](Output::finish) has a [span of its own](crate::manual::observing#spans).
+    /// after [`finish`](Output::finish) has a [span of its own](crate::manual::observing#spans).
     pub fn output<F, Fut, E>(&self, produce: F) -> OutputResponse
     where
         F: FnOnce(Output) -> Fut + Send + 'static,

@@ -17,8 +17,7 @@ use super::{
     throttle::{Once, Refusals, Throttle},
 };
 
-/// What happens to new work when no more may run or wait; see
-/// [`EpilogueBuilder::when_full`](crate::EpilogueBuilder::when_full).
+/// What happens to new work when no more may run or wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
@@ -256,7 +255,7 @@ impl Gate {
     }
 
     fn overflow(self: &Arc<Self>) -> Ticket {
-        self.count_overflow("more continuations wait than may");
+        self.count_overflow("more continuations wait than `max_waiting` allows");
         self.ticket(None)
     }
 
@@ -274,7 +273,7 @@ impl Gate {
         if self.bound.when_full == WhenFull::Run {
             let running = self.running.fetch_add(1, Ordering::Relaxed);
             if running >= self.bound.max_running {
-                self.count_overflow("more continuations run than were reckoned with");
+                self.count_overflow("more continuations run than `max_running` allows");
             }
             return Some(None);
         }
@@ -304,9 +303,11 @@ impl Gate {
     pub(crate) fn refuse(&self, route: &str) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let class = self.class;
-        caught::tell(|| tracing::debug!(route, class, "a request was refused: there is no place for its continuation"));
+        caught::tell(|| tracing::debug!(route, class, "a request was refused with a 503: its bound is full"));
         let say = move |route: &str, count| {
-            caught::tell(|| tracing::warn!(route, class, count, "requests are refused: as much runs and waits as may"));
+            caught::tell(|| {
+                tracing::warn!(route, class, count, "requests are refused with a 503: their bound is full")
+            });
         };
         let later = || {
             let route = route.to_owned();
