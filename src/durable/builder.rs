@@ -146,7 +146,7 @@ impl DurableBuilder {
         }
         if J::LIMIT.is_zero() || J::MAX_ATTEMPTS == 0 || J::CONCURRENCY == 0 {
             self.settings_error =
-                Some(format!("`{}` has a LIMIT, MAX_ATTEMPTS or CONCURRENCY of zero: none may be", J::KIND));
+                Some(format!("`{}` has a LIMIT, MAX_ATTEMPTS or CONCURRENCY of zero: each must be more", J::KIND));
         }
         if let Some(error) = kind_error(J::KIND) {
             self.settings_error = Some(error);
@@ -270,7 +270,9 @@ impl DurableBuilder {
     ///
     /// # Errors
     ///
-    /// If the settings contradict each other, the database does not answer, or its tables are missing.
+    /// If a setting is invalid (a zero `rescue_after`, `claim`, `busy_timeout` or `connections`; two types with one
+    /// `KIND`; a `LIMIT`, `MAX_ATTEMPTS` or `CONCURRENCY` of zero), the database does not answer, or its tables are
+    /// missing.
     pub async fn start(mut self, epilogue: &Epilogue) -> Result<DurableStore, DurableError> {
         if let Some(error) = self.settings_error {
             return Err(DurableError::new(Kind::Settings(error)));

@@ -98,7 +98,7 @@ impl DurableStore {
             super::database::Begun::Sqlite(transaction) => Ok(transaction),
             #[cfg(feature = "durable-postgres")]
             super::database::Begun::Postgres(_) => {
-                Err(DurableError::new(Kind::Settings("the store is one of Postgres, not of SQLite".to_owned())))
+                Err(DurableError::new(Kind::Settings("this is a Postgres store: use `begin_postgres`".to_owned())))
             }
         }
     }
@@ -120,7 +120,7 @@ impl DurableStore {
             super::database::Begun::Postgres(transaction) => Ok(transaction),
             #[cfg(feature = "durable-sqlite")]
             super::database::Begun::Sqlite(_) => {
-                Err(DurableError::new(Kind::Settings("the store is one of SQLite, not of Postgres".to_owned())))
+                Err(DurableError::new(Kind::Settings("this is a SQLite store: use `begin_sqlite`".to_owned())))
             }
         }
     }

@@ -118,7 +118,16 @@ impl Default for Settings {
     }
 }
 
-/// A server. Made by [`Epilogue::serve`]; await it.
+/// A server that runs for ever. Made by [`Epilogue::serve`]; await it, or give it a graceful shutdown first.
+///
+/// # Errors
+///
+/// None at present: the listener retries after errors of `accept`, as with `axum::serve`.
+///
+/// # Cancel safety
+///
+/// If its future is dropped, no new connection is accepted, open connections finish their requests, and continuations
+/// run on; but nothing waits for them. [`Epilogue::drain`] does.
 #[must_use = "a server does nothing until it is awaited"]
 pub struct Serve<L, S> {
     listener: L,
@@ -163,7 +172,7 @@ impl<L: Listener, S> Serve<L, S> {
 }
 
 /// A server with a graceful shutdown. Made by [`Serve::with_graceful_shutdown`]; await it for its
-/// [`DrainReport`](crate::DrainReport).
+/// [`DrainReport`](crate::DrainReport). Errors and cancel safety are those of [`Serve`].
 #[must_use = "a server does nothing until it is awaited"]
 pub struct WithGracefulShutdown<L, S, F> {
     serve: Serve<L, S>,
