@@ -125,7 +125,8 @@ impl EpilogueBuilder {
     /// How long a continuation waits for a slow reader of its response before it starts all the same; 30 s by
     /// default.
     ///
-    /// It counts while the server has bytes that the client does not accept, not while the body is being produced.
+    /// It counts while the server has bytes that the client does not accept, and begins anew when the server had to
+    /// wait for the body's producer in between.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.pool.settings.patience = patience;
         self

@@ -210,8 +210,9 @@
 //! **The failure handler** and the hooks of a request need no place, and occupy none.
 //!
 //! **The patience** concerns readers, not producers. It begins with the head, in case the server does not ask for the
-//! body's first frame, and again each time the server takes a frame; it never runs out while the server waits for the
-//! next frame. A reader who takes a long body at a steady pace still counts as slow once the patience is over.
+//! body's first frame, or when the server takes a frame, and stops whenever the server has to wait for the producer;
+//! the next wait for the reader has the whole patience again. So a reader who takes a long body at a steady pace
+//! still counts as slow, if its frames are always ready.
 //!
 //! **Given up** ([`Sent::GivenUp`](crate::Sent::GivenUp)) does not end a response: it may still be flushed, or
 //! aborted, while the continuation runs, and the status and the hooks then see that. Hooks wait for the producer even

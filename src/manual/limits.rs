@@ -78,9 +78,9 @@
 //! its first `.await`. So keep the patience well below the limit, with enough time between the two for the
 //! continuation; by default it is half of the limit.
 //!
-//! The patience counts while the server has bytes that the client has not accepted, and never runs out while the
-//! server waits for the body's producer: a stream that trickles is not its reader's fault. A slow reader that makes
-//! progress does not prolong it.
+//! The patience counts while the server has bytes that the client has not accepted, and stops, to begin anew, while
+//! the server waits for the body's producer: a stream that trickles is not its reader's fault. A slow reader that
+//! makes progress does not prolong it.
 //!
 //! # The limit of hooks
 //!
