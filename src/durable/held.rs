@@ -42,7 +42,7 @@ impl Held {
                 || tracing::warn!(%error, job, "the store could not be told that a durable job waits for its place"),
             ),
             Err(_) => caught::tell(|| {
-                tracing::warn!(job, "the store could not be told in time that a durable job waits for its place")
+                tracing::warn!(job, "the store could not be told in time that a durable job waits for its place");
             }),
         }
         None

@@ -118,7 +118,7 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
                     running = pool.running(),
                     connections,
                     "{why}: no request is left to cut, what still runs has twice the hook limit to end"
-                )
+                );
             });
         } else if !cut.breaks_promises() {
             // What is stored runs again.
@@ -150,7 +150,7 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
                 tracing::error!(
                     running = pool.running(),
                     "the drain ended with work still running: it blocks its thread or never awaits"
-                )
+                );
             });
             // Those that are left now are ended as they are, whether or not there was time to close them first.
             closed = closed.max(serving.map_or(0, |serving| (serving.open)()));

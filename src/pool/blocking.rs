@@ -49,7 +49,7 @@ impl Blocking {
                 match &result {
                     Ok(()) => {
                         caught::tell(|| {
-                            tracing::warn!(route, "a blocking continuation that was stuck past its limit has ended")
+                            tracing::warn!(route, "a blocking continuation that was stuck past its limit has ended");
                         });
                     }
                     Err(payload) => panicked(&their_pool, &route, payload),

@@ -306,7 +306,7 @@ impl Gate {
         caught::tell(|| tracing::debug!(route, class, "a request was refused with a 503: its bound is full"));
         let say = move |route: &str, count| {
             caught::tell(|| {
-                tracing::warn!(route, class, count, "requests are refused with a 503: their bound is full")
+                tracing::warn!(route, class, count, "requests are refused with a 503: their bound is full");
             });
         };
         let later = || {
