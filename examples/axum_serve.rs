@@ -1,9 +1,9 @@
-//! Exact under `axum::serve`: a tracked listener, and the `Epilogue`'s make-service.
+//! Exact under `axum::serve`: a tracked listener, the `Epilogue`'s make-service, and a drain after it.
 //!
 //! Run with: `cargo run --example axum_serve`
 //!
 //! ```sh
-//! curl -i localhost:3000/        # let go at once; the log shows the continuation's start and end
+//! curl -i localhost:3000/        # answered at once; the log shows the continuation's start and end
 //! ```
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::disallowed_methods, reason = "a program, not a library")]
 

@@ -1,19 +1,19 @@
-//! A compressed page whose length is exact, and work that runs when its last byte has left.
+//! A compressed page with an exact `Content-Length`, and work that runs when its last byte has left.
 //!
 //! Run with: `cargo run --example compression --features compression`
 //!
 //! ```sh
 //! # Compressed, with a content-length and `connection: close`, at once, although the work after it takes 2 s:
 //! curl -i --compressed 'http://127.0.0.1:3000/within/known?id=1'
-//! # The same for a page whose length nobody knows beforehand, in whatever encoding is asked for:
+//! # The same for a page whose length is not known in advance, in any encoding that the client asks for:
 //! curl -is -H 'accept-encoding: br' -o /dev/null -D - 'http://127.0.0.1:3000/within/streamed?id=2'
 //! # A HEAD request gets the headers of its GET:
 //! curl -I --compressed 'http://127.0.0.1:3000/within/streamed?id=3'
-//! # tower-http's layer outside of the early close: chunked, and just as early.
+//! # tower-http's layer outside the early close: chunked, and just as early.
 //! curl -i --compressed 'http://127.0.0.1:3000/outside/known?id=4'
 //! # A function on the whole page, before it is compressed:
 //! curl -s --compressed 'http://127.0.0.1:3000/stamped/known?id=5' | tail -1
-//! # Whose work is done:
+//! # Whose work has been done:
 //! curl http://127.0.0.1:3000/done
 //! ```
 #![expect(clippy::print_stdout, reason = "the address is for whoever started the example")]

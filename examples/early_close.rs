@@ -9,7 +9,7 @@
 //! curl http://127.0.0.1:3000/outbox
 //! # Refused, and no mail:
 //! curl -i -d name=Ada -d email=nowhere http://127.0.0.1:3000/signup
-//! # No mail is lost when you stop the server with ctrl-c, or a SIGTERM, meanwhile: it waits for it.
+//! # No mail is lost if you stop the server meanwhile, with Ctrl-C or SIGTERM: it waits for the mail.
 //! ```
 #![expect(clippy::print_stdout, reason = "the address is for whoever started the example")]
 

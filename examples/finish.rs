@@ -5,9 +5,9 @@
 //! ```sh
 //! # A 202 at once, although the work takes 3 s:
 //! curl -i -H 'content-type: application/json' -d '{"id": 7, "event": "paid"}' http://127.0.0.1:3000/webhook
-//! # A sender that delivers twice is acknowledged twice, and worked for once:
+//! # A delivery that is sent twice is acknowledged twice, and processed once:
 //! curl -i -H 'content-type: application/json' -d '{"id": 7, "event": "paid"}' http://127.0.0.1:3000/webhook
-//! # How far each delivery is:
+//! # The state of each delivery:
 //! curl http://127.0.0.1:3000/deliveries
 //! ```
 #![expect(clippy::print_stdout, reason = "the address is for whoever started the example")]

@@ -1,12 +1,12 @@
-//! A server that stops in order: it finishes what is open, and shows how much that still is.
+//! Graceful shutdown: the server finishes what is open, and shows how much is left.
 //!
 //! Run with: `cargo run --example graceful`
 //!
 //! ```sh
-//! # Twenty orders, each with 1 to 20 s of work behind its answer:
+//! # Twenty orders, each with 1 to 20 s of work after its response:
 //! for i in $(seq 20); do curl -d "$i" http://127.0.0.1:3000/order; done
-//! # Then press Ctrl-C (or send a SIGTERM): what is not done 15 s later is cut, and named in the report. Once more, and
-//! # that is done at once.
+//! # Then press Ctrl-C (or send SIGTERM): what is not done 15 s later is cut, and named in the report. Press it again to
+//! # cut at once.
 //! ```
 #![expect(clippy::print_stdout, reason = "the address and the report are for whoever started the example")]
 

@@ -1,4 +1,4 @@
-//! Exact in an accept loop of your own, with hyper-util's auto builder: `TrackedIo` around the stream, and
+//! Exact in your own accept loop, with hyper-util's auto builder: `TrackedIo` around the stream, and
 //! `epilogue.wrap` around the service.
 //!
 //! Run with: `cargo run --example hyper_util`

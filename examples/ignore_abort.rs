@@ -1,4 +1,4 @@
-//! Orders that do not stop half-way when their client leaves.
+//! Orders that do not stop half-way when their client disconnects.
 //!
 //! Run with: `cargo run --example ignore_abort`
 //!

@@ -1,4 +1,4 @@
-//! A language model's answer, token by token, which is stored whole also when its reader leaves half-way.
+//! A language model's answer, streamed token by token, and stored in full even if its reader leaves half-way.
 //!
 //! Run with: `cargo run --example llm_stream --features compressed-stream`
 //!
@@ -7,7 +7,7 @@
 //! curl -N --compressed 'http://127.0.0.1:3000/ask?question=why'
 //! # Leaves after 1 s, half-way:
 //! curl -N -m 1 'http://127.0.0.1:3000/ask?question=how'
-//! # Some seconds later both answers are there, whole; the second says that its reader had left:
+//! # Some seconds later both answers are there in full; the second says that its reader had left:
 //! curl http://127.0.0.1:3000/answers
 //! ```
 

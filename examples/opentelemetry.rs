@@ -1,8 +1,8 @@
-//! Traces of requests and of their continuations, as OpenTelemetry has them: two traces, and a link.
+//! OpenTelemetry traces of requests and of their continuations: two traces, and a link.
 //!
-//! The spans are printed where they would be exported: put the exporter of your collector in the place of `Printed`.
+//! The spans are printed where they would be exported: replace `Printed` by the exporter of your collector.
 //!
-//! Run with
+//! Run with:
 //!
 //! ```sh
 //! cargo run --example opentelemetry

@@ -1,23 +1,23 @@
 //! An order that survives the process: stored before it is accepted, then charged, booked and mailed.
 //!
-//! Run with: `cargo run --example orders --features full` (SQLite, in the file `orders.db`), or, on the Postgres
-//! database that it names, with `DATABASE_URL=postgres://user:password@host/database`.
+//! Run with: `cargo run --example orders --features full` (SQLite, in the file `orders.db`), or on
+//! Postgres, with `DATABASE_URL=postgres://user:password@host/database` in the environment.
 //!
 //! ```sh
 //! curl -i -d 17 http://127.0.0.1:3000/order
-//! # The double click: the first answer again, and no second order.
+//! # A double click: the first response again, and no second order.
 //! curl -i -H 'Idempotency-Key: "click-1"' -d 18 http://127.0.0.1:3000/order
 //! curl -i -H 'Idempotency-Key: "click-1"' -d 18 http://127.0.0.1:3000/order
-//! # Kill it while it charges, and start it again: within a minute the order is charged, under the same key.
+//! # Kill it while it is charging, and start it again: within a minute the order is charged, under the same key.
 //! curl -d 19 http://127.0.0.1:3000/order && pkill -9 -x orders
 //! ```
 //!
 //! # Two processes
 //!
-//! With a Postgres, start it twice; `ADDRESS=127.0.0.1:3001` gives the second one an address of its own. Orders that
-//! either accepts may be charged by the other, and are as soon as it has its hands full. Kill one: what it had taken up
-//! is taken for lost 30 s after its limit of 10 s, and done by the other, within a minute of the kill; what it had
-//! accepted and not taken up is done at once.
+//! With Postgres, start it twice; `ADDRESS=127.0.0.1:3001` gives the second one an address of its own. Orders that
+//! one accepts may be charged by the other, and are as soon as the first is fully occupied. Kill one: jobs that it was
+//! running are considered lost 30 s after their limit of 10 s, and done by the other within a minute of the kill; jobs
+//! that it had accepted and not started are done at once.
 #![expect(clippy::print_stdout, reason = "it shows what it does")]
 
 use std::{env, error::Error, time::Duration};

@@ -6,7 +6,7 @@
 //! # Ada has an account and Eve has none; both get the same answer in the same time:
 //! curl -w '%{time_total}\n' -d email=ada@example.com http://127.0.0.1:3000/reset
 //! curl -w '%{time_total}\n' -d email=eve@example.com http://127.0.0.1:3000/reset
-//! # The tempting way, where the wait for the look-up and for the mail gives Ada away:
+//! # The naive way, where waiting for the look-up and for the mail gives Ada away:
 //! curl -w '%{time_total}\n' -d email=ada@example.com http://127.0.0.1:3000/leaky
 //! curl -w '%{time_total}\n' -d email=eve@example.com http://127.0.0.1:3000/leaky
 //! ```

@@ -5,11 +5,11 @@
 //! ```sh
 //! # Takes 2 s: confirmed.
 //! curl -d 'a book' http://127.0.0.1:3000/order
-//! # The client leaves, the handler panics, the time limit passes: unconfirmed, and why.
+//! # The client leaves, the handler panics, the time limit passes: unconfirmed, with the reason.
 //! curl -m 1 -d 'a lamp' http://127.0.0.1:3000/order
 //! curl -i -d bomb http://127.0.0.1:3000/order
 //! curl -i -d 'a snail' http://127.0.0.1:3000/order
-//! # All of them:
+//! # All orders:
 //! curl http://127.0.0.1:3000/orders
 //! ```
 #![expect(clippy::print_stdout, reason = "the address is for whoever started the example")]

@@ -1,4 +1,4 @@
-//! An app, and beside it, for nobody but this machine, the page that shows what it does.
+//! An app, and its status page on a second listener that only this machine can reach.
 //!
 //! Run with: `cargo run --example status_page --features status-page`
 //!

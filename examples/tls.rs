@@ -1,5 +1,5 @@
-//! Exact under TLS, HTTP/1.1 and HTTP/2 by ALPN: the socket below is watched for a client that leaves, and the
-//! stream above knows of the flush.
+//! Exact under TLS, HTTP/1.1 and HTTP/2 by ALPN: the socket below is watched for client disconnects, and the stream
+//! above knows of the flush.
 //!
 //! Run with: `cargo run --example tls`
 //!

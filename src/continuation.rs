@@ -1,4 +1,4 @@
-//! Work that runs after the response: [`Continuation`], and the slot that carries it there.
+//! Background work that runs after the response: [`Continuation`], and the slot that carries it there.
 //!
 //! ```
 //! use axum::{Router, routing::post};
@@ -48,27 +48,28 @@ mod alone;
 mod span;
 mod stray;
 
-/// Work that runs after the response was flushed.
+/// Work that runs after the response was flushed: a background task that the server tracks.
 ///
-/// Return it beside the response, as axum returns headers: `(Continuation, R)`, or
-/// `(StatusCode, Continuation, R)`. A service that is not an axum handler [attaches](Self::attach) it. Several
-/// in one response run one after the other, in the order in which they were added. Where there is work only sometimes, an
-/// `Option<Continuation>` takes its place.
+/// Return it beside the response, as axum returns headers: `(Continuation, R)`, or `(StatusCode, Continuation, R)`. A
+/// service that is not an axum handler [attaches](Self::attach) it. Several in one response run one after the other,
+/// in the order in which they were added. Use `Option<Continuation>` if there is not always work to do.
 ///
-/// Let it be the first of several parts: where one cannot be made (an invalid header), axum answers with a 500 and drops
-/// those behind it, which then were not returned.
+/// Put it before other response parts: if one of them fails (an invalid header), axum answers with a 500 and drops
+/// those after it, which then were not returned.
 ///
-/// A returned continuation runs exactly once, whatever becomes of its response (contract rule 1): it starts
-/// when the response was flushed, when it is known that it never will be, or when the patience with a slow
-/// reader is over. It shares the request's time limit (rule 6) and its hooks. A panic costs this request only.
+/// A returned continuation runs exactly once, whatever becomes of its response ([contract rule
+/// 1](crate::manual::contract#1-a-returned-continuation-runs-exactly-once)): it starts when the response was flushed,
+/// when it is known that it never will be, or when the [patience](crate::EpilogueBuilder::patience) with a slow
+/// reader (30 s by default) is over. It shares the request's [time limit](crate::TimeLimitLayer), if there is one,
+/// and its hooks run after it. A panic costs this request only.
 ///
 /// # Cancel safety
 ///
 /// At the time limit, or at a drain's deadline, it is dropped at its next `.await`, and hooks see
-/// [`ConnectionStatus::TIMEOUT`](crate::ConnectionStatus::TIMEOUT). A client that leaves never ends it.
+/// [`ConnectionStatus::TIMEOUT`](crate::ConnectionStatus::TIMEOUT). A client disconnect never ends it.
 ///
-/// One that is dropped *without* having been put into a response was not promised to anybody: it does not run,
-/// and a warning says so.
+/// One that is dropped *without* having been put into a response was not promised to anybody: it does not run, and a
+/// warning is logged.
 #[must_use = "a continuation runs only if it is returned with a response"]
 pub struct Continuation {
     kind: Option<Kind>,
@@ -114,9 +115,10 @@ pub(crate) enum Kind {
 }
 
 impl Continuation {
-    /// Work for the runtime. It must not block its thread: see [`blocking`](Self::blocking).
+    /// Asynchronous work, for the tokio runtime. It must not block its thread: see [`blocking`](Self::blocking).
     ///
-    /// It runs in a [span](crate::manual::observing#spans) of its own, which follows from the one that is current now.
+    /// It runs in a [span](crate::manual::observing#spans) of its own, which follows from the span that is current
+    /// now.
     pub fn new<F>(work: F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -124,12 +126,13 @@ impl Continuation {
         Self::of(Kind::Async(Box::pin(work)))
     }
 
-    /// Work that blocks: it runs on a thread of its own, inside the runtime's context.
+    /// Work that blocks: it runs on a thread of its own, inside the tokio runtime's context.
     ///
-    /// A thread cannot be ended from outside. At the time limit its request ends without it; the thread is
-    /// counted and named in the log until it ends ([`Epilogue::stuck`](crate::Epilogue::stuck)). It does not
-    /// hold up the end of the process. At most 500 run at once (`BLOCKING_MAX_THREADS` in the environment
-    /// changes that), the others wait.
+    /// A thread cannot be stopped from outside. At the time limit its request ends without it; the thread is counted
+    /// ([`Epilogue::stuck`](crate::Epilogue::stuck)) and named in the log until it ends. It does not delay the end of
+    /// the process: if `main` returns first, it is lost half-way. At most 500 run at once in a process (the
+    /// environment variable `BLOCKING_MAX_THREADS` changes that), or
+    /// [`max_blocking`](crate::EpilogueBuilder::max_blocking) of them; the others wait.
     pub fn blocking<F>(work: F) -> Self
     where
         F: FnOnce() + Send + 'static,
@@ -138,9 +141,9 @@ impl Continuation {
     }
 
     /// Work that can fail. An error goes to the [failure handler](crate::EpilogueBuilder::on_failure) of the
-    /// `Epilogue`, which by default is a line in the log; [hooks](crate::End::failure) see it as well.
+    /// `Epilogue`, which by default logs it at level error; [hooks](crate::End::failure) see it as well.
     ///
-    /// It is not tried again: a continuation runs once (contract rule 1).
+    /// It is not retried: a continuation runs once. A `Durable` (feature `durable`) is.
     ///
     /// ```
     /// use tower_epilogue::Continuation;
@@ -148,7 +151,7 @@ impl Continuation {
     /// async fn keep(text: String) -> (Continuation, &'static str) {
     ///     let work = Continuation::try_new(async move {
     ///         tokio::fs::write("last.txt", text).await?;
-    ///         Ok::<_, std::io::Error>(()) // what `?` makes of its errors has to be said
+    ///         Ok::<_, std::io::Error>(()) // names the error type that `?` converts to
     ///     });
     ///     (work, "It will be kept.\n")
     /// }
@@ -173,7 +176,7 @@ impl Continuation {
 
     /// Work that blocks and can fail: [`blocking`](Self::blocking) and [`try_new`](Self::try_new) in one.
     ///
-    /// The error of one that is given up at its limit comes too late for anybody.
+    /// If it is given up on at its limit, its error comes too late and is discarded.
     pub fn try_blocking<F, E>(work: F) -> Self
     where
         F: FnOnce() -> Result<(), E> + Send + 'static,
@@ -191,8 +194,8 @@ impl Continuation {
         this
     }
 
-    /// Names the kind of work that it is, for logs and reports, and for the bound of that
-    /// [class](crate::EpilogueBuilder::class), if there is one: so that slow mail does not keep thumbnails waiting.
+    /// Names the kind of work, for logs and reports, and for the [bound of that
+    /// class](crate::EpilogueBuilder::class), if it has one: so that slow mail does not keep thumbnails waiting.
     pub fn class(mut self, name: &'static str) -> Self {
         self.extra().class = Some(name);
         self
@@ -240,14 +243,15 @@ impl Continuation {
         });
     }
 
-    /// Has it start only when the client's machine has confirmed the whole response, and not when the kernel has
-    /// taken it; or, at the latest, so long after the flush. The time counts for the request's limit.
+    /// Delays its start until the client's machine has acknowledged the whole response (TCP), at the latest until
+    /// `deadline` after the flush. The wait counts towards the request's time limit.
     ///
     /// A client that resets the connection meanwhile has aborted: the continuation starts, and the status says
-    /// ABORTED. Where the acknowledgement cannot be known (no tracked socket, or not Linux) it starts after the flush.
+    /// ABORTED. Where the acknowledgement cannot be known (no tracked socket, or not Linux) it starts after the
+    /// flush.
     ///
-    /// Until then the connection's socket is kept open: a server that drops a connection, rather than to shut it, ends it no
-    /// sooner than that. Behind other continuations of its response it waits for its turn first.
+    /// Until then the connection's socket is kept open, even if the server drops the connection. Other continuations
+    /// of its response that come first are run before the wait.
     #[cfg(feature = "acknowledged")]
     pub fn after_acknowledged(mut self, deadline: std::time::Duration) -> Self {
         self.extra().after_acknowledged = Some(deadline);
@@ -259,12 +263,12 @@ impl Continuation {
         self.extra.as_ref()?.after_acknowledged
     }
 
-    /// Puts it into a response of any tower service, behind those that are there already.
+    /// Adds it to a response of any tower service, after those already in it.
     pub fn attach<B>(self, response: &mut http::Response<B>) {
         self.attach_to(response.extensions_mut());
     }
 
-    /// Puts it into a response's extensions, behind those that are there already.
+    /// Adds it to a response's extensions, after those already in them.
     pub fn attach_to(self, extensions: &mut Extensions) {
         if let Some(slot) = extensions.get::<Slot>() {
             let mut waiting = lock(&slot.0.0);
@@ -309,9 +313,7 @@ impl Drop for Continuation {
         if let Some(kind) = self.kind.take() {
             let _span = self.extra.as_ref().map(|extra| extra.span.enter());
             caught::tell(|| {
-                tracing::warn!(
-                    "a continuation was dropped without having been returned with a response: it does not run"
-                );
+                tracing::warn!("a continuation was dropped and does not run: return it as a part of the response");
             });
             caught::discard(kind);
         }

@@ -1,4 +1,4 @@
-//! What happened to a request, phase by phase, for journals, metrics and tests.
+//! What happened to a request, phase by phase, for logs, metrics and tests.
 
 use std::{
     fmt,
@@ -11,7 +11,7 @@ use std::{
 
 use crate::status::ConnectionStatus;
 
-/// Names one request within this process; never used twice.
+/// Identifies one request within this process; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub(crate) u64);
 
@@ -44,8 +44,8 @@ pub(crate) struct Route {
 
 /// One thing that happened to one request.
 ///
-/// Handed to the function given to [`EpilogueBuilder::on_event`](crate::EpilogueBuilder::on_event), for each
-/// request in the order in which things happened to it, [`EventKind::Arrived`] first and [`EventKind::Ended`] last.
+/// Passed to the function given to [`EpilogueBuilder::on_event`](crate::EpilogueBuilder::on_event): for each request
+/// in order, from [`EventKind::Arrived`] to [`EventKind::Ended`].
 #[derive(Clone)]
 pub struct Event {
     pub(crate) request: RequestId,
@@ -83,22 +83,23 @@ impl Event {
         &self.kind
     }
 
-    /// The request's status right after it.
+    /// The request's status right after the event.
     #[must_use]
     pub fn status(&self) -> ConnectionStatus {
         self.status
     }
 
-    /// The time since the request's arrival; never less than that of the request's event before.
+    /// The time since the request's arrival; never less than that of the request's previous event.
     #[must_use]
     pub fn at(&self) -> Duration {
         self.at
     }
 
-    /// The method and the matched route, or the path as long as no route is known; never a query. Of a path, what is not
-    /// ASCII is percent-encoded, as its client should have sent it.
+    /// The method and the matched route, or the path as long as no route is known: `GET /users/{id}`. It never
+    /// contains a query string. Non-ASCII characters of a path are percent-encoded, as its client should have sent
+    /// them.
     ///
-    /// A route is known once one of this crate's layers inside of the router, or the [`Lifecycle`](crate::Lifecycle)
+    /// The route is known once one of this crate's layers inside the router, or the [`Lifecycle`](crate::Lifecycle)
     /// extractor, has seen the request: its first events carry the path.
     #[must_use]
     pub fn route(&self) -> &str {
@@ -111,15 +112,15 @@ impl Event {
         &self.route.name[..self.route.method]
     }
 
-    /// The matched route alone, such as `/users/{id}`; `None` as long as none is known. There are as many of them as the
-    /// router has, which makes it what a metric's label can be.
+    /// The matched route alone, such as `/users/{id}`; `None` as long as none is known. The number of routes is
+    /// bounded, so it can be a metric label.
     #[must_use]
     pub fn matched_route(&self) -> Option<&str> {
         self.route.matched.then(|| &self.route.name[self.route.method + 1..])
     }
 
-    /// The [class](crate::Continuation::class) of the continuation that it is about, if it is about one and that has a
-    /// class. Of a request that [`ReserveLayer`](crate::ReserveLayer) refused: the class without room.
+    /// The [class](crate::Continuation::class) of the continuation that the event is about, if there is one and it
+    /// has a class. For a request that [`ReserveLayer`](crate::ReserveLayer) refused: the class without room.
     #[must_use]
     pub fn class(&self) -> Option<&'static str> {
         self.class
@@ -131,70 +132,72 @@ pub(crate) const HANDLER: &str = "handler";
 pub(crate) const BODY: &str = "body";
 pub(crate) const CONTINUATION: &str = "continuation";
 
-/// What an [`Event`] tells of.
+/// What happened: see [`Event::kind`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
     /// A request arrived; the first event of each.
     Arrived,
-    /// The request was answered with a 503 before its handler ran, since as much runs and waits as may.
+    /// The request was answered with a 503 before its handler ran, because a bound was reached.
     Refused,
-    /// The handler, and whatever stands inside the innermost of our layers, was first polled.
+    /// The handler (everything inside the innermost of our layers) was first polled.
     HandlerStart,
-    /// Its future returned, or panicked; also after a [`finish`](crate::Lifecycle::finish).
+    /// The handler returned, or panicked; also after a [`finish`](crate::Lifecycle::finish).
     HandlerEnd,
-    /// Its future was dropped before it returned.
+    /// The handler was dropped before it returned.
     HandlerDropped,
-    /// The response was handed to the server: its head, and its body to be asked for. Not told of one that the server
-    /// no longer waited for.
+    /// The response was handed to the server: its head, and its body, still to be polled. Not reported for a response
+    /// that the server no longer waited for.
     HandedOver,
-    /// A [`finish`](crate::Lifecycle::finish) learnt the fate of its response.
+    /// A [`finish`](crate::Lifecycle::finish) resolved.
     FinishResolved,
-    /// The response left whole.
+    /// The whole response was flushed.
     Flushed {
         /// The length of its body, in bytes.
         bytes: u64,
     },
-    /// The client left before its response was flushed; or, where a continuation waits for its acknowledgement, before that.
+    /// The client left before its response was flushed; or, where a continuation waits for the acknowledgement,
+    /// before that.
     Aborted,
     /// A body of unknown length was produced to its end.
     BodyEnd,
     /// A body of unknown length was dropped before its end.
     BodyDropped,
-    /// A body gave an error, which breaks its response off; or has a 500 take its place, where it was held back. Of one that
-    /// failed behind the end of its request, whose slow reader had been given up on, only the log tells.
+    /// A body returned an error: its response is broken off, or replaced by a 500 if it was held back. If it failed
+    /// after the end of its request, whose slow reader had been given up on, only the log reports it.
     BodyFailed,
-    /// Something of the user's panicked; what that ended is told of next.
+    /// User code panicked; the end of what panicked is reported next.
     Panicked {
-        /// What it was: `handler`, `body`, `continuation`, `hook`, `middleware`, `failure handler`, or
-        /// `function on buffered bodies`.
+        /// What panicked: `handler`, `body`, `continuation`, `hook`, `middleware`, `failure handler`, or `function on
+        /// buffered bodies`.
         what: &'static str,
     },
-    /// It takes longer than [`slow_after`](crate::EpilogueBuilder::slow_after); told once a request.
+    /// The request takes longer than [`slow_after`](crate::EpilogueBuilder::slow_after); reported once per request.
     Slow,
-    /// A continuation, and whatever is to run before it, waits for a place among those that run.
+    /// A continuation waits for a place, because as many as allowed are running.
     ContinuationWaits,
     /// A continuation was started.
     ContinuationStart,
-    /// It returned an error; its end comes next.
+    /// The continuation returned an error; its end comes next.
     ContinuationFailed,
-    /// It returned, or panicked.
+    /// The continuation returned, or panicked.
     ContinuationEnd,
-    /// It was dropped before its end; a blocking one was given up.
+    /// The continuation was dropped before its end; a blocking one was given up on.
     ContinuationDropped,
     /// A hook was started.
     HookStart {
-        /// Its place in the order of running, from 0.
+        /// Its position in the order of running, from 0.
         hook: usize,
     },
-    /// It ran out of its [own time](crate::EpilogueBuilder::hook_limit) and was dropped; its end is told of next.
+    /// A hook exceeded the [hook limit](crate::EpilogueBuilder::hook_limit) and was dropped; its end is reported
+    /// next.
     HookDropped {
-        /// Its place in the order of running, from 0.
+        /// Its position in the order of running, from 0.
         hook: usize,
     },
-    /// It returned, panicked, or ran out of its own time.
+    /// A hook returned, panicked, or exceeded the hook limit.
     HookEnd {
-        /// Its place in the order of running, from 0.
+        /// Its position in the order of running, from 0.
         hook: usize,
     },
     /// Nothing more will happen to this request.
@@ -202,7 +205,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    /// Whether it is about the continuation that runs, or waits to.
+    /// Whether it is about the continuation that runs, or waits to run.
     pub(crate) fn is_of_continuation(&self) -> bool {
         match self {
             Self::ContinuationWaits
@@ -247,7 +250,7 @@ impl EventKind {
         "ended",
     ];
 
-    /// The event's name in snake case, as journals and logs write it.
+    /// The event's name in snake case, for logs and metrics: `handler_start`, for example.
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
-//! Lets handlers run on when their client leaves: PHP's `ignore_user_abort`.
+//! Lets handlers run on when their client disconnects: PHP's `ignore_user_abort`.
 //!
-//! Without it, a client that leaves ends the handler at its next `.await`, half-way through whatever it was
-//! doing. With it, the handler and the body that it answers with run to their end; they can see the abort
+//! Without it, a client that leaves cancels the handler at its next `.await`, half-way through whatever it was doing.
+//! With it, the handler and the body of its response run to their end; they can see the abort
 //! ([`Lifecycle::is_aborted`]) and await it ([`Lifecycle::aborted`]).
 //!
 //! ```
@@ -34,15 +34,16 @@
 //!
 //! # What is not ignored
 //!
-//! The time limit, a drain's deadline, and other middleware that drops the handler, such as
-//! `tower_http::timeout` between this layer and a tracked connection: they say that the work shall end. Under a
-//! server without a tracked connection a dropped response reads as an abort, whoever dropped it.
+//! The time limit, a drain's deadline, and other middleware that drops the handler, such as `tower_http::timeout`
+//! between this layer and a tracked connection: they end the work on purpose. Under a server without a tracked
+//! connection a dropped response reads as an abort, whoever dropped it.
 //!
 //! # What has no end of its own
 //!
-//! An event stream, for example, goes on for nobody when its client has left, until the time limit; and where that is
-//! [off](crate::TimeLimitLayer::off), for as long as the process lives. Give such a route [`IgnoreAbortLayer::off`].
-//! [`max_detached`](crate::EpilogueBuilder::max_detached) has new requests refused while there are too many of them.
+//! An event stream, for example, goes on with nobody reading it after its client has left, until the time limit; if
+//! that is [off](crate::TimeLimitLayer::off), for as long as the process lives. Give such a route
+//! [`IgnoreAbortLayer::off`]. [`max_detached`](crate::EpilogueBuilder::max_detached) refuses new requests while there
+//! are too many such streams.
 //!
 //! [`Lifecycle::is_aborted`]: crate::Lifecycle::is_aborted
 //! [`Lifecycle::aborted`]: crate::Lifecycle::aborted
@@ -60,9 +61,10 @@ use tower_service::Service;
 pub use crate::lifecycle::ResponseFuture;
 use crate::lifecycle::{SendBody, enter};
 
-/// Layer that ignores aborts. See the [module docs](self).
+/// Layer that lets handlers run on when their client disconnects. See the [module docs](self).
 ///
-/// Of several around one route the innermost decides.
+/// Of several around one route the innermost applies. A handler can change it with
+/// [`Lifecycle::ignore_abort`](crate::Lifecycle::ignore_abort).
 #[derive(Clone, Copy, Debug)]
 pub struct IgnoreAbortLayer {
     ignore: bool,
@@ -75,7 +77,7 @@ impl IgnoreAbortLayer {
         Self { ignore: true }
     }
 
-    /// Aborts are not ignored: for a route inside of a router whose layer ignores them.
+    /// Aborts are not ignored: for a route inside a router whose layer ignores them.
     #[must_use]
     pub const fn off() -> Self {
         Self { ignore: false }
@@ -96,7 +98,7 @@ impl<S> Layer<S> for IgnoreAbortLayer {
     }
 }
 
-/// Service that ignores aborts. See the [module docs](self).
+/// Service of [`IgnoreAbortLayer`]. See the [module docs](self).
 #[derive(Clone, Copy, Debug)]
 pub struct IgnoreAbort<S> {
     inner: S,

@@ -1,5 +1,13 @@
-// Of two definitions of a link the first holds: the README's path leads nowhere from here.
+// Of two definitions of a link the first holds: the README's paths and addresses are for its readers elsewhere.
 #![doc = concat!("[picture]: https://docs.rs/crate/tower-epilogue/", env!("CARGO_PKG_VERSION"), "/source/docs/status_page.png")]
+#![doc = "[continuation]: crate::Continuation"]
+#![doc = "[durable]: mod@crate::durable"]
+#![doc = "[ignore_abort]: mod@crate::ignore_abort"]
+#![doc = "[lifecycle]: crate::Lifecycle"]
+#![doc = "[manual]: crate::manual"]
+#![doc = "[shutdown_hook]: mod@crate::shutdown_hook"]
+#![doc = "[status_page]: mod@crate::status_page"]
+#![doc = "[time_limit]: mod@crate::time_limit"]
 // Shown always; compiled as a test where its server exists.
 #![cfg_attr(any(not(doctest), feature = "serve"), doc = include_str!("../README.md"))]
 // The documentation is read with all features; without them some of what it links to is not there.

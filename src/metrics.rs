@@ -50,13 +50,13 @@ const NO_CLASS: &str = "none";
 
 fn describe() {
     describe_counter!(REQUESTS, Unit::Count, "Requests and attempts at durable jobs that ended.");
-    describe_counter!(REFUSED, Unit::Count, "Requests answered with a 503, since there was no place for their work.");
+    describe_counter!(REFUSED, Unit::Count, "Requests answered with a 503, because there was no place for their work.");
     describe_counter!(ABORTED, Unit::Count, "Requests whose client left before the response was flushed.");
     describe_counter!(TIMED_OUT, Unit::Count, "Requests that their time limit or a drain's deadline ended.");
     describe_counter!(PANICKED, Unit::Count, "Panics of handlers, bodies, continuations, hooks and middleware.");
     describe_counter!(CONTINUATIONS, Unit::Count, "Continuations that ended, by their outcome.");
-    describe_counter!(BODIES_FAILED, Unit::Count, "Responses whose body gave an error.");
-    describe_counter!(HOOKS_DROPPED, Unit::Count, "Hooks that ran out of their own time.");
+    describe_counter!(BODIES_FAILED, Unit::Count, "Responses whose body returned an error.");
+    describe_counter!(HOOKS_DROPPED, Unit::Count, "Hooks that exceeded the hook limit.");
     describe_gauge!(ACTIVE, Unit::Count, "Requests that have arrived and not ended, with all their work.");
     describe_gauge!(RUNNING, Unit::Count, "Continuations that run.");
     describe_gauge!(WAITING, Unit::Count, "Continuations that wait for a place among those that run.");
@@ -149,7 +149,7 @@ impl Metrics {
 /// A recorder's panic costs what is left of the event that it is told of, and nothing later (contract rule 11).
 fn unharmed(tell: impl FnOnce()) {
     if let Err(payload) = caught::call(tell) {
-        tracing::error!(panic = panic_message(&*payload), "the recorder of metrics panicked");
+        tracing::error!(panic = panic_message(&*payload), "the recorder of the `metrics` facade panicked");
         caught::dispose(payload);
     }
 }

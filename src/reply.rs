@@ -1,6 +1,6 @@
-//! Replies that let the client go, and go on: *redirect and continue*, *empty and gone*, *202 with a `Location`*.
+//! Replies with background work: *redirect and continue*, *empty and gone*, *202 with a `Location`*.
 //!
-//! Any reply takes work along with [`Then`], in place of the pair with a [`Continuation`] that it comes to:
+//! [`Then`] adds work to any reply; `reply.then(work)` is short for `(Continuation::new(work), reply)`:
 //!
 //! ```
 //! use axum::{Json, Router, response::{IntoResponse, NoContent, Redirect}, routing::post};
@@ -40,11 +40,11 @@ use http::{HeaderValue, StatusCode, header::LOCATION};
 
 use crate::continuation::Continuation;
 
-/// Any reply, with work to run after it. See the [module docs](self).
+/// Adds work that runs after a reply. See the [module docs](self).
 ///
 /// Called again, it adds work that runs after the first.
 pub trait Then: IntoResponse + Sized {
-    /// With a [`Continuation`] that awaits `work`.
+    /// Adds a [`Continuation`] that awaits `work`.
     fn then<F>(self, work: F) -> (Continuation, Self)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -52,7 +52,7 @@ pub trait Then: IntoResponse + Sized {
         (Continuation::new(work), self)
     }
 
-    /// With a [`Continuation`] that calls `work` on a thread of its own, where it may block.
+    /// Adds a [`Continuation`] that calls `work` on a thread of its own, where it may block.
     fn then_blocking<F>(self, work: F) -> (Continuation, Self)
     where
         F: FnOnce() + Send + 'static,
@@ -65,8 +65,8 @@ impl<R: IntoResponse> Then for R {}
 
 /// 202 Accepted (RFC 9110, section 15.3.3): the work has begun or will, and `Location` says where to ask about it.
 ///
-/// As with axum's `Redirect`, a location that no header can hold makes a 500. The continuation of a reply runs
-/// whatever becomes of the reply, so also then.
+/// As with axum's `Redirect`, a location that is no valid header value becomes a 500. The continuation of a reply
+/// runs whatever becomes of the reply, so even then.
 #[derive(Clone, Debug)]
 #[must_use = "needs to be returned from a handler or otherwise turned into a Response to be useful"]
 pub struct Accepted<R = ()> {
@@ -82,7 +82,7 @@ impl Accepted {
 }
 
 impl<R> Accepted<R> {
-    /// With `reply` for a body, and its headers.
+    /// Adds the body and headers of `reply`.
     pub fn with<T>(self, reply: T) -> Accepted<T> {
         Accepted { location: self.location, reply }
     }

@@ -1,7 +1,7 @@
-//! Keeps a place for a route's continuations before its handler runs: [`ReserveLayer`].
+//! Reserves a place for a route's continuation before its handler runs: [`ReserveLayer`].
 //!
-//! A [class](crate::EpilogueBuilder::class) of continuations is bounded, and once a handler has returned one it is too
-//! late to refuse its request. So the routes that return them say so:
+//! Where a [class](crate::EpilogueBuilder::class) of continuations is bounded, it is too late to refuse a request
+//! once its handler has returned one. So the routes that return them declare it:
 //!
 //! ```
 //! use axum::{Router, routing::post};
@@ -18,12 +18,12 @@
 //! # let _ = (epilogue, app);
 //! ```
 //!
-//! The place is given back when the handler has returned without such a continuation. The bound of all continuations
+//! The place is released if the handler returns without such a continuation. The common bound of all continuations
 //! ([`max_running`](crate::EpilogueBuilder::max_running)) needs no layer.
 //!
-//! Under another policy than [`WhenFull::Refuse`](crate::WhenFull::Refuse), for a class without a bound, and where no
-//! [`Epilogue`](crate::Epilogue) serves, the layer does nothing. Where other classes have bounds, one without may be
-//! misspelt: that is logged, once for each such class.
+//! The layer does nothing under a policy other than [`WhenFull::Refuse`](crate::WhenFull::Refuse), for a class
+//! without a bound, or where no [`Epilogue`](crate::Epilogue) serves. If other classes have bounds and this one has
+//! none, its name may be misspelt: that is logged, once for each such class.
 
 use std::{
     future::Future,
@@ -38,14 +38,14 @@ use tower_service::Service;
 pub use crate::lifecycle::ResponseFuture;
 use crate::lifecycle::{SendBody, enter};
 
-/// Layer that keeps a place for a continuation. See the [module docs](self).
+/// Layer that reserves a place for a continuation. See the [module docs](self).
 #[derive(Clone, Copy, Debug)]
 pub struct ReserveLayer {
     class: &'static str,
 }
 
 impl ReserveLayer {
-    /// A place in that class.
+    /// Reserves a place in the class `name`.
     #[must_use]
     pub const fn class(name: &'static str) -> Self {
         Self { class: name }
@@ -60,7 +60,7 @@ impl<S> Layer<S> for ReserveLayer {
     }
 }
 
-/// Service that keeps a place for a continuation. See the [module docs](self).
+/// Service of [`ReserveLayer`]. See the [module docs](self).
 #[derive(Clone, Copy, Debug)]
 pub struct Reserve<S> {
     inner: S,

@@ -1,9 +1,9 @@
-//! Runs a hook at the end of each *request*: PHP's `register_shutdown_function`. (In this field "shutdown" also
-//! means the server stopping; here it never does.)
+//! Runs a hook at the end of each *request*: PHP's `register_shutdown_function`. ("Shutdown" here never means that
+//! the server stops: for a graceful shutdown, see [`Epilogue::drain`](crate::Epilogue::drain).)
 //!
-//! The hook runs once, however the request ended (an answer, an error, a panic, an abort, the time limit, a
-//! drain), when its handler, body and continuation are over and its response was flushed or never will be. It is
-//! told [how](End).
+//! The hook runs once, however the request ended (a response, an error, a panic, an abort, the time limit, a drain),
+//! when its handler, body and continuation are over and its response was flushed or never will be. It is told [how
+//! the request ended](End).
 //!
 //! ```
 //! use axum::{Router, body::Body, http::Request, routing::get};
@@ -27,7 +27,7 @@
 //!
 //! # Differences from `tower_http::on_early_drop`
 //!
-//! That one calls a function from a destructor, only for a request that was dropped early. This one runs an
+//! `on_early_drop` calls a function from a destructor, only for a request that was dropped early. This layer runs an
 //! async hook in a task, for every request, after the response was flushed.
 
 use std::{
@@ -57,10 +57,11 @@ pub struct ShutdownHookLayer<H> {
 }
 
 impl<H> ShutdownHookLayer<H> {
-    /// A layer that clones `hook` for each request, and has the clone called with how it ended.
+    /// A layer that calls a clone of `hook` at the end of each request, with an [`End`] that tells how it ended.
     ///
-    /// It returns a future of `()`, or of a [`ControlFlow`](std::ops::ControlFlow) whose `Break` skips the hooks
-    /// that are left.
+    /// The hook returns a future of `()`, or of a [`ControlFlow`](std::ops::ControlFlow) whose `Break` skips the
+    /// remaining hooks. It is dropped when it exceeds the [hook limit](crate::EpilogueBuilder::hook_limit), 5 s by
+    /// default.
     pub fn new<Fut>(hook: H) -> Self
     where
         H: FnOnce(End) -> Fut + Clone + Send + 'static,
@@ -126,7 +127,9 @@ where
         if let Err(error) = entered.shared().add_hook(Hook::new(self.hook.clone())) {
             // Only a request whose life is over is refused: one that was sent into the service a second time.
             let route = entered.shared().route();
-            caught::tell(|| tracing::warn!(route, %error, "a layer's hook was refused"));
+            caught::tell(
+                || tracing::warn!(route, %error, "the hook of a `ShutdownHookLayer` was registered too late and does not run"),
+            );
         }
         ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }

@@ -3,10 +3,10 @@
 use std::fmt;
 
 bitflags::bitflags! {
-    /// How a request's connection and its time limit fared, as PHP's `connection_status()` tells it.
+    /// Whether a request's client left, and whether its time limit passed: PHP's `connection_status()`.
     ///
-    /// A set of two bits, of which both can be there at once. Bits are only ever added, in either order
-    /// (contract rule 3).
+    /// A set of two bits, both of which can be set. Bits are only ever added, in either order ([contract rule
+    /// 3](crate::manual::contract#3-the-status-is-a-set-of-two-bits)).
     ///
     /// ```
     /// use tower_epilogue::ConnectionStatus;
@@ -18,7 +18,7 @@ bitflags::bitflags! {
     /// ```
     #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
     pub struct ConnectionStatus: u8 {
-        /// The client left before its response was flushed.
+        /// The client left (disconnected) before its response was flushed.
         const ABORTED = 1;
         /// The time limit, or the deadline of a drain, ended the work.
         const TIMEOUT = 2;
@@ -67,26 +67,27 @@ impl fmt::Debug for ConnectionStatus {
 
 /// What became of a response.
 ///
-/// [`Lifecycle::finish`](crate::Lifecycle::finish) resolves with it, and [`End::sent`](crate::End::sent) tells it to hooks.
-/// It is decided once for each request, but for [`GivenUp`](Self::GivenUp), in whose place one of the others may come later.
+/// [`Lifecycle::finish`](crate::Lifecycle::finish) resolves with it, and hooks read it from [`End::sent`](crate::End::sent).
+/// It is decided once for each request, except that [`GivenUp`](Self::GivenUp) may later be replaced by one of the
+/// others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Sent {
-    /// The kernel took every byte of it. (That the client's machine has them is more than a server can know
-    /// from a flush.) Without a tracked connection: the body was read to its end, which is weaker.
+    /// The kernel accepted every byte of it, which does not tell whether the client has received them. Without a
+    /// tracked connection: the body was read to its end, which is weaker.
     Flushed,
     /// The client left before that.
     Aborted,
-    /// It was broken off from our side: its body failed, the time limit passed while it was on its way, or
-    /// the server was stopped.
+    /// It was broken off from our side: its body failed, the time limit passed while it was on its way, or the server
+    /// closed the connection, for example at a drain's deadline.
     BrokenOff,
-    /// The reader was so slow that waiting for it ended. The response may still be on its way: what becomes of it before
-    /// the hooks run is what they are told.
+    /// The reader was so slow that the [patience](crate::EpilogueBuilder::patience) ran out. The response may still
+    /// be on its way: hooks see what has become of it by the time they run.
     GivenUp,
 }
 
 impl Sent {
-    /// Whether the kernel took every byte.
+    /// Whether the kernel accepted every byte.
     #[must_use]
     pub const fn is_flushed(self) -> bool {
         matches!(self, Self::Flushed)

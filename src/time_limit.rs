@@ -1,9 +1,9 @@
-//! One clock from the request's arrival to its continuation's end: PHP's `max_execution_time` and
-//! `set_time_limit`.
+//! A request timeout that covers everything from the request's arrival to its continuation's end: PHP's
+//! `max_execution_time` and `set_time_limit`.
 //!
-//! At the limit the work is dropped at its next `.await`: before the response's head the client is answered
-//! with a 503, in the body the connection (on HTTP/2, the stream) is broken off so that the client can tell,
-//! and after it the continuation ends. Hooks then see [`ConnectionStatus::TIMEOUT`].
+//! At the limit the work is dropped at its next `.await`. If the response head has not been sent, the client is
+//! answered with a 503; if the body is on its way, the connection (on HTTP/2, the stream) is broken off, so that the
+//! client can tell; after that, the continuation ends. Hooks then see [`ConnectionStatus::TIMEOUT`].
 //!
 //! ```
 //! use std::time::Duration;
@@ -32,16 +32,17 @@
 //!
 //! # Which time counts
 //!
-//! By default the time on the wall: sleeping, waiting for others and a slow reader count. With
+//! By default wall-clock time: sleeping, waiting for others and a slow reader count. With
 //! [`busy`](TimeLimitLayer::busy), only the time in which the request's own code runs, as in PHP on Unix.
 //!
-//! A poll that does not end cannot be dropped; if it ends more than 10 ms past the limit, a warning names its route.
+//! A poll that does not return cannot be interrupted; if it returns more than 10 ms past the limit, a warning names
+//! its route.
 //!
 //! # Differences from `tower_http::timeout`
 //!
-//! That one ends with the response's head. This one bounds the body and the continuation as well, can be
+//! `TimeoutLayer` ends with the response's head. This layer bounds the body and the continuation as well, can be
 //! restarted and lifted by the handler ([`Lifecycle::set_time_limit`]), and can count busy time. Both poll the
-//! handler before the timer: one that answers in the last moment has answered.
+//! handler before the timer: a response that is ready at the last moment is sent.
 //!
 //! [`ConnectionStatus::TIMEOUT`]: crate::ConnectionStatus::TIMEOUT
 //! [`Lifecycle::set_time_limit`]: crate::Lifecycle::set_time_limit
@@ -60,9 +61,9 @@ use tower_service::Service;
 pub use crate::lifecycle::{ClockKind, ResponseFuture};
 use crate::lifecycle::{SendBody, enter};
 
-/// Layer that sets the time limit. See the [module docs](self).
+/// Layer that sets a request's time limit (timeout). See the [module docs](self).
 ///
-/// Of several around one route the innermost decides.
+/// Of several around one route the innermost applies.
 #[derive(Clone, Copy, Debug)]
 pub struct TimeLimitLayer {
     limit: Duration,
@@ -70,28 +71,28 @@ pub struct TimeLimitLayer {
 }
 
 impl TimeLimitLayer {
-    /// A limit on the wall clock. Zero is no limit, as is one too long to reckon with.
+    /// A limit in wall-clock time. `Duration::ZERO` means no limit, as does one too long for the clock (centuries).
     #[must_use]
     pub const fn new(limit: Duration) -> Self {
         Self { limit, kind: ClockKind::Wall }
     }
 
-    /// A limit on the busy clock: only the polls of handler, body and continuation count. A blocking
-    /// continuation counts as one long poll.
+    /// A limit in busy time: only the polls of handler, body and continuation count. A blocking continuation counts
+    /// as one long poll.
     #[must_use]
     pub const fn busy(limit: Duration) -> Self {
         Self { limit, kind: ClockKind::Busy }
     }
 
-    /// No limit: for a route inside of a router whose layer sets one.
+    /// No limit: for a route inside a router whose layer sets one.
     #[must_use]
     pub const fn off() -> Self {
         Self::new(Duration::ZERO)
     }
 }
 
-/// 60 seconds on the wall clock. (PHP's default of 30 would be over together with the default patience with a slow
-/// reader, who would then cost the continuation.)
+/// 60 seconds of wall-clock time. (PHP's default of 30 would end together with the default patience with a slow
+/// reader, and so leave no time for the continuation.)
 impl Default for TimeLimitLayer {
     fn default() -> Self {
         Self::new(Duration::from_secs(60))
@@ -106,7 +107,7 @@ impl<S> Layer<S> for TimeLimitLayer {
     }
 }
 
-/// Service that sets the time limit. See the [module docs](self).
+/// Service of [`TimeLimitLayer`]. See the [module docs](self).
 #[derive(Clone, Copy, Debug)]
 pub struct TimeLimit<S> {
     inner: S,

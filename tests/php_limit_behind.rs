@@ -157,7 +157,7 @@ async fn lang_045_a_hook_that_dawdles_is_itself_ended() {
     ran.recv_many(&mut order, 10).await;
     assert_eq!(order, ["turn", "turn", "turn", "next"]);
     assert!(ran.try_recv().is_err(), "it was dropped");
-    assert!(logs.with("GET /dawdles").iter().any(|line| line.contains("a hook ran past its own limit")));
+    assert!(logs.with("GET /dawdles").iter().any(|line| line.contains("a hook ran past the hook limit")));
 }
 
 #[tokio::test(start_paused = true)]

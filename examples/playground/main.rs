@@ -1,6 +1,6 @@
-//! Try any combination of the layers from curl or a browser, and see what happened.
+//! Try any combination of the layers from curl or a browser, and see what happens.
 //!
-//! Run with
+//! Run with:
 //!
 //! ```text
 //! cargo run --example playground

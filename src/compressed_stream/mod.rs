@@ -1,9 +1,9 @@
-//! Compresses streams without holding them up: what a handler has written reaches the client when it says flush, and
-//! when it pauses.
+//! Compresses streaming responses (server-sent events, progress output) without delaying them: what a handler has
+//! written reaches the client when the handler flushes, and when it pauses.
 //!
-//! A compressor collects its input, since that is how it finds what repeats. In front of an event stream or a progress
-//! bar it therefore shows nothing for a long time, and then everything at once. This one is told when to let go: by an
-//! [`Output`](crate::Output) that is flushed, by any body that gives an empty frame, and by a producer that has
+//! A compressor buffers its input to find repetitions. With an event stream or a progress bar, the client therefore
+//! sees nothing for a long time, and then everything at once. This layer flushes the compressor when an
+//! [`Output`](crate::Output) is flushed, when any body yields an empty frame, and when the producer has
 //! nothing more to give at the moment.
 //!
 //! ```
@@ -31,39 +31,41 @@
 //!
 //! # What it compresses
 //!
-//! Bodies whose length is not known, event streams among them, with gzip, Brotli or zstd: whichever the client weighs most
-//! (RFC 9110, section 12.5.3), and of equals the last named here. A body whose length is known, or declared, as that of a
-//! file, is left to other layers, as are responses that are encoded already, parts (206, `Content-Range`), gRPC,
-//! `Cache-Control: no-transform`, what has a digest (RFC 9530), also one that `Trailer` names, and media types that are
-//! compressed by their nature. Trailers are kept, but for digests that nothing announced.
+//! Bodies of unknown length, event streams included, with gzip, Brotli or zstd: whichever the client gives the
+//! highest weight (RFC 9110, section 12.5.3); among equals zstd before Brotli before gzip. Left to other layers are
+//! bodies whose length is known or declared, such as files, responses that are encoded already, partial responses
+//! (206, `Content-Range`), gRPC, `Cache-Control: no-transform`, responses with a digest (RFC 9530), also one that
+//! `Trailer` names, and media types that are already compressed. Trailers are kept, except for digests that nothing
+//! announced.
 //!
-//! A `HEAD` request is answered with the head of its `GET`, unless its body was taken off before it came here, as by a router
-//! that is nested as a service: then it passes through.
+//! A `HEAD` request is answered with the head of its `GET`, unless its body was removed before it reached this layer,
+//! for example by a router that is nested as a service: then it passes through.
 //!
-//! The compressed response has a `Content-Encoding`, no length, no `Accept-Ranges`, and a weak `ETag`, which a 304 for it
-//! has, too. `Vary` names `Accept-Encoding`, also where the client gets the plain body.
+//! The compressed response has a `Content-Encoding`, no length, no `Accept-Ranges`, and a weak `ETag`, as has a
+//! matching
+//! 304. `Vary` names `Accept-Encoding`, even if the client gets the plain body.
 //!
 //! A body that fails, or is cut at its limit, ends without the end of its compressed stream, so that a decoder
 //! notices.
 //!
 //! # Memory
 //!
-//! Each open stream has a compressor of its own, for as long as it is open: of some 300 KiB with gzip; of up to 1 MiB with the
-//! others, which grows with what was sent, to 4 MiB with zstd and 15 MiB with Brotli. [`Level::Best`] takes up to 16 MiB
-//! with zstd and 40 MiB with Brotli. Where thousands of event streams are open at a time, offer gzip alone.
+//! Each open stream has a compressor of its own for as long as it is open: about 300 KiB with gzip; up to 1 MiB with
+//! the others, growing with what was sent to 4 MiB with zstd and 15 MiB with Brotli. [`Level::Best`] takes up to 16
+//! MiB with zstd and 40 MiB with Brotli. If thousands of event streams are open at a time, offer gzip only.
 //!
-//! Beyond what a decoder needs for it, an encoder collects no more than 512 KiB before it gives something out.
+//! Apart from that, an encoder buffers no more than 512 KiB before it emits output.
 //!
 //! # Order
 //!
-//! It is one of the layers of this crate and may stand anywhere among them. An `EarlyCloseLayer` *outside* of it
-//! buffers what is compressed, but for event streams. *Inside* of it, a body that was measured has a known length
-//! and is left alone.
+//! It is one of the layers of this crate and may be put anywhere among them. An `EarlyCloseLayer` *outside* it
+//! buffers the compressed output, except that of event streams. With an `EarlyCloseLayer` *inside* it, a body that
+//! was measured has a known length and is left alone.
 //!
 //! # Differences from `tower_http::compression`
 //!
-//! That one compresses bodies of every length, and leaves event streams out. Both may stand around one router: the
-//! inner one decides, since the outer one sees an encoded response.
+//! `CompressionLayer` compresses bodies of every length, and leaves out event streams. Both may be put around one
+//! router: the inner one decides, because the outer one sees an encoded response.
 
 use std::time::Duration;
 
@@ -78,9 +80,9 @@ mod encoder;
 mod future;
 mod service;
 
-/// Layer that compresses streams. See the [module docs](self).
+/// Layer that compresses streaming responses. See the [module docs](self).
 ///
-/// Of several around one route the innermost decides.
+/// Of several around one route the innermost applies.
 #[derive(Clone, Copy, Debug)]
 pub struct CompressedStreamLayer {
     settings: Settings,
@@ -93,22 +95,22 @@ struct Settings {
     pause: Option<Duration>,
 }
 
-/// How hard a stream is compressed.
+/// How much effort goes into compressing a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum Level {
     /// As fast as the encoding goes.
     Fastest,
-    /// A fair middle: gzip 6, Brotli 4, zstd 3.
+    /// A compromise: gzip 6, Brotli 4, zstd 3. The default.
     #[default]
     Default,
-    /// As small as it gets: gzip 9, Brotli 11, zstd 19 with a window of 2 MiB. For what is not in a hurry, and has
+    /// As small as possible: gzip 9, Brotli 11, zstd 19 with a window of 2 MiB. It takes time, and
     /// [memory](self#memory).
     Best,
 }
 
 impl CompressedStreamLayer {
-    /// With all encodings, a middle level, and a flush whenever the producer pauses.
+    /// With all encodings, [`Level::Default`], and a flush whenever the producer pauses.
     #[must_use]
     pub const fn new() -> Self {
         let offer = Offer { gzip: true, brotli: true, zstd: true };
@@ -136,19 +138,20 @@ impl CompressedStreamLayer {
         self
     }
 
-    /// How hard it compresses.
+    /// The level of compression; [`Level::Default`] by default.
     #[must_use]
     pub const fn level(mut self, level: Level) -> Self {
         self.settings.level = level;
         self
     }
 
-    /// How long the producer may have nothing to give before what it gave is flushed; zero by default, which flushes
-    /// at once. A producer of many small pieces compresses better with some milliseconds; each piece begins them anew, so that
-    /// one that never pauses for so long is seen only when the encoder gives something out, or when it says flush.
+    /// How long the producer may pause before its output is flushed; zero by default, which flushes at once. A
+    /// producer of many small chunks compresses better with a few milliseconds. Each chunk restarts the time, so the
+    /// output of a producer that never pauses for that long appears only when the encoder emits it, or when the
+    /// producer flushes.
     ///
-    /// `None` flushes only when the producer says so, with [`Output::flush`](crate::Output::flush) or an empty frame. What
-    /// it does not flush may wait for the end.
+    /// `None` flushes only on [`Output::flush`](crate::Output::flush) or an empty frame. Anything else may be delayed
+    /// until the end.
     #[must_use]
     pub fn flush_on_pause(mut self, pause: impl Into<Option<Duration>>) -> Self {
         self.settings.pause = pause.into();

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::lifecycle::{SendBody, enter};
 
-/// Service that compresses streams. See the [module docs](super).
+/// Service of [`CompressedStreamLayer`](super::CompressedStreamLayer). See the [module docs](super).
 #[derive(Clone, Copy, Debug)]
 pub struct CompressedStream<S> {
     inner: S,

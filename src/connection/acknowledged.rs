@@ -9,11 +9,11 @@ use std::{
 
 use super::{Connection, watch::Source};
 
-/// What became of the wait for the client's acknowledgement.
+/// Whether the client's machine has acknowledged a response.
 ///
-/// Flushed means that the kernel took a response; acknowledged, that the TCP of the client's machine confirmed all of
-/// it (RFC 9293, section 3.8). That the program on it read it is more than either says. A Unix socket has no such
-/// confirmation: there it is that the other program has read it.
+/// Flushed means that the kernel accepted a response; acknowledged, that the TCP of the client's machine confirmed
+/// all of it (RFC 9293, section 3.8). Neither says that the client program has read it. A Unix socket has no such
+/// confirmation: there, acknowledged means that the other program has read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Acknowledged {
@@ -21,8 +21,8 @@ pub enum Acknowledged {
     Yes,
     /// The client reset the connection before that, or the response was never flushed.
     Aborted,
-    /// It is not known: the connection is not tracked, its socket is not known to us, or the system does not tell
-    /// (all but Linux).
+    /// It is not known: the connection is not tracked, its socket is unknown, or the system does not tell (only Linux
+    /// does).
     Unknown,
 }
 

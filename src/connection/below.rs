@@ -13,9 +13,10 @@ use tokio::{
 
 use super::{Tracking, socket::Socket, watch::Source};
 
-/// A socket that a TLS stream, or another wrapper, is put around before a [`TrackedIo`](super::TrackedIo).
+/// A TCP socket to be wrapped in a TLS stream (or another wrapper) that is then wrapped in a
+/// [`TrackedIo`](super::TrackedIo).
 ///
-/// It lets the [`TrackedIo`](super::TrackedIo) above watch the socket for a client that leaves, which nothing above
+/// It lets the [`TrackedIo`](super::TrackedIo) above watch the socket for a client disconnect, which nothing above
 /// the encryption can see while bytes wait unread.
 ///
 /// ```no_run
@@ -34,12 +35,13 @@ use super::{Tracking, socket::Socket, watch::Source};
 pub struct TrackedSocket(Socket<TcpStream>);
 
 impl TrackedSocket {
-    /// Sets the socket up as [`TrackedIo`](super::TrackedIo) would.
+    /// Sets `TCP_NODELAY` and the timeouts of `tracking` on the socket, as
+    /// [`TrackedIo::with`](super::TrackedIo::with) would.
     pub fn new(tcp: TcpStream, tracking: &Tracking) -> Self {
         Self(Socket::new(tcp, tracking))
     }
 
-    /// For [`TrackedIo::over`](super::TrackedIo::over).
+    /// The handle that [`TrackedIo::over`](super::TrackedIo::over) takes.
     #[must_use]
     pub fn handle(&self) -> SocketHandle {
         SocketHandle(self.0.source())
@@ -78,7 +80,8 @@ impl AsyncWrite for TrackedSocket {
     }
 }
 
-/// A [`TrackedSocket`] that was given away. It keeps the socket open: let it go when it was handed over.
+/// Refers to a [`TrackedSocket`] that was moved into a TLS stream. It keeps the socket open: drop it after
+/// [`TrackedIo::over`](super::TrackedIo::over).
 #[derive(Clone)]
 pub struct SocketHandle(Option<Source>);
 

@@ -19,10 +19,12 @@ use super::{
     windows::{self, Full},
 };
 
-/// An IO whose [`Connection`] knows when responses were flushed and when the client left.
+/// Wraps a connection's stream, so that its [`Connection`] knows when responses were flushed and when the client
+/// left.
 ///
-/// Wrap it around the outermost stream: around a `TlsStream`, not inside of it. Everything is forwarded,
-/// vectored writes too. Costs a few atomic operations a call, and no system call.
+/// Wrap the outermost stream: around a `TlsStream`, not inside it. Everything is forwarded, including vectored
+/// writes. It costs a few atomic operations per call, and no system call. Pass it to
+/// [`Epilogue::wrap`](crate::Epilogue::wrap).
 #[derive(Debug)]
 pub struct TrackedIo<IO> {
     pub(super) socket: Socket<IO>,
@@ -60,25 +62,26 @@ enum Turn {
 impl<IO: 'static> TrackedIo<IO> {
     /// Wraps `io`, with the default [settings](Tracking).
     ///
-    /// A [`TcpStream`](tokio::net::TcpStream) or [`UnixStream`](tokio::net::UnixStream) is watched for a
-    /// client that leaves even while nobody reads; of any other IO only what its reads and writes tell is seen,
-    /// unless it is [told](Self::over) of the socket below.
+    /// A [`TcpStream`](tokio::net::TcpStream) or [`UnixStream`](tokio::net::UnixStream) is watched for a client
+    /// disconnect even while nobody reads; of any other IO, only what its reads and writes report is seen, unless it
+    /// is given the socket below, with [`over`](Self::over).
     ///
-    /// `TCP_NODELAY` and the timeouts of [`Tracking`] are set on a `TcpStream`. All that are made so share the bound of
-    /// [how many linger](crate::Linger::at_once).
+    /// `TCP_NODELAY` and the timeouts of [`Tracking`] are set on a `TcpStream`. All that are made by `new` share one
+    /// bound on [how many linger](crate::Linger::at_once).
     pub fn new(io: IO) -> Self {
         static DEFAULT: LazyLock<Tracking> = LazyLock::new(Tracking::default);
         Self::with(io, &DEFAULT)
     }
 
-    /// Wraps `io`.
+    /// Wraps `io`, with the settings of `tracking`; otherwise as [`new`](Self::new).
     pub fn with(io: IO, tracking: &Tracking) -> Self {
         let socket = Socket::new(io, tracking);
         let source = socket.source();
         Self::build(socket, None, source, tracking)
     }
 
-    /// Wraps `io`, which is a TLS stream, or another wrapper, over the socket of `below`.
+    /// Wraps `io`, a TLS stream or another wrapper over the socket of `below`: see
+    /// [`TrackedSocket`](crate::TrackedSocket).
     pub fn over(io: IO, below: &SocketHandle, tracking: &Tracking) -> Self {
         Self::build(Socket::Other(io), below.source(), below.source(), tracking)
     }

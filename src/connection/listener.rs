@@ -6,17 +6,21 @@ use axum::serve::Listener;
 
 use super::{TrackedIo, Tracking};
 
-/// Wraps any [`axum::serve::Listener`], so that its connections know of flushes and of clients that leave.
+/// Wraps any [`axum::serve::Listener`], so that flushes and client disconnects on its connections are seen.
 ///
-/// It takes [`Epilogue::make_service`](crate::Epilogue::make_service) to have requests know of their connection. A router that
-/// is served without it compiles as well, and its layers are as they are [alone](crate::manual::connection#without-a-tracked-connection).
+/// It must be used together with [`Epilogue::make_service`](crate::Epilogue::make_service), through which requests
+/// learn of their connection. A router served without it also compiles, but its layers then work as if they were
+/// [alone](crate::manual::connection#without-a-tracked-connection).
 ///
 /// ```no_run
 /// # async fn serve(app: axum::Router) -> std::io::Result<()> {
-/// use tower_epilogue::{Epilogue, TrackedListener};
+/// use tower_epilogue::{Epilogue, TrackedListener, shutdown_signal};
 ///
+/// let epilogue = Epilogue::new();
 /// let listener = TrackedListener::new(tokio::net::TcpListener::bind("127.0.0.1:3000").await?);
-/// axum::serve(listener, Epilogue::new().make_service(app)).await
+/// axum::serve(listener, epilogue.make_service(app)).with_graceful_shutdown(shutdown_signal()).await?;
+/// println!("{}", epilogue.drain().await); // waits for the continuations, too
+/// # Ok(())
 /// # }
 /// ```
 #[derive(Debug)]
@@ -31,7 +35,7 @@ impl<L> TrackedListener<L> {
         Self::with(inner, Tracking::default())
     }
 
-    /// Wraps `inner`.
+    /// Wraps `inner`, with the settings of `tracking`.
     pub fn with(inner: L, tracking: Tracking) -> Self {
         Self { inner, tracking }
     }

@@ -14,27 +14,27 @@ use tokio::net::TcpStream;
 
 /// What a client's FIN means while its request is in flight.
 ///
-/// TCP lets a client shut its sending side and go on reading (RFC 9293, section 3.6); few do, and a FIN is mostly
-/// the first sign of a client that left.
+/// TCP lets a client shut down its sending side and go on reading (half-close; RFC 9293, section 3.6). Few do, and a
+/// FIN is usually the first sign of a client that left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum HalfClose {
-    /// The client has left: what hyper and nginx take it for. Where aborts are ignored it is served all the same,
-    /// and its status says ABORTED.
+    /// The client has left, as hyper and nginx assume. Where aborts are ignored it is served all the same, and its
+    /// status says ABORTED. The default.
     #[default]
     Abort,
-    /// A client that has sent its whole request gets its whole response. That it really left shows by a reset,
-    /// or by a failing write; on HTTP/2 also by windows that are full, which it could not widen, where nothing else is on its
-    /// way, and by a [ping](crate::manual::connection#what-a-fin-means) that it cannot answer.
+    /// A client that has sent its whole request gets its whole response. That it has really left shows by a reset or
+    /// a failing write; on HTTP/2 also when everything in flight waits for window space, which it can no longer
+    /// grant, or by a [ping](crate::manual::connection#what-a-fin-means) that it cannot answer.
     Serve,
 }
 
 /// The bounds of a lingering close.
 ///
-/// A connection that is closed while its client still sends is reset by the kernel, and the response that was on
-/// its way is lost with it (RFC 9112, section 9.6). So what still comes is read and thrown away, within these
-/// bounds, for a client whose request was not read to its end, or of whom bytes are waiting, and for one that has sent
-/// requests over HTTP/2, who acknowledges what it reads.
+/// A connection that is closed while its client is still sending is reset by the kernel, and the response in flight
+/// can be lost (RFC 9112, section 9.6). So whatever still arrives is read and discarded, within these bounds, if the
+/// client's request was not read to its end, if bytes of it are waiting, or if it has sent requests over HTTP/2,
+/// because it acknowledges what it reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Linger {
     pub(super) bytes: u64,
@@ -56,30 +56,30 @@ impl Linger {
         Self::default()
     }
 
-    /// How many bytes are thrown away at most.
+    /// How many bytes are discarded at most; 64 MiB by default.
     #[must_use]
     pub const fn bytes(mut self, bytes: u64) -> Self {
         self.bytes = bytes;
         self
     }
 
-    /// How long no byte may come.
+    /// How long to wait for the next byte; 2 s by default.
     #[must_use]
     pub const fn idle(mut self, idle: Duration) -> Self {
         self.idle = idle;
         self
     }
 
-    /// How long it may take in all, also while the server drains; but not longer than the
-    /// [drain](crate::EpilogueBuilder::drain_deadline) may.
+    /// How long it may take in all; 10 s by default. A server that drains waits for it, but not beyond its
+    /// [deadline](crate::EpilogueBuilder::drain_deadline).
     #[must_use]
     pub const fn total(mut self, total: Duration) -> Self {
         self.total = total;
         self
     }
 
-    /// How many connections may linger at once; those beyond are closed at once, so that slow clients cannot
-    /// hold the server's connections.
+    /// How many connections may linger at the same time; 1,000 by default. Others are closed immediately, so that
+    /// slow clients cannot use up the server's connections.
     #[must_use]
     pub const fn at_once(mut self, connections: usize) -> Self {
         self.at_once = connections;
@@ -87,9 +87,9 @@ impl Linger {
     }
 }
 
-/// How tracked connections are treated: settings of a [`TrackedListener`](crate::TrackedListener), of a
-/// [`TrackedIo`](crate::TrackedIo), and of [`Epilogue::serve`](crate::Epilogue::serve) through
-/// [`EpilogueBuilder::tracking`](crate::EpilogueBuilder::tracking).
+/// Settings of tracked connections (timeouts, keep-alive, half-close, lingering): for a
+/// [`TrackedListener`](crate::TrackedListener), a [`TrackedIo`](crate::TrackedIo), and, through
+/// [`EpilogueBuilder::tracking`](crate::EpilogueBuilder::tracking), for [`Epilogue::serve`](crate::Epilogue::serve).
 ///
 /// Clones share the count of lingering connections.
 #[derive(Clone, Debug)]
@@ -122,29 +122,29 @@ impl Tracking {
         Self::default()
     }
 
-    /// What a client's FIN means; by default, that it left.
+    /// What a client's FIN means; [`HalfClose::Abort`] by default.
     #[must_use]
     pub fn half_close(mut self, half_close: HalfClose) -> Self {
         self.half_close = half_close;
         self
     }
 
-    /// The bounds of a lingering close; `None` closes at once.
+    /// The bounds of a lingering close; [`Linger::new`] by default. `None` closes at once.
     #[must_use]
     pub fn linger(mut self, linger: impl Into<Option<Linger>>) -> Self {
         self.linger = linger.into();
         self
     }
 
-    /// How long a write may wait for a client that takes no byte, 60 s by default; then the client counts as
-    /// gone. `None` waits without end.
+    /// How long a write may wait for a client that accepts no bytes, 60 s by default; then the client counts as gone.
+    /// `None` waits without end.
     ///
-    /// Over TLS it needs the [socket below](crate::TrackedIo::over) for what waits in the session's buffer.
+    /// Over TLS it needs the [socket below](crate::TrackedIo::over), for bytes that wait in the session's buffer.
     ///
-    /// On Linux and Android [`unacknowledged`](Self::unacknowledged) has a say as well, and is shorter by default: to wait
-    /// longer for a reader that pauses, set both.
+    /// On Linux and Android [`unacknowledged`](Self::unacknowledged) applies as well, and is shorter by default: to
+    /// wait longer for a reader that pauses, set both.
     ///
-    /// It is the connection's: an HTTP/2 client that leaves one stream unread while it reads others does not
+    /// It applies to the connection: an HTTP/2 client that leaves one stream unread while it reads others does not
     /// stall it.
     #[must_use]
     pub fn write_stall(mut self, limit: impl Into<Option<Duration>>) -> Self {
@@ -152,10 +152,11 @@ impl Tracking {
         self
     }
 
-    /// After how long without a byte the client's machine is probed, 30 s by default, and then again each third of that
-    /// time (TCP keep-alive, RFC 9293, section 3.8.4). It counts as gone when three probes are not answered; on Linux and
-    /// Android, where [`unacknowledged`](Self::unacknowledged) is set as well, when one is not, and no byte has come for
-    /// as long as that says: after 40 s by default. `None` leaves the system's setting.
+    /// TCP keep-alive (RFC 9293, section 3.8.4): after how long without a byte the client's machine is probed, 30 s
+    /// by default, and then again every third of that time. The client counts as gone when three probes are not
+    /// answered. On Linux and Android, if [`unacknowledged`](Self::unacknowledged) is set as well, one unanswered
+    /// probe suffices once no byte has arrived for that long: after 40 s by default. `None` leaves the system's
+    /// setting.
     #[must_use]
     pub fn keep_alive(mut self, after: impl Into<Option<Duration>>) -> Self {
         self.keep_alive = after.into();
@@ -165,8 +166,9 @@ impl Tracking {
     /// How long bytes may stay unacknowledged before the client's machine counts as gone, 30 s by default
     /// (`TCP_USER_TIMEOUT`, RFC 5482; on Linux and Android only). `None` leaves the system's setting.
     ///
-    /// The system counts a window that is closed for so long in the same way: a client whose machine answers, while its
-    /// program takes no byte of what waits for it, is gone as well, also when its response counts as flushed already.
+    /// The system treats a receive window that stays closed for that long in the same way: a client whose machine
+    /// answers, but whose program reads nothing of what is waiting for it, counts as gone too, even if its response
+    /// was flushed already.
     #[must_use]
     pub fn unacknowledged(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.unacknowledged = limit.into();
@@ -200,7 +202,7 @@ impl Tracking {
         // Relaxed: a count that guards nothing but itself.
         if self.lingering.fetch_add(1, Ordering::Relaxed) >= linger.at_once {
             self.lingering.fetch_sub(1, Ordering::Relaxed);
-            tracing::debug!("too many connections linger: one is closed at once");
+            tracing::debug!("as many connections linger as `Linger::at_once` allows: one is closed immediately");
             return None;
         }
         Some(Lingering { limits: linger, count: self.lingering.clone() })

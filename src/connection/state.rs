@@ -90,9 +90,9 @@ impl Drop for Coming {
     }
 }
 
-/// The handle of a tracked connection: what its IO saw.
+/// The handle of a tracked connection: what its IO has seen.
 ///
-/// [`TrackedIo::connection`](super::TrackedIo::connection) gives it out. Cloning is cheap.
+/// Returned by [`TrackedIo::connection`](super::TrackedIo::connection). Cloning is cheap.
 #[derive(Clone)]
 pub struct Connection(pub(crate) Arc<State>);
 
@@ -185,8 +185,7 @@ impl Connection {
         self.0.written.load(Ordering::Acquire)
     }
 
-    /// Whether the client closed its sending side, reset the connection, or a write failed. Costs no system
-    /// call.
+    /// Whether the client closed its sending side, reset the connection, or a write failed. Makes no system call.
     #[must_use]
     pub fn client_left(&self) -> bool {
         self.0.client_left.load(Ordering::Acquire)

@@ -196,7 +196,7 @@ pub(crate) fn run_alone(mut continuation: Continuation, owner: Arc<dyn Owner>) {
             }
             None => {
                 let goes_on = if is_thread { ": its thread is stuck until it returns" } else { "" };
-                let said = "a continuation that ran on its own was cut by a drain";
+                let said = "a continuation that ran on its own was cut at a drain's deadline";
                 caught::tell(|| tracing::warn!(route = alone.route, "{said}{goes_on}"));
                 "dropped"
             }

@@ -96,7 +96,7 @@ pub(super) fn keep(mut stray: Queue<Continuation>) {
 
 /// One whose request is not known.
 fn run_alone(continuation: Continuation) {
-    let said = "a continuation's response was dropped before its request could take it: it runs on its own";
+    let said = "a response was dropped before its request was known: its continuation runs on its own, without limit and hooks";
     continuation.told(|| tracing::warn!("{said}"));
     alone::run_alone(continuation, Arc::new(Nobody));
 }

@@ -30,7 +30,7 @@ use super::{
 };
 use crate::{Epilogue, pool::Companion};
 
-/// Sets a [`DurableStore`] up.
+/// Configures a [`DurableStore`], which [`start`](Self::start) opens.
 #[must_use = "a builder does nothing until `start` is called"]
 pub struct DurableBuilder {
     pub(super) place: Place,
@@ -66,47 +66,47 @@ impl fmt::Debug for DurableBuilder {
 }
 
 impl DurableStore {
-    /// A store in a SQLite file, which is created if it is not there: no server, for the processes of one machine.
-    /// It must not lie on a network file system. Tables of yours may be in it, too, for a
+    /// A store in a SQLite file, which is created if it does not exist: no server, for the processes of one machine.
+    /// It must not be on a network file system. It may contain your own tables as well, for a
     /// [transaction](super::Durable::in_transaction) with both.
     ///
-    /// It is opened in WAL mode with `synchronous=FULL`: without the latter, SQLite's default for WAL in many builds,
-    /// a power cut takes back what was acknowledged last. The tables are created by
+    /// It is opened in WAL mode with `synchronous=FULL`: with the weaker setting that many builds of SQLite default
+    /// to in WAL mode, a power cut can undo the latest commits. The tables are created by
     /// [`start`](DurableBuilder::start).
     #[cfg(feature = "durable-sqlite")]
     pub fn sqlite(file: impl Into<std::path::PathBuf>) -> DurableBuilder {
         DurableBuilder::new(Place::Sqlite(file.into()), true)
     }
 
-    /// A store in a Postgres database, for one machine or many: `postgres://user:password@host/database`. It must not
-    /// run with `synchronous_commit=off`, which acknowledges what a crash can take back.
+    /// A store in a Postgres database, for one or many machines: `postgres://user:password@host/database`. Postgres
+    /// must not run with `synchronous_commit=off`, which acknowledges commits that a crash can undo.
     ///
-    /// Its tables are created by [`migrate`](DurableBuilder::migrate), and not by every process that starts.
+    /// Its tables are created only if [`migrate`](DurableBuilder::migrate) is set, not by every process that starts.
     ///
-    /// On Linux a server whose machine vanishes without a word (its power, the network) is given up within 25 s, or within
-    /// 8 s of its return, as is one that takes nothing of what is sent for 20 s. sqlx has no keep-alive probes; its
-    /// connections are led through sockets of this process that have, at an address of the abstract namespace. Where that
-    /// may not be had, the log says so, and the connections are sqlx's own.
+    /// On Linux, a database server whose machine vanishes (power or network failure) is given up on within 25 s, or
+    /// within 8 s of its return; so is a server that accepts nothing of what is sent for 20 s. sqlx has no TCP
+    /// keep-alive, so its connections are relayed through sockets of this process that have, over a Unix socket in
+    /// the abstract namespace. If that is not permitted, a warning is logged, and sqlx connects directly.
     ///
-    /// The server is told to look for the machine of this process, too (`tcp_keepalives_idle`): if that vanishes, what it has
-    /// locked in the middle of a transaction is free again within 25 s. In a transaction of
-    /// [yours](DurableStore::begin_postgres) to which an answer of the server's was on its way, it takes a quarter of an hour.
+    /// The server is also told to probe this process's machine (`tcp_keepalives_idle`): if that vanishes in the
+    /// middle of a transaction, its locks are released within 25 s. In a [transaction of
+    /// yours](DurableStore::begin_postgres), while a response of the server is on its way, it takes a quarter of an
+    /// hour.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres(url: impl Into<String>) -> DurableBuilder {
         DurableBuilder::new(Place::Postgres(url.into()), false)
     }
 
     /// A store in the Postgres database of a pool of yours, of the sqlx that is exported as
-    /// [`durable::sqlx`](super::sqlx): with TLS, for example, or after `current_schema` was set.
+    /// [`durable::sqlx`](super::sqlx): with TLS, for example, or with a `search_path` of its own.
     ///
-    /// What requests promise is stored over connections of its own, two at most, made as the pool's are and closed with it,
-    /// so that nobody who uses the pool's holds it up; a request waits for one of them for the
+    /// What requests promise is stored over separate connections, two at most, opened like the pool's and closed with
+    /// it, so that other users of the pool cannot delay it; a request waits for one of them for the
     /// [`busy_timeout`](DurableBuilder::busy_timeout).
     ///
-    /// Its connections are its own. Without keep-alive probes, which sqlx 0.9 does not have, what waits for an answer of a
-    /// server whose machine vanishes waits for ever: all that is to be stored, and the look for jobs. What a process has locked
-    /// whose own machine vanishes stays locked for as long as the server's `tcp_keepalives_idle` says, which is two hours where
-    /// nobody has set it.
+    /// The pool's connections have no TCP keep-alive (sqlx 0.9 cannot set it): if the server's machine vanishes,
+    /// whatever waits for its answer waits for ever, both writes and the fetching of jobs. If a process's own machine
+    /// vanishes, its locks stay for as long as the server's `tcp_keepalives_idle` says, two hours by default.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres_pool(pool: riverqueue::sqlx::PgPool) -> DurableBuilder {
         DurableBuilder::new(Place::PostgresPool(pool), false)
@@ -138,15 +138,15 @@ impl DurableBuilder {
         }
     }
 
-    /// Has this process run jobs of this kind. Kinds that it does not know are left to others, which the log says once of
-    /// each that is promised here; with none at all it only promises.
+    /// Makes this process run jobs of this kind. Other kinds are left to other processes; if one of them is promised
+    /// here, that is logged once per kind. Without any registered kind, this process only stores jobs.
     pub fn register<J: DurableJob>(mut self) -> Self {
         if self.kinds.insert(J::KIND, KnownKind::of::<J>()).is_some() {
             self.settings_error = Some(format!("two types of job have the kind `{}`", J::KIND));
         }
         if J::LIMIT.is_zero() || J::MAX_ATTEMPTS == 0 || J::CONCURRENCY == 0 {
             self.settings_error =
-                Some(format!("`{}` has a LIMIT, MAX_ATTEMPTS or CONCURRENCY of zero: none may be", J::KIND));
+                Some(format!("`{}` has a LIMIT, MAX_ATTEMPTS or CONCURRENCY of zero: each must be more", J::KIND));
         }
         if let Some(error) = kind_error(J::KIND) {
             self.settings_error = Some(error);
@@ -155,120 +155,124 @@ impl DurableBuilder {
         self
     }
 
-    /// Gives the jobs something of this process, one value of each type: see
+    /// Shared state for jobs, such as a mailer or a pool; one value per type. Jobs get it from
     /// [`JobContext::state`](super::JobContext::state).
     pub fn state<T: Any + Send + Sync>(mut self, value: T) -> Self {
         self.state.insert(TypeId::of::<T>(), Box::new(value));
         self
     }
 
-    /// Has a function called for each job that this process gives up, after the log has said so; for an alarm. It
-    /// should return quickly.
+    /// Calls a function for each job that this process gives up on, after it was logged: for an alert. It should
+    /// return quickly. A panic in it is logged.
     pub fn on_discard(mut self, function: impl Fn(&DiscardedJob) + Send + Sync + 'static) -> Self {
         self.on_discard = Some(Arc::new(function));
         self
     }
 
-    /// Whether [`start`](Self::start) creates and upgrades the tables: so for SQLite by default, and not for Postgres.
-    /// Where several machines share a database, let a step of the deployment do it. It is safe to do it twice.
+    /// Whether [`start`](Self::start) creates and upgrades the tables; `true` by default for SQLite, `false` for
+    /// Postgres. If several machines share a database, let one step of the deployment do it. Repeating it is safe.
     pub fn migrate(mut self, migrate: bool) -> Self {
         self.migrate = migrate;
         self
     }
 
-    /// How long after it was stored a job starts whose process died before its response was flushed; 30 s by default.
+    /// How long after it was stored a job starts if its process died before its response was flushed; 30 s by
+    /// default.
     ///
     /// It should be longer than most responses take to leave. A job whose response takes longer starts before the
-    /// flush, and is not started again by it.
+    /// flush; the flush then does not start it again.
     pub fn lease(mut self, lease: Duration) -> Self {
         self.lease = lease;
         self
     }
 
-    /// How long past its [limit](DurableJob::LIMIT) a running job is taken to be lost with its process, and run again;
+    /// How long past its [limit](DurableJob::LIMIT) a running job is considered lost with its process, and run again;
     /// 30 s by default.
     ///
-    /// An attempt that waits for its place is not taken to be lost; after four times this it is put back, for other
-    /// processes to take, and counts none.
+    /// An attempt that waits for its place is not considered lost. After four times this it is put back, for other
+    /// processes to take, without counting as an attempt.
     ///
-    /// It must cover what a job may take to end at its limit: one that blocks its thread for longer past the limit
-    /// runs twice at the same time. It also covers the difference between the clocks of a database and its clients.
+    /// It must cover the time that a job may need to end at its limit: a job that blocks its thread for longer runs
+    /// twice at the same time. It also has to cover the difference between the clocks of a database and its clients.
     pub fn rescue_after(mut self, grace: Duration) -> Self {
         self.times.rescue_after = grace;
         self
     }
 
-    /// How often a process looks for jobs of its own accord, 1 s by default. What it promised itself, and on Postgres
-    /// what others promise, it hears of at once.
+    /// How often a process polls for jobs; 1 s by default. It is notified at once of jobs that it promised itself,
+    /// and on Postgres of those of other processes.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.times.poll = interval;
         self
     }
 
-    /// The least time between two looks; 5 ms by default. A longer one spares the database under load, and adds to the
-    /// time to the start of what is promised meanwhile.
+    /// The minimum time between two queries for jobs; 5 ms by default. A longer time spares the database under load,
+    /// and delays the start of jobs promised meanwhile.
     pub fn fetch_cooldown(mut self, cooldown: Duration) -> Self {
         self.times.cooldown = cooldown;
         self
     }
 
-    /// How often the processes agree on which of them looks after leases, retries and rescues; 5 s by default. A
-    /// leader that died is replaced this long plus 10 s later.
+    /// How often the processes elect the one that looks after leases, retries and rescues; 5 s by default. A leader
+    /// that died is replaced after up to this long plus 10 s.
     pub fn leader_lease(mut self, interval: Duration) -> Self {
         self.times.elect = interval;
         self
     }
 
-    /// SQLite: how long a write waits for another connection's; 5 s by default. On Postgres, how long a request waits
-    /// for a connection. After it, or twice that where others wait already, the client is answered with a 503.
+    /// How long a write waits for another connection's write lock (SQLite), or for a connection (Postgres); 5 s by
+    /// default. After that, or twice that if others are waiting already, the client gets a 503.
     pub fn busy_timeout(mut self, timeout: Duration) -> Self {
         self.busy_timeout = timeout;
         self
     }
 
-    /// How long that is tried again, while the database is out, of which nobody can be told that it was not stored: what a
-    /// handler promises when its client has left, or leaves while it is being stored, and that is
-    /// [ignored](crate::IgnoreAbortLayer), or what it returns after [`finish`](crate::Lifecycle::finish). An hour by default; with zero it is tried once.
+    /// How long storing a job is retried while the database is out, if nobody can be told that it was not stored:
+    /// because the client has left (or leaves meanwhile) and that is [ignored](crate::IgnoreAbortLayer), or because
+    /// the job was returned after [`finish`](crate::Lifecycle::finish). 1 h by default; with zero it is tried once.
     ///
-    /// A drain waits for it to its deadline. See [the manual](crate::manual::durable#what-nobody-can-be-told-of).
+    /// A drain waits for it until its deadline. See [the manual](crate::manual::durable#what-nobody-can-be-told-of).
     pub fn outlast(mut self, outage: Duration) -> Self {
         self.outlast = outage;
         self
     }
 
-    /// How many connections to the database there are at most; 10 by default. One more writes what requests promise, on
-    /// SQLite, or two, on Postgres, where one more listens.
+    /// The maximum number of connections to the database; 10 by default. In addition there is one that writes what
+    /// requests promise on SQLite; on Postgres two, and one more that listens for notifications.
     ///
-    /// On Postgres, what [`begin_postgres`](DurableStore::begin_postgres) gives is one of them until its transaction ends, and
-    /// the engine needs some to fetch jobs and to note what became of them: there should be more than there are such
-    /// transactions at once.
+    /// On Postgres, each transaction of [`begin_postgres`](DurableStore::begin_postgres) holds one of them until it
+    /// ends, and the engine needs some to fetch jobs and to record their results: set it higher than the number of
+    /// such transactions at the same time.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self
     }
 
-    /// How long first answers are kept for clients that ask again with the same `Idempotency-Key`; a day by default.
+    /// How long responses are kept to be replayed to clients that retry with the same `Idempotency-Key`; 24 h by
+    /// default.
     pub fn keep_answers(mut self, keep: Duration) -> Self {
         self.keep_answers = keep;
         self
     }
 
-    /// How long a client that asks again is told 409 after the process that ran its first request died; 30 s by
-    /// default. A process that lives renews its claims.
+    /// How long a client that retries gets a 409 after the process that ran its first request died; 30 s by default.
+    /// A live process renews its claims.
     pub fn claim(mut self, claim: Duration) -> Self {
         self.claim = claim;
         self
     }
 
-    /// Opens the store, and begins to run jobs in `epilogue`: within its bounds and classes, under its hook limit and its
-    /// drain, told of by its events and its failure handler, counted by [`Epilogue::running`].
+    /// Opens the store, and begins to run jobs in `epilogue`: within its bounds and classes, with its hook limit,
+    /// events and failure handler, and counted by [`Epilogue::running`].
     ///
-    /// When it drains, no more jobs are begun, those that run are waited for, and at the deadline those that are left
-    /// are cut; they and all others stay stored.
+    /// When the `epilogue` drains, no more jobs are started, running ones are waited for, and at the deadline those
+    /// that are left are cut; they and all others stay stored.
     ///
     /// # Errors
     ///
-    /// If the settings contradict each other, the database does not answer, or its tables are missing.
+    /// If a setting is invalid (a zero `rescue_after`, `claim`, `busy_timeout` or `connections`; two types with one
+    /// `KIND`; a `LIMIT`, `MAX_ATTEMPTS` or `CONCURRENCY` of zero), the database does not answer, or its tables are
+    /// missing.
     pub async fn start(mut self, epilogue: &Epilogue) -> Result<DurableStore, DurableError> {
         if let Some(error) = self.settings_error {
             return Err(DurableError::new(Kind::Settings(error)));
@@ -369,7 +373,7 @@ async fn migrate(engine: &dyn Engine, database: &Database) -> Result<(), Durable
         if began.elapsed() >= MIGRATION {
             return Err(error);
         }
-        tracing::debug!(%error, "a migration failed, perhaps since another process is at it: it is tried again");
+        tracing::debug!(%error, "a migration failed, perhaps because another process is running it: it is retried");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

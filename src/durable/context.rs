@@ -23,7 +23,7 @@ use crate::{
 /// What the process gives to its jobs, one value of each type.
 pub(super) type State = HashMap<TypeId, Box<dyn Any + Send + Sync>>;
 
-/// One attempt at a job, seen from inside of it.
+/// What a running job knows of itself: one attempt at it.
 pub struct JobContext {
     pub(super) id: i64,
     pub(super) kind: String,
@@ -61,44 +61,44 @@ impl JobContext {
         self.attempt
     }
 
-    /// How many there will be at most.
+    /// How many attempts there are at most.
     #[must_use]
     pub fn max_attempts(&self) -> u16 {
         self.max_attempts
     }
 
-    /// Whether the job is given up if this one fails.
+    /// Whether the job is given up on if this attempt fails.
     #[must_use]
     pub fn is_last_attempt(&self) -> bool {
         self.attempt >= self.max_attempts
     }
 
-    /// The same for every attempt at this job, and for no other job of its kind but one that was promised under the same
-    /// [key](super::Durable::with_key) when this one was no longer kept. Give it to what the job calls, so that
-    /// an effect which happened already does not happen again: a payment provider's own `Idempotency-Key`, or a unique
-    /// column.
+    /// A key that is the same for every attempt at this job. No other job of its kind has it, unless it was promised
+    /// under the same [key](super::Durable::with_key) after this one was no longer kept. Pass it to whatever the job
+    /// calls, so that an effect which has happened does not happen again: as a payment provider's `Idempotency-Key`,
+    /// or in a unique column.
     #[must_use]
     pub fn idempotency_key(&self) -> &str {
         &self.key
     }
 
-    /// When this attempt is dropped.
+    /// When this attempt is dropped because of its [`LIMIT`](super::DurableJob::LIMIT).
     #[must_use]
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// What is left until then.
+    /// The time left until the [`deadline`](Self::deadline).
     #[must_use]
     pub fn time_left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// What [`DurableBuilder::state`](super::DurableBuilder::state) was given of this type.
+    /// The value of this type that was given to [`DurableBuilder::state`](super::DurableBuilder::state).
     ///
     /// # Errors
     ///
-    /// If it was given none. By `?` the job is tried again later, when a process that has it may be there.
+    /// If there is none. With `?` the job is retried later, perhaps by a process that has it.
     pub fn state<T: Any + Send + Sync>(&self) -> Result<&T, JobError> {
         self.state.get(&TypeId::of::<T>()).and_then(|value| value.downcast_ref()).ok_or_else(|| {
             let name = std::any::type_name::<T>();
@@ -112,8 +112,8 @@ impl JobContext {
         &self.store
     }
 
-    /// The TIMEOUT bit is set once the attempt is to end, also where somebody has cancelled the job with River's tools.
-    /// Nobody can abort a job.
+    /// The attempt's status. TIMEOUT is set once the attempt has to end, also if somebody has cancelled the job with
+    /// River's tools. ABORTED is never set: a job has no client.
     #[must_use]
     pub fn status(&self) -> ConnectionStatus {
         self.lifecycle.status()
@@ -133,14 +133,14 @@ impl JobContext {
         self.lifecycle.on_shutdown(hook)
     }
 
-    /// Notes the job as completed in a transaction of your own: what you write beside it happens exactly once, also if
-    /// this process dies before [`run`](super::DurableJob::run) returns. Commit, and return `Ok`: whatever it returns behind
-    /// that, the job is completed, and not tried again.
+    /// Marks the job as completed in a transaction of your own: what you write in the same transaction happens
+    /// exactly once, even if this process dies before [`run`](super::DurableJob::run) returns. Commit, and return
+    /// `Ok`: whatever `run` returns after that, the job is completed and not retried.
     ///
     /// # Errors
     ///
-    /// If the job does not run any more, since it was taken for lost and another attempt has completed it; or if the
-    /// store fails. Roll the transaction back.
+    /// If the job is no longer running, because it was considered lost and another attempt has completed it; or if
+    /// the store fails. Roll the transaction back.
     pub async fn complete_in_transaction<'c, T>(&self, transaction: &mut T) -> Result<(), DurableError>
     where
         T: DurableTransaction<'c>,

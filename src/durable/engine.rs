@@ -100,21 +100,21 @@ pub struct JobCounts {
     pub running: u64,
     /// Failed, and waiting for their next attempt.
     pub retryable: u64,
-    /// Done.
+    /// Completed; kept for a day.
     pub completed: u64,
-    /// Given up after their last attempt.
+    /// Given up on after their last attempt, or by [`JobError::give_up`](super::JobError::give_up).
     pub discarded: u64,
 }
 
 impl JobCounts {
-    /// Those that will still run.
+    /// The jobs that will still run.
     #[must_use]
     pub const fn unfinished(&self) -> u64 {
         self.scheduled + self.available + self.running + self.retryable
     }
 }
 
-/// A job that was given up.
+/// A job that was given up on.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DiscardedJob {

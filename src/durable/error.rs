@@ -7,12 +7,13 @@ use axum_core::response::{IntoResponse, Response};
 use super::idempotency;
 use crate::pool::caught;
 
-/// The store, or what was to be stored, is at fault.
+/// The store failed, or something cannot be stored.
 ///
-/// Its `Display` says what to do, and the cause, which [`get_ref`](Self::get_ref) gives to look at; it is no `source`, so that
-/// nobody prints it twice. As a response, which tells the client nothing of that and has it logged, it is a 503 with
-/// `Retry-After` where it [`is_unavailable`](Self::is_unavailable), and a 500 otherwise. What a handler returns and cannot
-/// be stored never comes to the handler: [`DurableLayer`](super::DurableLayer) answers with a 503 by itself.
+/// Its `Display` says what to do, and the cause. The cause is available from [`get_ref`](Self::get_ref), but not as
+/// `source`, so that it is not printed twice. As a response it is a 503 with `Retry-After` if it
+/// [`is_unavailable`](Self::is_unavailable), and a 500 otherwise; it is logged, and tells the client nothing of the
+/// cause. If a job that a handler *returns* cannot be stored, the handler does not see the error:
+/// [`DurableLayer`](super::DurableLayer) answers with a 503 by itself.
 pub struct DurableError {
     kind: Kind,
     cause: Option<Box<dyn StdError + Send + Sync>>,
@@ -69,13 +70,14 @@ impl DurableError {
         self
     }
 
-    /// What the database or the engine said, if it was them; of requests that failed together, its text alone.
+    /// The error of the database or the engine, if that is the cause; for requests that failed together, only its
+    /// text.
     #[must_use]
     pub fn get_ref(&self) -> Option<&(dyn StdError + Send + Sync + 'static)> {
         self.cause.as_deref()
     }
 
-    /// The store did not answer or could not write: what failed may succeed when it is tried again.
+    /// The store did not answer or could not write: a retry may succeed.
     #[must_use]
     pub const fn is_unavailable(&self) -> bool {
         use Kind::{CannotOpen, Conflict, Full, Locked, Refused, Stopped, Unavailable};
@@ -92,7 +94,8 @@ impl DurableError {
         self.is_unavailable() && self.kind != Kind::Stopped
     }
 
-    /// Another connection holds SQLite's write lock, for longer than the busy timeout.
+    /// Another connection held SQLite's write lock for longer than the
+    /// [`busy_timeout`](super::DurableBuilder::busy_timeout).
     #[must_use]
     pub const fn is_locked(&self) -> bool {
         matches!(self.kind, Kind::Locked)
@@ -116,37 +119,37 @@ impl fmt::Display for DurableError {
         match &self.kind {
             Kind::Unavailable => f.write_str("the store of durable jobs does not answer: is its database up?")?,
             Kind::CannotOpen => f.write_str(
-                "the store of durable jobs cannot open its file: its directory has to exist, and this process to be \
-                 allowed to write there and to open more files",
+                "the store of durable jobs cannot open its file: its directory has to exist, and this process needs \
+                 permission to write there and to open more files",
             )?,
             Kind::Locked => f.write_str(
-                "the store of durable jobs is locked: another connection holds SQLite's write lock for longer than \
-                 the busy timeout",
+                "the store of durable jobs is locked: another connection has held SQLite's write lock for longer than \
+                 the busy timeout; look for a long transaction on its file",
             )?,
             Kind::Conflict => f.write_str(
-                "the store of durable jobs undid a transaction, since another stood in its way: it may be tried again",
+                "the store of durable jobs rolled back a transaction that conflicted with another one: try it again",
             )?,
             Kind::Refused => f.write_str(
                 "the database of the store of durable jobs refuses its user: are its name and password right, and may it \
                  log in?",
             )?,
-            Kind::Full => f.write_str("the store of durable jobs cannot grow: its disk is full")?,
+            Kind::Full => f.write_str("the store of durable jobs cannot write: its disk is full")?,
             Kind::Schema(what) => write!(
                 f,
                 "the tables of the store of durable jobs are missing or too old ({what}): run the migration once, \
                  with `DurableBuilder::migrate`"
             )?,
             Kind::Invalid(what) => write!(f, "a durable job cannot be stored: {what}")?,
-            Kind::Settings(what) => write!(f, "durable jobs are set up wrongly: {what}")?,
+            Kind::Settings(what) => write!(f, "the settings of the store of durable jobs are wrong: {what}")?,
             Kind::NotRunning => f.write_str(
-                "the job does not run any more: it passed its limit, and another attempt may have completed it",
+                "the job is no longer running: it passed its limit, and another attempt may have completed it",
             )?,
             Kind::NoSuchJob(id) => write!(
                 f,
-                "the store of durable jobs has no job {id}: it has been deleted, or the number is that of a job elsewhere"
+                "the store of durable jobs has no job {id}: it was deleted, or is in another store"
             )?,
-            Kind::ClaimLost => f.write_str("another process has taken over the request's idempotency key")?,
-            Kind::Stopped => f.write_str("the store of durable jobs has stopped: with its runtime, or its pool")?,
+            Kind::ClaimLost => f.write_str("another process has taken over the request's idempotency key: its response is the one that counts")?,
+            Kind::Stopped => f.write_str("the store of durable jobs has stopped, because its runtime has ended or its pool was closed")?,
             Kind::Other => f.write_str("the store of durable jobs failed")?,
         }
         match &self.cause {
@@ -167,7 +170,9 @@ impl StdError for DurableError {}
 
 impl IntoResponse for DurableError {
     fn into_response(self) -> Response {
-        caught::tell(|| tracing::error!(error = %self, "an error of the store of durable jobs is a handler's answer"));
+        caught::tell(
+            || tracing::error!(error = %self, "a handler responded with an error of the store of durable jobs"),
+        );
         if self.is_unavailable() { idempotency::not_stored() } else { idempotency::not_storable() }
     }
 }

@@ -38,8 +38,12 @@ impl Held {
                 }
                 return Some(ours);
             }
-            Ok(Err(error)) => caught::tell(|| tracing::warn!(%error, job, "a durable job that waits was not held")),
-            Err(_) => caught::tell(|| tracing::warn!(job, "a durable job that waits was not held in time")),
+            Ok(Err(error)) => caught::tell(
+                || tracing::warn!(%error, job, "the store could not be told that a durable job waits for its place"),
+            ),
+            Err(_) => caught::tell(|| {
+                tracing::warn!(job, "the store could not be told in time that a durable job waits for its place");
+            }),
         }
         None
     }

@@ -26,17 +26,18 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 /// How long a key may be.
 const LONGEST: usize = 255;
 
-/// A handler's extractor for the key that its client sent, where [`DurableLayer`](super::DurableLayer) stands around
-/// it: to give it on to what the handler calls.
+/// Extractor for the `Idempotency-Key` that the client sent, inside a [`DurableLayer`](super::DurableLayer): to pass
+/// it on to whatever the handler calls.
 ///
-/// As an `Option` it is `None` without a key; by itself it is rejected with a 400. Where no layer has read the key that
-/// was sent, both are a 500, and the log says why. A request whose method is safe has no key.
+/// If the client sent none, `Option<IdempotencyKey>` is `None`, and `IdempotencyKey` is rejected with a 400. If no
+/// layer has read the key that was sent, both are rejected with a 500, and the log says why. A request with a safe
+/// method has no key.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct IdempotencyKey(Arc<str>);
 
 impl IdempotencyKey {
-    /// Names this request and its repetitions, and no other: the client's key, hashed with the path, with who the client
-    /// is, and with what it asks for.
+    /// A string that identifies this request and its retries, and no other request: a hash of the client's key, the
+    /// path, the client's identity, and what it asks for.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -247,7 +248,7 @@ fn no_layer(parts: &Parts) -> Response {
     caught::tell(|| {
         tracing::error!(
             route,
-            "a handler takes an `IdempotencyKey`, and no `DurableLayer` stands around it: add `.layer(store.layer())`"
+            "a handler takes an `IdempotencyKey`, but no `DurableLayer` is around it: add `.layer(store.layer())`"
         );
     });
     problem(StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error", "The Idempotency-Key was not read.")

@@ -35,23 +35,23 @@ use crate::pool::chain;
 ///
 /// # At least once
 ///
-/// A process can die between an effect and the note that it happened. Then the job runs again, with the same
-/// [`idempotency_key`](JobContext::idempotency_key): give it to whatever the job calls.
+/// A process can die after an effect and before it is recorded. Then the job runs again, with the same
+/// [`idempotency_key`](JobContext::idempotency_key): pass it to whatever the job calls.
 pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
-    /// The name under which jobs of this type are stored: 1 to 64 lower-case letters and digits, in words that single
-    /// `_` or `-` separate. It must stay the same as long as any of them is stored.
+    /// The name under which jobs of this type are stored: 1 to 64 characters, words of lower-case letters and digits
+    /// that are separated by a single `_` or `-`. It must stay the same as long as any of them is stored.
     const KIND: &'static str;
 
-    /// How often it is tried before it is given up, the first time included; 20 by default.
+    /// How often it is tried before it is given up on, including the first attempt; 20 by default.
     const MAX_ATTEMPTS: u16 = 20;
 
-    /// How long one attempt may take, from when it has its place; 60 s by default. It is dropped at its next `.await`
-    /// then, and counts as failed. There is no way to have none: work without a limit could not be told from work whose
-    /// process has died. A running attempt cannot move it.
+    /// How long one attempt may take, from the moment it has its place; 60 s by default. Then it is dropped at its
+    /// next `.await`, and counts as failed. There is always a limit: work without one could not be told from work
+    /// whose process has died. A running attempt cannot change it.
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// How many of this kind run at once in one process; 16 by default, 10,000 at most, and no more than the bounds of its
-    /// [`Epilogue`](crate::Epilogue) let run.
+    /// How many of this kind run at once in one process; 16 by default, 10,000 at most, and no more than the bounds
+    /// of the [`Epilogue`](crate::Epilogue) allow.
     const CONCURRENCY: usize = 16;
 
     /// The [class](crate::Continuation::class) of its attempts, for logs and reports, and for the bound of that
@@ -59,8 +59,8 @@ pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
     const CLASS: Option<&'static str> = None;
 
     /// How long after the failure of attempt number `attempt` (from 1) the next one starts: by default 2 s, 4 s, 8 s
-    /// and so on up to an hour. Up to a tenth is added or taken off, so that what failed together is not retried
-    /// together.
+    /// and so on, up to 1 h. Up to a tenth is added or subtracted at random, so that jobs that failed together are
+    /// not retried together.
     #[must_use]
     fn backoff(attempt: u16) -> Duration {
         default_backoff(attempt)
@@ -70,11 +70,11 @@ pub trait DurableJob: Serialize + DeserializeOwned + Send + 'static {
     ///
     /// # Errors
     ///
-    /// An error has it tried again later, unless it is [`JobError::give_up`]. So does a panic.
+    /// After an error or a panic the job is retried later, unless the error is [`JobError::give_up`].
     ///
     /// # Cancel safety
     ///
-    /// It is dropped at its limit, and at a drain's deadline; it then runs again.
+    /// It is dropped at its limit, and at a drain's deadline, at its next `.await`; it then runs again.
     fn run(self, cx: JobContext) -> impl Future<Output = Result<(), JobError>> + Send;
 }
 
@@ -94,7 +94,7 @@ pub(super) fn default_backoff(attempt: u16) -> Duration {
     Duration::from_secs(2u64.saturating_pow(u32::from(attempt.clamp(1, 12))).min(3600))
 }
 
-/// Why an attempt failed. Any error becomes one by `?`, and has the job tried again.
+/// Why an attempt failed. `?` converts any error into one, after which the job is retried.
 pub struct JobError {
     pub(super) cause: Box<dyn StdError + Send + Sync>,
     pub(super) then: Then,
@@ -111,12 +111,14 @@ pub(super) enum Then {
 }
 
 impl JobError {
-    /// Tried again after `delay`, in place of the kind's back-off; say, what a `Retry-After` header asked for.
+    /// The job is retried after `delay` instead of the kind's back-off: for example, as a `Retry-After` header asked
+    /// for.
     pub fn retry_after(cause: impl Into<Box<dyn StdError + Send + Sync>>, delay: Duration) -> Self {
         Self { cause: cause.into(), then: Then::RetryAfter(delay) }
     }
 
-    /// Not tried again: no later attempt could succeed. It is discarded and reported, as after its last attempt.
+    /// The job is not retried, because no later attempt could succeed. It is discarded and reported, as after its
+    /// last attempt.
     pub fn give_up(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { cause: cause.into(), then: Then::GiveUp }
     }

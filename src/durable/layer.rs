@@ -28,32 +28,34 @@ use crate::{
     pool::{caught, lock},
 };
 
-/// Layer that stores the durable jobs which its handlers return, before their responses are released. Made by
+/// Layer that stores the durable jobs that its handlers return, before their responses are released. Made by
 /// [`DurableStore::layer`].
 ///
-/// A request with an `Idempotency-Key` header, unless its method is safe (GET, HEAD, OPTIONS, TRACE), is answered once:
+/// A request with an `Idempotency-Key` header is executed only once, unless its method is safe (GET, HEAD, OPTIONS,
+/// TRACE; RFC 9110, section 9.2.1):
 ///
 /// | the client sends | it gets |
 /// |---|---|
-/// | a new key | the handler's answer, which is stored together with its jobs |
-/// | the key again, with the same body | the first answer again, with `Idempotency-Replayed: true` |
+/// | a new key | the handler's response, which is stored together with its jobs |
+/// | the key again, with the same body | the first response again, with `Idempotency-Replayed: true` |
 /// | the key again, with another body, query or `Content-Type` | 422 |
-/// | the key again, while the first still runs | 409 |
-/// | something that is no key | 400 |
+/// | the key again, while the first request is still running | 409 |
+/// | a malformed key | 400 |
 ///
-/// A key is a quoted string, whose parameters are ignored (RFC 9651, sections 3.1.2 and 3.3.3), or the same without its
+/// A key is a quoted string, whose parameters are ignored (RFC 9651, sections 3.1.2 and 3.3.3), or the same without
 /// quotes, as most clients send it.
 ///
-/// The key counts for one method, path and client. The path is the one that was asked for (without the feature `serve`, what
-/// `Router::nest` leaves of it); the client is what [`scope`](Self::scope) says. A form whose parts a client separates by
-/// another boundary each time (`multipart/form-data`) is another body each time.
+/// The key is scoped to one method, path and client. The path is that of the request (without the feature `serve`,
+/// what `Router::nest` leaves of it); the client is what [`scope`](Self::scope) returns. A `multipart/form-data` body
+/// whose client picks a new boundary for each retry counts as a different body each time.
 ///
-/// An answer without a durable job (a refusal, a failure) is not kept: the client may correct its request and use the
-/// key again. If it was given to [`finish`](crate::Lifecycle::finish), that is so once the handler has ended. Bodies over 64 KiB, of unknown length, or that broke off are not kept either, and are missing from the answer
-/// when it is given again, as trailers are.
+/// A response without a durable job (a refusal, a failure) is not kept: the client may correct its request and use
+/// the key again. If it was given to [`finish`](crate::Lifecycle::finish), this holds once the handler has ended.
+/// Bodies over 64 KiB, of unknown length, or that broke off are not kept either, and are missing from the replayed
+/// response, as are trailers.
 ///
-/// An answer that is given again passes nothing that stands inside of this layer. Whether a client may ask at all, an
-/// `Authorization` that was revoked for example, is to be settled outside of it.
+/// A replayed response bypasses everything inside this layer. Authorize the client outside it, so that a revoked
+/// `Authorization` is not served.
 ///
 /// Of several layers of one store around a route, the outermost that reads the key answers for all.
 #[derive(Clone)]
@@ -75,24 +77,24 @@ impl DurableLayer {
         Self { store, settings: Settings { required: false, body_limit: 1024 * 1024, scope } }
     }
 
-    /// Answers 400 to requests without an `Idempotency-Key`.
+    /// Answers requests without an `Idempotency-Key` with a 400. By default they are accepted.
     #[must_use]
     pub fn require_key(mut self) -> Self {
         self.settings.required = true;
         self
     }
 
-    /// How long a body with an `Idempotency-Key` may be, since it is read whole before the handler runs; 1 MiB by
-    /// default. A longer one is answered with 413.
+    /// The maximum size of the body of a request with an `Idempotency-Key`, which is read whole before the handler
+    /// runs; 1 MiB by default. A longer one is answered with a 413.
     #[must_use]
     pub fn body_limit(mut self, bytes: usize) -> Self {
         self.settings.body_limit = bytes;
         self
     }
 
-    /// Tells clients apart, so that a key which one of them has used does not get another its answer. By default it is
-    /// the `Authorization` header; where clients are known by a session cookie, return the session's or the user's name. So
-    /// too where a client may have got a new token before it asks again: by default it is then another.
+    /// Tells clients apart, so that one client's key does not get another client its response. By default it is the
+    /// `Authorization` header. If clients are identified by a session cookie, return the session's or the user's id.
+    /// Do so too if a client may get a new token before it retries: by default it then counts as a different client.
     #[must_use]
     pub fn scope(mut self, scope: impl Fn(&Parts) -> String + Send + Sync + 'static) -> Self {
         self.settings.scope = Arc::new(scope);
@@ -114,7 +116,7 @@ impl<S> Layer<S> for DurableLayer {
     }
 }
 
-/// Service that stores what its handlers promise. See [`DurableLayer`].
+/// Service of [`DurableLayer`].
 #[derive(Clone)]
 pub struct DurableService<S> {
     inner: S,

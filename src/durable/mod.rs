@@ -1,7 +1,7 @@
-//! Durable continuations: what was promised survives the process.
+//! Durable background jobs that survive the process: a persistent job queue in SQLite or Postgres.
 //!
 //! A [`Continuation`](crate::Continuation) lives in memory, and dies with its process. Where that is not acceptable,
-//! the promise is stored before the response leaves, and kept by this process or another: at least once.
+//! a durable job is stored before the response leaves, and run by this process or another: at least once.
 //!
 //! ```no_run
 //! # #[cfg(feature = "durable-sqlite")] mod example {
@@ -43,19 +43,19 @@
 //! # }
 //! ```
 //!
-//! What can still go wrong, and what to do about it, is in [`manual::durable`](crate::manual::durable).
+//! The manual says [what can still go wrong](crate::manual::durable), and what to do about it.
 //!
 //! # What it is made of
 //!
-//! The jobs are those of [River](https://riverqueue.com), through its Rust client `riverqueue`, in a SQLite file
-//! (feature `durable-sqlite`) or in Postgres (feature `durable-postgres`). It needs Rust 1.95. Its tables are its own;
-//! its tools can look at them. Each kind of job is one of its queues.
+//! The jobs are [River](https://riverqueue.com) jobs, through its Rust client `riverqueue`, in a SQLite file (feature
+//! `durable-sqlite`) or in Postgres (feature `durable-postgres`). It needs Rust 1.95. The tables are River's, so its
+//! tools can inspect them. Each kind of job is one River queue.
 //!
 //! # Differences from `Continuation`
 //!
-//! A durable job is a value and not a closure, it is retried, it may run twice, it may run in another process, and it
-//! costs a commit before the response. It runs in the same [`Epilogue`](crate::Epilogue), and is bounded by its own
-//! limit and not by its request's.
+//! A durable job is a value, not a closure. It is retried, it may run twice, it may run in another process, and it
+//! costs a commit before the response. It runs in the same [`Epilogue`](crate::Epilogue), with its own time limit
+//! instead of its request's.
 
 pub use riverqueue::sqlx;
 

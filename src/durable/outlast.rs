@@ -101,7 +101,7 @@ impl Inner {
     ) -> Result<Vec<Stored>, DurableError> {
         // Level warn: it is late, and not lost.
         caught::tell(
-            || tracing::warn!(route, %error, "a durable job was not stored, of which nobody can be told: it is tried again"),
+            || tracing::warn!(route, %error, "a durable job was not stored, and its client cannot be told: storing it is retried"),
         );
         let (began, mut last) = (Instant::now(), error);
         let tries = async {
@@ -115,7 +115,7 @@ impl Inner {
         let Ok(result) = timeout(self.outlasting.time, tries).await else { return Err(last) };
         let stored = result?;
         caught::tell(
-            || tracing::info!(route, after = ?began.elapsed(), "a durable job that was tried again is stored"),
+            || tracing::info!(route, after = ?began.elapsed(), "a durable job whose storing was retried is stored"),
         );
         if let Some((claim, _)) = &again.0.answer {
             // It is answered: there is nothing left to renew.

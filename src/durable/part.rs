@@ -20,12 +20,13 @@ use crate::pool::{caught, lock};
 
 /// A durable job, returned beside a response as a [`Continuation`](crate::Continuation) is.
 ///
-/// [`DurableLayer`](super::DurableLayer) stores it *before* the response is released. If that fails the client is
-/// answered with a 503 in place of the response, and nothing was promised. Several in one response are stored together
-/// or not at all; where there is work only sometimes, an `Option<Durable>` takes its place.
+/// [`DurableLayer`](super::DurableLayer) stores it *before* the response is released. If that fails, the client gets
+/// a 503 instead of the response, and nothing was promised. Several in one response are stored together or not at
+/// all. Use `Option<Durable>` if there is not always work to do.
 ///
-/// It starts within milliseconds after the flush (or once it is known that the response never will be), or, if this
-/// process dies in between, in whichever process there is when its [lease](super::DurableBuilder::lease) ends.
+/// It starts within milliseconds after the flush (or once it is known that the response never will be flushed), or,
+/// if this process dies in between, in any process that runs its kind, when its [lease](super::DurableBuilder::lease)
+/// (30 s by default) ends.
 ///
 /// Without a `DurableLayer` around the route the client is answered with a 500, and the log says why.
 #[must_use = "a durable job is stored only if it is returned with a response"]
@@ -50,8 +51,8 @@ pub(super) struct ByHand {
 }
 
 impl Durable {
-    /// Promises `job`. One that does not serialize to JSON, or would not come back from it (JSON has nothing for a number that
-    /// is none), cannot be stored.
+    /// Promises `job`. A job that cannot be serialized to JSON, or deserialized from it again (JSON has no NaN),
+    /// cannot be stored: its client gets a 503.
     #[expect(clippy::needless_pass_by_value, reason = "it is given away")]
     pub fn new<J: DurableJob>(job: J) -> Self {
         let invalid = |what: &str, error| DurableError::because(Kind::Invalid(what.to_owned()), error);
@@ -77,12 +78,12 @@ impl Durable {
         Self { promise: Some(Promise::New(job)) }
     }
 
-    /// Gives it an idempotency key of your own, such as an order's number. Without one it gets its
-    /// request's, if that has an `Idempotency-Key`, or else a random one; retries keep it.
+    /// Gives it an idempotency key of your own, such as an order's number. Without one it gets a key derived from its
+    /// request's `Idempotency-Key`, if there is one, or else a random one; retries keep it.
     ///
-    /// While a job of the same kind and key is stored (completed ones are for a day), no second one is: the response
-    /// is released as if it had been, since its promise is kept by the first. One that was given up does not count. An
-    /// empty key is none; with one that has a NUL in it, the job cannot be stored.
+    /// While a job of the same kind and key is stored (completed ones are kept for a day), no second one is stored:
+    /// the response is released as if it had been, because the first job keeps its promise. A job that was given up
+    /// on does not count. An empty key means no key; with a key that contains a NUL, the job cannot be stored.
     pub fn with_key(mut self, key: impl Into<String>) -> Self {
         let key = key.into();
         if let Some(Promise::New(promised)) = &mut self.promise {
@@ -101,14 +102,14 @@ impl Durable {
         self
     }
 
-    /// Stores `job` in a transaction of your own, the outbox way: it is there if and only if what you write beside it
-    /// is. Return the part with the response, and it starts as soon as that was flushed; otherwise, or if you commit
-    /// after the flush, it starts when its lease ends.
+    /// Stores `job` in a transaction of your own (a transactional outbox): it is stored if and only if what you write
+    /// in the same transaction is. Return the `Durable` with the response, and the job starts as soon as that was
+    /// flushed; otherwise, or if you commit after the flush, it starts when its lease ends.
     ///
     /// `transaction` is one of sqlx ([`durable::sqlx`](super::sqlx)) on the database of `store`. Begin it with
     /// [`DurableStore::begin_sqlite`] or [`DurableStore::begin_postgres`], which cannot be dropped half-begun.
     ///
-    /// Its key is random, whatever the client has sent: see [`store_in`](Self::store_in) for one of its own.
+    /// Its key is random, whatever the client has sent: use [`store_in`](Self::store_in) to choose one.
     ///
     /// ```no_run
     /// # #[cfg(feature = "durable-sqlite")] mod example {
@@ -136,8 +137,8 @@ impl Durable {
     /// # }
     /// ```
     ///
-    /// A transaction that was dropped before its end is rolled back, and its job with it; where the part is returned all the
-    /// same, the log says that there is no such job.
+    /// If the transaction is dropped before its end, it is rolled back, and its job with it; if the `Durable` is
+    /// returned all the same, the log says that there is no such job.
     ///
     /// # Errors
     ///
@@ -145,7 +146,7 @@ impl Durable {
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it may have stored the job in the transaction: roll that back.
+    /// If it is dropped, it may have stored the job in the transaction: roll that back.
     pub async fn in_transaction<'c, J, T>(
         job: J,
         store: &DurableStore,
@@ -158,11 +159,11 @@ impl Durable {
         Self::new(job).store_in(store, transaction).await
     }
 
-    /// As [`in_transaction`](Self::in_transaction), for one that has a [key](Self::with_key) of its own; say, that of the
-    /// client's request, [`IdempotencyKey::as_str`](super::IdempotencyKey::as_str).
+    /// As [`in_transaction`](Self::in_transaction), for a job that has a [key](Self::with_key) of its own, for
+    /// example that of the client's request, [`IdempotencyKey::as_str`](super::IdempotencyKey::as_str).
     ///
-    /// A handler whose process dies between its commit and the answer is begun anew when its client asks again. So what it
-    /// writes has the client's key, too:
+    /// If the process dies between the handler's commit and the response, the handler runs again when its client
+    /// retries. So what it writes should have the client's key, too:
     ///
     /// ```no_run
     /// # #[cfg(feature = "durable-sqlite")] mod example {
@@ -209,7 +210,7 @@ impl Durable {
         Ok(self)
     }
 
-    /// Puts it into a response of any tower service, behind those that are there already.
+    /// Adds it to a response of any tower service, after those already in it.
     pub fn attach<B>(self, response: &mut http::Response<B>) {
         self.attach_to(response.extensions_mut());
     }
@@ -300,9 +301,7 @@ impl Drop for Durable {
     fn drop(&mut self) {
         if let Some(Promise::New(_)) = self.promise {
             caught::tell(|| {
-                tracing::warn!(
-                    "a durable job was dropped without having been returned with a response: it is not stored"
-                );
+                tracing::warn!("a durable job was dropped and is not stored: return it as a part of the response");
             });
         }
     }

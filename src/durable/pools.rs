@@ -95,7 +95,7 @@ pub(super) async fn ask_for_probes(connection: &mut PgConnection, reads: bool) -
             // It is older than these settings, or only speaks as Postgres does.
             Err(sqlx::Error::Database(error)) => {
                 caught::tell(
-                    || tracing::debug!(%error, "the server of Postgres does not look whether this machine is there"),
+                    || tracing::debug!(%error, "Postgres cannot be told to probe this machine (`tcp_keepalives_idle`)"),
                 );
             }
             asked => {

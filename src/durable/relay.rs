@@ -59,7 +59,7 @@ pub(super) fn lead(options: PgConnectOptions, pool: PgPoolOptions) -> (PgConnect
     let listener = match UnixListener::bind(format!("{directory}/.s.PGSQL.{}", options.get_port())) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::warn!(%error, "it will not be noticed when the machine of the database vanishes");
+            tracing::warn!(%error, "no keep-alive probes on connections to Postgres: a machine that vanishes will not be noticed");
             return (options, pool, Failure(None));
         }
     };
@@ -90,7 +90,7 @@ async fn accept(listener: UnixListener, way: Arc<Way>) {
                 tokio::spawn(async move { carry(local, &way).await });
             }
             Err(error) => {
-                caught::tell(|| tracing::warn!(%error, "no connection to Postgres can be made"));
+                caught::tell(|| tracing::warn!(%error, "connections to Postgres cannot be relayed"));
                 sleep(PROBE).await;
             }
         }
@@ -101,29 +101,29 @@ async fn carry(mut local: UnixStream, way: &Way) {
     // Anybody on this machine can connect to an abstract name; it is there for this process alone.
     let process = i32::try_from(std::process::id()).ok();
     if local.peer_cred().ok().and_then(|peer| peer.pid()) != process {
-        tracing::debug!("another process asked to be led to Postgres");
+        tracing::debug!("another process tried to use the relay to Postgres: it was refused");
         return;
     }
     let mut remote = match connect(&local, way).await {
         Ok(Some(remote)) => remote,
         Ok(None) => return,
         Err(error) => {
-            caught::tell(
-                || tracing::warn!(%error, host = way.host, port = way.port, "no connection to Postgres can be made"),
-            );
+            caught::tell(|| tracing::warn!(%error, host = way.host, port = way.port, "cannot connect to Postgres"));
             *lock(&way.failure) = Some(error);
             return;
         }
     };
     if let Err(error) = watch(&remote) {
-        caught::tell(|| tracing::warn!(%error, "it will not be noticed when the machine of the database vanishes"));
+        caught::tell(
+            || tracing::warn!(%error, "no keep-alive probes on connections to Postgres: a machine that vanishes will not be noticed"),
+        );
     }
     match tokio::io::copy_bidirectional(&mut local, &mut remote).await {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             tracing::warn!(
                 host = way.host,
                 port = way.port,
-                "the machine of the database does not answer: it is given up"
+                "the database's machine does not answer: the connection is given up on"
             );
         }
         // Whoever was using it tells of it; and an end that came while the other still spoke is none to tell of.

@@ -203,7 +203,7 @@ impl JobRunner {
             let _span = span.enter();
             let error = error.text;
             caught::tell(|| {
-                tracing::warn!(error, "a durable job that is completed failed behind that: it is not tried again");
+                tracing::warn!(error, "a durable job failed after it was completed: it is not retried");
             });
             return Outcome::Completed;
         }
@@ -219,7 +219,7 @@ impl JobRunner {
             caught::tell(|| {
                 tracing::warn!(
                     job,
-                    "the store does not say whether a durable job that failed is completed: then it is over"
+                    "the store does not say whether a durable job that failed is completed; if it is, it is not retried"
                 );
             });
             false
@@ -261,7 +261,7 @@ impl JobRunner {
                         kind = attempt.kind,
                         job = attempt.id,
                         ?after,
-                        "a durable job found no place: put back"
+                        "a durable job found no place and was put back"
                     );
                 });
                 return Err(after);
@@ -285,10 +285,10 @@ impl JobRunner {
                 Then::RetryAfter(delay) => delay,
                 _ => self.backoff(&attempt.kind, attempt.attempt),
             };
-            caught::tell(|| tracing::warn!(error = text, ?after, "a durable job failed and will be tried again"));
+            caught::tell(|| tracing::warn!(error = text, ?after, "a durable job failed and will be retried"));
             return Outcome::Failed { error: text, after };
         }
-        caught::tell(|| tracing::error!(error = text, attempts = attempt.attempt, "a durable job was given up"));
+        caught::tell(|| tracing::error!(error = text, attempts = attempt.attempt, "a durable job was discarded"));
         if let Some(on_discard) = &self.on_discard {
             let discarded = DiscardedJob {
                 id: attempt.id,

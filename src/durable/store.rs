@@ -19,10 +19,10 @@ use super::{
 };
 use crate::pool::{Companion, Pool};
 
-/// A store of durable jobs at work. Made by [`DurableBuilder::start`](super::DurableBuilder::start).
+/// A running store of durable jobs. Made by [`DurableBuilder::start`](super::DurableBuilder::start).
 ///
-/// Cloning is cheap; clones are the same store. It works until the [`Epilogue`](crate::Epilogue) that it was started
-/// in drains, also where nobody but the store, or its layer, has that any more.
+/// Cloning is cheap; clones are the same store. It runs jobs until the [`Epilogue`](crate::Epilogue) that it was
+/// started in drains, even if only the store, or its layer, still refers to that.
 #[derive(Clone)]
 pub struct DurableStore(
     pub(super) Arc<Inner>,
@@ -51,22 +51,24 @@ impl fmt::Debug for DurableStore {
 }
 
 impl DurableStore {
-    /// A layer that stores what the handlers inside of it promise.
+    /// A layer that stores what the handlers inside it promise. Put it around every route that returns a
+    /// [`Durable`](super::Durable).
     #[must_use]
     pub fn layer(&self) -> DurableLayer {
         DurableLayer::new(self.clone())
     }
 
-    /// Stores a job outside of any response, and has it start at once. It is stored when this returns. One that was
-    /// stored in a transaction of yours is started, once you have committed that.
+    /// Stores a job outside any response (from a cron task, for example), and starts it at once. It is stored when
+    /// this returns `Ok`. A job that was stored in a transaction of yours is only started: commit before you call
+    /// this.
     ///
     /// # Errors
     ///
-    /// If it cannot be stored, or 10,000 that are to be stored wait for the database already.
+    /// If it cannot be stored, or if 10,000 writes are already waiting for the database.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, the job may be stored all the same.
+    /// If it is dropped, the job may be stored all the same.
     pub async fn enqueue(&self, job: Durable) -> Result<(), DurableError> {
         let mut job = match job.into_promise() {
             Some(Promise::New(job)) => job?,
@@ -82,34 +84,34 @@ impl DurableStore {
 
     /// Begins a transaction on a SQLite store, for [`Durable::in_transaction`].
     ///
-    /// It has the one connection that writes: until it ends nothing else is stored, and what waits longer than the
-    /// [busy timeout](super::DurableBuilder::busy_timeout) is refused. Keep it short, and wait for nothing in it that
-    /// is to be stored. What only reads needs none: a pool of yours on the same file, of [`durable::sqlx`](super::sqlx), waits
-    /// for nobody.
+    /// It holds the only connection that writes: until it ends, nothing else is stored, and whatever waits longer
+    /// than the [busy timeout](super::DurableBuilder::busy_timeout) is refused. Keep it short, and do not await
+    /// anything in it that has to be stored itself: that would deadlock until the timeout. Reading needs no such
+    /// transaction: a pool of your own on the same file, of [`durable::sqlx`](super::sqlx), waits for nobody.
     ///
     /// # Errors
     ///
-    /// If the store does not answer, or is one of Postgres.
+    /// If the store does not answer, or is a Postgres store.
     #[cfg(feature = "durable-sqlite")]
     pub async fn begin_sqlite(&self) -> Result<super::sqlx::Transaction<'static, super::sqlx::Sqlite>, DurableError> {
         match self.0.database.begin().await? {
             super::database::Begun::Sqlite(transaction) => Ok(transaction),
             #[cfg(feature = "durable-postgres")]
             super::database::Begun::Postgres(_) => {
-                Err(DurableError::new(Kind::Settings("the store is one of Postgres, not of SQLite".to_owned())))
+                Err(DurableError::new(Kind::Settings("this is a Postgres store: use `begin_postgres`".to_owned())))
             }
         }
     }
 
     /// Begins a transaction on a Postgres store, for [`Durable::in_transaction`].
     ///
-    /// Once it has stored a job that has a [key](Durable::with_key), whoever promises another of that kind and key waits
-    /// until it ends, and all else that this process stores waits with it. Keep it short, and wait for nothing in it that
-    /// is to be stored.
+    /// Once it has stored a job that has a [key](Durable::with_key), anyone who promises another job of that kind and
+    /// key waits until it ends, and everything else that this process stores waits as well. Keep it short, and do not
+    /// await anything in it that has to be stored itself.
     ///
     /// # Errors
     ///
-    /// If the store does not answer, or is one of SQLite.
+    /// If the store does not answer, or is a SQLite store.
     #[cfg(feature = "durable-postgres")]
     pub async fn begin_postgres(
         &self,
@@ -118,12 +120,12 @@ impl DurableStore {
             super::database::Begun::Postgres(transaction) => Ok(transaction),
             #[cfg(feature = "durable-sqlite")]
             super::database::Begun::Sqlite(_) => {
-                Err(DurableError::new(Kind::Settings("the store is one of SQLite, not of Postgres".to_owned())))
+                Err(DurableError::new(Kind::Settings("this is a SQLite store: use `begin_sqlite`".to_owned())))
             }
         }
     }
 
-    /// How many jobs are in which state, whoever runs them.
+    /// The number of jobs in each state, in whichever process they run.
     ///
     /// # Errors
     ///
@@ -132,7 +134,8 @@ impl DurableStore {
         self.0.engine.counts().await
     }
 
-    /// Jobs that were given up, at most `limit`. They are kept until they are [revived](Self::revive).
+    /// Jobs that were given up on, at most `limit` (1 to 10,000). They are kept until they are
+    /// [revived](Self::revive).
     ///
     /// # Errors
     ///
@@ -141,7 +144,7 @@ impl DurableStore {
         self.0.engine.discarded(limit).await
     }
 
-    /// Has a job that was given up tried once more. Any other is left alone.
+    /// Retries a job that was given up on, once. Any other job is left alone.
     ///
     /// # Errors
     ///

@@ -226,7 +226,7 @@ impl Writer {
             begun.commit().await
         };
         if let Err(error) = surviving(renewed).await {
-            caught::tell(|| tracing::warn!(%error, "claims on idempotency keys were not renewed"));
+            caught::tell(|| tracing::warn!(%error, "claims on idempotency keys could not be renewed"));
         }
     }
 
@@ -248,12 +248,12 @@ impl Writer {
                 rows
             }
             Err(error) => {
-                caught::tell(|| tracing::warn!(%error, "expired answers were not forgotten"));
+                caught::tell(|| tracing::warn!(%error, "expired responses could not be deleted"));
                 0
             }
         };
         if rows > 0 {
-            caught::tell(|| tracing::debug!(rows, "answers that had expired were forgotten"));
+            caught::tell(|| tracing::debug!(rows, "expired responses were deleted"));
         }
         rows >= u64::from(records::FORGOTTEN)
     }

@@ -85,7 +85,7 @@ impl Writing {
             match surviving(self.write_once(ops, over)).await {
                 Err(error) if error.is_conflict() && tries < TRIES => {
                     tries += 1;
-                    caught::tell(|| tracing::debug!(%error, requests = ops.len(), "a transaction is tried again"));
+                    caught::tell(|| tracing::debug!(%error, requests = ops.len(), "a transaction is retried"));
                 }
                 result => return result,
             }

@@ -101,7 +101,7 @@ impl Mapping {
                     tracing::error!(
                         error = message(&*error),
                         route,
-                        "the function on buffered bodies failed: a 500 was answered"
+                        "the function given to `map_buffer` failed: the client gets a 500"
                     );
                 });
                 caught::discard(error);
@@ -132,7 +132,7 @@ impl Drop for Mapping {
                         tracing::warn!(
                             route = owner.0.route(),
                             error,
-                            "the function on buffered bodies failed, for nobody"
+                            "the function given to `map_buffer` failed after the client had left"
                         );
                     });
                 }

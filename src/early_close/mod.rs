@@ -1,5 +1,5 @@
-//! Answers with an exact length and lets the client go: the folk recipe of a buffered body, `Content-Length` and
-//! `Connection: close`, done for every kind of response.
+//! Responds with an exact `Content-Length` and `Connection: close`, so that the client need not wait for the work
+//! that follows: the folk recipe of PHP's `ob_start`, done for every kind of response.
 //!
 //! ```
 //! use axum::{Router, body::Body, http::Request, routing::get};
@@ -22,51 +22,53 @@
 //! # What it does to a response
 //!
 //! - A body of known length is not touched; its length is declared.
-//! - A body of unknown length is buffered up to [`buffer_limit`](EarlyCloseLayer::buffer_limit) bytes and for as long
-//!   as [`patience`](EarlyCloseLayer::patience) lasts; then its length is declared. Past either, it streams on with the
-//!   framing that the server chooses (RFC 9112, section 6.3). Large pieces are not copied; small ones are gathered,
-//!   each byte once.
-//! - On HTTP/1, `Connection: close` (RFC 9112, section 9.6); never on HTTP/2 (RFC 9113, section 8.2.2). With
-//!   [`keep_alive`](EarlyCloseLayer::keep_alive) only where it is the end of the connection that ends a body: past the
+//! - A body of unknown length is buffered, up to [`buffer_limit`](EarlyCloseLayer::buffer_limit) bytes (1 MiB by
+//!   default) and for up to [`patience`](EarlyCloseLayer::patience) (1 s by default); then its length is declared.
+//!   Past either, it streams on with the framing that the server chooses (RFC 9112, section 6.3). Large chunks are
+//!   not copied; small ones are gathered, each byte once.
+//! - On HTTP/1 it gets `Connection: close` (RFC 9112, section 9.6); never on HTTP/2 (RFC 9113, section 8.2.2). With
+//!   [`keep_alive`](EarlyCloseLayer::keep_alive) only if the body is delimited by the end of the connection: past the
 //!   limit on HTTP/1.0.
-//! - A `Content-Length` that the handler declared, and that is wrong, is corrected and logged. Where the body streams on, it is
-//!   left out if what was read of it shows that.
-//! - A body that fails before the head is sent: a 500. After it: a broken connection.
-//! - Trailers stay, in chunks on HTTP/1.1 and beside a length on HTTP/2; where they cannot be sent, the length is
-//!   declared instead. On HTTP/1.1 that is so for a client that does not ask for them (`TE: trailers`), and, since hyper
-//!   sends no others, for those that the handler's `Trailer` header does not name.
+//! - A wrong `Content-Length` from the handler is corrected and logged. If the body streams on, it is removed if what
+//!   was read of the body proves it wrong.
+//! - A body that fails before the head is sent becomes a 500; after that, the connection is broken off.
+//! - Trailers are kept, in chunks on HTTP/1.1 and beside a length on HTTP/2; where they cannot be sent, the length is
+//!   declared instead. On HTTP/1.1 that is the case for a client that does not ask for them (`TE: trailers`), and,
+//!   because hyper sends no others, for trailers that the handler's `Trailer` header does not name.
 //! - A `HEAD` request is answered with the headers of its `GET`.
-//! - With [`map_buffer`](EarlyCloseLayer::map_buffer), a function of yours may change each whole body before it leaves.
+//! - With [`map_buffer`](EarlyCloseLayer::map_buffer), a function of yours may change each whole body before it
+//!   leaves.
 //! - Informational responses, 204, 304, upgrades, successful `CONNECT`s, event streams, gRPC,
-//!   `multipart/x-mixed-replace` and what says `X-Accel-Buffering: no` pass through untouched.
+//!   `multipart/x-mixed-replace` and responses with `X-Accel-Buffering: no` pass through untouched.
 //!
-//! Without this layer a continuation lets the client go just as early; the connection then stays open for its
-//! next request.
+//! Without this layer a continuation delays the client just as little; the connection then stays open for its next
+//! request.
 //!
 //! # Compression
 //!
-//! With the feature `compression`, `EarlyCloseLayer::compress` has this layer compress: gzip, deflate, Brotli and zstd,
-//! as tower-http's `CompressionLayer` negotiates and encodes them, and then the length of what came of it.
-//! `EarlyCloseLayer::compress_with` takes such a layer with settings of its own.
+//! With the feature `compression`, `EarlyCloseLayer::compress` makes this layer compress with gzip, deflate, Brotli
+//! or zstd, as tower-http's `CompressionLayer` negotiates and encodes them, and declare the length of the result.
+//! `EarlyCloseLayer::compress_with` takes a `CompressionLayer` with other settings.
 //!
-//! - The buffer's limit is about the encoded bytes. Past it, or past the patience, the encoded body streams on.
-//! - `Vary` names `accept-encoding`, `Accept-Ranges` goes, and a strong `ETag` becomes a weak one (RFC 9110, section
-//!   8.8.1), in a 304 for it as well. A client can use that for `If-None-Match`, which compares weakly, but not for
-//!   `If-Match` or a range.
-//! - `HEAD` has the headers of its `GET`, whose body is encoded for that; where a body of known length was taken off before
-//!   it came here, all but the length. One of unknown length that was taken off looks like an empty one, and is not encoded.
-//! - Not compressed is what tower-http's predicate says (by default: images, gRPC, event streams and fewer than 32
-//!   bytes), what is encoded already, and ranges.
+//! - The buffer limit applies to the encoded bytes. Past it, or past the patience, the encoded body streams on.
+//! - `Vary` names `accept-encoding`, `Accept-Ranges` is removed, and a strong `ETag` becomes a weak one (RFC 9110,
+//!   section 8.8.1), also in a matching 304. A client can use that for `If-None-Match`, which compares weakly, but
+//!   not for `If-Match` or a range.
+//! - `HEAD` gets the headers of its `GET`, whose body is encoded to find them; if a body of known length was removed
+//!   before it reached this layer, all headers except the length. A removed body of unknown length looks like an
+//!   empty one, and is not encoded.
+//! - Responses that tower-http's predicate excludes are not compressed (by default: images, gRPC, event streams and
+//!   bodies of fewer than 32 bytes), nor are responses that are encoded already, or ranges.
 //!
 //! Differences from `CompressionLayer`: the exact length; `Cache-Control: no-transform` and digests of the content
-//! (RFC 9530) are honoured, also where `Trailer` names them, and left out of trailers where nothing does; ETags are
-//! weakened; and `compress` has bodies of known length within the limit compressed with gzip by compressors that are used
-//! again, which for small pages takes a fraction of the time. At most 16 are kept, of some 300 KiB each.
+//! (RFC 9530) are honoured, also if `Trailer` names them, and removed from trailers if nothing announces them; ETags
+//! are weakened; and `compress` reuses its gzip compressors for bodies of known length within the limit, which takes
+//! a fraction of the time for small pages. At most 16 are kept, of about 300 KiB each.
 //!
-//! Whether what a stream gives is flushed through its encoder when it pauses is for the encoder to say, and no flush of an
-//! [`Output`](crate::Output) has a say in it: an event stream passes through uncompressed, and progress output wants a
-//! patience of zero, and a `CompressedStreamLayer` (feature `compressed-stream`) inside of this one, which takes the
-//! compression over.
+//! Whether a stream's output is flushed through the encoder when the stream pauses is up to the encoder, and a flush
+//! of an [`Output`](crate::Output) does not reach it. An event stream passes through uncompressed. For progress
+//! output, set the patience to zero, and put a `CompressedStreamLayer` (feature `compressed-stream`) inside this
+//! layer, to take over the compression.
 
 use std::{future::Future, time::Duration};
 
@@ -92,9 +94,9 @@ mod rules;
 mod service;
 mod shaping;
 
-/// Layer that ends responses early. See the [module docs](self).
+/// Layer that declares a response's exact length and closes its connection. See the [module docs](self).
 ///
-/// Of several around one route the innermost decides.
+/// Of several around one route the innermost applies.
 #[derive(Clone, Debug)]
 pub struct EarlyCloseLayer {
     settings: Settings,
@@ -125,9 +127,10 @@ impl EarlyCloseLayer {
         Self { settings }
     }
 
-    /// How many bytes of a body of unknown length are held back to measure it. Zero holds none back.
+    /// How many bytes of a body of unknown length are held back to measure it; 1 MiB by default. Zero holds none
+    /// back.
     ///
-    /// It bounds the encoded bytes where this layer [compresses](self#compression), and what
+    /// Where this layer [compresses](self#compression), it bounds the encoded bytes. It also bounds the bodies that
     /// [`map_buffer`](Self::map_buffer) is called for.
     #[must_use]
     pub const fn buffer_limit(mut self, bytes: usize) -> Self {
@@ -135,35 +138,36 @@ impl EarlyCloseLayer {
         self
     }
 
-    /// How long a body of unknown length may be held back, from the response's head on. Zero holds back only
-    /// what is there at once; where this layer [compresses](self#compression), no more than 1 MiB of it.
+    /// How long a body of unknown length may be held back, counted from the response head; 1 s by default. Zero holds
+    /// back only what is there at once; where this layer [compresses](self#compression), no more than 1 MiB of it.
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.settings.patience = patience;
         self
     }
 
-    /// Declares the length, and lets the connection live on for the client's next request.
+    /// Declares the length, but keeps the connection open for the client's next request.
     #[must_use]
     pub const fn keep_alive(mut self) -> Self {
         self.settings.close = false;
         self
     }
 
-    /// Hands each whole body to `map` before its head leaves, and answers with what that returns: PHP's
-    /// `ob_start(callback)`. It may change the head, too.
+    /// Passes each whole body to `map` before its head leaves, and responds with what `map` returns: PHP's
+    /// `ob_start(callback)`. It may change the head as well.
     ///
-    /// It is called for a body of known length up to the [`buffer_limit`](Self::buffer_limit), and for one of unknown
-    /// length that was held back whole; an empty one, too. It is not called for what streams: what passes through this
-    /// layer untouched, and what is past the limit or the patience. A `HEAD` request is answered as its `GET` is; where
-    /// the body was taken off before it came here, or was empty, which looks the same, `map` is not called and no length is
-    /// declared.
+    /// It is called for bodies of known length up to the [`buffer_limit`](Self::buffer_limit), and for bodies of
+    /// unknown length that were held back whole, even empty ones. It is not called for streams: responses that pass
+    /// through this layer untouched, and bodies past the limit or the patience. A `HEAD` request is answered like its
+    /// `GET`; if the body was removed before it reached this layer, or was empty, which looks the same, `map` is not
+    /// called and no length is declared.
     ///
-    /// The bytes are those of the handler, before this layer encodes them; what another layer inside has encoded says
-    /// so with a `Content-Encoding` among the parts, and what is a part of something larger, as of a file, with its status, a
-    /// 206. A body in one piece is not copied. Trailers stay as they were, also a digest of the bytes as they were.
+    /// The bytes are those of the handler, before this layer encodes them. If another layer inside has encoded them,
+    /// the parts have a `Content-Encoding`; if they are part of a larger representation, of a file for example, the
+    /// status is
+    /// 206. A body in one piece is not copied. Trailers stay as they were, including a digest of the original bytes.
     ///
-    /// Of several functions the last one holds.
+    /// If it is called several times, the last function applies.
     ///
     /// # Errors and panics
     ///
@@ -172,9 +176,9 @@ impl EarlyCloseLayer {
     ///
     /// # Cancel safety
     ///
-    /// Its future counts on the request's clock. It is dropped at its next `.await` at the time limit, where the answer
-    /// is a 503, and when the client leaves, unless aborts are ignored: then it runs to its end, as a
-    /// [`Continuation`](crate::Continuation) where the server has dropped the response.
+    /// Its future counts towards the request's time limit. It is dropped at its next `.await` at the time limit (the
+    /// client gets a 503), and when the client leaves, unless aborts are ignored: then it runs to its end, as a
+    /// [`Continuation`](crate::Continuation) if the server has dropped the response.
     ///
     /// ```
     /// use axum::{Router, body::Body, http::Request, routing::get};
@@ -238,7 +242,7 @@ impl EarlyCloseLayer {
         self
     }
 
-    /// Compresses as `compression` says: its encodings, its quality, its predicate. See
+    /// Compresses with the encodings, quality and predicate of `compression`. See
     /// [Compression](self#compression).
     #[must_use]
     pub fn compress_with<P>(mut self, compression: CompressionLayer<P>) -> Self

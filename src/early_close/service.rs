@@ -17,7 +17,7 @@ use super::{
 };
 use crate::lifecycle::{SendBody, enter};
 
-/// Service that ends responses early. See the [module docs](super).
+/// Service of [`EarlyCloseLayer`](super::EarlyCloseLayer). See the [module docs](super).
 #[derive(Clone, Debug)]
 pub struct EarlyClose<S> {
     inner: S,

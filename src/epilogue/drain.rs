@@ -17,21 +17,23 @@ use crate::pool::{self, Pool, caught};
 const SECOND: Duration = Duration::from_secs(1);
 
 impl Epilogue {
-    /// Waits until nothing runs any more after responses; for servers other than [`Epilogue::serve`], which does it
-    /// by itself. Stop the server first: what it begins afterwards is waited for as well.
+    /// Waits until all continuations and hooks have ended: the second half of a graceful shutdown, for servers other
+    /// than [`Epilogue::serve`], which does it by itself. Stop the server first: whatever it begins afterwards is
+    /// waited for as well.
     ///
-    /// At the [deadline](crate::EpilogueBuilder::drain_deadline) what is left is cut with status TIMEOUT, its hooks
-    /// run, and the report names it. It can be called again, and several times at once. In a continuation it would wait for
-    /// itself, to the deadline, and in a hook to the hook's limit: there, tell whoever waits outside.
+    /// At the [deadline](crate::EpilogueBuilder::drain_deadline), 30 s by default, what is left is cut with status
+    /// TIMEOUT, its hooks run, and the report names it. It can be called repeatedly and concurrently. Do not await it
+    /// in a continuation or a hook: it would wait for itself, until the deadline or the hook limit. Notify a task
+    /// outside instead.
     ///
     /// # Cancel safety
     ///
-    /// Dropped, it waits no longer, and cuts nothing.
+    /// If it is dropped, it no longer waits, and cuts nothing.
     pub async fn drain(&self) -> DrainReport {
         drain(&self.pool, None).await
     }
 
-    /// Whether a drain is under way: for a probe that asks whether this process is to be sent more.
+    /// Whether a drain (graceful shutdown) is under way, for a readiness probe.
     ///
     /// ```
     /// use axum::{Router, extract::State, http::StatusCode, routing::get};
@@ -50,18 +52,19 @@ impl Epilogue {
         self.pool.drains.is_under_way()
     }
 
-    /// Resolves when a drain begins, at once if one is under way: for whatever is to end by itself then.
-    /// [`Lifecycle::draining`](crate::Lifecycle::draining) is the same for a handler.
+    /// Resolves when a drain (graceful shutdown) begins, at once if one is under way, so that other parts of the
+    /// process can end too. [`Lifecycle::draining`](crate::Lifecycle::draining) is the same for a handler.
     ///
     /// # Cancel safety
     ///
-    /// It counts from this call, and not from its first poll: a drain that is over by then was not missed.
+    /// Cancel safe. A drain that begins after this call is not missed, even if it is over before the future is first
+    /// polled.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
         self.pool.drains.begun()
     }
 
-    /// Has the drains that are under way cut what is left now, as if their deadline had passed: for a second signal. Those
-    /// that begin later are not concerned.
+    /// Makes the drains that are under way cut what is left now, as if their deadline had passed: for a second
+    /// signal. Later drains are not affected.
     pub fn cut(&self) {
         self.pool.cut.notify_waiters();
     }
@@ -110,13 +113,19 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         cut.all(pool, in_flight());
         if cut.named.is_empty() {
             let connections = serving.map(|serving| (serving.open)());
-            caught::tell(|| tracing::warn!(running = pool.running(), connections, "{why}: no request is left to cut"));
+            caught::tell(|| {
+                tracing::warn!(
+                    running = pool.running(),
+                    connections,
+                    "{why}: no request is left to cut, what still runs has twice the hook limit to end"
+                );
+            });
         } else if !cut.breaks_promises() {
             // What is stored runs again.
-            caught::tell(|| tracing::warn!(report = %cut.report(), "{why}"));
+            caught::tell(|| tracing::warn!(report = %cut.report(), "{why}: durable jobs were cut and run again"));
         } else {
             // Level error: promises that were not kept.
-            caught::tell(|| tracing::error!(report = %cut.report(), "{why}"));
+            caught::tell(|| tracing::error!(report = %cut.report(), "{why}: unfinished work was cut and is lost"));
         }
         let broke_promises = cut.breaks_promises();
         // Hooks have a limit each. Twice that is enough for all but the most stubborn. In the first half of it connections
@@ -137,16 +146,21 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             }
         });
         if enough.await.is_err() {
-            caught::tell(|| tracing::error!(running = pool.running(), "the drain ends with work still running"));
+            caught::tell(|| {
+                tracing::error!(
+                    running = pool.running(),
+                    "the drain ended with work still running: it blocks its thread or never awaits"
+                );
+            });
             // Those that are left now are ended as they are, whether or not there was time to close them first.
             closed = closed.max(serving.map_or(0, |serving| (serving.open)()));
         }
         if !broke_promises && cut.breaks_promises() {
-            caught::tell(|| tracing::error!(report = %cut.report(), "{why}: what came after it was cut, too"));
+            caught::tell(|| tracing::error!(report = %cut.report(), "{why}: work that came after it was cut, too"));
         }
         if closed > 0 {
             caught::tell(|| {
-                tracing::warn!(connections = closed, "connections that did not end by themselves are closed");
+                tracing::warn!(connections = closed, "connections that did not end by themselves were closed");
             });
         }
         report = DrainReport { closed, ..cut.report() };
@@ -160,7 +174,9 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             None => feed.delivered().await,
             Some(left) if tokio::time::timeout(left, feed.delivered()).await.is_ok() => {}
             Some(_) => caught::tell(|| {
-                tracing::error!("the drain ends before the event function was told of everything: it is slow");
+                tracing::error!(
+                    "the drain ended before all events were delivered: the event function (`on_event`) is too slow"
+                );
             }),
         }
     }

@@ -18,15 +18,20 @@ use crate::{
 impl Epilogue {
     /// Makes the app's service for each connection of a [`TrackedListener`], for [`axum::serve()`].
     ///
-    /// It is the outermost of our services: in it a panic of the app becomes a 500. Requests carry
+    /// `axum::serve` returns while continuations are still running: await [`Epilogue::drain`] after it, as below.
+    ///
+    /// It is the outermost of our services, and turns a panic of the app into a 500. Requests carry
     /// [`ConnectInfo`](axum::extract::ConnectInfo) with the listener's address type.
     ///
     /// ```no_run
     /// # async fn serve(app: axum::Router) -> std::io::Result<()> {
-    /// use tower_epilogue::{Epilogue, TrackedListener};
+    /// use tower_epilogue::{Epilogue, TrackedListener, shutdown_signal};
     ///
+    /// let epilogue = Epilogue::new();
     /// let listener = TrackedListener::new(tokio::net::TcpListener::bind("127.0.0.1:3000").await?);
-    /// axum::serve(listener, Epilogue::new().make_service(app)).await
+    /// axum::serve(listener, epilogue.make_service(app)).with_graceful_shutdown(shutdown_signal()).await?;
+    /// println!("{}", epilogue.drain().await);
+    /// # Ok(())
     /// # }
     /// ```
     pub fn make_service<S: 'static>(&self, app: S) -> MakeService<S> {

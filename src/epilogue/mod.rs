@@ -40,9 +40,10 @@ mod serve_one;
 mod service;
 mod signals;
 
-/// Owns what runs after responses, tracks it, and serves apps so that the moment of the flush and the client's
-/// leaving are known exactly.
+/// Runs and tracks the work after responses, and [serves](Self::serve) apps so that the moment of the flush and of a
+/// client disconnect are known exactly.
 ///
+/// Usually a process has one, made with [`new`](Self::new), or with [`builder`](Self::builder) to change settings.
 /// Cloning is cheap; clones are the same `Epilogue`.
 #[derive(Clone, Debug, Default)]
 pub struct Epilogue {
@@ -52,45 +53,45 @@ pub struct Epilogue {
 }
 
 impl Epilogue {
-    /// One with the default settings.
+    /// An `Epilogue` with the default settings.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Begins with the default settings.
+    /// A builder, with the default settings.
     pub fn builder() -> EpilogueBuilder {
         EpilogueBuilder::default()
     }
 
-    /// How many pieces of work run or wait beside the connections: continuations with their hooks, and handlers
-    /// and bodies that outlived their response. The end of a request waits for such a handler or body, and counts
-    /// beside it.
+    /// How many pieces of work are running or waiting besides the connections: continuations with their hooks, and
+    /// handlers and bodies that outlived their response. The end of a request that waits for such a handler or body
+    /// counts as one more.
     #[must_use]
     pub fn running(&self) -> usize {
         self.pool.running()
     }
 
-    /// How many threads of blocking continuations are still busy past their limit.
+    /// How many threads are stuck: still running a blocking continuation past its limit.
     #[must_use]
     pub fn stuck(&self) -> usize {
         self.pool.stuck()
     }
 
-    /// How many requests had something left to run when their runtime ended.
+    /// How many requests have so far been lost: their runtime ended while something was left to run.
     #[must_use]
     pub fn lost(&self) -> usize {
         self.pool.lost()
     }
 
-    /// How many panics of handlers, bodies, continuations, hooks and middleware were caught so far, each of which cost
+    /// How many panics of handlers, bodies, continuations, hooks and middleware have been caught so far. Each cost
     /// its request only.
     #[must_use]
     pub fn panicked(&self) -> usize {
         self.pool.panics()
     }
 
-    /// Waits until every event so far has been given to the [event function](EpilogueBuilder::on_event).
+    /// Waits until every event so far has been delivered to the [event function](EpilogueBuilder::on_event).
     pub async fn events_delivered(&self) {
         if let Some(feed) = self.pool.feed() {
             feed.delivered().await;
@@ -98,7 +99,7 @@ impl Epilogue {
     }
 }
 
-/// Sets an [`Epilogue`] up.
+/// Configures an [`Epilogue`]. Made by [`Epilogue::builder`].
 #[derive(Default)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct EpilogueBuilder {
@@ -121,52 +122,60 @@ impl EpilogueBuilder {
         &self.pool.settings
     }
 
-    /// How long a slow reader is waited for before its continuation starts; 30 s by default.
+    /// How long a continuation waits for a slow reader of its response before it starts all the same; 30 s by
+    /// default.
     ///
-    /// It counts while the server has bytes that the client does not take, not while the body is produced.
+    /// It counts while the server has bytes that the client does not accept, and begins anew when the server had to
+    /// wait for the body's producer in between.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.pool.settings.patience = patience;
         self
     }
 
-    /// How long each hook may run; 5 s by default. At the limit it is dropped at its next `.await`, and the
-    /// hooks after it run.
+    /// How long each hook may run; 5 s by default. At the limit it is dropped at its next `.await`, and the hooks
+    /// after it run.
+    ///
+    /// A drain uses it as well: one hook limit after the deadline it closes the connections that are left, and after
+    /// [two it returns](crate::manual::limits#the-deadline-of-a-drain).
     pub fn hook_limit(mut self, limit: Duration) -> Self {
         self.pool.settings.hook_limit = limit;
         self
     }
 
-    /// How long a drain waits for connections, continuations and hooks before it cuts what is left, with
-    /// status TIMEOUT; 30 s by default. `None` waits without end.
+    /// How long a graceful shutdown (drain) waits for connections, continuations and hooks before it cuts what is
+    /// left, with status TIMEOUT; 30 s by default. `None` waits without end. After the deadline it takes up to twice
+    /// the [hook limit](Self::hook_limit) more until the drain returns.
     pub fn drain_deadline(mut self, deadline: impl Into<Option<Duration>>) -> Self {
         self.pool.settings.drain_deadline = deadline.into();
         self
     }
 
-    /// Has each request named in the log, once, whose handler or continuation still runs so long after its arrival: with
-    /// its route, class, age and phase. Off by default. It is noticed with a delay of up to a quarter, and of a second
-    /// at most. A response on its way is not meant: it may be meant to last. With the feature `backtrace`, the futures that
-    /// it [waits in](crate::manual::observing#what-takes-long) are named too.
+    /// Logs each request whose handler or continuation is still running at this age (counted from its arrival), once,
+    /// at level warn, with its route, class, age and phase. Off by default. It is noticed up to a quarter of `age`
+    /// late, and at most 1 s. A response that is being sent does not count, because it may be meant to last. With the
+    /// feature `backtrace`, the log entry also shows the futures that it is [waiting
+    /// in](crate::manual::observing#what-takes-long).
     pub fn slow_after(mut self, age: Duration) -> Self {
         self.pool.slow = Some(SlowWatch::new(age));
         self
     }
 
-    /// Has each poll of a handler, body, continuation or hook named in the log, with its route, that held up its thread
-    /// for so long, once it returns. Off by default; on, it costs two looks at the clock for each poll.
+    /// Logs each poll of a handler, body, continuation or hook that blocked its thread for `time` or longer, with its
+    /// route, once it returns. Off by default. It costs two clock readings per poll.
     pub fn slow_poll(mut self, time: Duration) -> Self {
         self.pool.settings.slow_poll = Some(time);
         self
     }
 
-    /// Has `listener` called with every phase change of every request: for journals, metrics and tests.
+    /// Calls `listener` with every phase change of every request: for journals, metrics and tests.
     ///
-    /// It is called in a task of its own, never under a lock, in a destructor or in a flush. Events of one
-    /// request come in their order. It should return quickly: what happens meanwhile waits in memory, and the thread is one
-    /// of the runtime's, of which it is to block none (`tokio::task::block_in_place` is for what has to). A panic in it is
-    /// logged. Without a listener no event is made. A drain waits until it was told of everything, but no longer than for
-    /// its work: to twice the hook limit after the deadline, or after it was cut, and a second at least.
-    /// Given several times, each function is called, in the order in which they were given.
+    /// It is called in a task of its own, never under a lock, in a destructor or in a flush. Events of one request
+    /// arrive in order. It should return quickly and must not block (use `tokio::task::block_in_place` if it has to):
+    /// it runs on a thread of the runtime, and events wait in memory meanwhile. A panic in it is logged. Without a
+    /// listener no event is created. A drain waits until all events have been delivered, but no longer than for the
+    /// work itself: twice the hook limit after its deadline or its cut, and at least 1 s.
+    ///
+    /// If it is called several times, every function is called, in the order in which they were given.
     pub fn on_event<F>(self, listener: F) -> Self
     where
         F: Fn(&Event) + Send + Sync + 'static,
@@ -175,18 +184,19 @@ impl EpilogueBuilder {
         self
     }
 
-    /// Has counts, gauges and times of all requests recorded through the [`metrics`](https://docs.rs/metrics) facade, by
-    /// the recorder that is installed: see the [manual](crate::manual::observing#metrics) for names and labels.
+    /// Records counters, gauges and histograms of all requests through the [`metrics`](https://docs.rs/metrics)
+    /// facade, for Prometheus for example: see the [manual](crate::manual::observing#metrics) for names and labels.
+    /// Off by default.
     #[cfg(feature = "metrics")]
     pub fn metrics(mut self) -> Self {
         self.metrics = true;
         self
     }
 
-    /// Has a task-local of yours go along into continuations, hooks and handlers that outlive their response,
-    /// where its value is a clone of the one that was in scope around our innermost layer.
+    /// Carries a task-local of yours over into continuations, hooks and handlers that outlive their response, as a
+    /// clone of the value that was in scope around our innermost layer.
     ///
-    /// What is scoped inside of the handler, around the future of a continuation, needs no help.
+    /// A task-local that is scoped inside the handler, around the future of a continuation, needs no help.
     pub fn carry<T>(mut self, key: &'static LocalKey<T>) -> Self
     where
         T: Clone + Send + Sync + 'static,
@@ -195,7 +205,7 @@ impl EpilogueBuilder {
         self
     }
 
-    /// Ready for use.
+    /// Builds the `Epilogue`.
     #[must_use]
     pub fn build(mut self) -> Epilogue {
         self.settle_bounds();
@@ -217,24 +227,25 @@ impl EpilogueBuilder {
 /// Settings of [`Epilogue::serve`].
 #[cfg(feature = "serve")]
 impl EpilogueBuilder {
-    /// How its connections are treated whose clients are slow, silent or gone half-way.
+    /// How tracked connections are treated: slow, silent and half-closed clients, and the lingering close.
     pub fn tracking(mut self, tracking: crate::connection::Tracking) -> Self {
         self.server.tracking = tracking;
         self
     }
 
-    /// How long the server waits for a request's head, 30 s by default: from the moment at which it begins to wait, so
-    /// an HTTP/1 connection that idles so long between two requests is closed as well. One of HTTP/2 has so long until its
-    /// first request, and from then on [pings](Self::http2_keep_alive). `None` waits without end, as `axum::serve` does.
+    /// How long the server waits for a request's head, 30 s by default, against slowloris attacks. It counts from the
+    /// moment at which the server begins to wait, so it is also the idle timeout of an HTTP/1 keep-alive connection.
+    /// An HTTP/2 connection has this long until its first request, and from then on [pings](Self::http2_keep_alive).
+    /// `None` waits without end, as `axum::serve` does.
     ///
-    /// A proxy in front may keep idle connections [for longer](crate::manual::limits#behind-a-proxy).
+    /// Behind a proxy that keeps idle connections for longer, [raise it](crate::manual::limits#behind-a-proxy).
     pub fn header_read_timeout(mut self, limit: impl Into<Option<Duration>>) -> Self {
         self.server.header_read = limit.into();
         self
     }
 
-    /// How often an HTTP/2 client is pinged, 30 s by default, and how long it may take to answer, 20 s by default
-    /// (RFC 9113, section 6.7). `None` does not ping.
+    /// How often an HTTP/2 client is pinged, 30 s by default, and how long it may take to answer before its
+    /// connection is closed, 20 s by default (RFC 9113, section 6.7). `None` does not ping.
     pub fn http2_keep_alive(mut self, every: impl Into<Option<Duration>>, answer_within: Duration) -> Self {
         self.server.http2_ping = every.into();
         self.server.http2_pong = answer_within;

@@ -9,8 +9,9 @@ const NAMED: usize = 100;
 
 /// What a drain found still running at its deadline, and cut.
 ///
-/// As text, it names the oldest hundred of what was cut, and the number of the rest; all of them are
-/// [`stragglers`](Self::stragglers), and each that was not at its hooks was logged by itself.
+/// Its `Display` names the oldest hundred requests that were cut, and the number of the rest.
+/// [`stragglers`](Self::stragglers) has all of them; each that was not already running its hooks was also logged
+/// individually.
 #[derive(Clone, Debug, Default)]
 pub struct DrainReport {
     pub(super) stragglers: Vec<Straggler>,
@@ -31,17 +32,17 @@ impl DrainReport {
         &self.stragglers
     }
 
-    /// How many connections had to be closed one [hook limit](crate::EpilogueBuilder::hook_limit) after the deadline, when
-    /// every request on them had ended or was cut: what was upgraded on HTTP/2 (RFC 8441) kept them open, or a client that
-    /// had not yet taken its last response, or did not let go of it.
+    /// How many connections had to be closed one [hook limit](crate::EpilogueBuilder::hook_limit) after the deadline,
+    /// when every request on them had ended or been cut: kept open by an upgrade on HTTP/2 (RFC 8441), or by a client
+    /// that had not yet read its last response, or did not close its connection.
     #[must_use]
     pub fn closed_connections(&self) -> usize {
         self.closed
     }
 
-    /// How many durable jobs stay stored, for the next start of this process or for another that runs now: those that
-    /// were cut, that wait to be tried again, and that were not begun. `None` without durable jobs, or if their store
-    /// does not answer.
+    /// How many durable jobs stay stored, for the next start of this process or for another running one: those that
+    /// were cut, that wait for a retry, or that were not started. `None` without durable jobs, or if their store does
+    /// not answer within 2 s.
     #[must_use]
     pub fn stored_jobs(&self) -> Option<u64> {
         self.stored
@@ -93,13 +94,13 @@ impl From<Description> for Straggler {
 }
 
 impl Straggler {
-    /// Its method and matched route, or path.
+    /// Its method and matched route, or path: `POST /orders`.
     #[must_use]
     pub fn route(&self) -> &str {
         &self.route
     }
 
-    /// The [class](crate::Continuation::class) of its continuation that ran, or that waited to run.
+    /// The [class](crate::Continuation::class) of its continuation that was running, or waiting to run.
     #[must_use]
     pub fn class(&self) -> Option<&str> {
         self.class
@@ -111,13 +112,14 @@ impl Straggler {
         self.age
     }
 
-    /// Where in its life it was cut: `handling`, `sending`, `continuing` or `ending`.
+    /// The [phase](crate::Phase) in which it was cut: `handling`, `sending`, `continuing` or `ending`.
     #[must_use]
     pub fn phase(&self) -> &str {
         self.phase
     }
 
-    /// Whether it is a durable job, which stays stored and runs again. Its route is `JOB /` and its kind.
+    /// Whether it is a durable job, which stays stored and runs again. Its route is then `JOB /` followed by its
+    /// kind.
     #[must_use]
     pub fn is_stored(&self) -> bool {
         self.stored

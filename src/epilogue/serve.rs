@@ -30,12 +30,18 @@ use crate::{
 };
 
 impl Epilogue {
-    /// Serves `app` on every connection of `listener`, HTTP/1 and HTTP/2 (with prior knowledge), with upgrades.
+    /// Serves `app` on every connection of `listener`, over HTTP/1 and HTTP/2 (with prior knowledge), with upgrades.
     ///
-    /// `listener` is a [`tokio::net::TcpListener`], a Unix one, or any other [`axum::serve::Listener`] (a
-    /// [`TrackedListener`](crate::TrackedListener) is for `axum::serve`: here it adds nothing, and its settings give way to
-    /// the [builder's](crate::EpilogueBuilder::tracking)); `app` is an `axum::Router`, or any service of requests with axum's
-    /// body. Requests carry [`ConnectInfo`](axum::extract::ConnectInfo) with the listener's address type.
+    /// `listener` is a [`tokio::net::TcpListener`], a [`tokio::net::UnixListener`], or any other
+    /// [`axum::serve::Listener`]. `app` is an `axum::Router` (not `into_make_service()`), or any service of requests
+    /// with axum's body. Requests carry [`ConnectInfo`](axum::extract::ConnectInfo) with the listener's address type.
+    ///
+    /// Await it, with [`with_signals`](Serve::with_signals) or
+    /// [`with_graceful_shutdown`](Serve::with_graceful_shutdown) to have it drain when the process is asked to stop;
+    /// without either it serves for ever.
+    ///
+    /// A [`TrackedListener`](crate::TrackedListener) is for `axum::serve`: here it adds nothing, and the settings of
+    /// the [builder](crate::EpilogueBuilder::tracking) override its own.
     ///
     /// ```no_run
     /// use axum::{Router, routing::get};
@@ -53,23 +59,25 @@ impl Epilogue {
     ///
     /// # Several servers
     ///
-    /// may share one `Epilogue`: its bounds, its counts, and its drain. When one of them drains, it waits for the continuations
-    /// and hooks of all, and cuts them at its deadline. One that is to stop while another goes on needs an `Epilogue` of its
-    /// own.
+    /// Several servers may share one `Epilogue`: its bounds, its counts, and its drain. When one of them drains, it
+    /// waits for the continuations and hooks of all of them, and cuts them at its deadline. A server that should stop
+    /// while another goes on needs an `Epilogue` of its own.
     ///
     /// # Over TLS
     ///
-    /// The listener may give encrypted streams. Its `accept` must not wait for their handshakes one after the other: a client
-    /// that never ends its own would keep all others out. Of a stream that is no socket nothing is seen but what its reads
-    /// and writes tell, and no timeouts are set; a [`TrackedSocket`](crate::TrackedSocket) below it has them set. To have the
-    /// socket watched as well, accept in a loop of your own, as the example `tls` does.
+    /// The listener may return TLS streams. Its `accept` must not wait for their handshakes one after the other: a
+    /// client that never completes its handshake would keep all others out. For a stream that is not a socket, only
+    /// what its reads and writes report is seen, and no socket timeouts are set; a
+    /// [`TrackedSocket`](crate::TrackedSocket) below it sets them. To have the socket watched as well, write your own
+    /// accept loop, as the example `tls` does.
     ///
     /// # Differences from `axum::serve`
     ///
-    /// `app` is the router itself, as it is: neither `into_make_service()` nor `into_make_service_with_connect_info()`.
+    /// `app` is the router itself: neither `into_make_service()` nor `into_make_service_with_connect_info()`.
     ///
-    /// Every connection is tracked. Awaited with a graceful shutdown, it returns when the connections *and* the
-    /// continuations and hooks have ended, and says what it had to cut. A client that is slow to send a request's
+    /// Every connection is tracked. With a graceful shutdown, it returns when the connections *and* the continuations
+    /// and hooks have ended, or at a [deadline](crate::EpilogueBuilder::drain_deadline), with a
+    /// [report](crate::DrainReport) of what it had to cut. A client that is slow to send a request's
     /// head, or does not answer HTTP/2 pings, is disconnected; see the settings of
     /// [`EpilogueBuilder`](crate::EpilogueBuilder).
     pub fn serve<L, S, B>(&self, listener: L, app: S) -> Serve<L, S>
@@ -110,7 +118,16 @@ impl Default for Settings {
     }
 }
 
-/// A server. Made by [`Epilogue::serve`]; await it.
+/// A server that runs for ever. Made by [`Epilogue::serve`]; await it, or give it a graceful shutdown first.
+///
+/// # Errors
+///
+/// None at present: the listener retries after errors of `accept`, as with `axum::serve`.
+///
+/// # Cancel safety
+///
+/// If its future is dropped, no new connection is accepted, open connections finish their requests, and continuations
+/// run on; but nothing waits for them. [`Epilogue::drain`] does.
 #[must_use = "a server does nothing until it is awaited"]
 pub struct Serve<L, S> {
     listener: L,
@@ -126,11 +143,11 @@ impl<L, S> fmt::Debug for Serve<L, S> {
 }
 
 impl<L: Listener, S> Serve<L, S> {
-    /// Drains when `signal` completes: no new connection is accepted, open ones finish what they are at, and
-    /// the server returns when they, the continuations and the hooks have ended.
+    /// Shuts down gracefully (drains) when `signal` completes: no new connection is accepted, open connections finish
+    /// their requests, and the server returns when they, the continuations and the hooks have ended.
     ///
-    /// At the [deadline](crate::EpilogueBuilder::drain_deadline) what is left is cut with status TIMEOUT, its
-    /// hooks run, and the report names it.
+    /// At the [deadline](crate::EpilogueBuilder::drain_deadline), 30 s by default, what is left is cut with status
+    /// TIMEOUT, its hooks run, and the [report](crate::DrainReport) names it.
     pub fn with_graceful_shutdown<F>(self, signal: F) -> WithGracefulShutdown<L, S, F>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -148,13 +165,14 @@ impl<L: Listener, S> Serve<L, S> {
     ///
     /// # Errors
     ///
-    /// The listener's own.
+    /// Those of the listener.
     pub fn local_addr(&self) -> io::Result<L::Addr> {
         self.listener.local_addr()
     }
 }
 
-/// A server that drains. Made by [`Serve::with_graceful_shutdown`]; await it.
+/// A server with a graceful shutdown. Made by [`Serve::with_graceful_shutdown`]; await it for its
+/// [`DrainReport`](crate::DrainReport). Errors and cancel safety are those of [`Serve`].
 #[must_use = "a server does nothing until it is awaited"]
 pub struct WithGracefulShutdown<L, S, F> {
     serve: Serve<L, S>,
@@ -166,9 +184,10 @@ pub struct WithGracefulShutdown<L, S, F> {
 type Signal = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl<L, S, F> WithGracefulShutdown<L, S, F> {
-    /// Has the drain, once it has begun, cut what is left at once when `signal` completes, as if its deadline had passed.
+    /// Cuts the drain short when `signal` completes: what is left is cut at once, as if the deadline had passed.
     ///
-    /// It is first polled when the drain begins: a [`shutdown_signal`](crate::shutdown_signal) here is the second one.
+    /// `signal` is first polled when the drain begins, so a [`shutdown_signal`](crate::shutdown_signal) here is the
+    /// second signal.
     pub fn cut_on<C>(mut self, signal: C) -> Self
     where
         C: Future<Output = ()> + Send + 'static,
@@ -314,7 +333,10 @@ impl Server {
                 self.pool.count_panic();
                 let panic = panic_message(&*payload);
                 caught::tell(|| {
-                    tracing::error!(panic, "the app panicked where it was cloned for a connection, which is closed");
+                    tracing::error!(
+                        panic,
+                        "the app panicked when it was cloned for a connection: the connection is closed"
+                    );
                 });
                 return caught::dispose(payload);
             }

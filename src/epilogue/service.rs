@@ -20,10 +20,12 @@ use crate::{
 };
 
 impl Epilogue {
-    /// Wraps the app's service for one connection, for an accept loop of your own.
+    /// Wraps the app's service for one connection, for your own accept loop: see the
+    /// [manual](crate::manual::connection#an-accept-loop-of-your-own) for a complete one.
     ///
-    /// `io` is what the server reads and writes; see [`TrackedIo`]. What stands outside of the wrapped service must hand each
-    /// response on at once: on HTTP/2, while it keeps one without a body, it is not noticed that the client leaves.
+    /// `io` is the stream that the server reads and writes; see [`TrackedIo`]. A service outside the wrapped one must
+    /// pass on each response at once: on HTTP/2, while it holds back a response without a body, a client disconnect
+    /// goes unnoticed.
     pub fn wrap<IO, S>(&self, io: &TrackedIo<IO>, service: S) -> Service<S>
     where
         IO: 'static,
@@ -51,7 +53,7 @@ fn ready_made<S>(app: S) -> S {
     app
 }
 
-/// An app on one connection.
+/// An app on one connection. Made by [`Epilogue::wrap`].
 #[derive(Debug)]
 pub struct Service<S, A = ()> {
     /// `None` where it panicked when it was cloned.

@@ -13,13 +13,13 @@ use super::{Serve, WithGracefulShutdown};
 /// Resolves when the process is asked to stop: by Ctrl-C (SIGINT), or on Unix by SIGTERM, as service managers and
 /// containers do.
 ///
-/// From its first poll on, neither ends the process by itself any more, for as long as that lives. A server that is
-/// drained with it cannot be stopped by a second signal, unless that is given to
+/// From its first poll on, for the rest of the process's life, neither signal ends the process by itself. A server
+/// that is drained with it cannot be stopped by a second signal, unless another one is given to
 /// [`cut_on`](crate::WithGracefulShutdown::cut_on); with [`Serve::with_signals`](crate::Serve::with_signals) it can.
 ///
 /// # Cancel safety
 ///
-/// Dropped, a signal that came meanwhile is lost.
+/// If it is dropped, a signal that arrived meanwhile is lost.
 pub async fn shutdown_signal() {
     Signals::new().next().await;
 }
@@ -35,7 +35,9 @@ impl Signals {
     fn new() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
 
-        let stream = |kind| signal(kind).map_err(|error| tracing::error!(%error, "a signal cannot be listened to"));
+        let stream = |kind| {
+            signal(kind).map_err(|error| tracing::error!(%error, "cannot listen for SIGINT or SIGTERM: no signal will stop this server gracefully"))
+        };
         let streams = stream(SignalKind::interrupt()).ok().zip(stream(SignalKind::terminate()).ok());
         Self { streams: streams.map(<[_; 2]>::from) }
     }
@@ -67,8 +69,8 @@ impl Signals {
 
 #[cfg(feature = "serve")]
 impl<L: axum::serve::Listener, S> Serve<L, S> {
-    /// Drains at the first Ctrl-C or SIGTERM, as [`with_graceful_shutdown`](Self::with_graceful_shutdown) does, and at
-    /// the second cuts what is left at once.
+    /// Shuts down gracefully (drains) at the first Ctrl-C or SIGTERM, as
+    /// [`with_graceful_shutdown`](Self::with_graceful_shutdown) does, and at the second cuts what is left at once.
     ///
     /// From its first poll on, neither signal ends the process by itself any more.
     pub fn with_signals(self) -> WithGracefulShutdown<L, S, impl Future<Output = ()> + Send + 'static> {

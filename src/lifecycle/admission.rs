@@ -39,8 +39,11 @@ impl Shared {
                 return None;
             }
             let (count, why) = match too_many_detached {
-                true => (&bounds.refused_detached, "as many handlers and bodies outlived their response as may"),
-                false => (&bounds.refused_blocking, "as many blocking continuations wait as may"),
+                true => (
+                    &bounds.refused_detached,
+                    "as many handlers and bodies outlive their response as `max_detached` allows",
+                ),
+                false => (&bounds.refused_blocking, "as many blocking continuations wait as `max_waiting` allows"),
             };
             bounds.refusals.tell(&self.route(), why);
             count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -24,7 +24,7 @@ use crate::pool::lock;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum ClockKind {
-    /// The time on the wall: sleeping and waiting count.
+    /// Wall-clock time: sleeping and waiting count.
     #[default]
     Wall,
     /// The time in which the request's own code runs: its futures' polls. Neither sleep nor IO counts, as in

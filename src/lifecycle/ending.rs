@@ -196,7 +196,10 @@ impl Step {
             shared.arm_here();
             if self.poll_patience(shared, cx).is_ready() {
                 caught::tell(|| {
-                    tracing::info!(route = shared.route(), "the reader is slow: its request goes on without it");
+                    tracing::info!(
+                        route = shared.route(),
+                        "the reader is slow: its request goes on without waiting for the flush"
+                    );
                 });
                 shared.give_up_on_reader();
             }

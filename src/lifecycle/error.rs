@@ -7,7 +7,7 @@ use http::StatusCode;
 
 /// A call on a [`Lifecycle`](crate::Lifecycle) came too late or twice.
 ///
-/// As a response it is a 500 with the error's sentence.
+/// As a response it is a 500 with the error's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LifecycleError {
     kind: Kind,
@@ -50,7 +50,7 @@ impl fmt::Display for LifecycleError {
             Kind::HookTooLate => {
                 "the request has ended: register hooks while its handler, body, continuation or hooks still run"
             }
-            Kind::FinishedTwice => "the response has been finished already: call `finish` once a request",
+            Kind::FinishedTwice => "the response has been finished already: call `finish` only once per request",
             Kind::AlreadyAnswered => {
                 "the handler has answered already: call `finish` before it returns, and do not return a response as well"
             }
@@ -66,16 +66,18 @@ impl IntoResponse for LifecycleError {
     }
 }
 
-/// The handler asks for a [`Lifecycle`](crate::Lifecycle), and none of our services stands around it.
+/// The handler takes a [`Lifecycle`](crate::Lifecycle), and no service of this crate is around it.
+///
+/// As a response it is a 500 whose text says what to add.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MissingLifecycle(pub(super) ());
 
 impl fmt::Display for MissingLifecycle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "this handler takes a `Lifecycle`, and no service of tower-epilogue stands around it: serve the router \
-             with `Epilogue::serve` or `Epilogue::make_service`, or add one of its layers, for example \
-             `.layer(IgnoreAbortLayer::new())`",
+            "this handler takes a `Lifecycle`, but no service of tower-epilogue is around it: serve the router with \
+             `Epilogue::serve` or `Epilogue::make_service`, or add one of its layers, for example \
+             `.layer(TimeLimitLayer::off())`",
         )
     }
 }

@@ -44,9 +44,10 @@ impl Finish {
         Self { shared, response: Some(Box::new(response)), sent: None }
     }
 
-    /// Resolves when the client's machine has confirmed the whole response, and not when the kernel has taken it.
+    /// Resolves when the client's machine has acknowledged the whole response (TCP), not just when the kernel has
+    /// accepted it.
     ///
-    /// How long that may take is up to you: put a `tokio::time::timeout` around it. Its socket is kept open until then.
+    /// It has no timeout of its own: put a `tokio::time::timeout` around it. The socket is kept open until then.
     ///
     /// # Errors
     ///

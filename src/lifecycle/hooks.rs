@@ -38,7 +38,7 @@ impl fmt::Debug for End {
 }
 
 impl End {
-    /// Whether the client aborted, whether the limit passed, both or neither: `connection_status()`.
+    /// Whether the client aborted, the limit passed, both or neither: PHP's `connection_status()`.
     #[must_use]
     pub fn status(&self) -> ConnectionStatus {
         self.shared.word().status()
@@ -50,23 +50,26 @@ impl End {
         self.shared.word().known_sent().unwrap_or(Sent::BrokenOff)
     }
 
-    /// The status of the response as the outermost of this crate's services handed it to the server, whether it was
-    /// [sent](Self::sent) or not: PHP's `http_response_code()`. `None` if there was none, as of an attempt at a durable job.
+    /// The status code of the response as the outermost of this crate's services handed it to the server, whether or
+    /// not it was [sent](Self::sent): PHP's `http_response_code()`. `None` if there was no response, as for an
+    /// attempt at a durable job.
     ///
-    /// A request that ended because its client left has 499, which nobody reads, or none, if the server was the first to know.
+    /// If the request ended because its client left, it is 499 (which nobody receives), or `None` if the server was
+    /// the first to notice.
     #[must_use]
     pub fn response_status(&self) -> Option<StatusCode> {
         StatusCode::from_u16(self.shared.answered.load(Ordering::Acquire)).ok()
     }
 
-    /// The first panic of handler, body, continuation or an earlier hook, if there was one:
+    /// The message of the first panic in the handler, body, continuation or an earlier hook, if there was one: PHP's
     /// `error_get_last()`.
     #[must_use]
     pub fn panic(&self) -> Option<String> {
         self.shared.panic()
     }
 
-    /// The error of the first continuation that [failed](crate::Continuation::try_new), if one did, with its sources.
+    /// The error of the first continuation that [failed](crate::Continuation::try_new), if one did, followed by its
+    /// sources.
     #[must_use]
     pub fn failure(&self) -> Option<String> {
         self.shared.failure()
@@ -78,29 +81,29 @@ impl End {
         self.shared.elapsed()
     }
 
-    /// The bytes of the response's body that were handed to the server.
+    /// How many bytes of the response body were handed to the server.
     #[must_use]
     pub fn body_bytes(&self) -> u64 {
         self.shared.body_bytes()
     }
 
-    /// The method and the matched route, or the path where no route is known.
+    /// The method and the matched route, or the path if no route is known: `GET /users/{id}`.
     #[must_use]
     pub fn route(&self) -> String {
         self.shared.route()
     }
 
-    /// The request's name within this process.
+    /// The request's identifier, unique within this process.
     #[must_use]
     pub fn request(&self) -> RequestId {
         self.shared.id()
     }
 
-    /// Registers one more hook, to run in this same pass, behind those that are registered already.
+    /// Registers one more hook, which runs after those already registered.
     ///
     /// # Errors
     ///
-    /// If the request has ended, which it has not while the hook that was given this runs.
+    /// If the request has ended. It has not while the hook that was given this `End` is running.
     pub fn on_shutdown<F, Fut>(&self, hook: F) -> Result<(), LifecycleError>
     where
         F: FnOnce(End) -> Fut + Send + 'static,

@@ -70,8 +70,8 @@ pub(super) fn refuse_unkept(shared: &Shared, response: &mut Response) {
     caught::tell(|| {
         tracing::error!(
             route = shared.route(),
-            "a handler returned a `Durable`, and no `DurableLayer` stands around it: nothing is stored, and its client is \
-         answered with a 500. Add `.layer(store.layer())`"
+            "a handler returned a `Durable`, but no `DurableLayer` is around it: nothing is stored, and its client gets a 500. \
+         Add `.layer(store.layer())`"
         );
     });
     let text = "The work of this request could not be stored.\n";

@@ -33,7 +33,10 @@ impl Shared {
     ) {
         let (pool, route) = (self.pool().clone(), self.route());
         caught::tell(|| {
-            tracing::warn!(route, "a blocking continuation reached its limit before its turn: it runs when that comes");
+            tracing::warn!(
+                route,
+                "a blocking continuation reached its limit before it had a thread: it runs when one is free"
+            );
         });
         let (late, stuck) = (Late::begin(self, class), Stuck::begin(&pool));
         let later = async move {

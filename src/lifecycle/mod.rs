@@ -75,12 +75,13 @@ mod transitions;
 mod word;
 mod work;
 
-/// The handle to one request's life: everything that a handler can ask of it or set.
+/// The handle to one request: an extractor through which a handler reads its connection's status, ignores aborts,
+/// sets the time limit, registers hooks, or sends its response early.
 ///
-/// An extractor, whichever of the layers are installed. With none of them, and outside of
-/// [`Epilogue::serve`](crate::Epilogue::serve), it is rejected with a 500 that names the cure;
-/// `Option<Lifecycle>` is then `None`. Cloning is cheap, and clones may be kept: after the end, reading still
-/// works and setting does nothing.
+/// It works with any one of this crate's layers, or under [`Epilogue::serve`](crate::Epilogue::serve) or
+/// [`make_service`](crate::Epilogue::make_service) without any. With none of these it is rejected with a 500 that says what to add;
+/// `Option<Lifecycle>` is then `None`. Cloning is cheap, and clones may be kept: after the request's end, reading
+/// still works and setting does nothing.
 ///
 /// ```
 /// use std::time::Duration;
@@ -111,43 +112,46 @@ impl fmt::Debug for Lifecycle {
 }
 
 impl Lifecycle {
-    /// The request's name within this process.
+    /// The request's identifier, unique within this process.
     #[must_use]
     pub fn id(&self) -> RequestId {
         self.0.id()
     }
 
-    /// How the connection and the limit fare: PHP's `connection_status()`.
+    /// Whether the client has left, and whether the time limit has passed, so far: PHP's `connection_status()`.
     #[must_use]
     pub fn status(&self) -> ConnectionStatus {
         self.0.word().status()
     }
 
-    /// Where in its life the request is.
+    /// Which phase the request is in.
     #[must_use]
     pub fn phase(&self) -> Phase {
         self.0.word().phase()
     }
 
-    /// Whether the client left before its response was flushed: PHP's `connection_aborted()`. Costs no system
-    /// call.
+    /// Whether the client left (disconnected) before its response was flushed: PHP's `connection_aborted()`. Makes no
+    /// system call.
     #[must_use]
     pub fn is_aborted(&self) -> bool {
         self.status().is_aborted()
     }
 
-    /// Waits until the client has left; for ever if it stays.
+    /// Waits until the client has left (disconnected) before its response was flushed; for ever if it does not.
+    ///
+    /// A handler that has not responded sees this only while [aborts are ignored](Self::ignore_abort): otherwise an
+    /// abort drops it.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when it is dropped, as in `tokio::select!`.
+    /// Cancel safe: it can be dropped, as in `tokio::select!`, and called again.
     pub async fn aborted(&self) {
         self.0.wait_for(|word| word.status().is_aborted().then_some(())).await;
     }
 
-    /// Resolves when the server that the request came to begins to [drain](crate::Epilogue::drain), at once if it does
-    /// already; never where no drain is. An event stream, a long poll or a loop that has no end of its own ends with it, and
-    /// does not hold the drain up to its deadline:
+    /// Resolves when the server's graceful shutdown ([drain](crate::Epilogue::drain)) begins, at once if one is under
+    /// way, and never if there is none. Use it to end an event stream, a long poll or an endless loop, which would
+    /// otherwise hold up the drain until its deadline:
     ///
     /// ```
     /// use std::convert::Infallible;
@@ -166,21 +170,22 @@ impl Lifecycle {
     /// ```
     ///
     /// Under [`Epilogue::serve`](crate::Epilogue::serve) the drain begins with the signal; under another server, when
-    /// [`Epilogue::drain`](crate::Epilogue::drain) is called. Where several servers share an `Epilogue`, with the first of
-    /// them.
+    /// [`Epilogue::drain`](crate::Epilogue::drain) is called. If several servers share an `Epilogue`, it begins with the first
+    /// of them.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when it is dropped, as in `tokio::select!`. It counts from this call, and not from its first poll.
+    /// Cancel safe: it can be dropped, as in `tokio::select!`, and called again. A drain that begins after this call
+    /// is not missed, even if the future has not been polled yet.
     pub fn draining(&self) -> impl Future<Output = ()> + Send + Sync + 'static + use<> {
         self.0.pool().drains.begun()
     }
 
-    /// Sets whether the handler and the body's producer run on when the client leaves, and tells the setting
-    /// before: PHP's `ignore_user_abort(true)`. To read it without setting it, see
-    /// [`ignores_abort`](Self::ignores_abort).
+    /// Sets whether the handler and the body's producer run on when the client disconnects, and returns the previous
+    /// setting: PHP's `ignore_user_abort(true)`. The default is `false`, or what an
+    /// [`IgnoreAbortLayer`](crate::IgnoreAbortLayer) says. To read it, see [`ignores_abort`](Self::ignores_abort).
     ///
-    /// Turned off after an abort, the work ends at its next `.await`.
+    /// If it is turned off after an abort, the work ends at its next `.await`.
     #[expect(clippy::must_use_candidate, reason = "called for what it sets")]
     pub fn ignore_abort(&self, ignore: bool) -> bool {
         self.0.set_ignore_abort(ignore)
@@ -192,45 +197,48 @@ impl Lifecycle {
         self.0.word().ignores_abort()
     }
 
-    /// Ignores aborts while the guard lives: a critical section. Guards nest, and leave the setting alone.
+    /// Ignores aborts while the returned guard lives: a critical section that a client disconnect cannot interrupt.
+    /// Guards nest, and leave the setting alone.
     ///
-    /// Bind it to a name, as in `let _shield = lifecycle.shield();`: a `let _ = …` drops it at once, and shields nothing.
+    /// Bind it to a name, as in `let _shield = lifecycle.shield();`: `let _ = …` drops it at once, and shields
+    /// nothing.
     ///
-    /// When the last one is dropped after an abort that is not ignored, the work ends at its next `.await`.
+    /// If aborts are not ignored otherwise and the client has left, the work ends at its next `.await` once the last
+    /// guard is dropped.
     ///
     /// # Panics
     ///
-    /// If 4,095 guards of one request live already.
+    /// If the request already has 4,095 guards.
     pub fn shield(&self) -> Shield {
         self.0.shield();
         Shield(self.0.clone())
     }
 
-    /// Restarts the time limit from now: PHP's `set_time_limit`. After 25 s, a limit of 20 s makes 45 s in
-    /// all. Zero lifts it, as does one too long to reckon with. The kind of clock stays: see
-    /// [`TimeLimitLayer::busy`](crate::TimeLimitLayer::busy).
+    /// Restarts the request timeout from now: PHP's `set_time_limit`. A limit of 20 s that is set after 25 s allows
+    /// 45 s in all. `Duration::ZERO` lifts it, as does one too long for the clock (centuries). The kind of clock
+    /// stays: see [`TimeLimitLayer::busy`](crate::TimeLimitLayer::busy).
     ///
-    /// It can be set without a [`TimeLimitLayer`](crate::TimeLimitLayer). After the limit has passed it does
-    /// nothing.
+    /// It also works without a [`TimeLimitLayer`](crate::TimeLimitLayer), then in wall-clock time. Once the limit has
+    /// passed it does nothing.
     pub fn set_time_limit(&self, limit: Duration) {
         self.0.restart_clock(limit);
         self.0.arm_anywhere();
     }
 
-    /// What is left of the time limit; `None` without one. On the busy clock, what the thread of a blocking continuation uses
-    /// counts when that has ended.
+    /// The time left until the limit; `None` without a limit. In busy time, the time of a blocking continuation's
+    /// thread is subtracted only when the thread has ended.
     #[must_use]
     pub fn time_left(&self) -> Option<Duration> {
         self.0.clock.left()
     }
 
-    /// Registers a hook for the request's end: PHP's `register_shutdown_function`. Shutdown is the request's,
-    /// not the server's.
+    /// Registers a hook for the request's end: PHP's `register_shutdown_function`. ("Shutdown" is the request's end,
+    /// not a graceful shutdown of the server.)
     ///
-    /// Hooks run once, in the order of their registration, when handler, body and continuation have ended and
-    /// the response was flushed, or will not be. Each has a time limit of its own
-    /// ([`hook_limit`](crate::EpilogueBuilder::hook_limit), 5 s). It returns `()`, or a
-    /// [`ControlFlow`](std::ops::ControlFlow) whose `Break` skips the hooks that are left.
+    /// Hooks run once, in the order of their registration, when handler, body and continuation have ended and the
+    /// response was flushed, or will not be. Each has a time limit of its own
+    /// ([`hook_limit`](crate::EpilogueBuilder::hook_limit), 5 s by default). It returns a future of `()`, or of a
+    /// [`ControlFlow`](std::ops::ControlFlow) whose `Break` skips the remaining hooks.
     ///
     /// # Errors
     ///
@@ -243,16 +251,18 @@ impl Lifecycle {
         self.0.add_hook(Hook::new(hook))
     }
 
-    /// Lets a response leave and goes on: PHP's `fastcgi_finish_request`.
+    /// Sends the response now, while the handler goes on: PHP's `fastcgi_finish_request`.
     ///
-    /// The response passes through the middleware outside of our innermost service, as a returned one does.
-    /// From then on the handler is its own continuation, which an abort no longer ends. It resolves when the
-    /// response was [flushed](crate::Sent::Flushed), or will not be. What the handler returns after it goes nowhere,
-    /// but for a continuation in it, which runs, and durable jobs, which are stored. Of an error (a status of 400 or more)
-    /// the log has the status; what it says is up to you to log.
+    /// The response passes through the middleware outside our innermost service, as a returned one does. The future
+    /// resolves when the response was [flushed](crate::Sent::Flushed), or is known never to be, with [what became of
+    /// it](crate::Sent). From then on the handler is its own continuation, which a client disconnect no longer ends.
     ///
-    /// What has not been read of the request's body can be read on. While somebody holds that, an HTTP/1 connection takes up no
-    /// other request, nor does it close: drop what nobody reads before you go on.
+    /// What the handler returns afterwards is discarded, except for a continuation in it, which runs, and durable
+    /// jobs, which are stored. If that response is an error (a status of 400 or more), its status is logged, but not
+    /// its body.
+    ///
+    /// The rest of the request body can still be read. While somebody holds it, an HTTP/1 connection accepts no
+    /// further request, nor does it close: if you do not need it, drop it before you go on.
     ///
     /// # Errors
     ///
@@ -260,7 +270,7 @@ impl Lifecycle {
     ///
     /// # Cancel safety
     ///
-    /// It begins with the first poll. Dropped after that, the response leaves all the same.
+    /// Nothing happens before the first poll. If it is dropped after that, the response is sent all the same.
     pub fn finish(&self, response: impl IntoResponse) -> Finish {
         Finish::new(self.0.clone(), response.into_response())
     }

@@ -73,7 +73,7 @@ fn tell_unheard(shared: &Shared, response: &Response) {
             tracing::error!(
                 route,
                 status,
-                "a handler that went on without its client returned an error: it goes nowhere"
+                "a handler that went on after its client had left returned an error, which nobody receives"
             );
         });
     }
@@ -86,7 +86,7 @@ fn tell_error(shared: &Shared, response: &Response) {
     if status.is_client_error() || status.is_server_error() {
         let (route, status) = (shared.route(), status.as_u16());
         caught::tell(|| {
-            tracing::error!(route, status, "a handler returned an error after its `finish`: it goes nowhere");
+            tracing::error!(route, status, "a handler returned an error after its `finish`, which nobody receives");
         });
     }
 }

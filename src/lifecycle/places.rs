@@ -98,7 +98,10 @@ impl Shared {
                 caught::dispose(payload);
             }
             None => caught::tell(|| {
-                tracing::warn!(route = shared.route(), "the failure handler ran past the hook limit: dropped");
+                tracing::warn!(
+                    route = shared.route(),
+                    "the failure handler (`on_failure`) ran past the hook limit and was dropped"
+                );
             }),
         }
     }
@@ -149,7 +152,7 @@ impl Shared {
             None => {
                 let limit = self.pool().settings.hook_limit;
                 caught::tell(|| {
-                    tracing::warn!(route = self.route(), ?limit, "a hook ran past its own limit and was dropped");
+                    tracing::warn!(route = self.route(), ?limit, "a hook ran past the hook limit and was dropped");
                 });
                 self.tell(EventKind::HookDropped { hook: index });
             }

@@ -181,20 +181,20 @@ impl fmt::Debug for Word {
     }
 }
 
-/// Where in its life a request is.
+/// The phase that a request is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Phase {
-    /// The handler runs and has not answered.
+    /// The handler is running and has not responded.
     Handling,
     /// The response is on its way.
     Sending,
-    /// The response is gone; the continuation, or the rest of a handler that called
-    /// [`finish`](crate::Lifecycle::finish), runs.
+    /// The response has left, or has been given up on; the continuation, or the rest of a handler that called
+    /// [`finish`](crate::Lifecycle::finish), is running or waiting to run.
     Continuing,
-    /// The hooks run.
+    /// The hooks are running.
     Ending,
-    /// All is over.
+    /// Everything has ended.
     Ended,
 }
 

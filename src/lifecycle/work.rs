@@ -67,7 +67,7 @@ impl Shared {
             continuation.told(|| {
                 tracing::warn!(
                     route = self.route(),
-                    "a continuation came when its request had ended: it runs on its own"
+                    "a continuation came after its request had ended: it runs on its own, without limit and hooks"
                 );
             });
             me.let_go();

@@ -18,14 +18,14 @@ impl OutputError {
     pub(super) const CLOSED: Self = Self { kind: Kind::Closed };
     pub(super) const FINISHED: Self = Self { kind: Kind::Finished };
 
-    /// Nobody takes this response's body any more: the client left, the time limit passed, or a middleware put
-    /// another response in its place. [`Lifecycle::status`](crate::Lifecycle::status) tells which.
+    /// Nobody reads this response's body any more: the client left, the time limit passed, or a middleware replaced
+    /// the response. [`Lifecycle::status`](crate::Lifecycle::status) shows the first two.
     #[must_use]
     pub const fn is_closed(&self) -> bool {
         matches!(self.kind, Kind::Closed)
     }
 
-    /// It was [finished](super::Output::finish) before.
+    /// The output was [finished](super::Output::finish) before.
     #[must_use]
     pub const fn is_finished(&self) -> bool {
         matches!(self.kind, Kind::Finished)
@@ -36,10 +36,10 @@ impl fmt::Display for OutputError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.kind {
             Kind::Closed => {
-                "nobody takes this output any more: its client left, its time limit passed, or its response was \
-                 replaced; stop writing, or ignore aborts where the work is to go on"
+                "nobody reads this output any more: its client left, its time limit passed, or its response was \
+                 replaced; stop writing, or ignore aborts if the work has to go on"
             }
-            Kind::Finished => "this output was finished: write before `finish`, and finish once",
+            Kind::Finished => "this output is finished already: write before `finish`, and call `finish` only once",
         })
     }
 }

@@ -1,7 +1,7 @@
-//! Responses that are written step by step: `echo` and `flush()`.
+//! Streaming responses that are written step by step: PHP's `echo` and `flush()`.
 //!
-//! A handler returns [`lifecycle.output(…)`](crate::Lifecycle::output) and writes its response in there, while the
-//! client reads it: progress of long work, a page whose head is known before its rest, tokens of a language model.
+//! A handler returns [`lifecycle.output(…)`](crate::Lifecycle::output), whose closure writes the response while the
+//! client reads it: progress of long work, a page whose top is known before the rest, tokens of a language model.
 //!
 //! ```
 //! use axum::{Router, body::{Body, to_bytes}, http::Request, routing::get};
@@ -33,40 +33,42 @@
 //!
 //! # When what is written leaves
 //!
-//! As soon as the connection has room, or, [if so set](OutputResponse::hold_until_flush), with a flush. A flush is needed
-//! where something collects output on its way, as a compressor does: it goes through
-//! a `CompressedStreamLayer` (feature `compressed-stream`). An `EarlyCloseLayer` holds a body back for as long as its
-//! [patience](crate::EarlyCloseLayer::patience); set that to zero on such routes, or answer with an event stream, which it
+//! As soon as the connection has room, or only with a flush if [so set](OutputResponse::hold_until_flush). A flush is
+//! needed if something on the way collects output, as a compressor does: the flush passes through a
+//! `CompressedStreamLayer` (feature `compressed-stream`). An `EarlyCloseLayer` holds a body back for the time of its
+//! [patience](crate::EarlyCloseLayer::patience); set that to zero on such routes, or respond with an event stream, which it
 //! leaves alone.
 //!
-//! When the client takes nothing, the buffer fills, and writes wait. The server then asks for nothing more, and so a producer
-//! stands still as a whole: a timeout of its own, or whatever else it waits for beside a write, acts only when the client reads
-//! on. The time limit acts all the same, and so does the connection's [write stall](crate::Tracking::write_stall). Work
-//! that is to notice a client that stalls, or not to hold something meanwhile, runs elsewhere, with an [`Output::channel`].
+//! When the client stops reading, the buffer fills, and writes wait (backpressure). The server then no longer polls
+//! the body, so the whole producer stands still: a timeout of its own, or whatever else it awaits besides a write,
+//! makes no progress until the client reads on. The time limit still applies, and so does the connection's [write
+//! stall](crate::Tracking::write_stall). Work that has to notice a stalled client, or must not hold a resource
+//! meanwhile, should run elsewhere, with an [`Output::channel`].
 //!
 //! # When the client leaves
 //!
-//! | | not ignored | ignored |
+//! | | aborts are not ignored (default) | aborts are ignored |
 //! |---|---|---|
 //! | the producer of `lifecycle.output` | is dropped at its next `.await` | runs to its end |
-//! | a write | is an error value, where anybody is left to see it | is accepted and discarded |
+//! | a write | returns an error, if its task is still there (an [`Output::channel`]) | is accepted and discarded |
 //!
 //! # Where the response ends
 //!
-//! With [`finish`](Output::finish), or when the producer returns `Ok`. An `Err`, a panic and an `Output` that is dropped
-//! unfinished break the response off, as the time limit does: never is it short and looks whole (but for HTTP/1.0, [without a
-//! tracked connection](crate::manual::connection#without-a-tracked-connection)). After `finish` nothing
-//! can be written; what the producer still has to do runs as a [`Continuation`](crate::Continuation).
+//! With [`finish`](Output::finish), or when the producer returns `Ok`. An `Err`, a panic, or an `Output` that is
+//! dropped unfinished breaks the response off, as the time limit does: a truncated response never looks complete
+//! (except on HTTP/1.0 [without a tracked connection](crate::manual::connection#without-a-tracked-connection)). After
+//! `finish` nothing can be written; what the producer still has to do runs as a
+//! [`Continuation`](crate::Continuation).
 //!
-//! Where you declare its length (`Content-Length`), that is its end as well: an HTTP/1 server lets go of it with its last byte,
-//! and a producer that waits for anything between that byte and its `finish` is dropped there. The writer of a channel that
-//! flushes or finishes after that is told that nobody takes its output any more, although all of it may have left;
-//! [`Lifecycle::status`](crate::Lifecycle::status) tells whether its client did.
+//! If you declare a `Content-Length`, the response also ends there: an HTTP/1 server drops the body after its last
+//! byte, and a producer that awaits anything between that byte and its `finish` is dropped. The writer of a channel
+//! that flushes or finishes after that gets an error saying that nobody reads its output any more, although all of it
+//! may have left; [`Lifecycle::status`](crate::Lifecycle::status) tells whether its client did leave.
 //!
 //! # Differences from a body of a channel
 //!
-//! `Body::from_stream` around a channel's receiver needs a spawned task, which no limit, no drain and no hook knows of,
-//! and which ends a response that is incomplete as if it were whole. Here, nothing is spawned.
+//! `Body::from_stream` around a channel's receiver needs a spawned task, of which no limit, drain or hook knows, and
+//! if that fails, the incomplete response ends as if it were complete. Here, nothing is spawned.
 
 pub use self::{error::OutputError, response::OutputResponse, writer::Output};
 

@@ -24,7 +24,7 @@ use crate::{continuation::Continuation, lifecycle::Lifecycle, pool::carry::carri
 
 /// The response that an [`Output`] writes. See the [module docs](super).
 ///
-/// It is a `200 OK` of plain text; combined with parts as any other of axum's, it is what they say:
+/// By default it is a `200 OK` of plain text. Combine it with response parts to change that, as usual in axum:
 /// `([(CONTENT_TYPE, "text/event-stream")], lifecycle.output(…))`.
 #[must_use = "what is written goes nowhere until this is returned from a handler, or given to `finish`"]
 pub struct OutputResponse {
@@ -56,20 +56,20 @@ impl OutputResponse {
         response
     }
 
-    /// How many written bytes wait in memory, before a write waits for the client; 8 KiB by default, and at least 1.
+    /// How many written bytes are buffered before a write waits for the client; 8 KiB by default, at least 1 byte.
     pub fn buffer(self, bytes: usize) -> Self {
         self.body.pipe.set_capacity(bytes);
         self
     }
 
-    /// Holds what is written back, until it is flushed or finished, or the buffer is full: as PHP's output buffering.
-    /// Without it everything leaves as soon as the connection has room.
+    /// Holds written bytes back until they are flushed or finished, or the buffer is full, like PHP's output
+    /// buffering. Without it everything leaves as soon as the connection has room.
     pub fn hold_until_flush(self) -> Self {
         self.body.pipe.set_holds();
         self
     }
 
-    /// Says `X-Accel-Buffering: no`, for nginx, which otherwise collects a response before it passes it on.
+    /// Sets the header `X-Accel-Buffering: no`, for nginx, which otherwise buffers a response before it passes it on.
     pub fn no_proxy_buffering(mut self) -> Self {
         self.proxies_buffer = false;
         self
@@ -89,18 +89,19 @@ impl IntoResponse for OutputResponse {
 }
 
 impl Lifecycle {
-    /// A response that `produce` writes step by step.
+    /// A streaming response that `produce` writes step by step. See the [module docs](crate::output) for an example.
     ///
-    /// It runs as the body's producer, when the server asks for the body. The time limit bounds it, and it is dropped at
-    /// its next `.await` when the client leaves, unless that is ignored: then it runs to its end, and what it writes is
-    /// discarded. A `HEAD` request runs it only where an [`EarlyCloseLayer`](crate::EarlyCloseLayer) has to measure what
-    /// its `GET` would get.
+    /// `produce` runs as the body's producer, when the server polls the body. The time limit bounds it, and it is
+    /// dropped at its next `.await` when the client leaves, unless aborts are ignored: then it runs to its end, and
+    /// what it writes is discarded. A `HEAD` request runs it only if an [`EarlyCloseLayer`](crate::EarlyCloseLayer)
+    /// has to measure what its `GET` would get.
     ///
-    /// The current span and the [carried](crate::EpilogueBuilder::carry) task-locals go along; what comes after
-    /// [`finish`](Output::finish) has a [span of its own](crate::manual::observing#spans). When it returns `Ok`, the
-    /// response ends. An error breaks the response off and is logged; one after [`finish`](Output::finish) is that of a
-    /// [continuation](Continuation::try_new). What kind of error it is has to be said, as in `Ok::<_, OutputError>(())` at its
-    /// end. See the [module docs](crate::output) for an example.
+    /// When it returns `Ok`, the response ends. An error breaks the response off and is logged; an error after
+    /// [`finish`](Output::finish) is treated as that of a [continuation](Continuation::try_new). The error type usually has to be
+    /// named, as in `Ok::<_, OutputError>(())` at the end.
+    ///
+    /// It runs in the current span and with the [carried](crate::EpilogueBuilder::carry) task-locals; what comes
+    /// after [`finish`](Output::finish) has a [span of its own](crate::manual::observing#spans).
     pub fn output<F, Fut, E>(&self, produce: F) -> OutputResponse
     where
         F: FnOnce(Output) -> Fut + Send + 'static,

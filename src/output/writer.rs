@@ -13,8 +13,8 @@ use super::{OutputError, OutputResponse, pipe::Pipe};
 
 /// The writing side of a response. See the [module docs](super).
 ///
-/// Dropped before [`finish`](Self::finish), it breaks its response off, so that half a page never looks whole; unless it
-/// was given to a producer ([`Lifecycle::output`](crate::Lifecycle::output)) that returns `Ok`.
+/// If it is dropped before [`finish`](Self::finish), the response is broken off, so that half a page never looks
+/// complete, unless it belongs to a producer ([`Lifecycle::output`](crate::Lifecycle::output)) that returns `Ok`.
 pub struct Output {
     pipe: Arc<Pipe>,
 }
@@ -29,11 +29,11 @@ impl fmt::Debug for Output {
 }
 
 impl Output {
-    /// A writer, and the response that it writes: for work that runs elsewhere, in the handler after a
+    /// A writer, and the response that it writes: for work that runs elsewhere, in the handler after
     /// [`finish`](crate::Lifecycle::finish) or in a task.
     ///
-    /// Such work is not dropped when the client leaves. Its next write is an error value then; or, where aborts are
-    /// ignored, is accepted and discarded, to the end.
+    /// Such work is not dropped when the client leaves. Its next write then returns an error; or, if aborts are
+    /// ignored, all writes are accepted and discarded.
     ///
     /// ```
     /// use axum::{Router, routing::get};
@@ -60,19 +60,19 @@ impl Output {
         (Self { pipe: pipe.clone() }, OutputResponse::new(pipe))
     }
 
-    /// Writes all of `data`. Waits while the buffer is full, which is while the client takes nothing.
+    /// Writes all of `data`. Waits while the buffer is full because the client is not reading.
     ///
     /// It leaves as soon as the connection has room for it, also without a [`flush`](Self::flush), unless the response
     /// [holds](OutputResponse::hold_until_flush) it.
     ///
     /// # Errors
     ///
-    /// After the client left (and that is not ignored), after the response was broken off or replaced, and after
+    /// After the client left (unless aborts are ignored), after the response was broken off or replaced, and after
     /// [`finish`](Self::finish). What was written before may or may not have left.
     ///
     /// # Cancel safety
     ///
-    /// None: dropped while it waits, it has written a part of `data`.
+    /// Not cancel safe: if it is dropped while it waits, an unknown part of `data` has been written.
     pub async fn write(&mut self, data: impl AsRef<[u8]> + Send) -> Result<(), OutputError> {
         let mut rest = data.as_ref();
         loop {
@@ -84,33 +84,33 @@ impl Output {
         }
     }
 
-    /// Has everything written so far leave, past every compressor of this crate that stands outside. Resolves when the
-    /// server has taken it and had its turn to send; the client may not have it yet.
+    /// Sends everything written so far, through every compressor of this crate that is outside. Resolves when the
+    /// server has taken it and had its turn to send; the client may not have received it yet.
     ///
     /// # Errors
     ///
-    /// After the client left (and that is not ignored), or after the response was broken off or replaced. Not after
+    /// After the client left (unless aborts are ignored), or after the response was broken off or replaced. Not after
     /// [`finish`](Self::finish): nothing is left to flush then.
     ///
     /// # Cancel safety
     ///
-    /// It begins with the first poll. Dropped after that, the flush takes place all the same.
+    /// Nothing happens before the first poll. If it is dropped after that, the flush takes place all the same.
     pub async fn flush(&mut self) -> Result<(), OutputError> {
         poll_fn(|cx| self.pipe.poll_flush(cx)).await
     }
 
-    /// Ends the response. Resolves when the server was given its end.
+    /// Ends the response. Resolves when the server has taken its end.
     ///
-    /// In a [producer](crate::Lifecycle::output), whatever comes after it runs as a continuation: when the response was
-    /// flushed, or will not be; an abort no longer ends it.
+    /// In a [producer](crate::Lifecycle::output), whatever comes after it runs as a continuation: once the response
+    /// was flushed, or will not be. A client disconnect no longer ends it.
     ///
     /// # Errors
     ///
-    /// If it was called before, or nobody takes the response any more.
+    /// If it was called before, or nobody reads the response any more.
     ///
     /// # Cancel safety
     ///
-    /// It begins with the first poll. Dropped after that, the response ends all the same.
+    /// Nothing happens before the first poll. If it is dropped after that, the response ends all the same.
     pub async fn finish(&mut self) -> Result<(), OutputError> {
         let mut begun = false;
         poll_fn(|cx| {
@@ -122,15 +122,15 @@ impl Output {
         .await
     }
 
-    /// Whether the next write would be an error, because nobody takes the response any more.
+    /// Whether the next write would return an error, because nobody reads the response any more.
     #[must_use]
     pub fn is_closed(&self) -> bool {
         self.pipe.is_closed()
     }
 }
 
-/// Shutting it down is [`finish`](Output::finish), which may be repeated here. Errors are of the kind `BrokenPipe`, with an
-/// [`OutputError`] inside.
+/// `poll_shutdown` is [`finish`](Output::finish), and may be repeated. Errors are of the kind
+/// [`BrokenPipe`](io::ErrorKind::BrokenPipe), with an [`OutputError`] inside.
 impl AsyncWrite for Output {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         Poll::Ready(Ok(ready!(self.pipe.poll_write(cx, data))?))

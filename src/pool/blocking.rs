@@ -48,7 +48,9 @@ impl Blocking {
                 their_pool.stuck_ended();
                 match &result {
                     Ok(()) => {
-                        caught::tell(|| tracing::warn!(route, "a blocking continuation that was given up has ended"));
+                        caught::tell(|| {
+                            tracing::warn!(route, "a blocking continuation that was stuck past its limit has ended");
+                        });
                     }
                     Err(payload) => panicked(&their_pool, &route, payload),
                 }

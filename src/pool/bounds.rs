@@ -17,17 +17,19 @@ use super::{
     throttle::{Once, Refusals, Throttle},
 };
 
-/// What becomes of new work when as much runs and waits as may.
+/// What happens to new work when no more may run or wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// New requests are answered with a 503 and a `Retry-After` (RFC 9110, section 10.2.3), before their handler runs.
+    /// New requests are answered with a 503 and a `Retry-After` (RFC 9110, section 10.2.3), before their handler
+    /// runs. The default.
     #[default]
     Refuse,
-    /// The handler runs, and its response is held back until there is a place for its continuation; so long at most.
-    /// Then it leaves all the same, and its continuation waits beyond the bound, which is counted and logged.
+    /// The handler runs, and its response is held back until there is a place for its continuation, at most for this
+    /// long. Then the response leaves all the same, and its continuation waits beyond the bound, which is counted and
+    /// logged.
     Hold(Duration),
-    /// Nothing is held up: what runs beyond the bound is counted and logged.
+    /// Everything runs: what runs beyond the bound is only counted and logged.
     Run,
 }
 
@@ -43,13 +45,13 @@ pub struct Bound {
 const DEFAULT_WAITING: usize = 1024;
 
 impl Bound {
-    /// So many run at once, and at least one; 1,024 wait; beyond that, [`WhenFull::Refuse`].
+    /// `max_running` (at least one) run at once, and 1,024 wait; beyond that, [`WhenFull::Refuse`].
     #[must_use]
     pub const fn new(max_running: usize) -> Self {
         Self { max_running, max_waiting: DEFAULT_WAITING, when_full: WhenFull::Refuse }
     }
 
-    /// So many wait for those that run. Zero has none wait.
+    /// How many wait for a place; 1,024 by default. With zero, none waits.
     #[must_use]
     pub const fn max_waiting(mut self, waiting: usize) -> Self {
         self.max_waiting = waiting;
@@ -61,7 +63,7 @@ impl Bound {
         self.max_running.saturating_add(self.max_waiting).min(Semaphore::MAX_PERMITS)
     }
 
-    /// What happens beyond that.
+    /// What happens beyond that; [`WhenFull::Refuse`] by default.
     #[must_use]
     pub const fn when_full(mut self, policy: WhenFull) -> Self {
         self.when_full = policy;
@@ -69,19 +71,19 @@ impl Bound {
     }
 }
 
-/// What a bound holds at this moment, and what it has turned away so far.
+/// How much of a bound is in use at this moment, and what it has refused so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Load {
-    /// The continuations that run, attempts at durable jobs among them.
+    /// Continuations that are running, attempts at durable jobs included.
     pub running: usize,
-    /// Those that wait for a place.
+    /// Continuations that wait for a place.
     pub waiting: usize,
-    /// The places that are kept for requests whose handler has not answered.
+    /// Places that are reserved for requests whose handler has not responded.
     pub reserved: usize,
-    /// The requests that were refused.
+    /// Requests that were refused, in all.
     pub refused: u64,
-    /// The continuations that there was no room for, and that were taken in all the same.
+    /// Continuations that were accepted although there was no room for them, in all.
     pub over: u64,
 }
 
@@ -253,7 +255,7 @@ impl Gate {
     }
 
     fn overflow(self: &Arc<Self>) -> Ticket {
-        self.count_overflow("more continuations wait than may");
+        self.count_overflow("more continuations wait than `max_waiting` allows");
         self.ticket(None)
     }
 
@@ -271,7 +273,7 @@ impl Gate {
         if self.bound.when_full == WhenFull::Run {
             let running = self.running.fetch_add(1, Ordering::Relaxed);
             if running >= self.bound.max_running {
-                self.count_overflow("more continuations run than were reckoned with");
+                self.count_overflow("more continuations run than `max_running` allows");
             }
             return Some(None);
         }
@@ -301,9 +303,11 @@ impl Gate {
     pub(crate) fn refuse(&self, route: &str) {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let class = self.class;
-        caught::tell(|| tracing::debug!(route, class, "a request was refused: there is no place for its continuation"));
+        caught::tell(|| tracing::debug!(route, class, "a request was refused with a 503: its bound is full"));
         let say = move |route: &str, count| {
-            caught::tell(|| tracing::warn!(route, class, count, "requests are refused: as much runs and waits as may"));
+            caught::tell(|| {
+                tracing::warn!(route, class, count, "requests are refused with a 503: their bound is full");
+            });
         };
         let later = || {
             let route = route.to_owned();

@@ -7,16 +7,17 @@ use axum_core::BoxError;
 use super::caught;
 use crate::{event::RequestId, status::ConnectionStatus};
 
-/// A continuation that returned an error.
+/// A continuation that returned an error, as passed to
+/// [`EpilogueBuilder::on_failure`](crate::EpilogueBuilder::on_failure).
 #[non_exhaustive]
 pub struct Failure {
-    /// Its request.
+    /// The request that it belongs to.
     pub request: RequestId,
-    /// The method and the matched route, or the path where no route is known.
+    /// The method and the matched route, or the path if no route is known: `POST /orders`.
     pub route: String,
     /// Its [class](crate::Continuation::class), if it has one.
     pub class: Option<&'static str>,
-    /// What it returned.
+    /// The error that it returned.
     pub error: BoxError,
     /// The request's status at that moment.
     pub status: ConnectionStatus,

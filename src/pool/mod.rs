@@ -302,7 +302,7 @@ impl Pool {
     /// Says that a continuation could not be run (contract rule 13).
     pub(crate) fn report_lost(&self, route: &str, why: &'static str) {
         self.lost.fetch_add(1, Ordering::Relaxed);
-        caught::tell(|| tracing::error!(route, why, "a continuation was lost"));
+        caught::tell(|| tracing::error!(route, why, "the work of a request after its response was lost"));
     }
 
     /// Counts a handler or a body that goes on without its response, as long as the value lives.

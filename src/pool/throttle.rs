@@ -88,8 +88,10 @@ pub(crate) struct Refusals(Arc<Throttle>);
 
 impl Refusals {
     pub(crate) fn tell(&self, route: &str, why: &'static str) {
-        caught::tell(|| tracing::debug!(route, why, "a request was refused"));
-        let say = move |route: &str, count| caught::tell(|| tracing::warn!(route, count, why, "requests are refused"));
+        caught::tell(|| tracing::debug!(route, why, "a request was refused with a 503"));
+        let say = move |route: &str, count| {
+            caught::tell(|| tracing::warn!(route, count, why, "requests are refused with a 503"));
+        };
         let later = || {
             let route = route.to_owned();
             move |count| say(&route, count)

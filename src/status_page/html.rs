@@ -30,9 +30,9 @@ pub(super) fn document(snapshot: &Snapshot, full: bool) -> String {
             body {
                 header {
                     h1 { "tower-epilogue" }
-                    span #state .quiet role="status" { "as of its loading" }
+                    span #state .quiet role="status" { "as loaded" }
                     nav {
-                        @if full { a href="?" { "few" } } @else { a href="?full" { "full" } }
+                        @if full { a href="?" { "short" } } @else { a href="?full" { "full" } }
                         a href=(if full { "?json&full" } else { "?json" }) { "JSON" }
                         a href="?openmetrics" { "OpenMetrics" }
                     }
@@ -133,7 +133,7 @@ fn live(rows: &[LiveRow], left_out: u64) -> Markup {
                     td { (row.status) }
                 } } }
             } }
-            @if left_out > 0 { p.quiet { "and " (left_out) " more, which are younger" } }
+            @if left_out > 0 { p.quiet { "and " (left_out) " more, all younger" } }
         }
     }
 }

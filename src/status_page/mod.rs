@@ -1,5 +1,6 @@
-//! A page that shows what an [`Epilogue`] does: what runs and waits, what was refused, aborted and lost, the slowest and the
-//! last failures. What PHP-FPM's status page is, for work that outlives its response.
+//! A status page for operators that shows what an [`Epilogue`] does: what runs and waits, what was refused, aborted
+//! and lost, the slowest requests and the latest failures, as HTML, JSON and OpenMetrics. It is the counterpart of
+//! PHP-FPM's status page.
 //!
 //! It is off, and nothing is collected, until it is switched on in the builder:
 //!
@@ -14,19 +15,19 @@
 //! # let _ = app;
 //! ```
 //!
-//! It is then at `/status`; axum knows no `/status/`.
+//! It is then at `/status`; axum does not route `/status/` to it.
 //!
 //! # Who must not see it
 //!
-//! Everybody whom you would not show your access log: clients, above all. The page names routes, tells how busy the
-//! server is, and so when it can be overwhelmed, and which request fails. It checks nobody; that is up to you. It shows no
-//! query, no header, no body, no text of an error or of a panic, since each can hold what a client sent: those are in
-//! the log. Of what was matched it shows the route (`/users/{id}`). Of what was not it shows the path as the client sent
-//! it, which may hold a name or a token; and that is all that is known of a request to which nothing of this crate is
-//! near the handler. So put one of the layers on the router, as with `Router::layer`, or take
+//! Anybody to whom you would not show your access log: clients, above all. The page names routes, shows how busy the
+//! server is (and so when it can be overwhelmed), and which requests fail. It does no authorization; that is up to
+//! you. It shows no query string, header or body, nor the text of an error or panic, because each can contain what a
+//! client sent: those are in the log. For a matched request it shows the route (`/users/{id}`), for any other the
+//! path as the client sent it, which may contain a name or a token. The path is all that is known of a request if
+//! nothing of this crate is inside the router. So put one of the layers on the router, with `Router::layer`, or take
 //! [`Lifecycle`] in the handler: then the route is known.
 //!
-//! On another listener, which only the machine itself reaches:
+//! On another listener, reachable only from the machine itself:
 //!
 //! ```no_run
 //! # use axum::Router;
@@ -36,7 +37,7 @@
 //!
 //! let page: Router = epilogue.status_page();
 //! let inside = TcpListener::bind("127.0.0.1:9000").await?;
-//! // A server of its own: it can be watched while the app's drains.
+//! // A server of its own: it stays reachable while the app's server drains.
 //! tokio::spawn(async { axum::serve(inside, page).await });
 //!
 //! let outside = TcpListener::bind("0.0.0.0:80").await?;
@@ -44,7 +45,7 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Or behind whatever keeps people out, in the same app:
+//! Or in the same app, behind your own authorization:
 //!
 //! ```
 //! use axum::{Router, extract::Request, http::StatusCode, middleware::{Next, from_fn}, response::Response};
@@ -62,84 +63,87 @@
 //! # let _ = app;
 //! ```
 //!
-//! # Forms
+//! # Formats
 //!
-//! | path, or query | or `Accept` | what |
+//! | path, or query | or `Accept` | format |
 //! |---|---|---|
-//! | `/`, `?html` | `text/html` | the page, which keeps itself up to date; without JavaScript it reloads |
+//! | `/`, `?html` | `text/html` | the page, which updates itself; without JavaScript it reloads |
 //! | `/json`, `?json` | `application/json` | the same as JSON |
-//! | `/metrics`, `?openmetrics` | `application/openmetrics-text` | counts as OpenMetrics 1.0, for Prometheus |
-//! | `?events` | `text/event-stream` | the page's own updates, one each second for a minute, for 16 readers at most |
+//! | `/metrics`, `?openmetrics` | `application/openmetrics-text` | counters and gauges as OpenMetrics 1.0, for Prometheus |
+//! | `?events` | `text/event-stream` | the page's live updates, one per second for a minute, for at most 16 readers |
 //!
-//! The query comes before the header, and a path before both. `?full` lists up to 1,000 of what is not over, and not 20.
-//! Where nothing is said it is HTML (RFC 9110, section 12.5.1). The page loads nothing from elsewhere, and its policy
-//! (`Content-Security-Policy`) lets nothing run in it but its own script.
+//! The path takes precedence over the query, and the query over the header. `?full` lists up to 1,000 unfinished
+//! requests instead of 20. The default is HTML (RFC 9110, section 12.5.1). The page loads nothing from elsewhere, and
+//! its `Content-Security-Policy` lets nothing but its own script run in it.
 //!
 //! # What is counted
 //!
-//! *Accepted* requests are those that were not *refused*; of these alone the rest is told. They are *in flight* until their
-//! last hook has ended. *Flushed*, *aborted* and *timed out* is what became of them; one that is flushed, and then timed
-//! out in its continuation, is both. *Running* is what is not over and does not *wait* for a place; the picture has the
-//! most of both in each second. A blocking continuation that has its place and waits for its thread has begun, and is running;
-//! the row *blocking* of the bounds has them apart, where [`max_blocking`](EpilogueBuilder::max_blocking) is set. Attempts at durable jobs are counted and listed as what they are, with their kind; what
-//! runs in each is one of the *continuations*, too, and so is what starts the jobs of a response. Of connections, those
-//! are known that this crate tracks. *Worked* is how long the handler and the continuations took: a stream that is on its
-//! way for hours is not slow. *Dropped* are continuations that a limit or a drain ended, and *hooks
-//! dropped* those that ran out of their own time. The slowest and the failures are
-//! 20 at most, since the page was switched on. In the OpenMetrics form, requests and jobs are counted when they end, so
-//! that a count never goes down.
+//! *Accepted* requests are those that were not *refused*; everything else is about accepted requests only. They are
+//! *in flight* until their last hook has ended. *Flushed*, *aborted* and *timed out* say what became of them; a
+//! request that is flushed and then times out in its continuation is both. *Running* is everything unfinished that
+//! does not *wait* for a place; the chart has the maximum of both in each second. A blocking continuation that has
+//! its place and waits for its thread counts as running; the bounds list these separately, in the row *blocking*, if
+//! [`max_blocking`](EpilogueBuilder::max_blocking) is set. Attempts at durable jobs are counted and listed as such,
+//! with their kind; the work of each also counts among the *continuations*, and so does what starts the jobs of a
+//! response. Only connections that this crate tracks are counted. *Worked* is how long the handler and the
+//! continuations took: a stream that lasts for hours is not slow. *Dropped* are continuations that a limit or a drain
+//! ended, and *hooks dropped* are hooks that exceeded the hook limit. The slowest requests and the failures are at
+//! most 20 each, since the page was switched on. In the OpenMetrics format, requests and jobs are counted when they
+//! end, so that a counter never goes down.
 //!
-//! The page's own requests are neither counted nor listed; but where a middleware in front of it waits for something, they are
-//! in the picture meanwhile, and a place that a bound keeps for one is *reserved*, as for any. Its updates end when a drain begins, so that they do not hold
-//! it up; on another listener, when the drain is over; and after a minute, when the page asks for more: a server that does
-//! not say when it stops, as `axum::serve`, waits for them no longer than that. Time limits and ignored aborts around it do
-//! not concern them.
-//! A request for it can be refused as any other: [`admit_always`](EpilogueBuilder::admit_always) prevents that, or a
-//! listener of its own.
+//! The page's own requests are neither counted nor listed; but while a middleware in front of the page waits, they
+//! appear in the chart, and a place that a bound reserves for one is *reserved*, as for any request. The live updates
+//! end when a drain begins, so that they do not delay it; on another listener, when the drain is over; and after a
+//! minute, when the page requests more, so a server that does not announce its shutdown, such as `axum::serve`, waits
+//! for them no longer than that. Time limits and ignored aborts around the page do not affect them.
+//!
+//! A request for the page can be refused like any other, unless [`admit_always`](EpilogueBuilder::admit_always)
+//! exempts it or the page has a listener of its own.
 //!
 //! # The names in JSON
 //!
-//! These stay as they are, and mean what they mean: only a version that may break others changes them. More may come. Times
-//! are in seconds.
+//! These names and their meanings are stable: only a breaking release changes them. New ones may be added. Times are
+//! in seconds.
 //!
 //! | name | what |
 //! |---|---|
 //! | `uptime_seconds` | since the page was switched on |
 //! | `draining` | whether a drain is under way |
 //! | `connections_open` | how many are open |
-//! | `requests` | `accepted`, that is `in_flight` and `ended`; of these `flushed`, `aborted` and, with jobs, `timed_out`; then `refused` |
+//! | `requests` | `accepted`, that is `in_flight` and `ended`; of these `flushed`, `aborted` and (durable jobs included) `timed_out`; then `refused` |
 //! | `jobs` | attempts at durable jobs: `in_flight` and `ended` |
 //! | `now` | `waiting` and `running`; of the latter `handling`, `sending`, `continuing` and `ending`; then handlers and bodies that are `detached` from [their response](EpilogueBuilder::max_detached), and threads that are [`stuck`](Epilogue::stuck) |
 //! | `continuations` | `started`, `dropped` and `failed` |
-//! | `bodies_failed` | responses whose body gave an error |
-//! | `hooks_dropped` | hooks that ran out of their own time |
+//! | `bodies_failed` | responses whose body returned an error |
+//! | `hooks_dropped` | hooks that exceeded the hook limit |
 //! | `panicked`, `lost` | [`Epilogue::panicked`] and [`Epilogue::lost`] |
-//! | `bounds` | a list: `bound` (`all`, `class`, `blocking` or `detached`), `class`, `max_running`, `max_waiting` (`null` for any number), `running`, `waiting`, `reserved`, `refused`, and `over`: taken in all the same |
-//! | `history` | the last three minutes, the oldest second first: the most that was `running` and `waiting` in each |
-//! | `live` | a list of what is not over, the oldest first: `route`, `class`, `phase`, `age_seconds`, `status`, `durable_job` |
-//! | `live_left_out` | how many are missing there |
+//! | `bounds` | a list: `bound` (`all`, `class`, `blocking` or `detached`), `class`, `max_running`, `max_waiting` (`null` for any number), `running`, `waiting`, `reserved`, `refused`, and `over`: accepted beyond the bound |
+//! | `history` | the last three minutes, the oldest second first: the maximum of `running` and `waiting` in each |
+//! | `live` | a list of unfinished requests and jobs, the oldest first: `route`, `class`, `phase`, `age_seconds`, `status`, `durable_job` |
+//! | `live_left_out` | how many are missing in that list |
 //! | `slowest`, `failures` | lists: `route`, `class`, `work_seconds`, `age_seconds`, `ended_seconds_ago`, `status`, `faults` (`dropped`, `failed`, `panicked`, `timed out`), `durable_job` |
 //!
 //! # The names in OpenMetrics
 //!
-//! They begin with `epilogue_pool_`, and stay as those do. They are sums over all routes: by route, and with times, there is what
-//! the feature `metrics` has, under [names of its own](crate::manual::observing#metrics). Where those count continuations
-//! that ended, and requests with the refused, these count continuations that were started, and requests without.
+//! They begin with `epilogue_pool_`, and are as stable. They are sums over all routes: for values by route, and
+//! times, use the feature `metrics`, which has [names of its own](crate::manual::observing#metrics). Note that it
+//! counts continuations that ended, and includes refused requests; here, continuations are counted when they start,
+//! and refused requests are not included.
 //!
 //! | name | kind | what |
 //! |---|---|---|
 //! | `requests_total` | counter | accepted requests that have ended |
 //! | `requests_refused_total` | counter | requests that were refused |
-//! | `responses_flushed_total` | counter | responses that left whole |
+//! | `responses_flushed_total` | counter | responses that were flushed |
 //! | `requests_aborted_total` | counter | requests whose client left before that |
 //! | `requests_timed_out_total` | counter | requests and jobs whose limit passed, or that a drain cut |
 //! | `continuations_total`, `continuations_dropped_total`, `continuations_failed_total` | counter | continuations that were started, dropped before their end, that returned an error |
-//! | `bodies_failed_total` | counter | responses whose body gave an error |
-//! | `hooks_dropped_total` | counter | hooks that ran out of their own time |
+//! | `bodies_failed_total` | counter | responses whose body returned an error |
+//! | `hooks_dropped_total` | counter | hooks that exceeded the hook limit |
 //! | `jobs_total` | counter | attempts at durable jobs that have ended |
 //! | `panics_total`, `lost_total` | counter | [`Epilogue::panicked`] and [`Epilogue::lost`] |
 //! | `requests_in_flight`, `jobs_in_flight` | gauge | those that have not ended |
-//! | `running`, `waiting` | gauge | what is not over, and what of it waits for a place |
+//! | `running`, `waiting` | gauge | unfinished requests and jobs: those that do not wait for a place, and those that do |
 //! | `in_phase` | gauge | both, by `phase`: `handling`, `sending`, `waiting`, `continuing`, `ending` |
 //! | `detached`, `stuck` | gauge | as in `now` above |
 //! | `connections_open`, `draining` | gauge | as above; 1 while a drain is under way |
@@ -149,13 +153,13 @@
 //!
 //! # What it costs
 //!
-//! On: about two hundred bytes for each request in flight, and for each event a lock and a few additions in the task that
-//! delivers events. What is kept of what is over has a bound.
+//! When switched on: about 200 bytes per request in flight, and per event a lock and a few additions in the task that
+//! delivers events. What is kept about finished requests is bounded.
 //!
 //! # Differences from FPM's page
 //!
-//! There are no processes, hence no list of them: what is listed is requests. `?xml` and plain text are missing, and
-//! `?full` shows no query, user, script or memory.
+//! There are no processes, so it lists requests instead. There is no `?xml` and no plain text, and `?full` shows no
+//! query, user, script or memory.
 
 use std::{sync::Arc, time::Duration};
 
@@ -191,8 +195,8 @@ mod updates;
 const CATCH_UP: Duration = Duration::from_secs(1);
 
 impl EpilogueBuilder {
-    /// Switches [`Epilogue::status_page`] on, and with it the counting; see [`status_page`](crate::status_page) for who must
-    /// not see the page. Off by default.
+    /// Switches on [`Epilogue::status_page`], and the counting for it. Off by default. See
+    /// [`status_page`](crate::status_page) for who must not see the page.
     pub fn status_page(mut self) -> Self {
         let ledger = Arc::new(Ledger::new());
         self.pool.census = Some(ledger.clone());
@@ -203,10 +207,11 @@ impl EpilogueBuilder {
 }
 
 impl Epilogue {
-    /// The [status page](crate::status_page), to nest in an app or to serve on a listener of its own; read there who must
-    /// not see it. Several are the same page.
+    /// The [status page](crate::status_page), to nest in an app or to serve on a listener of its own. It does no
+    /// authorization: see [who must not see it](crate::status_page#who-must-not-see-it). All of them show the same
+    /// page.
     ///
-    /// Without [`EpilogueBuilder::status_page`] there is nothing to show: it answers with a 404, and the log says why.
+    /// Without [`EpilogueBuilder::status_page`] it responds with a 404, and the log says why.
     pub fn status_page<S>(&self) -> Router<S>
     where
         S: Clone + Send + Sync + 'static,
@@ -277,7 +282,7 @@ fn typed(content_type: &'static str, text: String) -> Response {
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
-    tracing::error!(error, "the status page cannot be written");
+    tracing::error!(error, "the status page could not be rendered");
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 

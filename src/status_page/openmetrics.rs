@@ -30,17 +30,17 @@ impl Collector for Snapshot {
         let counters: [(&str, &str, u64); 13] = [
             ("requests", "Requests that were accepted and have ended", self.requests.ended),
             ("requests_refused", "Requests that were refused", self.requests.refused),
-            ("responses_flushed", "Responses that left whole", self.requests.flushed),
-            ("requests_aborted", "Requests whose client left before its response", self.requests.aborted),
+            ("responses_flushed", "Responses that were flushed", self.requests.flushed),
+            ("requests_aborted", "Requests whose client left before the response was flushed", self.requests.aborted),
             ("requests_timed_out", "Requests and jobs whose limit passed, or that were cut", self.requests.timed_out),
             ("continuations", "Continuations that were started", self.continuations.started),
             ("continuations_dropped", "Continuations that were dropped before their end", self.continuations.dropped),
             ("continuations_failed", "Continuations that returned an error", self.continuations.failed),
-            ("bodies_failed", "Responses whose body gave an error", self.bodies_failed),
-            ("hooks_dropped", "Hooks that ran out of their own time", self.hooks_dropped),
+            ("bodies_failed", "Responses whose body returned an error", self.bodies_failed),
+            ("hooks_dropped", "Hooks that exceeded the hook limit", self.hooks_dropped),
             ("jobs", "Attempts at durable jobs that have ended", self.jobs.ended),
             ("panics", "Panics that were caught", self.panicked as u64),
-            ("lost", "Requests that had something left to run when their runtime ended", self.lost as u64),
+            ("lost", "Requests whose runtime ended before their work did", self.lost as u64),
         ];
         for (name, help, value) in counters {
             counter(&mut encoder, name, help, value)?;
@@ -48,7 +48,7 @@ impl Collector for Snapshot {
         let gauges: [(&str, &str, u64); 7] = [
             ("requests_in_flight", "Accepted requests that have not ended", self.requests.in_flight),
             ("jobs_in_flight", "Attempts at durable jobs that have not ended", self.jobs.in_flight),
-            ("running", "Requests and jobs that are not over and do not wait", self.now.running),
+            ("running", "Unfinished requests and jobs that do not wait for a place", self.now.running),
             ("waiting", "Continuations that wait for a place", self.now.waiting),
             ("connections_open", "Open connections", self.connections_open as u64),
             ("detached", "Handlers and bodies that outlive their response", self.now.detached as u64),
@@ -71,7 +71,7 @@ impl Collector for Snapshot {
             ("ending", now.ending),
         ];
         let rows = phases.map(|(phase, value)| ([("phase", phase)], value));
-        gauges_of(&mut encoder, "in_phase", "Requests and jobs that are not over", &rows)?;
+        gauges_of(&mut encoder, "in_phase", "Unfinished requests and jobs", &rows)?;
         self.encode_bounds(&mut encoder)
     }
 }
@@ -87,7 +87,9 @@ impl Snapshot {
             ("bound_max_waiting", "How many may wait", |bound| bound.max_waiting.map(|most| most as u64)),
             ("bound_running", "How many run", |bound| Some(bound.running as u64)),
             ("bound_waiting", "How many wait", |bound| Some(bound.waiting as u64)),
-            ("bound_reserved", "Places kept for requests that are handled", |bound| Some(bound.reserved as u64)),
+            ("bound_reserved", "Places reserved for requests whose handler is running", |bound| {
+                Some(bound.reserved as u64)
+            }),
         ];
         for (name, help, value) in gauges {
             let rows = self.bounds.iter().filter_map(|bound| Some((bound.labels(), value(bound)?)));
@@ -98,8 +100,8 @@ impl Snapshot {
             }
         }
         let counters: [Column<u64>; 2] = [
-            ("bound_refused", "Requests that were refused for it", |bound| bound.refused),
-            ("bound_over", "Continuations taken in beyond it", |bound| bound.over),
+            ("bound_refused", "Requests that were refused because of it", |bound| bound.refused),
+            ("bound_over", "Continuations accepted beyond it", |bound| bound.over),
         ];
         for (name, help, value) in counters {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;

@@ -1,4 +1,4 @@
-//! Runs a handler again and again, each time with a client that leaves at another of its await points.
+//! Runs a handler repeatedly, each time with a client that leaves at another of its await points.
 
 use std::{
     convert::Infallible,
@@ -29,20 +29,20 @@ use crate::{Epilogue, lifecycle::Lifecycle};
 /// No handler has so many await points: it polls itself in a circle.
 const MOST: usize = 10_000;
 
-/// Runs `turn` once undisturbed, and then once for each await point of the handler in it, at which its client leaves.
-/// Tells how many points there were.
+/// Tests a handler's cancel safety: runs `turn` once undisturbed, and then once for each await point of the handler,
+/// with a client that leaves there. Returns the number of await points.
 ///
-/// An await point is a moment at which the handler, or the producer of the body that it answers with, waits: there, and
-/// nowhere else, it is dropped when its client leaves (contract rule 4). What a handler leaves half done by then shows
-/// in what `turn` asserts after its request: build the app and its state anew in each turn, send one request through
-/// the [`Interrupted`] server, and look at the state. Where aborts are ignored (by a layer, the handle, or a
-/// [`Shield`](crate::Shield)) the handler goes on from there, as it would.
+/// An await point is a moment at which the handler, or the producer of its response body, waits: only there is it
+/// dropped when its client leaves (contract rule 4). What the handler has left half done then shows in what `turn`
+/// asserts after its request: build the app and its state anew in each turn, send one request through the
+/// [`Interrupted`] server, and check the state. If aborts are ignored (by a layer, the handle, or a
+/// [`Shield`](crate::Shield)), the handler goes on from there, as it would in production.
 ///
-/// An `.await` that is ready at once is no such point: the handler cannot be dropped there. If it may wait in production,
-/// let it wait in the test. After a [`finish`](Lifecycle::finish) there are no more points.
+/// An `.await` that is ready at once is not an await point: the handler cannot be dropped there. If it may wait in
+/// production, make it wait in the test. After [`finish`](Lifecycle::finish) there are no more points.
 ///
-/// So assert the number: at none nobody left, and what `turn` asserts was held against an undisturbed request alone. A
-/// request that never came to the handler, such as one for another path or of a content type that is refused, has none.
+/// So assert the number: if it is zero, nobody left, and the assertions of `turn` saw only an undisturbed request. A
+/// request that never reaches the handler, because of a wrong path or content type for example, has none.
 ///
 /// The server is in memory, so time may be paused.
 ///
@@ -77,7 +77,7 @@ const MOST: usize = 10_000;
 ///
 /// # Panics
 ///
-/// As `turn` does; the number of the point is printed before. If a handler has more than 10,000 points.
+/// If `turn` panics; the number of the await point is printed first. If a handler has more than 10,000 await points.
 pub async fn every_await_point<F>(turn: F) -> usize
 where
     F: AsyncFn(Interrupted),
@@ -125,40 +125,41 @@ pub struct Interrupted {
 }
 
 impl Interrupted {
-    /// The point at which the client leaves, from 0; `None` in the turn in which it stays. It stays, too, where a turn comes
-    /// to fewer points than that one.
+    /// The await point at which the client leaves, from 0; `None` in the turn in which it stays. It also stays if a
+    /// turn reaches fewer points than that.
     #[must_use]
     pub fn point(&self) -> Option<usize> {
         self.points.point
     }
 
-    /// Serves `app`, asks for `path`, and waits until all has [settled](TestServer::settled). Tells what happened.
+    /// Serves `app`, sends a GET for `path`, and waits until everything has [settled](TestServer::settled). Returns
+    /// what happened.
     #[track_caller]
     pub fn get(&self, app: Router, path: &str) -> impl Future<Output = Story> {
         self.send(app, format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n"))
     }
 
-    /// The same with a POST.
+    /// The same with a POST of `body`, without a `Content-Type`.
     #[track_caller]
     pub fn post(&self, app: Router, path: &str, body: &str) -> impl Future<Output = Story> {
         let length = body.len();
         self.send(app, format!("POST {path} HTTP/1.1\r\nhost: test\r\ncontent-length: {length}\r\n\r\n{body}"))
     }
 
-    /// The same with a request of your own, head and body, as the bytes of HTTP/1.1: see
+    /// The same with any request, head and body, as the bytes of HTTP/1.1: see
     /// [`request_bytes`](super::request_bytes).
     ///
     /// # Panics
     ///
-    /// If there is no response, or the server does not settle, within the [patience](super::TestServerBuilder::patience); if what
-    /// was sent is no request.
+    /// If there is no response, or the server does not settle, within the
+    /// [patience](super::TestServerBuilder::patience); if `request` is not a valid request.
     #[track_caller]
     pub fn send(&self, app: Router, request: impl AsRef<[u8]>) -> impl Future<Output = Story> {
         self.send_from(Location::caller(), TestServer::builder(), async |_: &_| app, request)
     }
 
-    /// The same on a server of your own settings, for an app that is made of its [`Epilogue`]: one with bounds, or with a store
-    /// of durable jobs, whose attempts have stories of their own.
+    /// The same on a server with settings of your own, for an app that is made from its [`Epilogue`]: with bounds, or
+    /// with a store of durable jobs, whose attempts have stories of their own.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")] async fn main() {

@@ -19,14 +19,14 @@ pub(super) type Wire = Either<TcpStream, MemoryClient>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Leave {
-    /// It shuts its sending side (a FIN) and stays to read.
+    /// It shuts down its sending side (a FIN), and can still read.
     Fin,
-    /// It closes its socket; the system answers what is sent to it from then on with a reset. If bytes have come that it
-    /// has not read, that is a reset at once, on Linux.
+    /// It closes its socket; from then on, the system answers what is sent to it with a reset. On Linux, if it has
+    /// received bytes that it has not read, closing resets the connection at once.
     Close,
     /// It resets the connection (a RST). In memory it closes.
     Reset,
-    /// It stays, silently: nothing is sent, nothing read, and nothing tells the server.
+    /// It stays connected and silent: it sends and reads nothing, and the server is not told.
     Silence,
 }
 
@@ -39,9 +39,9 @@ impl Leave {
 ///
 /// # Panics
 ///
-/// Its methods panic, and the test fails, when something that must happen does not within the server's patience, and
-/// when a client that has closed its connection is used once more. The message names the line of the test, what has come
-/// and was not asked for, and what has happened to the server's requests.
+/// Its methods panic, and the test fails, if something that must happen does not happen within the server's
+/// [patience](super::TestServerBuilder::patience), or if a client is used after it has closed its connection. The message names the
+/// line of the test, the bytes received but not read by the test, and what has happened to the server's requests.
 pub struct TestClient {
     /// `None` once it has closed.
     wire: Option<(Wire, Present)>,
@@ -113,7 +113,7 @@ impl TestClient {
         self.must(line, "the server takes what is sent", sent);
     }
 
-    /// The same, where the server may close meanwhile; says what became of it.
+    /// The same, if the server may close the connection meanwhile; returns the result.
     ///
     /// # Errors
     ///
@@ -127,14 +127,14 @@ impl TestClient {
         }
     }
 
-    /// Asks for `path`.
+    /// Sends a GET for `path`.
     #[track_caller]
     pub fn send_get(&mut self, path: &str) -> impl Future<Output = ()> {
         self.send(get(path))
     }
 
-    /// Posts `body` to `path`, without a `Content-Type`, which `Json` and `Form` ask for: for those, and for headers of your
-    /// own, [`send`](Self::send) what [`request_bytes`](super::request_bytes) makes.
+    /// Sends a POST of `body` to `path`, without a `Content-Type`. `Json` and `Form` require one: for those, and for
+    /// other headers, [`send`](Self::send) the result of [`request_bytes`](super::request_bytes).
     #[track_caller]
     pub fn send_post(&mut self, path: &str, body: impl AsRef<[u8]>) -> impl Future<Output = ()> {
         let body = body.as_ref();
@@ -142,7 +142,8 @@ impl TestClient {
         self.send([head.as_bytes(), body].concat())
     }
 
-    /// Asks for each of `paths`, all in one write, before any response is read: pipelining (RFC 9112, section 9.3.2).
+    /// Sends a GET for each of `paths` in one write, before any response is read: pipelining (RFC 9112, section
+    /// 9.3.2).
     #[track_caller]
     pub fn pipeline(&mut self, paths: &[&str]) -> impl Future<Output = ()> {
         self.send(paths.iter().map(|path| get(path)).collect::<String>())
@@ -156,11 +157,11 @@ impl TestClient {
         self.pace = Some((bytes.max(1), pause));
     }
 
-    /// Reads one response to its end, however that is marked (RFC 9112, section 6.3): by a length, by a last chunk, or by
-    /// the end of the connection. The connection stays as it is, and so do the bytes behind the response.
+    /// Reads one response to its end, however that is marked (RFC 9112, section 6.3): by a length, by a last chunk,
+    /// or by the end of the connection. The connection stays open, and bytes after the response stay unread.
     ///
-    /// An informational one, such as the 100 that a request with `Expect: 100-continue` gets, is a response of its own.
-    /// That to a HEAD, and a successful one to a CONNECT, have another end: see [`response_to_head`](Self::response_to_head).
+    /// An informational response, such as the 100 for a request with `Expect: 100-continue`, is a response of its
+    /// own. For the response to a HEAD or a successful CONNECT, use [`response_to_head`](Self::response_to_head).
     #[track_caller]
     pub fn response(&mut self) -> impl Future<Output = TestResponse> {
         self.read_response(Location::caller(), false)
@@ -193,7 +194,7 @@ impl TestClient {
         }
     }
 
-    /// Reads exactly `count` bytes; what is behind them is left to the connection.
+    /// Reads exactly `count` bytes; bytes after them stay unread.
     #[track_caller]
     pub fn read(&mut self, count: usize) -> impl Future<Output = Bytes> {
         self.read_from(Location::caller(), count)
@@ -215,7 +216,7 @@ impl TestClient {
         self.buffer.split_to(count).freeze()
     }
 
-    /// Reads until `marker` has come, and everything before it; also what came along with it.
+    /// Reads up to and including `marker`, and whatever arrived together with it.
     #[track_caller]
     pub fn read_until(&mut self, marker: impl AsRef<[u8]>) -> impl Future<Output = Bytes> {
         let line = Location::caller();
@@ -240,8 +241,8 @@ impl TestClient {
         }
     }
 
-    /// Reads to the end of the connection: what came, and the error that it ended with, if it did (a reset, for
-    /// example).
+    /// Reads to the end of the connection. Returns what arrived, and the error that ended it, if there was one (a
+    /// reset, for example).
     #[track_caller]
     pub fn read_to_end(&mut self) -> impl Future<Output = (Bytes, Option<io::Error>)> {
         let line = Location::caller();
@@ -287,7 +288,7 @@ impl TestClient {
         }
     }
 
-    /// Reads the first `count` bytes of what comes, and leaves.
+    /// Reads the first `count` bytes, and leaves.
     #[track_caller]
     pub fn stop_response_at(&mut self, count: usize, how: Leave) -> impl Future<Output = Bytes> {
         let line = Location::caller();
@@ -329,7 +330,7 @@ impl TestClient {
         }
     }
 
-    /// Shuts its sending side (a FIN), and stays to read.
+    /// Shuts down its sending side (a FIN), and can still read.
     #[track_caller]
     pub fn half_close(&mut self) -> impl Future<Output = ()> {
         self.leave_from(Location::caller(), Leave::Fin)

@@ -18,10 +18,10 @@ use crate::{
     pool::lock,
 };
 
-/// Every phase of every request, in order, as the [event function](EpilogueBuilder::on_event) was told.
+/// Every phase of every request, in order, as reported to the [event function](EpilogueBuilder::on_event).
 ///
-/// A [`TestServer`](super::TestServer) has one. For a server of another kind, give
-/// [`listener`](Self::listener) to its epilogue. Cloning is cheap; clones are the same journal.
+/// A [`TestServer`](super::TestServer) has one. For any other server, pass [`listener`](Self::listener) to
+/// [`EpilogueBuilder::on_event`]. Cloning is cheap; clones are the same journal.
 #[derive(Clone, Default)]
 pub struct Journal {
     told: Arc<Mutex<Told>>,
@@ -58,7 +58,7 @@ impl Told {
 }
 
 impl Journal {
-    /// An empty one.
+    /// An empty journal.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -84,7 +84,7 @@ impl Journal {
         Epilogue::builder().on_event(self.listener())
     }
 
-    /// All events so far, in the order in which they were told.
+    /// All events so far, in the order in which they were reported.
     #[must_use]
     pub fn events(&self) -> Vec<Event> {
         lock(&self.told).events.clone()
@@ -144,32 +144,32 @@ impl Journal {
         }
     }
 
-    /// Waits until `found` says so of the stories so far.
+    /// Waits until `found` returns `true` for the stories so far.
     ///
     /// # Panics
     ///
-    /// That of a [`TestServer`](super::TestServer): if it takes longer than the server's
-    /// [patience](super::TestServerBuilder::patience). Any other waits without end.
+    /// With the journal of a [`TestServer`](super::TestServer): if it takes longer than the server's
+    /// [patience](super::TestServerBuilder::patience). Any other journal waits without end.
     ///
     /// # Cancel safety
     ///
-    /// Nothing is lost when it is dropped.
+    /// Cancel safe.
     #[track_caller]
     pub fn until(&self, found: impl Fn(&[Story]) -> bool) -> impl Future<Output = ()> {
         let said = move |journal: &Self| found(&journal.stories());
         self.wait(Location::caller(), "the journal says what is waited for".to_owned(), said)
     }
 
-    /// Waits until `count` requests have ended, whatever else goes on; as long as [`until`](Self::until) does.
+    /// Waits until `count` requests have ended, whatever else is running; panics like [`until`](Self::until).
     #[track_caller]
     pub fn ended(&self, count: usize) -> impl Future<Output = ()> {
         let ended = move |journal: &Self| lock(&journal.told).ended >= count;
         self.wait(Location::caller(), format!("requests that have ended: {count}"), ended)
     }
 
-    /// Waits until the handlers of `count` requests have begun; as long as [`until`](Self::until) does.
+    /// Waits until the handlers of `count` requests have begun; panics like [`until`](Self::until).
     ///
-    /// Before a client leaves: of a client that leaves at once, a server may never see the request.
+    /// Use it before a client leaves: if a client leaves at once, the server may never see its request.
     #[track_caller]
     pub fn begun(&self, count: usize) -> impl Future<Output = ()> {
         let begun = move |journal: &Self| lock(&journal.told).begun.len() >= count;
@@ -193,11 +193,11 @@ impl Journal {
         }
     }
 
-    /// Holds the contract against each request.
+    /// Asserts the [contract](crate::manual::contract) for each request.
     ///
     /// # Panics
     ///
-    /// With the first [`Story::assert_contract`] that does.
+    /// If [`Story::assert_contract`] panics for one of them.
     #[track_caller]
     pub fn assert_contract(&self) {
         self.stories().iter().for_each(Story::assert_contract);

@@ -1,8 +1,8 @@
-//! For tests of your own: a server, clients that leave in every way, and a journal with assertions.
+//! For your own tests: a server, clients that disconnect in every way, and a journal with assertions.
 //!
-//! A [`TestServer`] serves an app as [`Epilogue::serve`](crate::Epilogue::serve) does, on a real socket or in memory. A
-//! [`TestClient`] sends and reads bytes, and leaves where it is told to. The [`Journal`] knows each phase of each
-//! request, and a [`Story`] of it asserts what became of one.
+//! A [`TestServer`] serves an app as [`Epilogue::serve`](crate::Epilogue::serve) does, on a real socket or in memory.
+//! A [`TestClient`] sends and reads bytes, and disconnects where it is told to. The [`Journal`] records each phase of
+//! each request, and a [`Story`] from it asserts what became of one request.
 //!
 //! ```
 //! use axum::{Router, routing::post};
@@ -27,40 +27,42 @@
 //!
 //! # Clients that leave
 //!
-//! A client stops at any byte of its request ([`stop_request_at`](TestClient::stop_request_at)) or of the response
-//! ([`stop_response_at`](TestClient::stop_response_at)), in each of the ways of [`Leave`]: with a FIN, a close, a
-//! reset, or in silence. It reads [slowly](TestClient::read_slowly), shuts [one side](TestClient::half_close), and sends
-//! several requests [at once](TestClient::pipeline).
+//! A client can stop at any byte of its request ([`stop_request_at`](TestClient::stop_request_at)) or of the response
+//! ([`stop_response_at`](TestClient::stop_response_at)), in any of the ways of [`Leave`]: with a FIN, a close, a
+//! reset, or silently. It can read [slowly](TestClient::read_slowly), shut down its [sending
+//! side](TestClient::half_close), and send several requests [at once](TestClient::pipeline).
 //!
-//! Of a client that leaves right after its request, a server may never see the request. Wait until the handler has
+//! If a client leaves right after sending its request, a server may never see the request. Wait until the handler has
 //! [begun](Journal::begun) in between.
 //!
-//! They speak HTTP/1. For HTTP/2 have a client of your own connect to the server's [address](TestServer::address): the
-//! journal knows its requests, and [`settled`](TestServer::settled) waits for those that have begun.
+//! These clients speak HTTP/1. For HTTP/2, connect a client of your own to the server's
+//! [address](TestServer::address): the journal has its requests, and [`settled`](TestServer::settled) waits for those
+//! that have begun.
 //!
-//! [`every_await_point`] runs a handler with a client that leaves at each of its await points in turn: one that is
-//! not safe to drop shows it.
+//! [`every_await_point`] runs a handler once for each of its await points, with a client that leaves there, and so finds handlers
+//! that are not cancel safe.
 //!
 //! # Time
 //!
-//! Under a paused clock (`#[tokio::test(start_paused = true)]`, tokio's feature `test-util`) limits, patience and sleeps
-//! pass at once, and exactly. Serve [in memory](TestServer::in_memory) then: while sockets are waited for, a paused clock
-//! jumps. All timers are jumped to when nothing else is to happen, so a client that stays connected without a request is
-//! disconnected ([`header_read_timeout`](crate::EpilogueBuilder::header_read_timeout)). The patience of the harness itself
-//! is always counted on the wall.
+//! Under a paused clock (`#[tokio::test(start_paused = true)]`, tokio's feature `test-util`) limits, patience and
+//! sleeps pass at once, and exactly. Serve [in memory](TestServer::in_memory) then: a paused clock jumps while it
+//! waits for sockets. When nothing else is left to do, the clock jumps to the next timer, whichever that is: so a
+//! client that stays connected without a request is disconnected
+//! ([`header_read_timeout`](crate::EpilogueBuilder::header_read_timeout)). The patience of the harness itself is
+//! always in wall-clock time.
 //!
-//! A paused clock does not wait for other threads. So it has a [blocking](crate::Continuation::blocking) continuation given
-//! up at its limit at once, and a database is found not to answer: test blocking continuations without a limit, and durable
-//! jobs with the clock running.
+//! A paused clock does not wait for other threads. So a [blocking](crate::Continuation::blocking) continuation
+//! reaches its limit at once, and a database appears not to answer: test blocking continuations without a limit, and
+//! durable jobs with the clock running.
 //!
 //! # Durable jobs
 //!
-//! Their store is started in the server's `Epilogue`, which an app is given by
-//! [`on_socket_with`](TestServerBuilder::on_socket_with). In the journal an attempt at a job is as a request is.
-//! [`settled`](TestServer::settled) waits for the attempts that run, and does not know of those that are still to: wait for
-//! them in the journal, or until the store [counts](crate::durable::DurableStore::counts) the job as completed, which it
-//! does a moment later. Nothing but a store makes a [`JobContext`](crate::durable::JobContext): what of a job is to be tested
-//! without one goes into a function of its own.
+//! Start their store in the server's `Epilogue`, which [`on_socket_with`](TestServerBuilder::on_socket_with) passes
+//! to a closure that makes the app. In the journal, an attempt at a job appears like a request.
+//! [`settled`](TestServer::settled) waits for attempts that are running, but does not know of those still to come: wait for
+//! them in the journal, or until the store [counts](crate::durable::DurableStore::counts) the job as completed, which
+//! it does a moment later. Only a store can create a [`JobContext`](crate::durable::JobContext): to test a part of a
+//! job without one, move it into a function of its own.
 //!
 //! ```
 //! # #[cfg(feature = "durable-sqlite")]
@@ -110,8 +112,9 @@
 //!
 //! # Differences from `tower::ServiceExt::oneshot` and `axum_test`
 //!
-//! Those call the app without a connection: nothing is flushed, nobody leaves, and no continuation is known to have
-//! ended. Use them for what a handler answers; use this for what becomes of the answer and of the work after it.
+//! Those call the app without a connection: nothing is flushed, nobody leaves, and there is no way to know that a
+//! continuation has ended. Use them to test what a handler responds; use this to test what becomes of the response
+//! and of the work after it.
 
 use std::{fmt, future::Future, panic::Location, pin::pin, time::Duration};
 

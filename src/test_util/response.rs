@@ -1,4 +1,4 @@
-//! A response as it came.
+//! A response as it was received.
 
 use std::{io, str};
 
@@ -15,24 +15,24 @@ pub struct TestResponse {
     pub status: StatusCode,
     /// The headers.
     pub headers: HeaderMap,
-    /// The body as far as it came, without the framing of chunks.
+    /// The body as far as it was received, without chunked framing.
     pub body: Bytes,
-    /// The trailers, which come behind the last chunk.
+    /// The trailers, which come after the last chunk.
     pub trailers: HeaderMap,
     /// Whether the response came to a well-formed end.
     pub whole: bool,
-    /// What the connection ended with instead, if that was an error.
+    /// The error that ended the connection instead, if there was one.
     pub error: Option<io::Error>,
 }
 
 impl TestResponse {
-    /// The body as text; what is not UTF-8 in it is replaced.
+    /// The body as text; invalid UTF-8 is replaced.
     #[must_use]
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    /// A header's value, if it is there and is text.
+    /// A header's value, if it is present and is text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()

@@ -38,10 +38,9 @@ const BUFFER: usize = 64 * 1024;
 /// How long something that must happen is waited for.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An app under [`Epilogue::serve`], with a [`Journal`] of all that happens, and clients to reach it.
+/// An app under [`Epilogue::serve`], with a [`Journal`] of everything that happens, and clients.
 ///
-/// See the [module docs](super). When it is dropped, the server begins to drain by itself, as far as its runtime lets
-/// it.
+/// See the [module docs](super). When it is dropped, the server begins to drain, as far as its runtime allows.
 pub struct TestServer {
     epilogue: Epilogue,
     journal: Journal,
@@ -64,7 +63,7 @@ enum Door {
     Memory(mpsc::UnboundedSender<MemoryStream>),
 }
 
-/// Sets a [`TestServer`] up.
+/// Configures a [`TestServer`].
 #[must_use = "a builder does nothing until a server is started"]
 pub struct TestServerBuilder {
     epilogue: EpilogueBuilder,
@@ -79,31 +78,32 @@ impl fmt::Debug for TestServerBuilder {
 }
 
 impl TestServerBuilder {
-    /// Settings of the epilogue, or one that was set up elsewhere, such as the app's own. The journal is told of its events
-    /// beside whatever else listens to them.
+    /// Changes settings of the epilogue, or replaces it by another builder, such as the app's own. The journal gets
+    /// its events in addition to other event functions.
     pub fn epilogue(mut self, set: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder) -> Self {
         self.epilogue = set(self.epilogue);
         self
     }
 
-    /// How long a client, the [journal](Journal::until), [`settled`](TestServer::settled) or [`stop`](TestServer::stop) waits
-    /// before the test fails: 10 s by default, on the wall, also where time is paused.
+    /// How long a client, the [journal](Journal::until), [`settled`](TestServer::settled) or
+    /// [`stop`](TestServer::stop) waits before the test fails: 10 s by default, in wall-clock time, even if tokio's
+    /// time is paused.
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience;
         self
     }
 
-    /// Serves `app` on a socket of the loopback interface, whose port the system chooses.
+    /// Serves `app` on a TCP socket of the loopback interface, on a port that the system chooses.
     ///
     /// # Panics
     ///
-    /// If the system has no port to give.
+    /// If no port is available.
     pub async fn on_socket(self, app: Router) -> TestServer {
         self.on_socket_with(async |_| app).await
     }
 
-    /// Serves what `app` makes of the server's [`Epilogue`], on a socket as [`on_socket`](Self::on_socket) does: an app with
-    /// a store of durable jobs, or with the status page.
+    /// Serves the app that `app` makes from the server's [`Epilogue`], on a socket as [`on_socket`](Self::on_socket)
+    /// does: an app with a store of durable jobs, or with the status page.
     ///
     /// ```
     /// # #[cfg(feature = "status-page")]
@@ -120,7 +120,7 @@ impl TestServerBuilder {
     ///
     /// # Panics
     ///
-    /// If the system has no port to give.
+    /// If no port is available.
     pub async fn on_socket_with(self, app: impl AsyncFnOnce(&Epilogue) -> Router) -> TestServer {
         let epilogue = self.epilogue.on_event(self.journal.listener()).build();
         let app = app(&epilogue).await;
@@ -136,22 +136,22 @@ impl TestServerBuilder {
         }
     }
 
-    /// Serves `app` in memory, on the runtime that this is called in: for tests whose time is paused.
+    /// Serves `app` in memory, on the current runtime: for tests with paused time.
     ///
-    /// Its connections have no address: handlers that take a `ConnectInfo<SocketAddr>` need a layer of
-    /// [`MockConnectInfo`](axum::extract::connect_info::MockConnectInfo) around them.
+    /// Its connections have no address: handlers that take a `ConnectInfo<SocketAddr>` need a
+    /// [`MockConnectInfo`](axum::extract::connect_info::MockConnectInfo) layer.
     ///
     /// # Panics
     ///
-    /// Outside of a tokio runtime.
+    /// If called outside a tokio runtime.
     #[must_use]
     pub fn in_memory(self, app: Router) -> TestServer {
         let epilogue = self.epilogue.on_event(self.journal.listener()).build();
         remember(epilogue, self.journal, self.patience, app)
     }
 
-    /// Serves what `app` makes of the server's [`Epilogue`], in memory as [`in_memory`](Self::in_memory) does. See
-    /// [`on_socket_with`](Self::on_socket_with).
+    /// Serves the app that `app` makes from the server's [`Epilogue`], in memory as [`in_memory`](Self::in_memory)
+    /// does. See [`on_socket_with`](Self::on_socket_with).
     pub async fn in_memory_with(self, app: impl AsyncFnOnce(&Epilogue) -> Router) -> TestServer {
         let epilogue = self.epilogue.on_event(self.journal.listener()).build();
         let app = app(&epilogue).await;
@@ -209,12 +209,12 @@ impl TestServer {
         Self::builder().in_memory(app)
     }
 
-    /// Begins with the default settings.
+    /// A builder, with the default settings.
     pub fn builder() -> TestServerBuilder {
         TestServerBuilder { epilogue: Epilogue::builder(), journal: Journal::new(), patience: PATIENCE }
     }
 
-    /// Where it listens; `None` in memory.
+    /// The address it listens on; `None` in memory.
     #[must_use]
     pub fn address(&self) -> Option<SocketAddr> {
         match self.door {
@@ -223,13 +223,13 @@ impl TestServer {
         }
     }
 
-    /// Every phase of every request.
+    /// The journal: every phase of every request.
     #[must_use]
     pub fn journal(&self) -> &Journal {
         &self.journal
     }
 
-    /// What runs after responses.
+    /// The server's `Epilogue`.
     #[must_use]
     pub fn epilogue(&self) -> &Epilogue {
         &self.epilogue
@@ -237,21 +237,21 @@ impl TestServer {
 
     // === clients ===
 
-    /// A new connection.
+    /// Opens a connection.
     ///
     /// # Panics
     ///
-    /// If the server is gone.
+    /// If the server has stopped.
     pub async fn connect(&self) -> TestClient {
         self.connect_narrow(BUFFER).await
     }
 
-    /// A new connection of a client that takes only so many bytes (on a socket: not much more, the system rounds up and
-    /// its buffers add to it) before it has to read: with [`TestClient::read_slowly`], a slow reader.
+    /// Opens a connection whose client accepts only about `bytes` bytes before it has to read (on a socket somewhat
+    /// more, because of the system's buffers): together with [`TestClient::read_slowly`], a slow reader.
     ///
     /// # Panics
     ///
-    /// If the server is gone.
+    /// If the server has stopped.
     pub async fn connect_narrow(&self, bytes: usize) -> TestClient {
         let (wire, guest): (Wire, _) = match &self.door {
             Door::Socket(address) => match connect(*address, bytes).await {
@@ -269,7 +269,7 @@ impl TestServer {
         TestClient::new(wire, self.patience, self.presence.enter(guest), self.journal.clone())
     }
 
-    /// Asks for `path` on a connection of its own.
+    /// Sends a GET for `path` on a connection of its own, and reads the response.
     ///
     /// # Panics
     ///
@@ -287,15 +287,16 @@ impl TestServer {
 
     // === the end ===
 
-    /// Waits until the server has seen everybody leave who left, every request that it began with has ended, and no
-    /// continuation and no hook runs.
+    /// Waits until the server has noticed every client that left, every request that has begun has ended, and no
+    /// continuation or hook is running.
     ///
-    /// A request that was sent and not answered yet may not have been seen: read its response first, or wait for
-    /// [`Journal::begun`]. Of a client that leaves right after its request, a server may never see the request.
+    /// The server may not have seen a request that was sent and not answered yet: read its response first, or wait
+    /// for [`Journal::begun`]. If a client leaves right after sending its request, the server may never see the
+    /// request.
     ///
     /// # Panics
     ///
-    /// If that takes longer than the patience.
+    /// If that takes longer than the [patience](TestServerBuilder::patience).
     #[track_caller]
     pub fn settled(&self) -> impl Future<Output = ()> {
         self.settled_from(Location::caller())
@@ -339,12 +340,12 @@ impl TestServer {
         self.epilogue.running() > 0 || self.open.in_flight().iter().any(runs)
     }
 
-    /// Begins to drain: no new connection is accepted, open ones finish what they are at.
+    /// Begins to drain: no new connection is accepted, and open ones finish their requests.
     pub fn begin_drain(&mut self) {
         self.stop = None;
     }
 
-    /// Drains, and gives the report.
+    /// Drains, and returns the report.
     ///
     /// # Panics
     ///

@@ -1,4 +1,4 @@
-//! What happened to one request, and what can be asserted of it.
+//! What happened to one request, and assertions about it.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use crate::{
     status::ConnectionStatus,
 };
 
-/// What happened to one request so far, in order. Every assertion that fails shows all of it.
+/// What happened to one request so far, in order. A failing assertion shows all of it.
 #[derive(Clone)]
 pub struct Story {
     request: RequestId,
@@ -23,14 +23,14 @@ impl Story {
         self.events.push(event);
     }
 
-    /// The request's name within this process.
+    /// The request's identifier, unique within this process.
     #[must_use]
     pub fn request(&self) -> RequestId {
         self.request
     }
 
-    /// Its method and its matched route, or its path as long as no route is known; of an attempt at a durable job `JOB /` and
-    /// its kind.
+    /// Its method and matched route, or path as long as no route is known; for an attempt at a durable job, `JOB /`
+    /// followed by its kind.
     #[must_use]
     pub fn route(&self) -> &str {
         self.events.last().map(Event::route).unwrap_or_default()
@@ -59,7 +59,7 @@ impl Story {
         self.events.last().map_or(ConnectionStatus::NORMAL, Event::status)
     }
 
-    /// Whether that happened.
+    /// Whether this event has happened.
     #[must_use]
     pub fn has(&self, kind: &EventKind) -> bool {
         self.events.iter().any(|event| event.kind() == kind)
@@ -69,7 +69,7 @@ impl Story {
     ///
     /// # Panics
     ///
-    /// If there is no event of that name: it would be counted 0 times whatever happens.
+    /// If `name` is not the name of an event, since that would always be counted 0 times.
     #[must_use]
     #[track_caller]
     pub fn count(&self, name: &str) -> usize {
@@ -107,21 +107,22 @@ impl Story {
     }
 }
 
-/// Each of these panics, with the whole story, if it does not hold. Those that are about the end panic before it, too.
+/// Assertions: each panics, with the whole story, if it does not hold. Assertions about the end also panic before the
+/// end.
 impl Story {
-    /// The response left whole (contract rule 1).
+    /// The whole response was flushed (contract rule 1).
     #[track_caller]
     pub fn assert_flushed(&self) {
         self.assert(self.first("flushed").is_some(), "the response should have been flushed, and was not");
     }
 
-    /// The response has not left whole. Before the end that is so of every response for a while.
+    /// The response was not flushed as a whole. Before the request's end, this is true of every response for a while.
     #[track_caller]
     pub fn assert_not_flushed(&self) {
         self.assert(self.first("flushed").is_none(), "the response should not have been flushed, and was");
     }
 
-    /// The response left whole, and the first continuation started after that (contract rule 1).
+    /// The whole response was flushed, and the first continuation started after that (contract rule 1).
     #[track_caller]
     pub fn assert_flushed_before_continuation(&self) {
         self.assert_order(&["flushed", "continuation_start"]);
@@ -133,7 +134,7 @@ impl Story {
         self.assert(self.status().is_aborted(), "the client should have aborted, and did not");
     }
 
-    /// The status was this in the end (contract rule 3).
+    /// The status at the end was `status` (contract rule 3).
     #[track_caller]
     pub fn assert_status(&self, status: ConnectionStatus) {
         self.assert_ended();
@@ -154,7 +155,7 @@ impl Story {
         self.assert(self.first("handler_dropped").is_some(), "the handler should have been dropped, and was not");
     }
 
-    /// So many continuations ran in all, each of them to its end; none panicked. One that returned an error has ended.
+    /// `count` continuations ran in all, each to its end, and none panicked. One that returned an error has ended.
     #[track_caller]
     pub fn assert_continuations(&self, count: usize) {
         self.assert_ended();
@@ -166,7 +167,7 @@ impl Story {
         self.assert(!self.has_panicked(CONTINUATION), "the continuations should have run to their end: one panicked");
     }
 
-    /// So many hooks ran in all, once each and in order (contract rule 2); one that panicked ran, too.
+    /// `count` hooks ran in all, once each and in order (contract rule 2). A hook that panicked counts.
     #[track_caller]
     pub fn assert_hooks(&self, count: usize) {
         self.assert_ended();
@@ -177,7 +178,8 @@ impl Story {
         );
     }
 
-    /// All of these happened, the first of each name after the first of the one before. So no name can be there twice.
+    /// All these events happened, the first of each name after the first of the previous name. So each name can be
+    /// listed only once.
     #[track_caller]
     pub fn assert_order(&self, names: &[&str]) {
         names.iter().copied().for_each(check);
@@ -186,10 +188,10 @@ impl Story {
         self.assert(holds, format_args!("this should have happened in this order: {}", names.join(", ")));
     }
 
-    /// What the [contract](crate::manual::contract) says of every request, whatever became of it: it ended, once;
-    /// the status only ever gained bits; its handler ended at most once; continuations ran one after the other, and
-    /// each came to an end; the hooks ran in order, after handler, body and continuations; and a response that had
-    /// left whole was not aborted.
+    /// What the [contract](crate::manual::contract) guarantees for every request, whatever became of it: it ended,
+    /// once; the status only ever gained bits; its handler ended at most once; continuations ran one after the other,
+    /// and each ended; the hooks ran in order, after handler, body and continuations; and a response that was flushed
+    /// was not aborted.
     #[track_caller]
     pub fn assert_contract(&self) {
         let ended = self.count("ended") == 1 && self.last("ended") == Some(self.events.len() - 1);

@@ -121,7 +121,7 @@ async fn without_a_service_of_ours_the_handle_is_refused_with_the_cure() {
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
     let text = response.into_body().collect().await.unwrap().to_bytes();
     let text = std::str::from_utf8(&text).unwrap();
-    for cure in ["Lifecycle", "tower-epilogue", "Epilogue::serve", "make_service", ".layer(IgnoreAbortLayer::new())"] {
+    for cure in ["Lifecycle", "tower-epilogue", "Epilogue::serve", "make_service", ".layer(TimeLimitLayer::off())"] {
         assert!(text.contains(cure), "{cure} in {text}");
     }
     let response = ask("/optional").await.unwrap();

@@ -186,7 +186,7 @@ async fn a_second_finish_is_an_error_value_and_the_first_counts() {
     let server = Server::start(Router::new().route("/", get(handler))).await;
     assert_eq!(server.get("/").await.text(), "first");
     server.journal.ended(1).await;
-    assert_eq!(notes.all(), ["the response has been finished already: call `finish` once a request"]);
+    assert_eq!(notes.all(), ["the response has been finished already: call `finish` only once per request"]);
     assert!(server.stop().await.is_clean());
 }
 

@@ -79,9 +79,9 @@ impl<const LAST: u16> DurableJob for Completes<LAST> {
     }
 }
 
-const NOT_AGAIN: &str = "a durable job that is completed failed behind that";
-const AGAIN: &str = "will be tried again";
-const GIVEN_UP: &str = "was given up";
+const NOT_AGAIN: &str = "a durable job failed after it was completed";
+const AGAIN: &str = "will be retried";
+const GIVEN_UP: &str = "was discarded";
 
 /// What the log has of it.
 fn said(marker: &str, what: &str) -> usize {

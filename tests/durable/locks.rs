@@ -64,7 +64,7 @@ async fn two_processes_that_are_asked_under_the_same_keys_do_not_lock_each_other
 
 /// With so many at once, that is; other tests have it happen to few.
 fn never_tried_again(logs: &Logs) {
-    let again = logs.with("a transaction is tried again");
+    let again = logs.with("a transaction is retried");
     let many = |line: &String| line.rsplit_once("requests=").is_some_and(|(_, number)| number.trim().len() > 2);
     assert!(!again.iter().any(many), "{again:?}");
 }

@@ -115,7 +115,7 @@ pub fn says(route: &str, what: &str) -> bool {
     times == 1
 }
 
-pub const AGAIN: &str = "it is tried again";
+pub const AGAIN: &str = "storing it is retried";
 pub const STORED: &str = "is stored";
 const LOST: &str = "it is lost";
 const DROPPED: &str = "dropped before it was known to be stored";

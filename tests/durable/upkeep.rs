@@ -187,7 +187,7 @@ async fn what_has_expired_is_forgotten_bit_by_bit(place: Place) {
     place.execute(expired).await;
     let _node = Node::start(&place, |_| Router::new()).await;
     place.until("SELECT count(*) FROM tower_epilogue_answer", 0).await;
-    let forgotten = logs.with("answers that had expired were forgotten");
+    let forgotten = logs.with("expired responses were deleted");
     assert!(!forgotten.is_empty() && !forgotten.iter().any(|line| line.contains("4321")), "{forgotten:?}");
 }
 

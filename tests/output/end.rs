@@ -192,7 +192,7 @@ async fn a_response_that_is_thrown_away_is_closed_to_its_writer() {
     assert!(output.is_closed());
     let error = output.write("x").await.unwrap_err();
     assert!(error.is_closed());
-    assert!(error.to_string().contains("nobody takes this output"), "{error}");
+    assert!(error.to_string().contains("nobody reads this output"), "{error}");
     assert!(output.flush().await.unwrap_err().is_closed());
     assert!(output.finish().await.unwrap_err().is_closed());
 }

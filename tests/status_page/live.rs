@@ -110,7 +110,7 @@ async fn few_are_listed_and_many_in_full() {
     assert_eq!((page["live"].as_array().unwrap().len(), &page["live_left_out"]), (50, &0.into()));
     let html = server.get("/status").await.text();
     assert!(html.contains("and 30 more"), "{html}");
-    assert!(!server.get("/status?full").await.text().contains("more, which are younger"));
+    assert!(!server.get("/status?full").await.text().contains("more, all younger"));
     held.open();
     server.stop().await;
 }
