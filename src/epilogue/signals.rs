@@ -1,8 +1,8 @@
 //! The signals that stop a server.
 
-use std::future::pending;
 #[cfg(feature = "serve")]
 use std::sync::Arc;
+use std::{future::pending, io};
 
 #[cfg(feature = "serve")]
 use tokio::sync::Mutex;
@@ -24,10 +24,17 @@ pub async fn shutdown_signal() {
     Signals::new().next().await;
 }
 
-/// Both signals. One that comes between two calls of `next` is not lost.
+/// The signals of the system. One that comes between two calls of `next` is not lost.
 struct Signals {
     #[cfg(unix)]
     streams: Option<[tokio::signal::unix::Signal; 2]>,
+    #[cfg(windows)]
+    stream: Option<tokio::signal::windows::CtrlC>,
+}
+
+fn listening<S>(stream: io::Result<S>) -> Option<S> {
+    let said = "cannot listen for the signals to stop: none will stop this server gracefully";
+    stream.map_err(|error| tracing::error!(%error, "{said}")).ok()
 }
 
 #[cfg(unix)]
@@ -35,11 +42,8 @@ impl Signals {
     fn new() -> Self {
         use tokio::signal::unix::{SignalKind, signal};
 
-        let stream = |kind| {
-            signal(kind).map_err(|error| tracing::error!(%error, "cannot listen for SIGINT or SIGTERM: no signal will stop this server gracefully"))
-        };
-        let streams = stream(SignalKind::interrupt()).ok().zip(stream(SignalKind::terminate()).ok());
-        Self { streams: streams.map(<[_; 2]>::from) }
+        let [interrupt, terminate] = [SignalKind::interrupt(), SignalKind::terminate()].map(signal).map(listening);
+        Self { streams: interrupt.zip(terminate).map(<[_; 2]>::from) }
     }
 
     async fn next(&mut self) {
@@ -53,16 +57,16 @@ impl Signals {
     }
 }
 
-#[cfg(not(unix))]
+#[cfg(windows)]
 impl Signals {
     fn new() -> Self {
-        Self {}
+        Self { stream: listening(tokio::signal::windows::ctrl_c()) }
     }
 
-    #[expect(clippy::unused_self, reason = "as on Unix")]
     async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            pending().await
+        match &mut self.stream {
+            Some(stream) => drop(stream.recv().await),
+            None => pending().await,
         }
     }
 }

@@ -635,7 +635,7 @@ def chromium_shows_the_status_page_without_javascript():
             for accepted in (1, 2):
                 browser.until(f'document.querySelector("[data-name=accepted]")?.innerText === "{accepted}"')
                 page.ask("/report/1")
-            browser.until('document.getElementById("state")?.innerText === "as of its loading"')
+            browser.until('document.getElementById("state")?.innerText === "as loaded"')
             assert not browser.errors, browser.errors
 
 
