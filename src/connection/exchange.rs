@@ -4,6 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
+use super::reader::{Drops, Reader};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, OnceLock};
 
 // The stages; 0 is that before: the request is handled, or its body is on its way.
@@ -52,12 +53,13 @@ pub(crate) struct Exchange {
 /// HTTP/2: the chunks of a body.
 #[derive(Debug, Default)]
 struct Chunks {
+    reader: Arc<Reader>,
     /// Those that were handed out and are not yet in the write buffer.
     out: AtomicUsize,
-    /// How many those were when the server last began to read.
-    out_at_read: AtomicUsize,
-    /// Some were dropped without having been written, since their stream was reset.
+    /// Some were thrown away without having been written, since their stream was reset.
     discarded: AtomicBool,
+    /// Some may have been.
+    suspected: AtomicBool,
     /// The end of the stream was handed out as one.
     end_guarded: AtomicBool,
     /// Every byte of a known length was given out, and waits for its flush.
@@ -71,7 +73,15 @@ struct Chunks {
 impl Chunks {
     /// A flush completed, `after_reading` if the server was done with that: whether all that were handed out have left.
     fn have_left(&self, after_reading: bool) -> bool {
-        after_reading && self.out.load(Ordering::Acquire) == 0 && !self.discarded.load(Ordering::Acquire)
+        after_reading && self.are_gone() && !self.discarded.load(Ordering::Acquire)
+    }
+
+    fn are_gone(&self) -> bool {
+        self.out.load(Ordering::Acquire) == 0
+    }
+
+    fn discard(&self) {
+        self.discarded.store(true, Ordering::Release);
     }
 }
 
@@ -106,6 +116,11 @@ impl Exchange {
         self.turn.load(Ordering::Acquire)
     }
 
+    /// HTTP/2: its chunks will be guarded.
+    pub(super) fn guards(&self, reader: &Arc<Reader>) {
+        self.chunks.get_or_init(|| Arc::new(Chunks { reader: reader.clone(), ..Chunks::default() }));
+    }
+
     /// Wraps a chunk so that it counts until the server has written it.
     pub(crate) fn guard(&self, chunk: Bytes) -> Bytes {
         // AcqRel on both sides of the count: the flush that sees zero comes after the writes that made it so.
@@ -127,15 +142,17 @@ impl Exchange {
         self.chunks.get().is_some_and(|chunks| chunks.out.load(Ordering::Acquire) > 0)
     }
 
-    /// The server reads; again, if it `goes_on` with a turn. It writes nothing meanwhile: so chunks that are gone since
-    /// it last began were discarded, with a stream that the client has reset.
-    pub(crate) fn reading(&self, goes_on: bool) {
+    /// The server does the next thing, and `reads` or writes: of what it let go of while that [was not sure](Drops::Perhaps).
+    pub(super) fn settle(&self, reads: bool) {
         let Some(chunks) = self.chunks.get() else { return };
-        let out = chunks.out.load(Ordering::Acquire);
-        if goes_on && out < chunks.out_at_read.load(Ordering::Acquire) {
-            chunks.discarded.store(true, Ordering::Release);
+        if chunks.suspected.swap(false, Ordering::AcqRel) && reads {
+            chunks.discard();
         }
-        chunks.out_at_read.store(out, Ordering::Release);
+    }
+
+    /// Whether something of the body was thrown away, with a stream that its client has reset.
+    pub(super) fn is_discarded(&self) -> bool {
+        self.chunks.get().is_some_and(|chunks| chunks.discarded.load(Ordering::Acquire))
     }
 
     pub(crate) fn set_length_known(&self) {
@@ -221,15 +238,16 @@ impl Exchange {
     /// A flush completed, `after_reading` if the server was done with that: does it release a held end?
     ///
     /// Not while it reads, when chunks that are gone may have been discarded with their stream (each turn ends with a
-    /// flush after it); and not that of such a stream, whose body is about to be dropped. That the client has all of it says
-    /// only one that had `begun` to leave: the head has no guard, and whoever wants all of the body before that is let have it.
+    /// flush after it). The body of such a stream is about to be dropped, and whoever asks for its end all the same is let
+    /// have it. That the client has all of it says only one of which nothing was discarded and that had `begun` to leave: the
+    /// head has no guard, and whoever wants all of the body before that is let have it, too.
     pub(crate) fn release(&self, begun: bool, after_reading: bool) -> bool {
         let released = after_reading
-            && self.chunks.get().is_none_or(|chunks| chunks.have_left(after_reading))
+            && self.chunks.get().is_none_or(|chunks| chunks.are_gone())
             // Most are not: a load costs less.
             && self.is_held()
             && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if released && begun && self.length_known.load(Ordering::Acquire) {
+        if released && begun && self.length_known.load(Ordering::Acquire) && !self.is_discarded() {
             self.all_flushed.store(true, Ordering::Release);
         }
         released
@@ -248,7 +266,7 @@ impl Exchange {
 
 /// A chunk of a body that tells when it is dropped.
 ///
-/// h2 drops it under its own lock: so this does nothing but count.
+/// h2 drops it under its own lock: so this does nothing but note and count.
 struct Guarded {
     chunk: Bytes,
     chunks: Arc<Chunks>,
@@ -262,6 +280,12 @@ impl AsRef<[u8]> for Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
+        match self.chunks.reader.drops() {
+            Drops::Thrown => self.chunks.discard(),
+            Drops::Perhaps => self.chunks.suspected.store(true, Ordering::Release),
+            Drops::Other => {}
+        }
+        // Last: whoever finds it gone finds that, too.
         self.chunks.out.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -270,19 +294,52 @@ impl Drop for Guarded {
 mod tests {
     use super::*;
 
+    /// An exchange of a known length, which has ended, and one whose end was handed out.
+    fn both(reader: &Arc<Reader>) -> [(Exchange, Bytes); 2] {
+        let (held, given) = (Exchange::default(), Exchange::default());
+        held.guards(reader);
+        given.guards(reader);
+        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
+        held.set_length_known();
+        held.hold();
+        [(held, chunk), (given, end)]
+    }
+
     /// The client resets the stream, and the server, which reads that, throws away what is queued of it: that has not left.
     #[test]
     fn what_is_thrown_away_with_its_stream_was_not_flushed() {
-        let (held, given) = (Exchange::default(), Exchange::default());
-        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
-        held.hold();
-        held.reading(false);
-        given.reading(false);
+        let reader = Arc::<Reader>::default();
+        let [(held, chunk), (given, end)] = both(&reader);
+        reader.acts(false);
         drop((chunk, end));
-        held.reading(true);
-        given.reading(true);
-        assert!(!held.release(true, true) && !held.is_released());
-        assert!(!given.end_flushed(true) && !given.is_all_flushed());
+        assert!(held.release(true, true) && !held.is_all_flushed());
+        assert!(!given.end_flushed(true) && !given.is_all_flushed() && given.is_discarded());
+    }
+
+    /// Somebody else was given it.
+    #[test]
+    fn what_another_thread_drops_while_the_server_reads_was_not_thrown_away() {
+        let reader = Arc::<Reader>::default();
+        let [(held, chunk), (given, end)] = both(&reader);
+        reader.acts(false);
+        std::thread::spawn(move || drop((chunk, end))).join().unwrap();
+        assert!(held.release(true, true) && held.is_all_flushed());
+        assert!(given.end_flushed(true) && !given.is_discarded());
+    }
+
+    #[test]
+    fn what_it_does_next_tells_whether_it_was_thrown_away() {
+        for reads in [true, false] {
+            let reader = Arc::<Reader>::default();
+            let [(held, chunk), (given, end)] = both(&reader);
+            reader.acts(true);
+            drop((chunk, end));
+            assert!(reader.stops());
+            held.settle(reads);
+            given.settle(reads);
+            assert!(held.release(true, true));
+            assert_eq!((held.is_all_flushed(), given.end_flushed(true)), (!reads, !reads));
+        }
     }
 
     /// In the middle of a turn it may have been thrown away, and nobody has looked since.

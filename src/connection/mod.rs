@@ -43,11 +43,13 @@ mod memory;
 mod observed;
 mod others;
 mod parties;
+mod reader;
 #[cfg(all(feature = "acknowledged", target_os = "linux"))]
 mod send_queue;
 mod settings;
 mod socket;
 mod stall;
 mod state;
+mod turn;
 mod watch;
 mod windows;

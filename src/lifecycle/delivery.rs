@@ -65,7 +65,7 @@ impl Delivery {
         let complete = bodiless || (length == Some(0) && !shared.http2());
         let held = match (shared.http2() && !complete).then(|| shared.connection()).flatten() {
             Some(connection) => {
-                connection.guards();
+                connection.guards(&shared.exchange);
                 if length == Some(0) && !announces {
                     connection.await_given(&shared.exchange);
                 }
