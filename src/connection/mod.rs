@@ -31,6 +31,7 @@ pub(crate) use self::{
 #[cfg(feature = "acknowledged")]
 mod acknowledged;
 mod below;
+mod chunks;
 mod exchange;
 mod io;
 #[cfg(feature = "serve")]

@@ -231,7 +231,7 @@ impl Connection {
                 return (Some(Found::Released(party.clone())), false);
             }
             if exchange.is_awaiting() {
-                let over = if party.is_http2() { exchange.end_flushed(turn) } else { begun };
+                let over = if party.is_http2() { exchange.end_flushed(begun, turn) } else { begun };
                 if over {
                     exchange.set_listed(false);
                     let party = parties.swap_remove(place);
@@ -242,7 +242,7 @@ impl Connection {
                 others = true;
             } else if exchange.is_released() {
                 // Its end may leave before the server lets go of its body.
-                exchange.end_flushed(turn);
+                exchange.end_flushed(begun, turn);
                 others = true;
             }
             others |= exchange.is_held() || exchange.awaits_given(begun, turn);

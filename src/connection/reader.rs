@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::sync::{AtomicBool, AtomicUsize};
+use crate::sync::{AtomicBool, AtomicU64, AtomicUsize};
 
 /// The thread in which a server acts on what it has read, until it does something else.
 ///
@@ -14,6 +14,8 @@ pub(super) struct Reader {
     thread: AtomicUsize,
     /// It acts on what it has read, or goes on to write: what it does next tells.
     unsure: AtomicBool,
+    /// How often it has begun to do something.
+    steps: AtomicU64,
 }
 
 /// What is known when a chunk is let go of.
@@ -37,11 +39,18 @@ impl Reader {
 
     /// The server does something else: whether it was not sure until now what that would be.
     pub(super) fn stops(&self) -> bool {
+        // Changed by the one task that reads and writes.
+        self.steps.store(self.steps.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         if self.thread.load(Ordering::Relaxed) == 0 {
             return false;
         }
         self.thread.store(0, Ordering::Relaxed);
         self.unsure.load(Ordering::Relaxed)
+    }
+
+    /// From 1. As long as a thread finds the same, the server has done nothing in that.
+    pub(super) fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed) + 1
     }
 
     pub(super) fn drops(&self) -> Drops {
@@ -54,7 +63,7 @@ impl Reader {
 }
 
 /// A number that no other thread has at the same time, and that is not 0.
-fn here() -> usize {
+pub(super) fn here() -> usize {
     // The address of a byte of its own.
     std::thread_local!(static HERE: u8 = const { 0 });
     HERE.with(|here| std::ptr::from_ref(here).addr())

@@ -14,8 +14,8 @@
 //! *HTTP/2.* Many responses share a connection, and their frames wait for the client's windows (RFC 9113, section
 //! 6.9). The server lets go of a body long before its bytes leave. So each chunk tells when it is
 //! written, and the end of the stream is held back until they all are; it leaves in a frame of its own, which tells
-//! when it is written, too. A response without a body is known to be flushed with the connection's next turn, a moment
-//! later. A client that goes by the declared length, as some versions of curl do, may close before that frame comes: its
+//! when it is written, too. So does the head of a response without a body, by the value of one of its headers; where it has none
+//! that can, it is known to be flushed with the connection's next turn, a moment later. A client that goes by the declared length, as some versions of curl do, may close before that frame comes: its
 //! response is flushed, and the connection ends with a reset, which an accept loop of your own is told of as an error. It is
 //! no failure.
 //!
@@ -126,8 +126,9 @@
 //!
 //! # One moment on HTTP/2
 //!
-//! The head of a response without a body, and trailers, leave with whatever else their connection has to send, and the
-//! connection does not tell which of it that was: they count as flushed when the server's turn is over. So a client that
+//! Trailers, and the head of a response without a body that has neither a `Content-Length`, a `Location` nor an `ETag`, leave
+//! with whatever else their connection has to send, and the connection does not tell which of it that was: they count as
+//! flushed when the server's turn is over. So a client that
 //! has read such a response, and whose connection breaks while that very turn is not over, may be told as aborted. The
 //! end of any other response counts from the flush right after it. The other way round, a stream that is reset while its
 //! last frame is on its way, cut short by its window, may be told as flushed. So may one of which such a head, or

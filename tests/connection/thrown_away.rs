@@ -9,7 +9,13 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    http::{StatusCode, header},
+    response::Redirect,
+    routing::get,
+};
 use bytes::Bytes;
 use futures_util::stream;
 use http_body_util::BodyExt as _;
@@ -33,7 +39,12 @@ const WINDOW: usize = 65_535;
 
 fn app() -> Router {
     let stream = || async { Body::from_stream(stream::iter([Ok::<_, io::Error>("some")])) };
-    Router::new().route("/stream", get(stream)).route("/more", get(async || vec![b'x'; WINDOW + 1]))
+    Router::new()
+        .route("/stream", get(stream))
+        .route("/more", get(async || vec![b'x'; WINDOW + 1]))
+        .route("/none", get(async || ()))
+        .route("/moved", get(async || Redirect::to("/there")))
+        .route("/same", get(async || (StatusCode::NOT_MODIFIED, [(header::ETAG, "\"one\"")])))
 }
 
 /// Once, and in another thread.
@@ -71,11 +82,34 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Meanwhile<IO> {
     }
 }
 
-/// A request for `path` that a server of its own has begun to answer.
+type Connection = h2::server::Connection<TrackedIo<Meanwhile<TcpStream>>, Bytes>;
+type Answered = (Journal, RawHttp2, Connection, Response<Body>, h2::server::SendResponse<Bytes>);
+
+/// A request for `path` that our service has answered, and of which nothing is sent yet.
+async fn answered(path: &str) -> Answered {
+    answered_over(path, &Work::default()).await
+}
+
+async fn answered_over(path: &str, meanwhile: &Work) -> Answered {
+    let journal = Journal::new();
+    let epilogue = journal.epilogue().build();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut client = RawHttp2::connect(listener.local_addr().unwrap()).await;
+    client.send(&request("GET", path, 1, true)).await;
+    let io = TrackedIo::new(Meanwhile { io: listener.accept().await.unwrap().0, work: meanwhile.clone() });
+    let mut service = epilogue.wrap(&io, app());
+    let mut server = h2::server::handshake(io).await.unwrap();
+    let (request, respond) = server.accept().await.unwrap().unwrap();
+    let request = Request::from_parts(request.into_parts().0, Body::empty());
+    let response = service.call(request).await.unwrap();
+    (journal, client, server, response, respond)
+}
+
+/// The same, which has begun to be sent.
 struct Served {
     journal: Journal,
     client: RawHttp2,
-    server: h2::server::Connection<TrackedIo<Meanwhile<TcpStream>>, Bytes>,
+    server: Connection,
     body: Body,
     send: h2::SendStream<Bytes>,
     meanwhile: Work,
@@ -83,19 +117,9 @@ struct Served {
 
 impl Served {
     async fn begin(path: &str) -> Self {
-        let journal = Journal::new();
-        let epilogue = journal.epilogue().build();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut client = RawHttp2::connect(listener.local_addr().unwrap()).await;
-        client.send(&request("GET", path, 1, true)).await;
-        let meanwhile = Arc::default();
-        let io = Meanwhile { io: listener.accept().await.unwrap().0, work: Arc::clone(&meanwhile) };
-        let io = TrackedIo::new(io);
-        let mut service = epilogue.wrap(&io, app());
-        let mut server = h2::server::handshake(io).await.unwrap();
-        let (request, mut respond) = server.accept().await.unwrap().unwrap();
-        let request = Request::from_parts(request.into_parts().0, Body::empty());
-        let (head, body) = service.call(request).await.unwrap().into_parts();
+        let meanwhile = Work::default();
+        let (journal, client, server, response, mut respond) = answered_over(path, &meanwhile).await;
+        let (head, body) = response.into_parts();
         let send = respond.send_response(Response::from_parts(head, ()), false).unwrap();
         Self { journal, client, server, body, send, meanwhile }
     }
@@ -228,4 +252,93 @@ async fn what_somebody_copies_while_the_server_reads_was_not_thrown_away() {
     soon("the request ends", ends).await;
     journal.only().assert_flushed();
     journal.only().assert_contract();
+}
+
+/// What leaves with a reset in the same turn is another response.
+#[tokio::test]
+async fn a_head_that_is_thrown_away_beside_another_response_has_not_left() {
+    for (path, method) in [("/none", "GET"), ("/moved", "GET"), ("/same", "GET"), ("/more", "HEAD")] {
+        let server = Server::start(app()).await;
+        let mut client = RawHttp2::connect(server.address).await;
+        client.until(|frame| frame.kind == SETTINGS).await;
+        let both = [request(method, path, 1, true), frame(RST_STREAM, 0, 1, &CANCEL), request("GET", "/none", 3, true)];
+        client.send(&both.concat()).await;
+        let next = client.until(|frame| frame.stream != 0).await;
+        assert_eq!((next.stream, next.ends_its_stream()), (3, true), "{method} {path}");
+        server.journal.ended(2).await;
+        let lines = server.journal.requests().into_iter().map(|request| server.journal.lines_of(request));
+        let mut ends: Vec<_> = lines.map(|lines| lines.last().unwrap().clone()).collect();
+        ends.sort();
+        assert_eq!(ends, ["ended/0", "ended/1"], "{method} {path}");
+        drop(client);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// The server has queued it when it reads of the reset, and answers a ping in the same turn.
+#[tokio::test]
+async fn a_head_that_is_thrown_away_when_it_was_queued_has_not_left() {
+    for path in ["/none", "/moved", "/same"] {
+        let (journal, mut client, mut server, response, mut respond) = answered(path).await;
+        client.until(|frame| frame.kind == SETTINGS).await;
+        client.send(&[frame(RST_STREAM, 0, 1, &CANCEL), frame(PING, 0, 0, b"a turn..")].concat()).await;
+        // The runtime looks at its sockets, so that the server reads before it writes.
+        tokio::task::yield_now().await;
+        let (head, body) = response.into_parts();
+        assert!(http_body::Body::is_end_stream(&body));
+        drop(respond.send_response(Response::from_parts(head, ()), true).unwrap());
+        drop(body);
+        let serves = async { while server.accept().await.is_some_and(|next| next.is_ok()) {} };
+        tokio::select! {
+            () = soon("the request ends", journal.ended(1)) => {}
+            () = serves => panic!("the client has not left its connection"),
+        }
+        journal.only().assert_aborted();
+        journal.only().assert_contract();
+    }
+}
+
+/// Its values are those that it was given, and it has left when it is flushed: no other turn of the server is waited for.
+#[tokio::test]
+async fn a_head_has_left_with_its_flush() {
+    for (path, name, value) in
+        [("/none", "content-length", "0"), ("/moved", "location", "/there"), ("/same", "etag", "\"one\"")]
+    {
+        let (journal, mut client, mut server, response, mut respond) = answered(path).await;
+        let (head, body) = response.into_parts();
+        assert_eq!(head.headers[name], value);
+        assert!(http_body::Body::is_end_stream(&body));
+        drop(respond.send_response(Response::from_parts(head, ()), true).unwrap());
+        drop(body);
+        assert!(futures_util::poll!(std::pin::pin!(server.accept())).is_pending());
+        soon("the request ends", journal.ended(1)).await;
+        journal.only().assert_flushed();
+        client.until(|frame| frame.kind == HEADERS && frame.ends_its_stream()).await;
+        journal.only().assert_contract();
+    }
+}
+
+/// A middleware around our service keeps a copy of every head, or has its own idea of a length.
+#[tokio::test]
+async fn a_head_that_a_middleware_copies_or_changes_is_flushed_all_the_same() {
+    for changes in [false, true] {
+        let (journal, mut client, mut server, response, mut respond) = answered("/none").await;
+        let (mut head, body) = response.into_parts();
+        let copy = (!changes).then(|| head.headers.clone());
+        if changes {
+            head.headers.clear();
+        }
+        assert!(http_body::Body::is_end_stream(&body));
+        drop(respond.send_response(Response::from_parts(head, ()), true).unwrap());
+        drop(body);
+        let reads = async { client.until(|frame| frame.kind == HEADERS && frame.ends_its_stream()).await };
+        let serves = async { while server.accept().await.is_some_and(|next| next.is_ok()) {} };
+        tokio::select! {
+            _ = async { tokio::join!(reads, soon("the request ends", journal.ended(1))) } => {}
+            () = serves => panic!("the client has not left its connection"),
+        }
+        journal.only().assert_flushed();
+        journal.only().assert_contract();
+        drop(copy);
+    }
 }
