@@ -122,7 +122,8 @@ impl Exchange {
     }
 
     /// It has, if it `asked`, and lets go of the body. Where the stream was reset, it could not queue the head: then it has let
-    /// go of that as well, in this thread, and done nothing else there since.
+    /// go of that as well, in this thread, and done nothing else there since. (A middleware that asks, and then answers something
+    /// else at once, looks the same.)
     pub(crate) fn leave_head(&self, asked: bool) {
         if !asked {
             return self.take_elsewhere();
@@ -140,7 +141,7 @@ impl Exchange {
         self.chunks.get().is_some_and(|chunks| chunks.out.load(Ordering::Acquire) > 0)
     }
 
-    /// The server does the next thing, and `reads` or writes: of what it let go of while that [was not sure](Drops::Perhaps).
+    /// The server does the next thing, and `reads` or writes: of what it let go of while that was not sure.
     pub(super) fn settle(&self, reads: bool) {
         let Some(chunks) = self.chunks.get() else { return };
         if chunks.suspected.swap(false, Ordering::AcqRel) && reads {

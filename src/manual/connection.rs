@@ -128,12 +128,13 @@
 //!
 //! Trailers, and the head of a response without a body that has neither a `Content-Length`, a `Location` nor an `ETag`, leave
 //! with whatever else their connection has to send, and the connection does not tell which of it that was: they count as
-//! flushed when the server's turn is over. So a client that
-//! has read such a response, and whose connection breaks while that very turn is not over, may be told as aborted. The
-//! end of any other response counts from the flush right after it. The other way round, a stream that is reset while its
-//! last frame is on its way, cut short by its window, may be told as flushed. So may one of which such a head, or
-//! trailers, are still to leave, if its connection writes something else in that turn; where it writes nothing, it is told as
-//! aborted.
+//! flushed when the server's turn is over. So a client that has read such a response, and whose connection breaks while that
+//! very turn is not over, may be told as aborted. The end of any other response counts from the flush right after it. The
+//! other way round, a stream that is reset while its last frame is on its way, cut short by its window, may be told as
+//! flushed. So may one of which such a head, or trailers, are still to leave, if its connection writes something else in that
+//! turn; where it writes nothing, it is told as aborted. So is a response without a body that a middleware around
+//! [`Epilogue::wrap`](crate::Epilogue::wrap) throws away right after it has asked it for its end: that is what a server does
+//! whose client has reset the stream.
 //!
 //! # Without a tracked connection
 //!
