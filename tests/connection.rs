@@ -46,6 +46,8 @@ mod shapes;
 mod slow;
 #[path = "connection/slow_http2.rs"]
 mod slow_http2;
+#[path = "connection/thrown_away.rs"]
+mod thrown_away;
 #[path = "connection/upgraded.rs"]
 mod upgraded;
 #[path = "connection/upload_behind.rs"]

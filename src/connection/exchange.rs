@@ -4,7 +4,11 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
-use crate::sync::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, OnceLock};
+use super::{
+    chunks::{Chunks, NOT_YET},
+    reader::{Reader, here},
+};
+use crate::sync::{AtomicBool, AtomicU8, AtomicU64, OnceLock};
 
 // The stages; 0 is that before: the request is handled, or its body is on its way.
 
@@ -25,10 +29,10 @@ const AWAITING: u8 = 3;
 /// handed over as guarded `Bytes` that tells when it has gone into the write buffer, and the end of the stream
 /// is held back until no chunk is left and a later flush completed. What then still has to leave is the end of
 /// the stream alone: an empty chunk, guarded as the others are, so that the flush after it was written is the one
-/// that counts. Trailers, and a head without a body, cannot be guarded: they are queued when the body is dropped, and
-/// a connection writes all that is queued after each time it has read. So there the flush that counts is the last of
-/// the first turn (reads, writes, flushes) that began after the drop. If nothing at all was written since they were
-/// handed over, they were thrown away, with a stream that its client has reset.
+/// that counts. So is a head without a body, by one of its values, if it has one that can be guarded. Other heads, and
+/// trailers, cannot: they are queued when the body is dropped, and a connection writes all that is queued after each time it
+/// has read. So there the flush that counts is the last of the first turn (reads, writes, flushes) that began after the drop.
+/// If nothing at all was written since they were handed over, they were thrown away, with a stream that its client has reset.
 #[derive(Debug, Default)]
 pub(crate) struct Exchange {
     stage: AtomicU8,
@@ -47,32 +51,6 @@ pub(crate) struct Exchange {
     all_flushed: AtomicBool,
     /// HTTP/2: the server was given an end that cannot be guarded, and has not let go of the body.
     end_given: AtomicBool,
-}
-
-/// HTTP/2: the chunks of a body.
-#[derive(Debug, Default)]
-struct Chunks {
-    /// Those that were handed out and are not yet in the write buffer.
-    out: AtomicUsize,
-    /// How many those were when the server last began to read.
-    out_at_read: AtomicUsize,
-    /// Some were dropped without having been written, since their stream was reset.
-    discarded: AtomicBool,
-    /// The end of the stream was handed out as one.
-    end_guarded: AtomicBool,
-    /// Every byte of a known length was given out, and waits for its flush.
-    all_given: AtomicBool,
-    /// The server has asked for more since, and so has none of it in hand, which it would let go of unwritten.
-    all_taken: AtomicBool,
-    /// All of it was flushed: whoever leaves now has all that it was promised, though the body has not ended.
-    given_flushed: AtomicBool,
-}
-
-impl Chunks {
-    /// A flush completed, `after_reading` if the server was done with that: whether all that were handed out have left.
-    fn have_left(&self, after_reading: bool) -> bool {
-        after_reading && self.out.load(Ordering::Acquire) == 0 && !self.discarded.load(Ordering::Acquire)
-    }
 }
 
 impl Exchange {
@@ -106,12 +84,14 @@ impl Exchange {
         self.turn.load(Ordering::Acquire)
     }
 
+    /// HTTP/2: its chunks will be guarded.
+    pub(super) fn guards(&self, reader: &Arc<Reader>) {
+        self.chunks.get_or_init(|| Arc::new(Chunks { reader: reader.clone(), ..Chunks::default() }));
+    }
+
     /// Wraps a chunk so that it counts until the server has written it.
     pub(crate) fn guard(&self, chunk: Bytes) -> Bytes {
-        // AcqRel on both sides of the count: the flush that sees zero comes after the writes that made it so.
-        let chunks = self.chunks.get_or_init(Arc::default);
-        chunks.out.fetch_add(1, Ordering::AcqRel);
-        Bytes::from_owner(Guarded { chunk, chunks: chunks.clone() })
+        self.chunks.get_or_init(Arc::default).guard(chunk)
     }
 
     /// The end of a stream: an empty chunk that counts until the server has written it.
@@ -123,19 +103,55 @@ impl Exchange {
         end
     }
 
+    /// The end of a stream that has no body: a part of its head.
+    pub(crate) fn guard_head(&self, part: Bytes) -> Bytes {
+        let part = self.guard(part);
+        if let Some(chunks) = self.chunks.get() {
+            chunks.head_asked.store(NOT_YET, Ordering::Release);
+            chunks.end_guarded.store(true, Ordering::Release);
+        }
+        part
+    }
+
+    /// The server asks what there is behind a head, and is about to take that; or a middleware around us is.
+    pub(crate) fn ask_for_head(&self) {
+        let Some(chunks) = self.chunks.get().filter(|chunks| chunks.is_head()) else { return };
+        // What a middleware has taken off before says nothing.
+        chunks.end_guarded.fetch_and(!chunks.are_gone(), Ordering::AcqRel);
+        chunks.head_asked.store(chunks.reader.steps(), Ordering::Release);
+    }
+
+    /// It has, if it `asked`, and lets go of the body. Where the stream was reset, it could not queue the head: then it has let
+    /// go of that as well, in this thread, and done nothing else there since. (A middleware that asks, and then answers something
+    /// else at once, looks the same.)
+    pub(crate) fn leave_head(&self, asked: bool) {
+        if !asked {
+            return self.take_elsewhere();
+        }
+        let Some(chunks) = self.chunks.get().filter(|chunks| chunks.end_guarded.load(Ordering::Acquire)) else {
+            return;
+        };
+        let at_once = chunks.head_asked.load(Ordering::Acquire) == chunks.reader.steps();
+        if at_once && chunks.are_gone() && chunks.dropped_in.load(Ordering::Acquire) == here() {
+            chunks.discard();
+        }
+    }
+
     pub(crate) fn has_chunks_out(&self) -> bool {
         self.chunks.get().is_some_and(|chunks| chunks.out.load(Ordering::Acquire) > 0)
     }
 
-    /// The server reads; again, if it `goes_on` with a turn. It writes nothing meanwhile: so chunks that are gone since
-    /// it last began were discarded, with a stream that the client has reset.
-    pub(crate) fn reading(&self, goes_on: bool) {
+    /// The server does the next thing, and `reads` or writes: of what it let go of while that was not sure.
+    pub(super) fn settle(&self, reads: bool) {
         let Some(chunks) = self.chunks.get() else { return };
-        let out = chunks.out.load(Ordering::Acquire);
-        if goes_on && out < chunks.out_at_read.load(Ordering::Acquire) {
-            chunks.discarded.store(true, Ordering::Release);
+        if chunks.suspected.swap(false, Ordering::AcqRel) && reads {
+            chunks.discard();
         }
-        chunks.out_at_read.store(out, Ordering::Release);
+    }
+
+    /// Whether something of the body was thrown away, with a stream that its client has reset.
+    pub(super) fn is_discarded(&self) -> bool {
+        self.chunks.get().is_some_and(|chunks| chunks.discarded.load(Ordering::Acquire))
     }
 
     pub(crate) fn set_length_known(&self) {
@@ -221,23 +237,25 @@ impl Exchange {
     /// A flush completed, `after_reading` if the server was done with that: does it release a held end?
     ///
     /// Not while it reads, when chunks that are gone may have been discarded with their stream (each turn ends with a
-    /// flush after it); and not that of such a stream, whose body is about to be dropped. That the client has all of it says
-    /// only one that had `begun` to leave: the head has no guard, and whoever wants all of the body before that is let have it.
+    /// flush after it). The body of such a stream is about to be dropped, and whoever asks for its end all the same is let
+    /// have it. That the client has all of it says only one of which nothing was discarded and that had `begun` to leave: the
+    /// head has no guard, and whoever wants all of the body before that is let have it, too.
     pub(crate) fn release(&self, begun: bool, after_reading: bool) -> bool {
         let released = after_reading
-            && self.chunks.get().is_none_or(|chunks| chunks.have_left(after_reading))
+            && self.chunks.get().is_none_or(|chunks| chunks.are_gone())
             // Most are not: a load costs less.
             && self.is_held()
             && self.stage.compare_exchange(HELD, RELEASED, Ordering::AcqRel, Ordering::Acquire).is_ok();
-        if released && begun && self.length_known.load(Ordering::Acquire) {
+        if released && begun && self.length_known.load(Ordering::Acquire) && !self.is_discarded() {
             self.all_flushed.store(true, Ordering::Release);
         }
         released
     }
 
     /// A flush completed, `after_reading` as with [`release`](Self::release): was it that of a guarded end?
-    pub(crate) fn end_flushed(&self, after_reading: bool) -> bool {
-        let ended = |chunks: &Arc<Chunks>| chunks.end_guarded.load(Ordering::Acquire);
+    pub(crate) fn end_flushed(&self, begun: bool, after_reading: bool) -> bool {
+        // A head that could not be sent is gone, too, and nothing is written of it.
+        let ended = |chunks: &Arc<Chunks>| chunks.end_guarded.load(Ordering::Acquire) && (begun || !chunks.is_head());
         let flushed = self.chunks.get().is_some_and(|chunks| ended(chunks) && chunks.have_left(after_reading));
         if flushed {
             self.all_flushed.store(true, Ordering::Release);
@@ -246,43 +264,56 @@ impl Exchange {
     }
 }
 
-/// A chunk of a body that tells when it is dropped.
-///
-/// h2 drops it under its own lock: so this does nothing but count.
-struct Guarded {
-    chunk: Bytes,
-    chunks: Arc<Chunks>,
-}
-
-impl AsRef<[u8]> for Guarded {
-    fn as_ref(&self) -> &[u8] {
-        &self.chunk
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        self.chunks.out.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 #[cfg(all(test, not(epilogue_model)))]
 mod tests {
     use super::*;
 
+    /// An exchange of a known length, which has ended, and one whose end was handed out.
+    fn both(reader: &Arc<Reader>) -> [(Exchange, Bytes); 2] {
+        let (held, given) = (Exchange::default(), Exchange::default());
+        held.guards(reader);
+        given.guards(reader);
+        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
+        held.set_length_known();
+        held.hold();
+        [(held, chunk), (given, end)]
+    }
+
     /// The client resets the stream, and the server, which reads that, throws away what is queued of it: that has not left.
     #[test]
     fn what_is_thrown_away_with_its_stream_was_not_flushed() {
-        let (held, given) = (Exchange::default(), Exchange::default());
-        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
-        held.hold();
-        held.reading(false);
-        given.reading(false);
+        let reader = Arc::<Reader>::default();
+        let [(held, chunk), (given, end)] = both(&reader);
+        reader.acts(false);
         drop((chunk, end));
-        held.reading(true);
-        given.reading(true);
-        assert!(!held.release(true, true) && !held.is_released());
-        assert!(!given.end_flushed(true) && !given.is_all_flushed());
+        assert!(held.release(true, true) && !held.is_all_flushed());
+        assert!(!given.end_flushed(true, true) && !given.is_all_flushed() && given.is_discarded());
+    }
+
+    /// Somebody else was given it.
+    #[test]
+    fn what_another_thread_drops_while_the_server_reads_was_not_thrown_away() {
+        let reader = Arc::<Reader>::default();
+        let [(held, chunk), (given, end)] = both(&reader);
+        reader.acts(false);
+        std::thread::spawn(move || drop((chunk, end))).join().unwrap();
+        assert!(held.release(true, true) && held.is_all_flushed());
+        assert!(given.end_flushed(true, true) && !given.is_discarded());
+    }
+
+    #[test]
+    fn what_it_does_next_tells_whether_it_was_thrown_away() {
+        for reads in [true, false] {
+            let reader = Arc::<Reader>::default();
+            let [(held, chunk), (given, end)] = both(&reader);
+            reader.acts(true);
+            drop((chunk, end));
+            assert!(reader.stops());
+            held.settle(reads);
+            given.settle(reads);
+            assert!(held.release(true, true));
+            assert_eq!((held.is_all_flushed(), given.end_flushed(true, true)), (!reads, !reads));
+        }
     }
 
     /// In the middle of a turn it may have been thrown away, and nobody has looked since.
@@ -291,9 +322,9 @@ mod tests {
         let (held, given) = (Exchange::default(), Exchange::default());
         let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
         held.hold();
-        assert!(!held.release(true, true) && !given.end_flushed(true), "it is not written");
+        assert!(!held.release(true, true) && !given.end_flushed(true, true), "it is not written");
         drop((chunk, end));
-        assert!(!held.release(true, false) && !given.end_flushed(false));
-        assert!(held.release(true, true) && given.end_flushed(true));
+        assert!(!held.release(true, false) && !given.end_flushed(true, false));
+        assert!(held.release(true, true) && given.end_flushed(true, true));
     }
 }

@@ -15,6 +15,7 @@ use super::{
     others::Others,
     socket::Socket,
     stall::Stall,
+    turn::Turn,
     watch::Source,
     windows::{self, Full},
 };
@@ -46,17 +47,6 @@ pub struct TrackedIo<IO> {
     untold: Option<io::Error>,
     turn: Turn,
     full: Option<Box<Full>>,
-}
-
-/// Whether a flush may be the end of the server's turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
-    /// The server reads; what it writes meanwhile it writes out of turn.
-    Reading,
-    /// It has read all there is, and writes.
-    Writing,
-    /// It could not write all there is.
-    Stalled,
 }
 
 impl<IO: 'static> TrackedIo<IO> {
@@ -162,6 +152,11 @@ impl<IO> TrackedIo<IO> {
         !full
     }
 
+    fn write_begins(&mut self, bytes: &[u8]) {
+        self.connection.write_begins(self.turn);
+        self.turn.write_begins(bytes);
+    }
+
     fn nothing_to_read(&mut self) -> Poll<io::Result<()>> {
         self.turn = Turn::Writing;
         self.connection.turn_begins();
@@ -197,7 +192,8 @@ impl<IO> TrackedIo<IO> {
 
     /// Whether it takes any is not known; ready if nothing more is to be written.
     fn poll_held_up(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        self.turn = Turn::Stalled;
+        self.turn.stall();
+        self.connection.acts_no_more(false);
         // Registered before the second look, so that a refusal after it wakes us.
         self.register(cx);
         if let Some(error) = self.refused() {
@@ -234,10 +230,10 @@ impl<IO> TrackedIo<IO> {
 
 impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.connection.read_begins(self.turn == Turn::Reading);
+        self.connection.read_begins();
         // Registered before anything is looked at, so that a change after the look wakes us.
         self.register(cx);
-        let stalled = self.turn == Turn::Stalled;
+        let stalled = self.turn.is_stalled();
         if self.connection.has_hidden_end() && self.hides_end(stalled, cx) {
             return self.reads_no_more(cx);
         }
@@ -247,7 +243,10 @@ impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
         let read = match self.untold.take() {
             Some(error) => Err(error),
             None => match Pin::new(&mut self.socket).poll_read(cx, buf) {
-                Poll::Ready(read) => read,
+                Poll::Ready(read) => {
+                    self.connection.acts_on_reads(false);
+                    read
+                }
                 Poll::Pending => return self.nothing_to_read(),
             },
         };
@@ -293,7 +292,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
         if let Some(error) = self.refused() {
             return Poll::Ready(Err(error));
         }
-        self.connection.write_begins();
+        self.write_begins(buf);
         let written = Pin::new(&mut self.socket).poll_write(cx, buf);
         self.wrote(written, cx)
     }
@@ -306,7 +305,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
         if let Some(error) = self.refused() {
             return Poll::Ready(Err(error));
         }
-        self.connection.write_begins();
+        self.write_begins(bufs.first().map_or(&[], |buf| buf));
         let written = Pin::new(&mut self.socket).poll_write_vectored(cx, bufs);
         self.wrote(written, cx)
     }
@@ -322,7 +321,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for TrackedIo<IO> {
         match Pin::new(&mut self.socket).poll_flush(cx) {
             Poll::Ready(Ok(())) => {
                 self.stall.since = None;
-                self.connection.flushed(self.turn == Turn::Writing);
+                if self.connection.flushed(self.turn) {
+                    cx.waker().wake_by_ref();
+                }
                 if self.full.is_none() && self.connection.has_hidden_end() && self.connection.waits_for_windows() {
                     // It was this turn that filled them: the wait for room begins in the next.
                     cx.waker().wake_by_ref();

@@ -31,6 +31,7 @@ pub(crate) use self::{
 #[cfg(feature = "acknowledged")]
 mod acknowledged;
 mod below;
+mod chunks;
 mod exchange;
 mod io;
 #[cfg(feature = "serve")]
@@ -43,11 +44,13 @@ mod memory;
 mod observed;
 mod others;
 mod parties;
+mod reader;
 #[cfg(all(feature = "acknowledged", target_os = "linux"))]
 mod send_queue;
 mod settings;
 mod socket;
 mod stall;
 mod state;
+mod turn;
 mod watch;
 mod windows;

@@ -5,7 +5,7 @@ use std::{
     task::Waker,
 };
 
-use super::{Connection, state::Party, watch::Watch};
+use super::{Connection, state::Party, turn::Turn, watch::Watch};
 use crate::pool::lock;
 
 /// What a completed flush did.
@@ -28,12 +28,8 @@ impl Connection {
     /// HTTP/2: if the last one ended with a flush and no write after it, there was nothing more to write, and the ends
     /// of streams that were queued before it have left. (A flush alone does not tell: h2 flushes in the middle of a
     /// turn too, when its buffer is full, and for what stalled in the turn before.)
-    ///
-    /// `goes_on` if it has read before in this turn.
-    pub(super) fn read_begins(&self, goes_on: bool) {
-        if self.0.guards.load(Ordering::Acquire) {
-            self.0.parties.read(|parties| parties.iter().for_each(|party| party.exchange().reading(goes_on)));
-        }
+    pub(super) fn read_begins(&self) {
+        self.acts_no_more(true);
         // Changed by the one task that reads and writes, as all of the account that is not changed in one step.
         let flushed = self.0.flushed_turn.load(Ordering::Acquire);
         if flushed == 0 {
@@ -55,11 +51,29 @@ impl Connection {
 
     /// Nothing is left to read: what is written from here on belongs to a new turn.
     pub(super) fn turn_begins(&self) {
+        self.acts_no_more(true);
         self.0.turns.store(self.0.turns.load(Ordering::Acquire) + 1, Ordering::Release);
     }
 
-    pub(super) fn write_begins(&self) {
+    pub(super) fn write_begins(&self, turn: Turn) {
         self.0.flushed_turn.store(0, Ordering::Release);
+        if turn == Turn::StalledReading {
+            self.acts_no_more(false);
+        }
+    }
+
+    /// The server goes on with what it has read, or, if that is `unsure`, with writing.
+    pub(super) fn acts_on_reads(&self, unsure: bool) {
+        if let Some(reader) = self.0.reader.get() {
+            reader.acts(unsure);
+        }
+    }
+
+    /// It `reads`, or writes.
+    pub(super) fn acts_no_more(&self, reads: bool) {
+        if self.0.reader.get().is_some_and(|reader| reader.stops()) {
+            self.0.parties.read(|parties| parties.iter().for_each(|party| party.exchange().settle(reads)));
+        }
     }
 
     /// Whether the end of an HTTP/2 stream was handed over, and no turn has passed since.
@@ -163,11 +177,21 @@ impl Connection {
         }
     }
 
-    /// A flush completed; `turn` if it may be the end of one.
-    pub(super) fn flushed(&self, turn: bool) {
-        if turn {
-            self.0.flushed_turn.store(self.0.turns.load(Ordering::Acquire), Ordering::Release);
+    /// A flush completed: whether another turn has to tell what has left.
+    pub(super) fn flushed(&self, turn: Turn) -> bool {
+        match turn {
+            Turn::Writing | Turn::Parting => {
+                self.0.flushed_turn.store(self.0.turns.load(Ordering::Acquire), Ordering::Release);
+            }
+            Turn::StalledReading => self.acts_on_reads(true),
+            Turn::Reading | Turn::Stalled => {}
         }
+        self.tell_of_flush(turn == Turn::Writing);
+        turn == Turn::Parting && self.0.waiting.load(Ordering::Acquire)
+    }
+
+    /// To those who wait for one; for that at the end of a `turn`, if it may have been that.
+    fn tell_of_flush(&self, turn: bool) {
         // Cleared first: whoever begins to wait during the search sets it again, for the next flush.
         if !self.0.waiting.load(Ordering::Acquire) || !self.0.waiting.swap(false, Ordering::AcqRel) {
             return;
@@ -207,7 +231,7 @@ impl Connection {
                 return (Some(Found::Released(party.clone())), false);
             }
             if exchange.is_awaiting() {
-                let over = if party.is_http2() { exchange.end_flushed(turn) } else { begun };
+                let over = if party.is_http2() { exchange.end_flushed(begun, turn) } else { begun };
                 if over {
                     exchange.set_listed(false);
                     let party = parties.swap_remove(place);
@@ -218,7 +242,7 @@ impl Connection {
                 others = true;
             } else if exchange.is_released() {
                 // Its end may leave before the server lets go of its body.
-                exchange.end_flushed(turn);
+                exchange.end_flushed(begun, turn);
                 others = true;
             }
             others |= exchange.is_held() || exchange.awaits_given(begun, turn);
@@ -230,9 +254,9 @@ impl Connection {
     }
 
     /// Whether anything was written since a response was handed over. Otherwise none of it has left: on HTTP/1, the server
-    /// could not write its very head; on HTTP/2, its stream was reset.
+    /// could not write its very head; on HTTP/2, its stream was reset. So it was where some of it was thrown away.
     fn has_begun(&self, party: &dyn Party) -> bool {
-        self.written() > party.exchange().mark()
+        self.written() > party.exchange().mark() && !party.exchange().is_discarded()
     }
 
     /// Whether all of a response has left when its connection is gone: in order, it is after everything was flushed, but for
@@ -255,7 +279,7 @@ impl Connection {
 
     /// An orderly close began: hyper flushes everything before it.
     pub(super) fn shutting_down(&self) {
-        self.read_begins(false);
+        self.read_begins();
         self.0.shut.store(true, Ordering::Release);
     }
 

@@ -10,6 +10,7 @@ use super::{
     HalfClose,
     exchange::Exchange,
     parties::Parties,
+    reader::Reader,
     watch::{Source, Watch},
 };
 #[cfg(feature = "serve")]
@@ -19,7 +20,7 @@ use crate::{
 };
 use crate::{
     pool::{lock, runtime_lives},
-    sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex},
+    sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex, OnceLock},
 };
 
 /// Who is told what became of an exchange: the request's lifecycle.
@@ -135,8 +136,8 @@ pub(crate) struct State {
     pub(super) closed: AtomicBool,
     /// An exchange may be held or awaiting; lets a flush that nobody waits for pass without the lock.
     pub(super) waiting: AtomicBool,
-    /// HTTP/2: chunks are guarded.
-    pub(super) guards: AtomicBool,
+    /// HTTP/2: there once chunks are guarded.
+    pub(super) reader: OnceLock<Arc<Reader>>,
     pub(super) parties: Parties,
     /// The task that drives the connection.
     pub(super) task: AtomicWaker,
@@ -247,8 +248,8 @@ impl Connection {
     }
 
     /// HTTP/2: a response's chunks will be guarded.
-    pub(crate) fn guards(&self) {
-        self.0.guards.store(true, Ordering::Release);
+    pub(crate) fn guards(&self, exchange: &Exchange) {
+        exchange.guards(self.0.reader.get_or_init(Arc::default));
     }
 
     /// HTTP/2: the body has ended; its end is held until its chunks are flushed.

@@ -65,7 +65,7 @@ impl Delivery {
         let complete = bodiless || (length == Some(0) && !shared.http2());
         let held = match (shared.http2() && !complete).then(|| shared.connection()).flatten() {
             Some(connection) => {
-                connection.guards();
+                connection.guards(&shared.exchange);
                 if length == Some(0) && !announces {
                     connection.await_given(&shared.exchange);
                 }
@@ -223,6 +223,7 @@ impl http_body::Body for Delivery {
 
     fn is_end_stream(&self) -> bool {
         self.asked.set(true);
+        self.shared.exchange.ask_for_head();
         match self.held {
             Held::Never => self.has_ended(),
             Held::Open | Held::End(_) => false,
@@ -373,8 +374,8 @@ impl Drop for Delivery {
         if unfinished {
             self.shared.producer_started();
         }
-        if matches!(self.held, Held::Never) && self.shared.http2() && !self.asked.get() {
-            self.shared.exchange.take_elsewhere();
+        if matches!(self.held, Held::Never) && self.shared.http2() {
+            self.shared.exchange.leave_head(self.asked.get());
         }
         self.shared.body_dropped(self.complete, self.failed);
         let body = self.body.take();

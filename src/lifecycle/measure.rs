@@ -1,7 +1,11 @@
 //! What a response says of its body.
 
 use axum_core::response::Response;
-use http::header::TRAILER;
+use bytes::Bytes;
+use http::{
+    HeaderValue,
+    header::{CONTENT_LENGTH, ETAG, LOCATION, TRAILER},
+};
 use http_body::Body as _;
 
 use super::{response, shared::Shared};
@@ -31,7 +35,28 @@ impl Measure {
         }
         let body = response.body();
         let (bodiless, sized) = (stripped || body.is_end_stream(), body.size_hint().exact().is_some());
+        if bodiless && shared.http2() {
+            guard(shared, response);
+        }
         let announces = shared.http2() && response.headers().contains_key(TRAILER);
         Self { bodiless, sized, length: response::length(response), announces }
+    }
+}
+
+/// HTTP/2: a head without a body tells when the server lets go of it, which is when it is written, by one of its values. These
+/// are not kept in the table of their compression (RFC 7541, section 7.1.3), as others are; where there is none of them, the
+/// server's turn has to tell.
+fn guard(shared: &Shared, response: &mut Response) {
+    let Some(connection) = shared.connection() else { return };
+    let headers = response.headers_mut();
+    let Some(name) = [CONTENT_LENGTH, LOCATION, ETAG].into_iter().find(|name| headers.contains_key(name)) else {
+        return;
+    };
+    let Some(value) = headers.get_mut(name) else { return };
+    connection.guards(&shared.exchange);
+    let bytes = shared.exchange.guard_head(Bytes::copy_from_slice(value.as_bytes()));
+    if let Ok(mut guarded) = HeaderValue::from_maybe_shared(bytes) {
+        guarded.set_sensitive(value.is_sensitive());
+        *value = guarded;
     }
 }

@@ -14,7 +14,8 @@
 //! *HTTP/2.* Many responses share a connection, and their frames wait for the client's flow-control windows (RFC
 //! 9113, section 6.9). The server drops a body long before its bytes leave. So each chunk reports when it is written,
 //! and the end of the stream is held back until they all are; it leaves in a frame of its own, which reports when it
-//! is written as well. A response without a body is known to be flushed at the connection's next turn, a moment
+//! is written as well. The head of a response without a body reports it through the value of its `Content-Length`,
+//! `Location` or `ETag`; one that has none of these is known to be flushed at the connection's next turn, a moment
 //! later. A client that goes by the declared length, as some versions of curl do, may close before that last frame
 //! arrives: its response is flushed, and the connection ends with a reset, which your own accept loop sees as an
 //! error. It is no failure.
@@ -132,13 +133,16 @@
 //!
 //! # One moment on HTTP/2
 //!
-//! The head of a response without a body, and trailers, leave together with whatever else their connection has to
-//! send, and the connection does not report which of it was sent: they count as flushed when the server's turn is
-//! over. So for a client that has read such a response, and whose connection breaks before that very turn is over, an
-//! abort may be reported. The end of any other response is detected by the flush right after it. Conversely, a stream
-//! that is reset while its last frame is being sent, cut short by its window, may be reported as flushed. So may a
-//! stream whose bodiless head, or trailers, are still to be sent, if its connection writes something else in that
-//! turn; if it writes nothing, the stream is reported as aborted.
+//! Trailers, and the head of a response without a body that has no `Content-Length`, `Location` or `ETag`, leave
+//! together with whatever else their connection has to send, and the connection does not report which of it was sent:
+//! they count as flushed when the server's turn is over. So for a client that has read such a response, and whose
+//! connection breaks before that very turn is over, an abort may be reported. The end of any other response is
+//! detected by the flush right after it. Conversely, a stream that is reset while its last frame is being sent, cut
+//! short by its window, may be reported as flushed. So may a stream whose trailers, or such a head, are still to be
+//! sent, if its connection writes something else in that turn; if it writes nothing, the stream is reported as
+//! aborted. A response without a body is also reported as aborted if a middleware around
+//! [`Epilogue::wrap`](crate::Epilogue::wrap) asks its body for its end and drops it at once, since that is what a
+//! server does whose client has reset the stream.
 //!
 //! # Without a tracked connection
 //!

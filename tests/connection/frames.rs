@@ -101,7 +101,7 @@ impl RawHttp2 {
 impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp2<S> {
     /// On any stream, with all windows as wide as they go.
     pub async fn on(stream: S) -> Self {
-        let mut client = Self { stream, buffer: Vec::new(), used: 0, count: 0 };
+        let mut client = Self::reads(stream);
         let mut settings = INITIAL_WINDOW_SIZE.to_be_bytes().to_vec();
         settings.extend(WIDEST.to_be_bytes());
         let mut bytes = PREFACE.to_vec();
@@ -109,6 +109,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp2<S> {
         bytes.extend(frame(WINDOW_UPDATE, 0, 0, &(WIDEST - 65_535).to_be_bytes()));
         client.send(&bytes).await;
         client
+    }
+
+    /// On any stream, on which it has said all that it says as yet.
+    pub fn reads(stream: S) -> Self {
+        Self { stream, buffer: Vec::new(), used: 0, count: 0 }
     }
 
     pub async fn send(&mut self, bytes: &[u8]) {
