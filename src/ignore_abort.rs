@@ -127,7 +127,7 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
-        entered.lifecycle().ignore_abort(self.ignore);
+        entered.shared().set_ignore_abort(self.ignore);
         ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }
 }
