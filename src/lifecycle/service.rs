@@ -266,7 +266,9 @@ pin_project! {
     impl<F> PinnedDrop for Around<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            keep_dropped(this.shared, &[], || this.future.set(None));
+            if let Err(payload) = keep_dropped(this.shared, &[], || caught::call(|| this.future.set(None))) {
+                resume_unwind(payload);
+            }
         }
     }
 }
