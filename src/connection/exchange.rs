@@ -36,9 +36,7 @@ pub(crate) struct Exchange {
     listed: AtomicBool,
     /// Bytes written when the head was handed over; on HTTP/2, or the trailers were.
     mark: AtomicU64,
-    /// HTTP/2: the server's turn when the body was dropped.
-    turn: AtomicU64,
-    /// There only where chunks are guarded: a request that waits long keeps no more than it needs.
+    /// There only on HTTP/2: a request that waits long keeps no more than it needs.
     chunks: OnceLock<Arc<Chunks>>,
     /// The client knows how long the body is.
     length_known: AtomicBool,
@@ -66,6 +64,8 @@ struct Chunks {
     all_taken: AtomicBool,
     /// All of it was flushed: whoever leaves now has all that it was promised, though the body has not ended.
     given_flushed: AtomicBool,
+    /// The server's turn when the body was dropped.
+    turn: AtomicU64,
 }
 
 impl Chunks {
@@ -99,17 +99,21 @@ impl Exchange {
     }
 
     pub(crate) fn set_turn(&self, turn: u64) {
-        self.turn.store(turn, Ordering::Release);
+        self.chunks().turn.store(turn, Ordering::Release);
     }
 
     pub(crate) fn turn(&self) -> u64 {
-        self.turn.load(Ordering::Acquire)
+        self.chunks.get().map_or(0, |chunks| chunks.turn.load(Ordering::Acquire))
+    }
+
+    fn chunks(&self) -> &Arc<Chunks> {
+        self.chunks.get_or_init(Arc::default)
     }
 
     /// Wraps a chunk so that it counts until the server has written it.
     pub(crate) fn guard(&self, chunk: Bytes) -> Bytes {
         // AcqRel on both sides of the count: the flush that sees zero comes after the writes that made it so.
-        let chunks = self.chunks.get_or_init(Arc::default);
+        let chunks = self.chunks();
         chunks.out.fetch_add(1, Ordering::AcqRel);
         Bytes::from_owner(Guarded { chunk, chunks: chunks.clone() })
     }
@@ -149,7 +153,7 @@ impl Exchange {
 
     /// The last byte of a known length was [guarded](Self::guard), if there is any.
     pub(crate) fn give_all(&self) {
-        self.chunks.get_or_init(Arc::default).all_given.store(true, Ordering::Release);
+        self.chunks().all_given.store(true, Ordering::Release);
     }
 
     /// A flush completed, as with [`release`](Self::release): whether the last byte of a known length still waits for one.
