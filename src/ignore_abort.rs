@@ -125,6 +125,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
         entered.shared().set_ignore_abort(self.ignore);

@@ -50,6 +50,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
         let shaping = Shaping {

@@ -305,6 +305,7 @@ pub(super) fn poll_handler<F: Future>(
 }
 
 /// Polls what is around the handler.
+#[inline]
 pub(super) fn poll_around<F: Future>(shared: &Shared, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
     let polling = continuation::Polling::begin();
     let polled = caught::poll(future, cx);

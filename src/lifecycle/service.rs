@@ -235,6 +235,7 @@ where
 {
     type Output = Result<Response, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             HoldProjection::Held { held } => held.poll(cx),
@@ -280,6 +281,7 @@ where
 {
     type Output = Result<Response, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Some(future) = this.future.as_pin_mut() else { return Poll::Pending };

@@ -325,6 +325,7 @@ impl Shared {
     /// Changes the word, and tells of it. `None` from `change` means that this may not happen (any more).
     ///
     /// AcqRel: whoever sees the new word sees what was done before it.
+    #[inline]
     pub(super) fn change(
         &self,
         event: Option<EventKind>,
