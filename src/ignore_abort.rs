@@ -127,9 +127,10 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
-        entered.lifecycle().ignore_abort(self.ignore);
+        entered.shared().set_ignore_abort(self.ignore);
         ResponseFuture::new(entered.call(|| self.inner.call(request)))
     }
 }

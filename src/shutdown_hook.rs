@@ -122,6 +122,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
         if let Err(error) = entered.shared().add_hook(Hook::new(self.hook.clone())) {

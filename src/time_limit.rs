@@ -136,6 +136,7 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
         entered.shared().start_time_limit(self.layer.limit, self.layer.kind);

@@ -40,9 +40,7 @@ pub(crate) struct Exchange {
     listed: AtomicBool,
     /// Bytes written when the head was handed over; on HTTP/2, or the trailers were.
     mark: AtomicU64,
-    /// HTTP/2: the server's turn when the body was dropped.
-    turn: AtomicU64,
-    /// There only where chunks are guarded: a request that waits long keeps no more than it needs.
+    /// There only on HTTP/2: a request that waits long keeps no more than it needs.
     chunks: OnceLock<Arc<Chunks>>,
     /// The client knows how long the body is.
     length_known: AtomicBool,
@@ -77,11 +75,15 @@ impl Exchange {
     }
 
     pub(crate) fn set_turn(&self, turn: u64) {
-        self.turn.store(turn, Ordering::Release);
+        self.chunks().turn.store(turn, Ordering::Release);
     }
 
     pub(crate) fn turn(&self) -> u64 {
-        self.turn.load(Ordering::Acquire)
+        self.chunks.get().map_or(0, |chunks| chunks.turn.load(Ordering::Acquire))
+    }
+
+    fn chunks(&self) -> &Arc<Chunks> {
+        self.chunks.get_or_init(Arc::default)
     }
 
     /// HTTP/2: its chunks will be guarded.
@@ -91,7 +93,7 @@ impl Exchange {
 
     /// Wraps a chunk so that it counts until the server has written it.
     pub(crate) fn guard(&self, chunk: Bytes) -> Bytes {
-        self.chunks.get_or_init(Arc::default).guard(chunk)
+        self.chunks().guard(chunk)
     }
 
     /// The end of a stream: an empty chunk that counts until the server has written it.
@@ -165,7 +167,7 @@ impl Exchange {
 
     /// The last byte of a known length was [guarded](Self::guard), if there is any.
     pub(crate) fn give_all(&self) {
-        self.chunks.get_or_init(Arc::default).all_given.store(true, Ordering::Release);
+        self.chunks().all_given.store(true, Ordering::Release);
     }
 
     /// A flush completed, as with [`release`](Self::release): whether the last byte of a known length still waits for one.

@@ -13,7 +13,7 @@ use super::{
     Settings,
     future::{ResponseFuture, Shape},
     rules::Asked,
-    shaping::{Shaped, Shaping},
+    shaping::Shaping,
 };
 use crate::lifecycle::{SendBody, enter};
 
@@ -50,12 +50,13 @@ where
         self.inner.poll_ready(cx)
     }
 
+    #[inline]
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         let entered = enter(&mut request);
         let shaping = Shaping {
             settings: self.settings.clone(),
             lifecycle: entered.lifecycle(),
-            inside: request.extensions_mut().insert(Shaped).is_some(),
+            inside: entered.shared().enter_shaping(),
             asked: Asked::new(&request),
             #[cfg(feature = "compression")]
             accepts: self.settings.compress.as_ref().map(|_| Accepts::new(request.headers())).unwrap_or_default(),

@@ -41,8 +41,8 @@ pub(super) struct Shaping {
     pub(super) accepts: Accepts,
 }
 
-/// Left in a request for those inside, and by these in the response that they have shaped: of several the innermost decides.
-/// One that a middleware puts in its place has not been shaped.
+/// Left in the response that was shaped, for those that stand outside: of several the innermost decides. One that a middleware
+/// puts in its place has not been shaped.
 #[derive(Clone)]
 pub(super) struct Shaped;
 

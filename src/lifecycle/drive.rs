@@ -52,6 +52,7 @@ where
 {
     type Output = F::Output;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             InnerProjection::Waiting { inner } => inner.poll(cx),
@@ -66,6 +67,7 @@ where
 {
     type Output = F::Output;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let Some(driver) = this.driver else {
@@ -119,6 +121,7 @@ macro_rules! response_future {
         {
             type Output = Result<axum_core::response::Response, E>;
 
+            #[inline]
             fn poll(
                 self: std::pin::Pin<&mut Self>,
                 cx: &mut std::task::Context<'_>,

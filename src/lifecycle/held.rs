@@ -247,7 +247,9 @@ impl<F> Held<F> {
         let (future, context) = (self.future.take(), self.context.take());
         let captured = context.as_ref().map_or(&[][..], |context| &context.captured);
         keep_dropped(&self.shared, captured, || self.shared.framed(HANDLER, || caught::discard(future)));
-        caught::discard(context);
+        if let Some(context) = context {
+            caught::discard(context);
+        }
     }
 }
 
@@ -303,6 +305,7 @@ pub(super) fn poll_handler<F: Future>(
 }
 
 /// Polls what is around the handler.
+#[inline]
 pub(super) fn poll_around<F: Future>(shared: &Shared, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
     let polling = continuation::Polling::begin();
     let polled = caught::poll(future, cx);
@@ -312,15 +315,14 @@ pub(super) fn poll_around<F: Future>(shared: &Shared, future: Pin<&mut F>, cx: &
 
 /// Drops what is the user's, in a destructor perhaps: a middleware may have had a response in it. Nobody is called but for
 /// that; what goes along was `captured` before.
-pub(super) fn keep_dropped(shared: &Shared, captured: &[Box<dyn Captured>], drops: impl FnOnce()) {
+#[inline]
+pub(super) fn keep_dropped<T>(shared: &Shared, captured: &[Box<dyn Captured>], drops: impl FnOnce() -> T) -> T {
     let polling = continuation::Polling::begin();
-    let dropped = caught::call(drops);
+    let dropped = drops();
     if let Some(strays) = polling.end() {
         shared.keep_all(strays, || captured.iter().map(|value| value.another()).collect());
     }
-    if let Err(payload) = dropped {
-        resume_unwind(payload);
-    }
+    dropped
 }
 
 /// Those of responses that were dropped meanwhile belong to this request.

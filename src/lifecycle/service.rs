@@ -235,6 +235,7 @@ where
 {
     type Output = Result<Response, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project() {
             HoldProjection::Held { held } => held.poll(cx),
@@ -266,7 +267,9 @@ pin_project! {
     impl<F> PinnedDrop for Around<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            keep_dropped(this.shared, &[], || this.future.set(None));
+            if let Err(payload) = keep_dropped(this.shared, &[], || caught::call(|| this.future.set(None))) {
+                resume_unwind(payload);
+            }
         }
     }
 }
@@ -278,6 +281,7 @@ where
 {
     type Output = Result<Response, E>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Some(future) = this.future.as_pin_mut() else { return Poll::Pending };

@@ -100,6 +100,8 @@ pub(crate) struct Shared {
     /// Whom the response waits for: odd for its reader, even for its producer. Counted, so that a wait is not
     /// taken for the one before.
     pub(super) waits: AtomicU32,
+    /// One of our services is to shape its response.
+    shaped: AtomicBool,
     /// The outermost body is being polled: nobody is waited for.
     pub(super) produces: AtomicBool,
     /// How many of our services this request has entered.
@@ -200,6 +202,7 @@ impl Shared {
             core: Mutex::default(),
             body_bytes: AtomicU64::new(0),
             waits: AtomicU32::new(0),
+            shaped: AtomicBool::new(false),
             produces: AtomicBool::new(false),
             // The first of our services is the one that makes this.
             depth: AtomicU32::new(1),
@@ -286,6 +289,11 @@ impl Shared {
         self.depth.fetch_add(1, Ordering::AcqRel) + 1
     }
 
+    /// One that shapes responses was entered: true if another one was before, which stands outside.
+    pub(crate) fn enter_shaping(&self) -> bool {
+        self.shaped.swap(true, Ordering::AcqRel)
+    }
+
     pub(super) fn started_one(&self, depth: u32) {
         let (begins, depth) = (Ordering::AcqRel, u64::from(depth));
         let _ = self.begun.fetch_update(begins, Ordering::Acquire, |begun| {
@@ -317,6 +325,7 @@ impl Shared {
     /// Changes the word, and tells of it. `None` from `change` means that this may not happen (any more).
     ///
     /// AcqRel: whoever sees the new word sees what was done before it.
+    #[inline]
     pub(super) fn change(
         &self,
         event: Option<EventKind>,

@@ -12,8 +12,8 @@ use super::{nowhere::finish_nowhere, passage::Waits, shared::Shared, word};
 use crate::{
     connection::WhyDropped,
     continuation::Continuation,
-    event::{EventKind, HANDLER},
-    pool::{Captured, Carry, caught, lock, runtime_lives},
+    event::EventKind,
+    pool::{caught, lock, runtime_lives},
     queue::Queue,
     status::{ConnectionStatus, Sent},
 };
@@ -69,7 +69,10 @@ impl Shared {
         if continuations.is_empty() {
             return self.handler_ended(HandlerEnd::Ended);
         }
-        continuations.iter_mut().for_each(|continuation| continuation.carry(self.captured()));
+        // Most servers carry nothing.
+        if !self.pool().carries.is_empty() {
+            continuations.iter_mut().for_each(|continuation| continuation.carry(self.captured()));
+        }
         // Under the lock that the ending task takes them from, so that none starts before the handler's end is
         // told; and in one transition, so that the request cannot end before they are seen.
         let mut core = lock(&self.core);
@@ -106,20 +109,6 @@ impl Shared {
                 finish_nowhere(&me, *late);
             }
         }
-    }
-
-    /// What goes along with work that leaves the request's task.
-    pub(crate) fn captured(&self) -> Vec<Box<dyn Captured>> {
-        self.pool().carries.iter().filter_map(|carry| self.capture(&**carry)).collect()
-    }
-
-    /// It is cloned, which is the user's code. What cannot be does not go along; the work does.
-    fn capture(&self, carry: &dyn Carry) -> Option<Box<dyn Captured>> {
-        caught::call(|| carry.capture()).unwrap_or_else(|payload| {
-            self.panicked(HANDLER, &payload);
-            caught::dispose(payload);
-            None
-        })
     }
 
     /// Whether the work is to end now. After `finish` an abort no longer ends it (contract rule 7).

@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{
     continuation::{self, Continuation},
-    event::EventKind,
-    pool::{Captured, caught, lock, spans},
+    event::{EventKind, HANDLER},
+    pool::{Captured, Carry, caught, lock, spans},
 };
 
 impl Shared {
@@ -41,8 +41,8 @@ impl Shared {
         Ok(())
     }
 
-    pub(crate) fn add_hook(&self, mut hook: Hook) -> Result<(), LifecycleError> {
-        hook.carry(self.captured());
+    pub(crate) fn add_hook(&self, hook: Hook) -> Result<(), LifecycleError> {
+        let hook = hook.carry(self.captured());
         let mut core = lock(&self.core);
         if core.is_lost() || self.change(None, |word| Some(word.with(word::WORK))).is_none() {
             drop(core);
@@ -73,6 +73,20 @@ impl Shared {
             me.let_go();
             continuation::run_alone(continuation, me);
         }
+    }
+
+    /// What goes along with work that leaves the request's task.
+    pub(crate) fn captured(&self) -> Vec<Box<dyn Captured>> {
+        self.pool().carries.iter().filter_map(|carry| self.capture(&**carry)).collect()
+    }
+
+    /// It is cloned, which is the user's code. What cannot be does not go along; the work does.
+    fn capture(&self, carry: &dyn Carry) -> Option<Box<dyn Captured>> {
+        caught::call(|| carry.capture()).unwrap_or_else(|payload| {
+            self.panicked(HANDLER, &payload);
+            caught::dispose(payload);
+            None
+        })
     }
 
     /// Gives the continuations that wait for their turn spans of their own, so that none keeps the request's span open while
