@@ -41,9 +41,8 @@
 //! A `HEAD` request is answered with the head of its `GET`, unless its body was removed before it reached this layer,
 //! for example by a router that is nested as a service: then it passes through.
 //!
-//! The compressed response has a `Content-Encoding`, no length, no `Accept-Ranges`, and a weak `ETag`, as has a
-//! matching
-//! 304. `Vary` names `Accept-Encoding`, even if the client gets the plain body.
+//! The compressed response has a `Content-Encoding`, no length, no `Accept-Ranges`, and a weak `ETag`; so has a 304
+//! that matches. `Vary` names `Accept-Encoding`, even if the client gets the plain body.
 //!
 //! A body that fails, or is cut at its limit, ends without the end of its compressed stream, so that a decoder
 //! notices.

@@ -183,7 +183,11 @@ impl Connection {
             Turn::Writing | Turn::Parting => {
                 self.0.flushed_turn.store(self.0.turns.load(Ordering::Acquire), Ordering::Release);
             }
-            Turn::StalledReading => self.acts_on_reads(true),
+            Turn::StalledReading => {
+                // Nothing was written since the last flush, if that left anything unsure: it was at the end of the writing.
+                self.acts_no_more(false);
+                self.acts_on_reads(true);
+            }
             Turn::Reading | Turn::Stalled => {}
         }
         self.tell_of_flush(turn == Turn::Writing);

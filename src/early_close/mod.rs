@@ -163,9 +163,8 @@ impl EarlyCloseLayer {
     /// called and no length is declared.
     ///
     /// The bytes are those of the handler, before this layer encodes them. If another layer inside has encoded them,
-    /// the parts have a `Content-Encoding`; if they are part of a larger representation, of a file for example, the
-    /// status is
-    /// 206. A body in one piece is not copied. Trailers stay as they were, including a digest of the original bytes.
+    /// the parts have a `Content-Encoding`; with a status of 206 they are part of a larger representation, of a file for
+    /// example. A body in one piece is not copied. Trailers stay as they were, including a digest of the original bytes.
     ///
     /// If it is called several times, the last function applies.
     ///

@@ -197,6 +197,8 @@ impl http_body::Body for Delivery {
             this.shared.exchange.take_elsewhere();
             return Poll::Ready(None);
         }
+        // Nor does one that was told that there is nothing: whoever asked is none.
+        this.asked.set(this.asked.get() && !this.complete);
         if this.shared.is_broken_off() {
             return this.fail(broken_off());
         }

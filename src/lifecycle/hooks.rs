@@ -54,8 +54,8 @@ impl End {
     /// not it was [sent](Self::sent): PHP's `http_response_code()`. `None` if there was no response, as for an
     /// attempt at a durable job.
     ///
-    /// If the request ended because its client left, it is 499 (which nobody receives), or `None` if the server was
-    /// the first to notice.
+    /// If the request ended because its client left before the handler had responded, it is 499 (which nobody
+    /// receives), or `None` if the server was the first to notice.
     #[must_use]
     pub fn response_status(&self) -> Option<StatusCode> {
         StatusCode::from_u16(self.shared.answered.load(Ordering::Acquire)).ok()

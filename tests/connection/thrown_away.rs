@@ -4,7 +4,10 @@
 use std::{
     io,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -41,6 +44,7 @@ fn app() -> Router {
     let stream = || async { Body::from_stream(stream::iter([Ok::<_, io::Error>("some")])) };
     Router::new()
         .route("/stream", get(stream))
+        .route("/some", get(async || vec![b'x'; 2000]))
         .route("/more", get(async || vec![b'x'; WINDOW + 1]))
         .route("/none", get(async || ()))
         .route("/moved", get(async || Redirect::to("/there")))
@@ -50,10 +54,14 @@ fn app() -> Router {
 /// Once, and in another thread.
 type Work = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
+/// How many writes take nothing yet.
+type Refused = Arc<AtomicUsize>;
+
 /// An IO that hands everything on, and has something done when bytes have come.
 struct Meanwhile<IO> {
     io: IO,
     work: Work,
+    refused: Refused,
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Meanwhile<IO> {
@@ -70,6 +78,11 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Meanwhile<IO> {
 
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Meanwhile<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let refuses = |refused: usize| refused.checked_sub(1);
+        if self.refused.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refuses).is_ok() {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 
@@ -87,16 +100,17 @@ type Answered = (Journal, RawHttp2, Connection, Response<Body>, h2::server::Send
 
 /// A request for `path` that our service has answered, and of which nothing is sent yet.
 async fn answered(path: &str) -> Answered {
-    answered_over(path, &Work::default()).await
+    answered_over(path, &Work::default(), &Refused::default()).await
 }
 
-async fn answered_over(path: &str, meanwhile: &Work) -> Answered {
+async fn answered_over(path: &str, work: &Work, refused: &Refused) -> Answered {
     let journal = Journal::new();
     let epilogue = journal.epilogue().build();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let mut client = RawHttp2::connect(listener.local_addr().unwrap()).await;
     client.send(&request("GET", path, 1, true)).await;
-    let io = TrackedIo::new(Meanwhile { io: listener.accept().await.unwrap().0, work: meanwhile.clone() });
+    let (io, work, refused) = (listener.accept().await.unwrap().0, work.clone(), refused.clone());
+    let io = TrackedIo::new(Meanwhile { io, work, refused });
     let mut service = epilogue.wrap(&io, app());
     let mut server = h2::server::handshake(io).await.unwrap();
     let (request, respond) = server.accept().await.unwrap().unwrap();
@@ -113,15 +127,16 @@ struct Served {
     body: Body,
     send: h2::SendStream<Bytes>,
     meanwhile: Work,
+    refused: Refused,
 }
 
 impl Served {
     async fn begin(path: &str) -> Self {
-        let meanwhile = Work::default();
-        let (journal, client, server, response, mut respond) = answered_over(path, &meanwhile).await;
+        let (meanwhile, refused) = (Work::default(), Refused::default());
+        let (journal, client, server, response, mut respond) = answered_over(path, &meanwhile, &refused).await;
         let (head, body) = response.into_parts();
         let send = respond.send_response(Response::from_parts(head, ()), false).unwrap();
-        Self { journal, client, server, body, send, meanwhile }
+        Self { journal, client, server, body, send, meanwhile, refused }
     }
 
     /// The body's next frame of data, while the server goes on.
@@ -133,6 +148,24 @@ impl Served {
             }
         })
         .await
+    }
+
+    /// The end of the body is sent, too, and all of it has left.
+    async fn ends_whole(mut self) {
+        let end = self.data().await;
+        self.send.send_data(end, true).unwrap();
+        drop(self.body);
+        tokio::select! {
+            _ = self.client.until(crate::frames::Frame::ends_its_stream) => {}
+            _ = self.server.accept() => unreachable!("there is one request"),
+        }
+        let journal = &self.journal;
+        let ends = async {
+            tokio::select! { () = journal.ended(1) => {}, _ = self.server.accept() => unreachable!() }
+        };
+        soon("the request ends", ends).await;
+        journal.only().assert_flushed();
+        journal.only().assert_contract();
     }
 
     /// The server reads, writes and flushes what there is.
@@ -238,20 +271,24 @@ async fn what_somebody_copies_while_the_server_reads_was_not_thrown_away() {
     *served.meanwhile.lock().unwrap() = Some(Box::new(move || drop(data)));
     served.turn().await;
     served.send.send_data(copy, false).unwrap();
-    let end = served.data().await;
-    served.send.send_data(end, true).unwrap();
-    drop(served.body);
-    tokio::select! {
-        _ = served.client.until(crate::frames::Frame::ends_its_stream) => {}
-        _ = served.server.accept() => unreachable!("there is one request"),
-    }
-    let journal = &served.journal;
-    let ends = async {
-        tokio::select! { () = journal.ended(1) => {}, _ = served.server.accept() => unreachable!() }
-    };
-    soon("the request ends", ends).await;
-    journal.only().assert_flushed();
-    journal.only().assert_contract();
+    served.ends_whole().await;
+}
+
+/// The connection can be written to again while the server is at the answer to a ping: its client has asked when nothing
+/// could be.
+#[tokio::test]
+async fn what_is_written_when_a_ping_found_nothing_to_write_to_was_not_thrown_away() {
+    let mut served = Served::begin("/some").await;
+    let data = served.data().await;
+    served.turn().await;
+    assert!(futures_util::poll!(std::pin::pin!(served.body.frame())).is_pending(), "its end is held back");
+    served.refused.store(usize::MAX, Ordering::SeqCst);
+    served.send.send_data(data, false).unwrap();
+    let refused = served.refused.clone();
+    // The answer, and not the data behind it.
+    *served.meanwhile.lock().unwrap() = Some(Box::new(move || refused.store(1, Ordering::SeqCst)));
+    served.turn().await;
+    served.ends_whole().await;
 }
 
 /// What leaves with a reset in the same turn is another response.
