@@ -32,8 +32,6 @@ pub(super) struct Chunks {
     pub(super) all_taken: AtomicBool,
     /// All of it was flushed: whoever leaves now has all that it was promised, though the body has not ended.
     pub(super) given_flushed: AtomicBool,
-    /// The server's turn when the body was dropped.
-    pub(super) turn: AtomicU64,
 }
 
 impl Chunks {

@@ -40,7 +40,9 @@ pub(crate) struct Exchange {
     listed: AtomicBool,
     /// Bytes written when the head was handed over; on HTTP/2, or the trailers were.
     mark: AtomicU64,
-    /// There only on HTTP/2: a request that waits long keeps no more than it needs.
+    /// HTTP/2: the server's turn when the body was dropped.
+    turn: AtomicU64,
+    /// There only where chunks are guarded: a request that waits long keeps no more than it needs.
     chunks: OnceLock<Arc<Chunks>>,
     /// The client knows how long the body is.
     length_known: AtomicBool,
@@ -75,15 +77,11 @@ impl Exchange {
     }
 
     pub(crate) fn set_turn(&self, turn: u64) {
-        self.chunks().turn.store(turn, Ordering::Release);
+        self.turn.store(turn, Ordering::Release);
     }
 
     pub(crate) fn turn(&self) -> u64 {
-        self.chunks.get().map_or(0, |chunks| chunks.turn.load(Ordering::Acquire))
-    }
-
-    fn chunks(&self) -> &Arc<Chunks> {
-        self.chunks.get_or_init(Arc::default)
+        self.turn.load(Ordering::Acquire)
     }
 
     /// HTTP/2: its chunks will be guarded.
@@ -93,7 +91,7 @@ impl Exchange {
 
     /// Wraps a chunk so that it counts until the server has written it.
     pub(crate) fn guard(&self, chunk: Bytes) -> Bytes {
-        self.chunks().guard(chunk)
+        self.chunks.get_or_init(Arc::default).guard(chunk)
     }
 
     /// The end of a stream: an empty chunk that counts until the server has written it.
@@ -167,7 +165,7 @@ impl Exchange {
 
     /// The last byte of a known length was [guarded](Self::guard), if there is any.
     pub(crate) fn give_all(&self) {
-        self.chunks().all_given.store(true, Ordering::Release);
+        self.chunks.get_or_init(Arc::default).all_given.store(true, Ordering::Release);
     }
 
     /// A flush completed, as with [`release`](Self::release): whether the last byte of a known length still waits for one.

@@ -277,8 +277,6 @@ impl Connection {
     pub(crate) fn await_flush(&self, party: &dyn Party) {
         let exchange = party.exchange();
         if party.is_http2() {
-            // The response of another attempt may come after this one.
-            self.guards(exchange);
             exchange.set_turn(self.0.turns.load(Ordering::Acquire));
         }
         exchange.await_flush();
