@@ -139,11 +139,12 @@ impl HookOutcome for ControlFlow<()> {
 /// What a hook's future is kept as.
 pub(super) type Outcome = Pin<Box<dyn Future<Output = ControlFlow<()>> + Send>>;
 
-/// What a hook came to when it began: its future, and the span that it belongs to.
-type Begun = (Outcome, Option<Box<Span>>);
-
 /// A registered hook.
-pub(crate) struct Hook(Box<dyn FnOnce(End) -> Begun + Send>);
+pub(crate) struct Hook {
+    run: Box<dyn FnOnce(End) -> Outcome + Send>,
+    /// The one that was current; `None` costs nothing.
+    span: Option<Box<Span>>,
+}
 
 impl fmt::Debug for Hook {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -157,29 +158,25 @@ impl Hook {
         F: FnOnce(End) -> Fut + Send + 'static,
         Fut: Future<Output: HookOutcome> + Send + 'static,
     {
-        // The user's function is called at the first poll, where a panic is caught.
-        let begin = move |end| -> Outcome { Box::pin(async move { hook(end).await.goes_on() }) };
-        let span = Span::current();
-        // None costs nothing.
-        Self(match span.is_none() {
-            true => Box::new(move |end| (begin(end), None)),
-            false => Box::new(move |end| (begin(end), Some(Box::new(span)))),
-        })
+        Self {
+            // The user's function is called at the first poll, where a panic is caught.
+            run: Box::new(move |end| Box::pin(async move { hook(end).await.goes_on() })),
+            span: Some(Span::current()).filter(|span| !span.is_none()).map(Box::new),
+        }
     }
 
     /// Has what was captured where it was registered in scope where it runs.
-    pub(super) fn carry(self, captured: Vec<Box<dyn Captured>>) -> Self {
+    pub(super) fn carry(&mut self, captured: Vec<Box<dyn Captured>>) {
         if captured.is_empty() {
-            return self;
+            return;
         }
-        Self(Box::new(move |end| {
-            let (work, span) = self.start(end);
-            (Box::pin(carried(captured, work)), span)
-        }))
+        let run: Box<dyn FnOnce(End) -> Outcome + Send> = Box::new(|_| Box::pin(async { ControlFlow::Continue(()) }));
+        let run = std::mem::replace(&mut self.run, run);
+        self.run = Box::new(move |end| Box::pin(carried(captured, run(end))));
     }
 
     /// Its future, and the span that it belongs to.
-    pub(super) fn start(self, end: End) -> Begun {
-        (self.0)(end)
+    pub(super) fn start(self, end: End) -> (Outcome, Option<Box<Span>>) {
+        ((self.run)(end), self.span)
     }
 }

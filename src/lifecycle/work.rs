@@ -41,8 +41,8 @@ impl Shared {
         Ok(())
     }
 
-    pub(crate) fn add_hook(&self, hook: Hook) -> Result<(), LifecycleError> {
-        let hook = hook.carry(self.captured());
+    pub(crate) fn add_hook(&self, mut hook: Hook) -> Result<(), LifecycleError> {
+        hook.carry(self.captured());
         let mut core = lock(&self.core);
         if core.is_lost() || self.change(None, |word| Some(word.with(word::WORK))).is_none() {
             drop(core);
