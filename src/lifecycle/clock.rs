@@ -43,8 +43,7 @@ pub(crate) enum Start {
 
 /// What the log says.
 pub(super) const LIMIT_PASSED: &str = "the time limit passed";
-/// A time that never comes: what fits beside the kind of the clock.
-const NEVER: u64 = u64::MAX >> 1;
+const NEVER: u64 = u64::MAX;
 /// How much a single poll may overrun the limit before it is reported.
 const OVERSTAY: Duration = Duration::from_millis(10);
 
@@ -84,45 +83,15 @@ pub(super) struct Measured {
     pub(super) overstayed: Option<Duration>,
 }
 
-/// A limit in one word, so that nobody sees half of one: its kind is the lowest bit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limit(u64);
-
-impl Limit {
-    fn new(kind: ClockKind, nanos: u64) -> Self {
-        Self(nanos.min(NEVER) << 1 | u64::from(kind == ClockKind::Busy))
-    }
-
-    fn kind(self) -> ClockKind {
-        if self.0 & 1 == 0 { ClockKind::Wall } else { ClockKind::Busy }
-    }
-
-    fn is_set(self) -> bool {
-        self.0 >> 1 != NEVER
-    }
-
-    fn of_kind(self, kind: ClockKind) -> Option<u64> {
-        (self.kind() == kind && self.is_set()).then_some(self.0 >> 1)
-    }
-
-    /// Wall clock: when it passes.
-    fn deadline(self) -> Option<u64> {
-        self.of_kind(ClockKind::Wall)
-    }
-
-    /// Busy clock: what may be used.
-    fn budget(self) -> Option<u64> {
-        self.of_kind(ClockKind::Busy)
-    }
-}
-
 /// All times are nanoseconds since the request's arrival, so that they fit an atomic.
 pub(super) struct Clock {
     arrived: Instant,
-    /// A [`Limit`].
-    limit: AtomicU64,
-    /// Of what the busy clock counts.
+    /// Wall clock: when the limit passes, or `NEVER`.
+    deadline: AtomicU64,
+    /// Busy clock: what may be used, or `NEVER`.
+    budget: AtomicU64,
     used: AtomicU64,
+    busy: AtomicBool,
     timer: Mutex<Option<Pin<Box<Sleep>>>>,
     armed: AtomicBool,
     /// Something has waited while there was no limit.
@@ -157,8 +126,10 @@ impl Clock {
     pub(super) fn new(arrived: Instant) -> Self {
         Self {
             arrived,
-            limit: AtomicU64::new(Limit::new(ClockKind::Wall, NEVER).0),
+            deadline: AtomicU64::new(NEVER),
+            budget: AtomicU64::new(NEVER),
             used: AtomicU64::new(0),
+            busy: AtomicBool::new(false),
             timer: Mutex::new(None),
             armed: AtomicBool::new(false),
             waited: AtomicBool::new(false),
@@ -181,46 +152,50 @@ impl Clock {
     /// The orderings are those of independent settings: a poll that is being measured meanwhile may be judged
     /// by the limit before or by the one after. `Release` and `Acquire` make the timer see the latest.
     pub(super) fn set(&self, limit: Duration, start: Start, kind: Option<ClockKind>) {
-        let kind = kind.unwrap_or_else(|| self.limit().kind());
-        let limit = if limit.is_zero() { NEVER } else { nanos(limit) };
-        let mut ends = limit;
-        if start == Start::Now {
-            let now = self.now();
-            match kind {
-                ClockKind::Wall => ends = limit.saturating_add(now),
-                // What was used before counts for a layer's limit, as does what an attempt before has used.
-                ClockKind::Busy => {
-                    self.used.store(0, Ordering::Release);
-                    // What is busy at this moment has used nothing until then.
-                    let restart = |began| (began > 1).then_some(now.saturating_add(2));
-                    let _ = self.measuring.fetch_update(Ordering::AcqRel, Ordering::Acquire, restart);
-                }
-            }
+        if let Some(kind) = kind {
+            self.busy.store(kind == ClockKind::Busy, Ordering::Release);
         }
-        self.limit.store(Limit::new(kind, ends).0, Ordering::Release);
+        let limit = if limit.is_zero() { NEVER } else { nanos(limit) };
+        if self.busy.load(Ordering::Acquire) {
+            // What was used before counts for a layer's limit, as does what an attempt before has used.
+            if start == Start::Now {
+                self.used.store(0, Ordering::Release);
+                // What is busy at this moment has used nothing until then.
+                let now = self.now().saturating_add(2);
+                let restart = |began| (began > 1).then_some(now);
+                let _ = self.measuring.fetch_update(Ordering::AcqRel, Ordering::Acquire, restart);
+            }
+            self.budget.store(limit, Ordering::Release);
+            self.deadline.store(NEVER, Ordering::Release);
+        } else {
+            self.budget.store(NEVER, Ordering::Release);
+            let start = match start {
+                Start::Arrival => 0,
+                Start::Now => self.now(),
+            };
+            self.deadline.store(limit.saturating_add(start), Ordering::Release);
+        }
         // One that runs is moved by whoever calls `arm` next; it is never early, since it looks at the deadline.
         self.armed.store(false, Ordering::Release);
     }
 
-    #[inline]
-    fn limit(&self) -> Limit {
-        Limit(self.limit.load(Ordering::Acquire))
-    }
-
     /// What is left of the limit; `None` without one.
     pub(super) fn left(&self) -> Option<Duration> {
-        let limit = self.limit();
-        // With what the poll has used that asks.
-        let used = || self.used.load(Ordering::Acquire).saturating_add(self.measured_so_far());
-        let busy = limit.budget().map(|budget| budget.saturating_sub(used()));
-        let left = busy.or_else(|| Some(limit.deadline()?.saturating_sub(self.now())));
-        left.map(Duration::from_nanos)
+        let budget = self.budget.load(Ordering::Acquire);
+        if budget != NEVER {
+            // With what the poll has used that asks.
+            let used = self.used.load(Ordering::Acquire).saturating_add(self.measured_so_far());
+            return Some(Duration::from_nanos(budget.saturating_sub(used)));
+        }
+        let deadline = self.deadline.load(Ordering::Acquire);
+        (deadline != NEVER).then(|| Duration::from_nanos(deadline.saturating_sub(self.now())))
     }
 
     /// What is left on the busy clock for a thread, which is no poll; `None` if that is not the one that counts.
     pub(super) fn busy_left(&self) -> Option<Duration> {
-        let budget = self.limit().budget()?;
-        Some(Duration::from_nanos(budget.saturating_sub(self.used.load(Ordering::Acquire))))
+        let budget = self.budget.load(Ordering::Acquire);
+        let left = budget.saturating_sub(self.used.load(Ordering::Acquire));
+        (budget != NEVER).then(|| Duration::from_nanos(left))
     }
 
     /// How long the poll that is being measured has taken; zero where none is.
@@ -235,41 +210,46 @@ impl Clock {
 
     /// A thread was busy so long: that is one long poll.
     pub(super) fn ran(&self, time: Duration) {
-        if self.limit().budget().is_some() {
+        if self.budget.load(Ordering::Acquire) != NEVER {
             self.spend(nanos(time));
         }
     }
 
     /// Whether the busy time is used up by the poll that is being measured.
     pub(super) fn is_used_up(&self) -> bool {
-        let used = || self.used.load(Ordering::Acquire).saturating_add(self.measured_so_far());
-        self.limit().budget().is_some_and(|budget| used() >= budget)
+        let budget = self.budget.load(Ordering::Acquire);
+        if budget == NEVER {
+            return false;
+        }
+        self.used.load(Ordering::Acquire).saturating_add(self.measured_so_far()) >= budget
     }
 
     /// Whether polls are what the limit counts.
     pub(super) fn is_busy(&self) -> bool {
-        self.limit().kind() == ClockKind::Busy
+        self.busy.load(Ordering::Acquire)
     }
 
     /// Whether any limit is set.
     #[inline]
     pub(super) fn is_limited(&self) -> bool {
-        self.limit().is_set()
+        self.deadline.load(Ordering::Acquire) != NEVER || self.budget.load(Ordering::Acquire) != NEVER
     }
 
     /// Whether a wall limit is set and has passed.
     pub(super) fn is_past(&self) -> bool {
-        self.limit().deadline().is_some_and(|deadline| self.now() >= deadline)
+        let deadline = self.deadline.load(Ordering::Acquire);
+        deadline != NEVER && self.now() >= deadline
     }
 
-    /// Runs one poll of the user's on this clock. Without a limit that costs a load.
+    /// Runs one poll of the user's on this clock. Without a limit that costs two loads.
     ///
     /// Polls nest, as services do; the outermost counts for all. The `first` poll of all began with the request's
     /// arrival, if nothing has waited since: that saves one look at the clock.
     pub(super) fn measure<T>(&self, first: bool, poll: impl FnOnce() -> T) -> (T, Measured) {
-        let limit = self.limit();
+        let deadline = self.deadline.load(Ordering::Acquire);
+        let budget = self.budget.load(Ordering::Acquire);
         let mut measured = Measured { exhausted: false, overstayed: None };
-        if !limit.is_set() {
+        if deadline == NEVER && budget == NEVER {
             return (poll(), measured);
         }
         if self.measuring.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_err() {
@@ -277,7 +257,7 @@ impl Clock {
         }
         let measuring = Measuring(&self.measuring);
         let has_waited = self.armed.load(Ordering::Acquire) || self.waited.load(Ordering::Relaxed);
-        let begins_now = !first || limit.budget().is_some() || has_waited;
+        let begins_now = !first || budget != NEVER || has_waited;
         let began = if begins_now { self.now() } else { 0 };
         self.measuring.store(began.saturating_add(2), Ordering::Release);
         let result = poll();
@@ -286,16 +266,17 @@ impl Clock {
         let busy_since = self.measuring.load(Ordering::Acquire).saturating_sub(2);
         drop(measuring);
         // Read again: the poll may have restarted the limit.
-        let limit = self.limit();
-        if let Some(budget) = limit.budget() {
+        let deadline = self.deadline.load(Ordering::Acquire);
+        let budget = self.budget.load(Ordering::Acquire);
+        if budget == NEVER {
+            let over = Duration::from_nanos(ended.saturating_sub(deadline));
+            // One that only began late is not to blame.
+            measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
+        } else {
             let used = self.spend(ended.saturating_sub(busy_since));
             measured.exhausted = used >= budget;
             let over = Duration::from_nanos(used.saturating_sub(budget));
             measured.overstayed = (measured.exhausted && over > OVERSTAY).then_some(over);
-        } else if let Some(deadline) = limit.deadline() {
-            let over = Duration::from_nanos(ended.saturating_sub(deadline));
-            // One that only began late is not to blame.
-            measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
         }
         (result, measured)
     }
@@ -306,19 +287,22 @@ impl Clock {
     /// `waker` is asked for when a timer has to be started or moved, not at each call. It is a timer of `runtime`, if that is
     /// known: the one that the caller is in may end before, or have none.
     pub(super) fn arm(&self, runtime: Option<&Handle>, waker: impl FnOnce() -> Waker) -> bool {
-        let Some(deadline) = self.limit().deadline() else {
+        let deadline = self.deadline.load(Ordering::Acquire);
+        if deadline == NEVER {
             // Relaxed: the one who asks is the task that waits here.
             self.waited.store(true, Ordering::Relaxed);
             return false;
-        };
+        }
         if self.armed.swap(true, Ordering::AcqRel) {
             return self.now() >= deadline;
         }
         let mut timer = lock(&self.timer);
         let _arming = Arming::begin();
         // Read again: it may have been set meanwhile, by one whose own call of this then comes, or came, after the swap.
-        let deadline = self.limit().deadline().map(Duration::from_nanos);
-        let Some(at) = deadline.and_then(|deadline| self.arrived.checked_add(deadline)) else { return false };
+        let deadline = self.deadline.load(Ordering::Acquire);
+        let Some(at) = self.arrived.checked_add(Duration::from_nanos(deadline)).filter(|_| deadline != NEVER) else {
+            return false;
+        };
         let sleep = match timer.as_mut() {
             Some(sleep) => {
                 // From here on it knows nobody: moved to where it has passed, it would wake them once more.
