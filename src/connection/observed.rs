@@ -64,14 +64,12 @@ impl Connection {
 
     /// The server goes on with what it has read, or, if that is `unsure`, with writing.
     pub(super) fn acts_on_reads(&self, unsure: bool) {
-        if let Some(reader) = self.0.reader.get() {
-            reader.acts(unsure);
-        }
+        self.0.reader.acts(unsure);
     }
 
     /// It `reads`, or writes.
     pub(super) fn acts_no_more(&self, reads: bool) {
-        if self.0.reader.get().is_some_and(|reader| reader.stops()) {
+        if self.0.reader.stops() {
             self.0.parties.read(|parties| parties.iter().for_each(|party| party.exchange().settle(reads)));
         }
     }

@@ -71,7 +71,27 @@ pub(super) fn here() -> usize {
 
 #[cfg(all(test, not(epilogue_model)))]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
+    use crate::connection::{TrackedIo, exchange::Exchange};
+
+    /// Its stream answers in another thread, while the server is at what it has read: that its client resets it.
+    #[tokio::test]
+    async fn the_first_response_of_a_connection_is_thrown_away_as_any_other() {
+        let (mut client, server) = tokio::io::duplex(64);
+        let mut server = TrackedIo::new(server);
+        client.write_all(b"a reset").await.unwrap();
+        assert_eq!(server.read(&mut [0; 7]).await.unwrap(), 7);
+        let (exchange, connection) = (Exchange::default(), server.connection().clone());
+        let end = std::thread::spawn(move || {
+            connection.guards(&exchange);
+            (exchange.guard_end(), exchange)
+        });
+        let (end, exchange) = end.join().unwrap();
+        drop(end);
+        assert!(!exchange.end_flushed(true, true) && exchange.is_discarded());
+    }
 
     #[test]
     fn only_the_thread_that_reads_throws_away() {

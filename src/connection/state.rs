@@ -20,7 +20,7 @@ use crate::{
 };
 use crate::{
     pool::{lock, runtime_lives},
-    sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex, OnceLock},
+    sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex},
 };
 
 /// Who is told what became of an exchange: the request's lifecycle.
@@ -136,8 +136,8 @@ pub(crate) struct State {
     pub(super) closed: AtomicBool,
     /// An exchange may be held or awaiting; lets a flush that nobody waits for pass without the lock.
     pub(super) waiting: AtomicBool,
-    /// HTTP/2: there once chunks are guarded.
-    pub(super) reader: OnceLock<Arc<Reader>>,
+    /// Of use on HTTP/2, and there from the first read: a stream's task may answer while the server reads on.
+    pub(super) reader: Arc<Reader>,
     pub(super) parties: Parties,
     /// The task that drives the connection.
     pub(super) task: AtomicWaker,
@@ -249,7 +249,7 @@ impl Connection {
 
     /// HTTP/2: a response's chunks will be guarded.
     pub(crate) fn guards(&self, exchange: &Exchange) {
-        exchange.guards(self.0.reader.get_or_init(Arc::default));
+        exchange.guards(&self.0.reader);
     }
 
     /// HTTP/2: the body has ended; its end is held until its chunks are flushed.
