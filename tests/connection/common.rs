@@ -7,6 +7,7 @@ use std::{
 };
 
 use axum::{Extension, Router};
+use bytes::Bytes;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo},
     server::conn::auto,
@@ -18,9 +19,9 @@ use tokio::{
     task::JoinHandle,
 };
 use tower::Layer as _;
-use tower_epilogue::{Epilogue, EventKind, TrackedIo, Tracking};
+use tower_epilogue::{Epilogue, EventKind, TrackedIo, Tracking, test_util};
 
-use crate::support::{Client, Journal, Notes};
+use crate::support::{Client, Journal, Notes, soon};
 
 /// How an HTTP/1 client leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,27 @@ impl Leave {
         }
         None
     }
+}
+
+/// What the `work` gives, which is done while the server goes on with a connection of one request.
+pub async fn while_it_serves<IO, T>(server: &mut h2::server::Connection<IO, Bytes>, work: impl Future<Output = T>) -> T
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    tokio::select! {
+        done = work => done,
+        next = server.accept() => panic!("its client keeps the connection, and asks for nothing more: {next:?}"),
+    }
+}
+
+/// A connection of one request, whose client leaves that and not the connection.
+pub async fn ends_aborted<IO>(mut server: h2::server::Connection<IO, Bytes>, journal: &test_util::Journal)
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    while_it_serves(&mut server, soon("the request ends", journal.ended(1))).await;
+    journal.only().assert_aborted();
+    journal.only().assert_contract();
 }
 
 pub fn reset_when_dropped(stream: &TcpStream) {

@@ -160,6 +160,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> RawHttp2<S> {
         .await
     }
 
+    /// Its server reads, writes and flushes what there is, up to the answer to a ping.
+    pub async fn ping(&mut self) {
+        self.send(&frame(PING, 0, 0, b"a turn..")).await;
+        self.until(|frame| frame.kind == PING && frame.flags & ACK != 0).await;
+    }
+
     /// Reads to the end of the connection, and answers pings meanwhile, without which no server drains.
     pub async fn read_on(mut self) {
         while let Ok(Some(next)) = self.next(64 * 1024).await {

@@ -15,7 +15,8 @@ use tower::Service as _;
 use tower_epilogue::{ConnectionStatus, Epilogue, TrackedIo, test_util::Journal};
 
 use crate::{
-    frames::{DATA, GOAWAY, PING, RST_STREAM, RawHttp2, SETTINGS, frame, request},
+    common::{ends_aborted, while_it_serves},
+    frames::{DATA, GOAWAY, RST_STREAM, RawHttp2, SETTINGS, frame, request},
     support::soon,
 };
 
@@ -154,10 +155,7 @@ impl Served {
     async fn behind_the_data(&mut self) -> Result<HeaderMap, axum::Error> {
         soon("what comes behind the data", async {
             loop {
-                let frame = tokio::select! {
-                    frame = self.body.frame() => frame.unwrap()?,
-                    _ = self.server.accept() => unreachable!("there is one request"),
-                };
+                let frame = while_it_serves(&mut self.server, self.body.frame()).await.unwrap()?;
                 match frame.into_data() {
                     Ok(data) => self.send.send_data(data, false).unwrap(),
                     Err(frame) => return Ok(frame.into_trailers().unwrap()),
@@ -214,7 +212,7 @@ async fn a_response_that_never_came_to_the_server_is_no_abort() {
 async fn who_resets_its_stream_before_the_trailers_leave_has_aborted() {
     let mut served = Served::begin("/trailers").await;
     let trailers = served.behind_the_data().await.unwrap();
-    let Served { journal, mut client, mut server, body, mut send } = served;
+    let Served { journal, mut client, server, body, mut send } = served;
     client.until(|frame| frame.kind == SETTINGS).await;
     client.until(|frame| frame.kind == DATA).await;
     client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await;
@@ -222,13 +220,7 @@ async fn who_resets_its_stream_before_the_trailers_leave_has_aborted() {
     tokio::task::yield_now().await;
     send.send_trailers(trailers).unwrap();
     drop(body);
-    let serves = async { while server.accept().await.is_some_and(|next| next.is_ok()) {} };
-    tokio::select! {
-        () = soon("the request ends", journal.ended(1)) => {}
-        () = serves => panic!("the client has not left its connection"),
-    }
-    journal.only().assert_aborted();
-    journal.only().assert_contract();
+    ends_aborted(server, &journal).await;
 }
 
 /// The body has ended without a byte, and waits for its head to leave, which is thrown away.
@@ -257,14 +249,7 @@ async fn who_resets_its_stream_while_the_server_still_has_the_last_chunk_has_abo
     client.until(|frame| frame.stream == 1).await;
     client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes())).await;
     drop(chunk);
-    let turn = async {
-        client.send(&frame(PING, 0, 0, b"a turn..")).await;
-        client.until(|frame| frame.kind == PING).await;
-    };
-    tokio::select! {
-        () = soon("a turn", turn) => {}
-        _ = server.accept() => unreachable!("there is one request"),
-    }
+    while_it_serves(&mut server, client.ping()).await;
     drop((send, body));
     soon("the request ends", journal.ended(1)).await;
     journal.only().assert_aborted();

@@ -22,7 +22,7 @@ use tower_epilogue::{ConnectionStatus, Continuation, EarlyCloseLayer, IgnoreAbor
 
 use crate::{
     common::Plain,
-    frames::{ACK, DATA, END_STREAM, GOAWAY, PING, RST_STREAM, RawHttp2, SETTINGS, frame, request},
+    frames::{DATA, END_STREAM, GOAWAY, RST_STREAM, RawHttp2, SETTINGS, frame, request},
     support::{Gate, Notes, Server, ends, soon},
 };
 
@@ -63,12 +63,6 @@ async fn connect(server: &Server) -> RawHttp2 {
     client
 }
 
-/// Until the server has acted on all that was sent.
-async fn acted_on(client: &mut RawHttp2) {
-    client.send(&frame(PING, 0, 0, b"acted on")).await;
-    client.until(|frame| frame.kind == PING && frame.flags & ACK != 0).await;
-}
-
 const ABORTED: (ConnectionStatus, Sent) = (ConnectionStatus::ABORTED, Sent::Aborted);
 
 /// Of a response without a body nothing tells that it was thrown away, but that nothing was written.
@@ -88,7 +82,7 @@ async fn a_stream_that_is_reset_while_its_handler_keeps_the_thread_has_aborted_w
         client.send(&request(method, "/", 1, true)).await;
         notes.seen("began").await;
         client.send(&reset(1)).await;
-        acted_on(&mut client).await;
+        client.ping().await;
         go.send(()).unwrap();
         assert_eq!(soon("its end", ends.recv()).await.unwrap(), ABORTED, "{method} {name}");
         server.journal.ended(1).await;
@@ -117,7 +111,7 @@ async fn a_stream_that_is_reset_right_behind_its_request_has_aborted_whatever_is
         if fin {
             client.stream.shutdown().await.unwrap();
         } else {
-            acted_on(&mut client).await;
+            client.ping().await;
         }
         assert_eq!(soon("its end", ends.recv()).await.unwrap(), ABORTED, "{cell}");
         server.journal.ended(1).await;
@@ -206,7 +200,7 @@ async fn a_client_that_says_goodbye_and_reads_on_has_not_aborted() {
         client.send(&request(method, "/", 1, true)).await;
         server.journal.seen("handler_start").await;
         client.send(&frame(GOAWAY, 0, 0, &[0; 8])).await;
-        acted_on(&mut client).await;
+        client.ping().await;
         gate.open();
         client.until(crate::frames::Frame::ends_its_stream).await;
         let end = soon("its end", ends.recv()).await.unwrap();
@@ -237,7 +231,7 @@ async fn without_a_server_of_ours_hooks_and_continuations_run_once_all_the_same(
         client.until(|frame| frame.kind == SETTINGS).await;
         client.send(&[request(method, "/", 1, true), reset(1)].concat()).await;
         let end = soon("its end", ends.recv()).await.unwrap();
-        acted_on(&mut client).await;
+        client.ping().await;
         assert!(ends.try_recv().is_err(), "{cell}");
         assert_eq!(notes.all(), if waits { &["dropped"][..] } else { &["dropped", "continuation"] }, "{cell}");
         // Without a connection a response is whole when it was handed over.

@@ -31,7 +31,8 @@ use tower::Service as _;
 use tower_epilogue::{TrackedIo, test_util::Journal};
 
 use crate::{
-    frames::{ACK, DATA, HEADERS, PING, RST_STREAM, RawHttp2, SETTINGS, frame, request},
+    common::{ends_aborted, while_it_serves},
+    frames::{ACK, DATA, Frame, HEADERS, PING, RST_STREAM, RawHttp2, SETTINGS, frame, request},
     support::{MemoryServer, Server, soon},
 };
 
@@ -141,13 +142,8 @@ impl Served {
 
     /// The body's next frame of data, while the server goes on.
     async fn data(&mut self) -> Bytes {
-        soon("a frame", async {
-            tokio::select! {
-                frame = self.body.frame() => frame.unwrap().unwrap().into_data().unwrap(),
-                _ = self.server.accept() => unreachable!("there is one request"),
-            }
-        })
-        .await
+        let frame = while_it_serves(&mut self.server, soon("a frame", self.body.frame())).await;
+        frame.unwrap().unwrap().into_data().unwrap()
     }
 
     /// The end of the body is sent, too, and all of it has left.
@@ -155,29 +151,15 @@ impl Served {
         let end = self.data().await;
         self.send.send_data(end, true).unwrap();
         drop(self.body);
-        tokio::select! {
-            _ = self.client.until(crate::frames::Frame::ends_its_stream) => {}
-            _ = self.server.accept() => unreachable!("there is one request"),
-        }
-        let journal = &self.journal;
-        let ends = async {
-            tokio::select! { () = journal.ended(1) => {}, _ = self.server.accept() => unreachable!() }
-        };
-        soon("the request ends", ends).await;
-        journal.only().assert_flushed();
-        journal.only().assert_contract();
+        while_it_serves(&mut self.server, self.client.until(Frame::ends_its_stream)).await;
+        while_it_serves(&mut self.server, soon("the request ends", self.journal.ended(1))).await;
+        self.journal.only().assert_flushed();
+        self.journal.only().assert_contract();
     }
 
     /// The server reads, writes and flushes what there is.
     async fn turn(&mut self) {
-        let turn = async {
-            self.client.send(&frame(PING, 0, 0, b"a turn..")).await;
-            self.client.until(|frame| frame.kind == PING && frame.flags & ACK != 0).await;
-        };
-        tokio::select! {
-            () = soon("a turn", turn) => {}
-            _ = self.server.accept() => unreachable!("there is one request"),
-        }
+        while_it_serves(&mut self.server, self.client.ping()).await;
     }
 }
 
@@ -190,7 +172,7 @@ async fn who_resets_its_stream_before_its_end_leaves_has_aborted() {
         served.send.send_data(data, false).unwrap();
         let end = served.data().await;
         assert!(end.is_empty());
-        let Served { journal, mut client, mut server, body, mut send, .. } = served;
+        let Served { journal, mut client, server, body, mut send, .. } = served;
         client.until(|frame| frame.kind == SETTINGS).await;
         client.until(|frame| frame.kind == DATA).await;
         let mut bytes = frame(RST_STREAM, 0, 1, &CANCEL);
@@ -203,13 +185,7 @@ async fn who_resets_its_stream_before_its_end_leaves_has_aborted() {
         tokio::task::yield_now().await;
         send.send_data(end, true).unwrap();
         drop(body);
-        let serves = async { while server.accept().await.is_some_and(|next| next.is_ok()) {} };
-        tokio::select! {
-            () = soon("the request ends", journal.ended(1)) => {}
-            () = serves => panic!("the client has not left its connection"),
-        }
-        journal.only().assert_aborted();
-        journal.only().assert_contract();
+        ends_aborted(server, &journal).await;
     }
 }
 
@@ -316,7 +292,7 @@ async fn a_head_that_is_thrown_away_beside_another_response_has_not_left() {
 #[tokio::test]
 async fn a_head_that_is_thrown_away_when_it_was_queued_has_not_left() {
     for path in ["/none", "/moved", "/same"] {
-        let (journal, mut client, mut server, response, mut respond) = answered(path).await;
+        let (journal, mut client, server, response, mut respond) = answered(path).await;
         client.until(|frame| frame.kind == SETTINGS).await;
         client.send(&[frame(RST_STREAM, 0, 1, &CANCEL), frame(PING, 0, 0, b"a turn..")].concat()).await;
         // The runtime looks at its sockets, so that the server reads before it writes.
@@ -325,13 +301,7 @@ async fn a_head_that_is_thrown_away_when_it_was_queued_has_not_left() {
         assert!(http_body::Body::is_end_stream(&body));
         drop(respond.send_response(Response::from_parts(head, ()), true).unwrap());
         drop(body);
-        let serves = async { while server.accept().await.is_some_and(|next| next.is_ok()) {} };
-        tokio::select! {
-            () = soon("the request ends", journal.ended(1)) => {}
-            () = serves => panic!("the client has not left its connection"),
-        }
-        journal.only().assert_aborted();
-        journal.only().assert_contract();
+        ends_aborted(server, &journal).await;
     }
 }
 
@@ -374,11 +344,8 @@ async fn a_head_that_a_middleware_copies_or_changes_is_flushed_all_the_same() {
         drop(respond.send_response(Response::from_parts(head, ()), true).unwrap());
         drop(body);
         let reads = async { client.until(|frame| frame.kind == HEADERS && frame.ends_its_stream()).await };
-        let serves = async { while server.accept().await.is_some_and(|next| next.is_ok()) {} };
-        tokio::select! {
-            _ = async { tokio::join!(reads, soon("the request ends", journal.ended(1))) } => {}
-            () = serves => panic!("the client has not left its connection"),
-        }
+        let ends = soon("the request ends", journal.ended(1));
+        while_it_serves(&mut server, async { tokio::join!(reads, ends) }).await;
         journal.only().assert_flushed();
         journal.only().assert_contract();
         drop(copy);
