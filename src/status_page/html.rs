@@ -55,11 +55,11 @@ pub(super) fn fragment(snapshot: &Snapshot) -> Markup {
         (totals(snapshot))
         (picture(&snapshot.history))
         @if !snapshot.bounds.is_empty() { (bounds(&snapshot.bounds)) }
-        h2 { "What is not over" }
+        h2 { "In flight" }
         (live(&snapshot.live, snapshot.live_left_out))
-        h2 { "The slowest" }
-        (past(&snapshot.slowest, "Nothing has ended yet."))
-        h2 { "The last failures" }
+        h2 { "Slowest" }
+        (past(&snapshot.slowest, "No request has ended yet."))
+        h2 { "Latest failures" }
         (past(&snapshot.failures, "None."))
     }
 }
@@ -106,7 +106,7 @@ fn bounds(bounds: &[BoundLoad]) -> Markup {
         div.table { table {
             thead { tr {
                 th { "bound" }
-                @for name in ["running", "of", "waiting", "of", "reserved", "refused", "over"] { th.number { (name) } }
+                @for name in ["running", "limit", "waiting", "limit", "reserved", "refused", "over limit"] { th.number { (name) } }
             } }
             tbody { @for bound in bounds { tr {
                 td { @match bound.class { Some(class) => (class), None => span.quiet { (bound.bound) } } }
@@ -122,7 +122,7 @@ fn bounds(bounds: &[BoundLoad]) -> Markup {
 
 fn live(rows: &[LiveRow], left_out: u64) -> Markup {
     html! {
-        @if rows.is_empty() && left_out == 0 { p.quiet { "Nothing." } } @else {
+        @if rows.is_empty() && left_out == 0 { p.quiet { "Nothing is in flight." } } @else {
             div.table { table {
                 thead { tr { th { "route" } th { "class" } th { "phase" } th.number { "age" } th { "status" } } }
                 tbody { @for row in rows { tr {
@@ -133,7 +133,7 @@ fn live(rows: &[LiveRow], left_out: u64) -> Markup {
                     td { (row.status) }
                 } } }
             } }
-            @if left_out > 0 { p.quiet { "and " (left_out) " more, all younger" } }
+            @if left_out > 0 { p.quiet { "and " (left_out) " more, all of them younger" } }
         }
     }
 }
@@ -143,7 +143,7 @@ fn past(rows: &[PastRow], none: &str) -> Markup {
         @if rows.is_empty() { p.quiet { (none) } } @else {
             div.table { table {
                 thead { tr {
-                    th { "route" } th { "class" } th.number { "worked" } th.number { "in all" } th { "status" } th { "faults" }
+                    th { "route" } th { "class" } th.number { "work time" } th.number { "total time" } th { "status" } th { "faults" }
                     th.number { "ended" }
                 } }
                 tbody { @for row in rows { tr {

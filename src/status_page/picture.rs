@@ -25,7 +25,7 @@ pub(super) fn picture(history: &[HistoryPoint]) -> Markup {
             path.over d=(waiting) {}
             text.running x="8" y="14" { "running" }
             text.waiting x="60" y="14" { "waiting" }
-            text x=(WIDTH - 8.0) y="14" text-anchor="end" { "the most in a second: " (most) ", over 3 minutes" }
+            text x=(WIDTH - 8.0) y="14" text-anchor="end" { "last 3 minutes, at most " (most) " in a second" }
         }
     }
 }
@@ -78,6 +78,6 @@ mod tests {
     fn a_quiet_server_is_a_line_at_the_bottom() {
         let history = points(&[(0, 0); SECONDS]);
         assert_eq!(path(&history, 0, |point| point.running), "M0 119.0 H720");
-        assert!(picture(&history).into_string().contains("the most in a second: 0"));
+        assert!(picture(&history).into_string().contains("at most 0 in a second"));
     }
 }

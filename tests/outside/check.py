@@ -539,7 +539,7 @@ def chromium_shows_the_status_page_and_keeps_it_up_to_date():
         assert "POST /signup" in rows and not any("secret" in row for row in rows), rows
         assert "secret" not in browser.value("document.documentElement.outerHTML")
         browser.until(shown % "failed" + " === 1")
-        browser.until('document.body.innerText.includes("Nothing.")', 30)
+        browser.until('document.body.innerText.includes("Nothing is in flight.")', 30)
         assert browser.value(shown % "accepted") == page.numbers()["requests"]["accepted"] == 13
         assert browser.value("window.sameDocument"), "it was reloaded"
         picture = browser.value('document.querySelector("svg").getBoundingClientRect().height')

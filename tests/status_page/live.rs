@@ -110,7 +110,7 @@ async fn few_are_listed_and_many_in_full() {
     assert_eq!((page["live"].as_array().unwrap().len(), &page["live_left_out"]), (50, &0.into()));
     let html = server.get("/status").await.text();
     assert!(html.contains("and 30 more"), "{html}");
-    assert!(!server.get("/status?full").await.text().contains("more, all younger"));
+    assert!(!server.get("/status?full").await.text().contains("more, all of them younger"));
     held.open();
     server.stop().await;
 }
@@ -125,7 +125,7 @@ async fn the_picture_and_the_json_have_what_ran() {
     let ran = |page: &Value| page["history"].as_array().unwrap().iter().any(|point| point["running"] == 3);
     json_when(&server, "three ran", ran).await;
     let html = server.get("/status").await.text();
-    assert!(html.contains("the most in a second: 3"), "{html}");
+    assert!(html.contains("at most 3 in a second"), "{html}");
     held.open();
     server.stop().await;
 }

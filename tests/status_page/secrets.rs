@@ -39,7 +39,7 @@ async fn everything(server: &Server) -> String {
     }
     let mut client = server.connect().await;
     client.send_get("/status?events&full").await;
-    all.push_str(&client.read_until("The last failures").await);
+    all.push_str(&client.read_until("Latest failures").await);
     all.push_str(&client.read_until("</div>").await);
     all
 }
@@ -103,7 +103,7 @@ async fn a_path_that_matched_nothing_is_text_and_not_too_long() {
     assert!(route.starts_with("GET /'\"{&amp;xxx") && route.ends_with('…') && route.chars().count() == 201, "{route}");
     let mut client = server.connect().await;
     client.send_get("/status?events").await;
-    for html in [server.get("/status").await.text(), client.read_until("The last failures").await] {
+    for html in [server.get("/status").await.text(), client.read_until("Latest failures").await] {
         assert!(html.contains("GET /'&quot;{&amp;amp;xxx"), "{html}");
     }
     drop(client);

@@ -21,7 +21,7 @@ const ASK: &str = "GET /status?events HTTP/1.1\r\nhost: test\r\n\r\n";
 async fn watch(server: &Server) -> Client {
     let mut client = server.connect().await;
     client.send(ASK).await;
-    let head = client.read_until("The last failures").await;
+    let head = client.read_until("Latest failures").await;
     assert!(head.starts_with("HTTP/1.1 200") && head.contains("content-type: text/event-stream\r\n"), "{head}");
     assert!(head.contains("x-accel-buffering: no\r\n") && head.contains("retry: 2000"), "{head}");
     client
@@ -41,7 +41,7 @@ async fn they_bring_the_numbers() {
     for number in 1..=2 {
         server.get("/").await;
         soon("an update with it", async {
-            while shown(&watching.read_until("The last failures").await, "accepted") != number {}
+            while shown(&watching.read_until("Latest failures").await, "accepted") != number {}
         })
         .await;
     }
@@ -75,8 +75,8 @@ async fn neither_a_limit_nor_ignored_aborts_concern_them() {
     let server = Server::made(EpilogueBuilder::status_page, page).await;
     let mut watching = watch(&server).await;
     // One a second: the limit passes several times.
-    watching.read_until("The last failures").await;
-    watching.read_until("The last failures").await;
+    watching.read_until("Latest failures").await;
+    watching.read_until("Latest failures").await;
     watching.reset();
     // Nobody reads it any more: its request ends, and its seat is free.
     soon("its end", server.journal.ended(1)).await;
@@ -133,7 +133,7 @@ async fn on_another_listener_they_show_the_drain_and_end_with_it() {
     let serving = tokio::spawn(axum::serve(listener, page).into_future());
     let mut watching = Client::connect(address).await;
     watching.send(ASK).await;
-    watching.read_until("The last failures").await;
+    watching.read_until("Latest failures").await;
     server.get("/").await;
     server.begin_drain();
     // More than one update: the drain does not end it.
@@ -155,7 +155,7 @@ async fn over_http2_they_end_when_it_drains_as_well() {
     let response = client.start("GET", "/status?events").await;
     let mut body = soon("the head", response).await.unwrap().into_body();
     let mut all = String::new();
-    while !all.contains("The last failures") {
+    while !all.contains("Latest failures") {
         all += &String::from_utf8_lossy(&soon("an update", body.data()).await.unwrap().unwrap());
     }
     server.get("/").await;
