@@ -165,8 +165,10 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         }
         report = DrainReport { closed, ..cut.report() };
     }
+    report.stored = (!companions.is_empty()).then_some(0);
     for companion in &companions {
-        report.stored = report.stored.max(Some(0)).zip(companion.left().await).map(|(some, more)| some + more);
+        // One that nobody knows makes the sum unknown.
+        report.stored = report.stored.zip(companion.left().await).map(|(some, more)| some + more);
     }
     if let Some(feed) = pool.feed() {
         // An event function may be slow, or hang; the server ends all the same.
@@ -259,5 +261,43 @@ impl Cut {
         let mut stragglers = self.named.clone();
         stragglers.sort_by_key(|straggler| std::cmp::Reverse(straggler.age()));
         DrainReport { stragglers, ..DrainReport::default() }
+    }
+}
+
+#[cfg(all(test, any(feature = "durable-sqlite", feature = "durable-postgres")))]
+mod tests {
+    use std::{future::ready, pin::Pin};
+
+    use super::*;
+    use crate::pool::Companion;
+
+    /// A store with so many jobs, or one that does not answer.
+    struct Store(Option<u64>);
+
+    impl Companion for Store {
+        fn stop(&self) {}
+
+        fn stopped(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+            Box::pin(ready(()))
+        }
+
+        fn left(&self) -> Pin<Box<dyn Future<Output = Option<u64>> + Send + '_>> {
+            Box::pin(ready(self.0))
+        }
+    }
+
+    #[tokio::test]
+    async fn how_much_is_stored_is_known_if_every_store_answers() {
+        for (stores, expected) in [
+            (vec![], None),
+            (vec![Some(2)], Some(2)),
+            (vec![Some(2), Some(3)], Some(5)),
+            (vec![None, Some(3)], None),
+            (vec![Some(2), None], None),
+        ] {
+            let epilogue = Epilogue::new();
+            stores.iter().for_each(|jobs| epilogue.pool.accompany(Arc::new(Store(*jobs))));
+            assert_eq!(epilogue.drain().await.stored_jobs(), expected, "{stores:?}");
+        }
     }
 }

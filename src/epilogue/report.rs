@@ -41,8 +41,8 @@ impl DrainReport {
     }
 
     /// How many durable jobs stay stored, for the next start of this process or for another running one: those that
-    /// were cut, that wait for a retry, or that were not started. `None` without durable jobs, or if their store does
-    /// not answer within 2 s.
+    /// were cut, that wait for a retry, or that were not started. `None` without durable jobs, or if one of their
+    /// stores does not answer within 2 s.
     #[must_use]
     pub fn stored_jobs(&self) -> Option<u64> {
         self.stored
