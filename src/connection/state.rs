@@ -209,11 +209,10 @@ impl Connection {
             // Under the lock, so that it is only counted.
             #[cfg(feature = "serve")]
             self.0.requests.store(self.0.requests.load(Ordering::Acquire) + 1, Ordering::Release);
+            // HTTP/1 reads one request to its end before it begins with the next; on HTTP/2 anything may come at any time.
+            self.0.unread_upload.store(false, Ordering::Release);
             if party.is_http2() {
                 self.0.http2.store(true, Ordering::Release);
-            } else {
-                // HTTP/1 reads one request to its end before it begins with the next.
-                self.0.unread_upload.store(false, Ordering::Release);
             }
             party.exchange().set_listed(true);
             parties.push(party.clone());
