@@ -13,7 +13,9 @@ use std::{
 };
 
 use axum::{Router, routing::get};
-use tower_epilogue::{Continuation, End, EpilogueBuilder, Lifecycle, ReserveLayer, ShutdownHookLayer, TimeLimitLayer};
+use tower_epilogue::{
+    Continuation, End, EpilogueBuilder, Lifecycle, ReserveLayer, ShutdownHookLayer, TimeLimitLayer, Tracking,
+};
 use tracing::field::{Field, Visit};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
@@ -241,4 +243,16 @@ fn of_a_drain() {
             assert_eq!(server.stop().await.stragglers().len(), 1);
         });
     }
+}
+
+/// It is the server's own task that accepts.
+#[test]
+#[cfg(target_os = "linux")]
+fn of_a_socket_that_cannot_be_set_up() {
+    told_of("a socket's options could not be set", || {
+        // Longer than the system can count.
+        let tracking = Tracking::new().unacknowledged(Duration::from_secs(u64::from(u32::MAX)));
+        let app = Router::new().route("/", get(async || "hello"));
+        asked(app, |builder| builder.tracking(tracking), 200, &HOOKED)
+    });
 }
