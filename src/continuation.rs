@@ -311,11 +311,12 @@ impl fmt::Debug for Continuation {
 impl Drop for Continuation {
     fn drop(&mut self) {
         if let Some(kind) = self.kind.take() {
-            let _span = self.extra.as_ref().map(|extra| extra.span.enter());
-            caught::tell(|| {
-                tracing::warn!("a continuation was dropped and does not run: return it as a part of the response");
+            let said = "a continuation was dropped and does not run: return it as a part of the response";
+            caught::within(self.extra.as_ref().map(|extra| &extra.span), || {
+                caught::tell(|| tracing::warn!("{said}"));
+                caught::discard(kind);
             });
-            caught::discard(kind);
+            caught::close(self.extra.take());
         }
     }
 }

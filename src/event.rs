@@ -138,7 +138,9 @@ pub(crate) const CONTINUATION: &str = "continuation";
 pub enum EventKind {
     /// A request arrived; the first event of each.
     Arrived,
-    /// The request was answered with a 503 before its handler ran, because a bound was reached.
+    /// The request was answered with a 503 before its handler ran, because a bound was reached. If a
+    /// [`ReserveLayer`](crate::ReserveLayer) refused it, what is around that counts as the handler: its start came
+    /// before, and its end follows.
     Refused,
     /// The handler (everything inside the innermost of our layers) was first polled.
     HandlerStart,

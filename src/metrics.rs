@@ -149,7 +149,8 @@ impl Metrics {
 /// A recorder's panic costs what is left of the event that it is told of, and nothing later (contract rule 11).
 fn unharmed(tell: impl FnOnce()) {
     if let Err(payload) = caught::call(tell) {
-        tracing::error!(panic = panic_message(&*payload), "the recorder of the `metrics` facade panicked");
+        let panic = panic_message(&*payload);
+        caught::tell(|| tracing::error!(panic, "the recorder of the `metrics` facade panicked"));
         caught::dispose(payload);
     }
 }

@@ -12,6 +12,8 @@ use std::{
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
+use crate::pool::caught;
+
 /// What a client's FIN means while its request is in flight.
 ///
 /// TCP lets a client shut down its sending side and go on reading (half-close; RFC 9293, section 3.6). Few do, and a
@@ -192,7 +194,8 @@ impl Tracking {
             Ok(())
         };
         if let Err(error) = set() {
-            tracing::trace!(%error, "a socket's options could not be set");
+            // In the task that accepts, which is all connections' own.
+            caught::tell(|| tracing::trace!(%error, "a socket's options could not be set"));
         }
     }
 
@@ -202,7 +205,8 @@ impl Tracking {
         // Relaxed: a count that guards nothing but itself.
         if self.lingering.fetch_add(1, Ordering::Relaxed) >= linger.at_once {
             self.lingering.fetch_sub(1, Ordering::Relaxed);
-            tracing::debug!("as many connections linger as `Linger::at_once` allows: one is closed immediately");
+            let said = "as many connections linger as `Linger::at_once` allows: one is closed immediately";
+            caught::tell(|| tracing::debug!("{said}"));
             return None;
         }
         Some(Lingering { limits: linger, count: self.lingering.clone() })

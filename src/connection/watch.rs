@@ -20,6 +20,7 @@ use tokio::{io::Interest, net::TcpStream};
 use super::HalfClose;
 #[cfg(feature = "test-util")]
 use super::memory::Ends;
+use crate::pool::caught;
 
 /// A socket, and the bytes that were written to it.
 #[derive(Debug)]
@@ -58,7 +59,7 @@ impl Counted<TcpStream> {
     /// Has it end with a reset when it is dropped.
     pub(super) fn reset(&self) {
         if let Err(error) = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)) {
-            tracing::debug!(%error, "a connection could not be reset");
+            caught::tell(|| tracing::debug!(%error, "a connection could not be reset"));
         }
     }
 }

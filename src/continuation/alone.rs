@@ -14,7 +14,7 @@ use std::{
 
 use axum_core::BoxError;
 use tokio::{runtime::Handle, time::Instant};
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 
 use super::{Continuation, Kind};
 use crate::{
@@ -206,7 +206,7 @@ pub(crate) fn run_alone(mut continuation: Continuation, owner: Arc<dyn Owner>) {
         }
         spans::ended(&Span::current(), outcome);
     };
-    let work = work.instrument(span);
+    let work = spans::InSpan::new(work, span);
     match runtime {
         Some(runtime) => drop(runtime.spawn(work)),
         None => caught::discard(Pool::spawn_listed(work).err()),

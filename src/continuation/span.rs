@@ -80,8 +80,9 @@ impl Continuation {
         // Where nobody wants it, it needs no memory: very many may run for long.
         if self.extra.is_some() || !span.is_disabled() {
             let extra = self.extra();
-            extra.span = span;
+            let request = std::mem::replace(&mut extra.span, span);
             extra.whose = Whose::Own;
+            caught::close(request);
         }
     }
 

@@ -96,7 +96,8 @@ pub(super) fn keep(mut stray: Queue<Continuation>) {
 
 /// One whose request is not known.
 fn run_alone(continuation: Continuation) {
-    let said = "a response was dropped before its request was known: its continuation runs on its own, without limit and hooks";
+    let said = "a response was dropped that no server or layer of tower-epilogue saw: its continuation runs on its own, without \
+                limit and hooks; if there is none around its handler, serve the router with `Epilogue::serve`, or add a layer";
     continuation.told(|| tracing::warn!("{said}"));
     alone::run_alone(continuation, Arc::new(Nobody));
 }

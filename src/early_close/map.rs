@@ -137,7 +137,9 @@ impl Drop for Mapping {
                     });
                 }
             };
-            self.lifecycle.0.keep_with(span.in_scope(|| Continuation::new(work)), captured);
+            let work = caught::within(Some(&span), || Continuation::new(work));
+            caught::close(span);
+            self.lifecycle.0.keep_with(work, captured);
         } else {
             caught::discard((running, self.surroundings.take()));
         }

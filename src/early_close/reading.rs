@@ -22,6 +22,8 @@ const FRAMES_A_TURN: usize = 16;
 /// A body that is being held back.
 pub(super) struct Reading {
     body: Body,
+    /// Nothing follows what was read, and it says so.
+    ended: bool,
     buffer: Buffer,
     patience: Option<Pin<Box<Sleep>>>,
     /// Without patience: it waited, when what may be had in a turn was used up.
@@ -38,7 +40,7 @@ pub(super) enum Measured {
 
 impl Reading {
     pub(super) fn new(body: Body) -> Self {
-        Self { body, buffer: Buffer::default(), patience: None, used_up: false }
+        Self { body, ended: false, buffer: Buffer::default(), patience: None, used_up: false }
     }
 
     pub(super) fn poll(&mut self, settings: &Settings, lifecycle: &Lifecycle, cx: &mut Context<'_>) -> Poll<Measured> {
@@ -61,6 +63,7 @@ impl Reading {
                 Poll::Ready(Some(Ok(frame))) => {
                     self.used_up = false;
                     self.buffer.push(frame);
+                    self.ended = ended;
                     if self.buffer.length() > settings.buffer_limit {
                         return Poll::Ready(Measured::TooMuch);
                     }
@@ -100,9 +103,9 @@ impl Reading {
         self.buffer
     }
 
-    /// What was read, and behind it what was not.
+    /// What was read, and behind it what was not, if there is anything.
     pub(super) fn into_body(self) -> Body {
-        self.buffer.into_body(Some(self.body))
+        if self.ended { self.into_buffer().into_body(None) } else { self.buffer.into_body(Some(self.body)) }
     }
 
     /// Drops it, with all that is the user's in it.

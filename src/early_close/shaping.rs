@@ -121,8 +121,13 @@ impl Shaping {
             (Step::Read(parts, reading, purpose), Done::Read(Measured::Whole)) => {
                 self.read(parts, reading.into_buffer(), purpose)
             }
-            (Step::Read(parts, reading, Purpose::Leave), Done::Read(Measured::TooMuch)) => {
-                Next::Leave(self.leave(parts, reading.into_body()))
+            (Step::Read(mut parts, reading, Purpose::Leave), Done::Read(Measured::TooMuch)) => {
+                let body = reading.into_body();
+                // Its end may be known with what was too much.
+                if let Some(length) = body.size_hint().exact() {
+                    rules::declare(&mut parts, length, &self.lifecycle);
+                }
+                Next::Leave(self.leave(parts, body))
             }
             (Step::Read(parts, reading, _), Done::Read(Measured::TooMuch)) => {
                 self.encode_and_measure(parts, reading.into_body(), false)

@@ -8,7 +8,7 @@ use std::{
 
 use tokio::time::{Instant, Sleep};
 
-use crate::connection::Connection;
+use crate::{connection::Connection, pool::caught};
 
 /// After how long it looks again, at least, while there is a request.
 const SOON: Duration = Duration::from_millis(10);
@@ -59,7 +59,8 @@ impl Idle {
             match ends {
                 Some(ends) if ends > now => timer.as_mut().reset(ends),
                 _ => {
-                    tracing::debug!("a client sent no request, or no whole head, in time: it is disconnected");
+                    let said = "a client sent no request, or no whole head, in time: it is disconnected";
+                    caught::tell(|| tracing::debug!("{said}"));
                     return Poll::Ready(());
                 }
             }

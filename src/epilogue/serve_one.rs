@@ -20,6 +20,7 @@ use super::{Service, glue::Glue, idle::Idle, serve::Settings};
 use crate::{
     connection::{Asked, Lent, TrackedIo},
     lifecycle::SendBody,
+    pool::caught,
 };
 
 /// Spawns the streams of HTTP/2 connections, so that a drain waits for one whose poll outlasts its connection.
@@ -101,7 +102,7 @@ pub(super) async fn serve_one<IO, A, S, B>(
             idle.poll(&connection, cx).map(|()| None)
         });
         if let Some(Err(error)) = served.await {
-            tracing::trace!(error, "a connection ended with an error");
+            caught::tell(|| tracing::trace!(error, "a connection ended with an error"));
         }
     }
     let Some(mut io) = back.take() else { return };

@@ -10,7 +10,6 @@ use std::{
 
 use axum_core::BoxError;
 use tokio::time::Instant;
-use tracing::Instrument as _;
 
 use super::{
     clock::{LIMIT_PASSED, Start, poll_timer},
@@ -23,7 +22,7 @@ use super::{
 use crate::{
     continuation::{Continuation, Extra},
     event::CONTINUATION,
-    pool::{blocking::Blocking, bounds::Place, caught, lock},
+    pool::{blocking::Blocking, bounds::Place, caught, lock, spans::InSpan},
 };
 
 /// The places of a continuation, or, if its limit passed before it had them, its way there.
@@ -153,7 +152,7 @@ impl Shared {
                     work();
                 };
                 let thread = Blocking::start(Box::new(work), self.pool().clone(), span.clone(), self.route());
-                let outcome = self.run_blocking(thread, &turn).instrument(span).await;
+                let outcome = InSpan::new(self.run_blocking(thread, &turn), span).await;
                 if outcome == Outcome::Dropped {
                     turn.is_late(&self, rest.extra.class);
                 }
@@ -175,7 +174,7 @@ impl Shared {
         // It runs no more: whoever is told of its failure needs no place, and may take long.
         drop(rest.places.take());
         let (class, span) = (rest.extra.class, rest.extra.span.clone());
-        self.tell_failure(error, class).instrument(span).await;
+        InSpan::new(self.tell_failure(error, class), span).await;
         Next::Over(outcome, Some(rest))
     }
 

@@ -13,7 +13,7 @@ use tokio::{
     sync::{Notify, futures::OwnedNotified},
     task::coop::{Unconstrained, unconstrained},
 };
-use tracing::{Instrument as _, Span};
+use tracing::Span;
 
 use super::{
     frames::Framed,
@@ -110,7 +110,7 @@ where
         true => spans::continuation(&context.span, || shared.route(), None, Some(shared.id())),
         false => context.span,
     };
-    let work = carried(context.captured, work).instrument(span);
+    let work = spans::InSpan::new(carried(context.captured, work), span);
     if let Err(work) = shared.pool().spawn(work) {
         caught::discard(work);
         shared.ended_here(may_finish);

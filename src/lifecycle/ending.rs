@@ -8,7 +8,6 @@ use std::{
 };
 
 use tokio::time::{Instant, Sleep};
-use tracing::span::Entered;
 
 use super::{
     after::{Next, Places, Rest},
@@ -322,7 +321,7 @@ fn over(outcome: Outcome, rest: Option<Box<Rest>>, shared: &Shared) {
         let Rest { extra, places } = *rest;
         spans::ended(&extra.span, how);
         // Its span is closed before its end is told, and its places are given back afterwards.
-        drop(extra);
+        caught::close(extra);
         places
     });
     shared.change(Some(event), |word| Some(word.without(word::CONTINUING)));
@@ -338,7 +337,10 @@ fn discard(shared: &Shared, work: Work, rest: Option<&Rest>) {
 }
 
 fn poll_running(work: &mut Work, rest: Option<&Rest>, shared: &Shared, cx: &mut Context<'_>) -> Poll<Outcome> {
-    let _span: Option<Entered<'_>> = rest.map(|rest| rest.extra.span.enter());
+    caught::within(rest.map(|rest| &rest.extra.span), || poll_work(work, shared, cx))
+}
+
+fn poll_work(work: &mut Work, shared: &Shared, cx: &mut Context<'_>) -> Poll<Outcome> {
     match shared.measure(CONTINUATION, || caught::poll(work.as_mut(), cx)) {
         Ok(Poll::Ready(())) => return Poll::Ready(Outcome::Ended),
         Err(payload) => {

@@ -57,11 +57,11 @@ impl Step {
             let outcome = match outcome {
                 Some(Ok(outcome)) => outcome,
                 failed => {
-                    let _span = span.as_deref().map(Span::enter);
-                    shared.hook_failed(index, failed);
+                    caught::within(span.as_deref(), || shared.hook_failed(index, failed));
                     ControlFlow::Continue(())
                 }
             };
+            caught::close(span);
             shared.tell(EventKind::HookEnd { hook: index });
             if outcome.is_break() {
                 let skipped = std::mem::take(&mut lock(&shared.core).hooks);
@@ -110,7 +110,7 @@ impl RunningHook {
         shared: &Shared,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<ControlFlow<()>, caught::Payload>>> {
-        let _span = self.span.as_deref().map(Span::enter);
-        self.time.poll(shared, self.work.as_mut(), cx)
+        let Self { work, span, time, .. } = self;
+        caught::within(span.as_deref(), || time.poll(shared, work.as_mut(), cx))
     }
 }

@@ -57,7 +57,8 @@ impl Shared {
     /// So nothing began, and nothing is told but the end.
     pub(super) fn put_back(continuation: Continuation) {
         let (kind, span) = continuation.into_work();
-        span.in_scope(|| caught::discard(kind));
+        caught::discard_in(Some(&span), kind);
+        caught::close(span);
     }
 
     /// A continuation returned an error.

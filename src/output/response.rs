@@ -20,7 +20,11 @@ use super::{
     Output,
     pipe::{Next, Pipe},
 };
-use crate::{continuation::Continuation, lifecycle::Lifecycle, pool::carry::carried};
+use crate::{
+    continuation::Continuation,
+    lifecycle::Lifecycle,
+    pool::{carry::carried, caught},
+};
 
 /// The response that an [`Output`] writes. See the [module docs](super).
 ///
@@ -139,9 +143,8 @@ impl OutputBody {
         let Some(producer) = self.producer.as_mut() else {
             return Ok(());
         };
-        let span = producer.span.enter();
-        let polled = producer.work.as_mut().poll(cx);
-        drop(span);
+        let Producer { work, span, .. } = producer;
+        let polled = caught::within(Some(span), || work.as_mut().poll(cx));
         let Poll::Ready(result) = polled else {
             if self.pipe.is_finished() {
                 // The response does not wait for what comes after its end (contract rule 7).
@@ -150,29 +153,35 @@ impl OutputBody {
             return Ok(());
         };
         let Some(Producer { work, span, lifecycle }) = self.producer.take() else { return Ok(()) };
-        let _span = span.enter();
-        drop(work);
-        match result {
-            Ok(()) => self.pipe.producer_returned(),
-            // The response is whole: the error is that of what came after it.
-            Err(error) if self.pipe.is_finished() => {
-                lifecycle.0.keep(Continuation::try_new(std::future::ready(Err::<(), _>(error))));
-            }
-            Err(error) => {
+        let result = caught::within(Some(&span), || {
+            drop(work);
+            match result {
+                // The response is whole: the error is that of what came after it.
+                Err(error) if self.pipe.is_finished() => {
+                    lifecycle.0.keep(Continuation::try_new(std::future::ready(Err::<(), _>(error))));
+                    Ok(())
+                }
                 // Here, where the span is.
-                lifecycle.0.body_failed(&*error);
-                return Err(error);
+                Err(error) => {
+                    lifecycle.0.body_failed(&*error);
+                    Err(error)
+                }
+                Ok(()) => {
+                    self.pipe.producer_returned();
+                    Ok(())
+                }
             }
-        }
-        Ok(())
+        });
+        caught::close(span);
+        result
     }
 
     /// Has the rest of the producer run as a continuation.
     fn go_on_alone(&mut self) {
         let Some(Producer { work, span, lifecycle }) = self.producer.take() else { return };
-        let rest = span.in_scope(|| Continuation::try_new(work));
+        let rest = caught::within(Some(&span), || Continuation::try_new(work));
         // Its own follows from this one, which closes with the response.
-        drop(span);
+        caught::close(span);
         lifecycle.0.keep(rest);
     }
 }
@@ -218,8 +227,8 @@ impl Drop for OutputBody {
     fn drop(&mut self) {
         self.pipe.reader_dropped();
         if let Some(Producer { work, span, .. }) = self.producer.take() {
-            let _span = span.enter();
-            drop(work);
+            caught::within(Some(&span), || drop(work));
+            caught::close(span);
         }
     }
 }

@@ -41,24 +41,29 @@ impl Blocking {
         let (tell, outcome) = oneshot::channel();
         pool.threads.run(Box::new(move || {
             let _runtime = runtime.as_ref().map(Handle::enter);
-            let _span = span.enter();
-            let result = caught::call(work);
-            // AcqRel: whoever comes second sees what the first wrote, so the count goes up before it goes down.
-            if their_state.swap(ENDED, Ordering::AcqRel) == GIVEN_UP {
-                their_pool.stuck_ended();
-                match &result {
-                    Ok(()) => {
-                        caught::tell(|| {
-                            tracing::warn!(route, "a blocking continuation that was stuck past its limit has ended");
-                        });
+            caught::within(Some(&span), || {
+                let result = caught::call(work);
+                // AcqRel: whoever comes second sees what the first wrote, so the count goes up before it goes down.
+                if their_state.swap(ENDED, Ordering::AcqRel) == GIVEN_UP {
+                    their_pool.stuck_ended();
+                    match &result {
+                        Ok(()) => {
+                            caught::tell(|| {
+                                tracing::warn!(
+                                    route,
+                                    "a blocking continuation that was stuck past its limit has ended"
+                                );
+                            });
+                        }
+                        Err(payload) => panicked(&their_pool, &route, payload),
                     }
-                    Err(payload) => panicked(&their_pool, &route, payload),
                 }
-            }
-            if let Err(Err(payload)) = tell.send(result) {
-                // Nobody waits for it any more.
-                caught::dispose(payload);
-            }
+                if let Err(Err(payload)) = tell.send(result) {
+                    // Nobody waits for it any more.
+                    caught::dispose(payload);
+                }
+            });
+            caught::close(span);
         }));
         Self { outcome, state, pool }
     }

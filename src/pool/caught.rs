@@ -52,8 +52,25 @@ pub(crate) fn discarding(drops: impl FnOnce()) {
 
 /// The same in the span that it belongs to, if there is one.
 pub(crate) fn discard_in<T>(span: Option<&Span>, value: T) {
-    let _span = span.map(Span::enter);
-    discard(value);
+    within(span, || discard(value));
+}
+
+/// Does something in a span, if there is one. The subscriber that is told of it may panic: that is not to cost what is done.
+pub(crate) fn within<T>(span: Option<&Span>, does: impl FnOnce() -> T) -> T {
+    let Some(span) = span.filter(|span| !span.is_none()) else { return does() };
+    let entered = call(|| span.enter()).map_err(|payload| {
+        dispose(payload);
+        // Some of what makes it up may have been told, and would take it for the current one for good.
+        span.with_subscriber(|(id, subscriber)| tell(|| subscriber.exit(id)));
+    });
+    let done = does();
+    tell(|| drop(entered));
+    done
+}
+
+/// Lets go of a span, which is closed with the last one that has it: then the subscriber is told.
+pub(crate) fn close<T>(span: T) {
+    tell(|| drop(span));
 }
 
 /// Drops what a panic carried, which is the user's too and may panic once more. That is then leaked: somewhere it has

@@ -1,5 +1,12 @@
 //! The spans that continuations run in.
 
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
 use tracing::{Span, field::Empty};
 
 use super::caught;
@@ -48,5 +55,39 @@ pub(crate) fn ended(span: &Span, outcome: &'static str) {
         caught::tell(|| {
             span.record("outcome", outcome);
         });
+    }
+}
+
+pin_project! {
+    /// Work in a span, as `tracing::Instrument` has it, but that a subscriber that panics costs nothing of it.
+    pub(crate) struct InSpan<F> {
+        // `None` in its destructor alone.
+        #[pin]
+        work: Option<F>,
+        span: Span,
+    }
+
+    impl<F> PinnedDrop for InSpan<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            caught::within(Some(this.span), || this.work.set(None));
+            caught::close(std::mem::replace(this.span, Span::none()));
+        }
+    }
+}
+
+impl<F> InSpan<F> {
+    pub(crate) const fn new(work: F, span: Span) -> Self {
+        Self { work: Some(work), span }
+    }
+}
+
+impl<F: Future> Future for InSpan<F> {
+    type Output = F::Output;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let this = self.project();
+        let Some(work) = this.work.as_pin_mut() else { return Poll::Pending };
+        caught::within(Some(this.span), || work.poll(cx))
     }
 }

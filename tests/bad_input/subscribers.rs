@@ -13,9 +13,19 @@ use std::{
 };
 
 use axum::{Router, routing::get};
-use tower_epilogue::{Continuation, End, EpilogueBuilder, Lifecycle, ReserveLayer, ShutdownHookLayer, TimeLimitLayer};
-use tracing::field::{Field, Visit};
-use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
+use tower_epilogue::{
+    Continuation, End, EpilogueBuilder, Lifecycle, Output, OutputError, ReserveLayer, ShutdownHookLayer,
+    TimeLimitLayer, Tracking,
+};
+use tracing::{
+    Subscriber,
+    field::{Field, Visit},
+    span::{Attributes, Id, Record},
+};
+use tracing_subscriber::{
+    layer::{Context, Layer, SubscriberExt as _},
+    registry::LookupSpan,
+};
 
 use crate::support::{Gate, Notes, Server, h2client::Http2};
 
@@ -33,7 +43,7 @@ impl Visit for Message {
     }
 }
 
-impl<S: tracing::Subscriber> Layer<S> for PanicsAt {
+impl<S: Subscriber> Layer<S> for PanicsAt {
     fn on_event(&self, event: &tracing::Event<'_>, _: Context<'_, S>) {
         let mut message = Message::default();
         event.record(&mut message);
@@ -48,6 +58,15 @@ impl<S: tracing::Subscriber> Layer<S> for PanicsAt {
 fn told_of<F: Future<Output = ()>>(message: &'static str, test: impl FnOnce() -> F + Send + 'static) {
     let panics = Arc::new(AtomicUsize::new(0));
     let subscriber = tracing_subscriber::registry().with(PanicsAt(message, panics.clone()));
+    assert!(told(subscriber, test), "at {message:?}");
+    assert!(panics.load(Ordering::SeqCst) > 0, "it was never told {message:?}");
+}
+
+/// Whether the test passes.
+fn told<F: Future<Output = ()>>(
+    subscriber: impl Subscriber + Send + Sync + 'static,
+    test: impl FnOnce() -> F + Send + 'static,
+) -> bool {
     let thread = std::thread::spawn(move || {
         tracing::subscriber::with_default(subscriber, || {
             // Other tests have none, and may have come first.
@@ -56,8 +75,7 @@ fn told_of<F: Future<Output = ()>>(message: &'static str, test: impl FnOnce() ->
             runtime.block_on(test());
         });
     });
-    assert!(thread.join().is_ok(), "at {message:?}");
-    assert!(panics.load(Ordering::SeqCst) > 0, "it was never told {message:?}");
+    thread.join().is_ok()
 }
 
 fn hook(
@@ -240,5 +258,114 @@ fn of_a_drain() {
             assert_eq!(server.get("/").await.text(), "hello");
             assert_eq!(server.stop().await.stragglers().len(), 1);
         });
+    }
+}
+
+/// It is the server's own task that accepts.
+#[test]
+#[cfg(target_os = "linux")]
+fn of_a_socket_that_cannot_be_set_up() {
+    told_of("a socket's options could not be set", || {
+        // Longer than the system can count.
+        let tracking = Tracking::new().unacknowledged(Duration::from_secs(u64::from(u32::MAX)));
+        let app = Router::new().route("/", get(async || "hello"));
+        asked(app, |builder| builder.tracking(tracking), 200, &HOOKED)
+    });
+}
+
+/// Panics whenever it is told that of the span of a continuation.
+struct PanicsIn(&'static str, Arc<AtomicUsize>);
+
+impl PanicsIn {
+    fn is_told<S: for<'a> LookupSpan<'a> + Subscriber>(&self, what: &str, id: &Id, context: &Context<'_, S>) {
+        if what == self.0 && context.span(id).is_some_and(|span| span.name() == "continuation") {
+            self.1.fetch_add(1, Ordering::SeqCst);
+            panic!("the subscriber panics, as this test wants it");
+        }
+    }
+}
+
+impl<S: for<'a> LookupSpan<'a> + Subscriber> Layer<S> for PanicsIn {
+    fn on_new_span(&self, _: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        self.is_told("new", id, &context);
+    }
+
+    fn on_record(&self, id: &Id, _: &Record<'_>, context: Context<'_, S>) {
+        self.is_told("record", id, &context);
+    }
+
+    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
+        self.is_told("enter", id, &context);
+    }
+
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        self.is_told("exit", id, &context);
+    }
+
+    fn on_close(&self, id: Id, context: Context<'_, S>) {
+        self.is_told("close", &id, &context);
+    }
+}
+
+/// Work of every kind that has such a span.
+fn spanned(notes: &Notes) -> Router {
+    let works = |note: &'static str| {
+        let notes = notes.clone();
+        move || {
+            let notes = notes.clone();
+            async move {
+                tokio::task::yield_now().await;
+                notes.add(note);
+            }
+        }
+    };
+    let (waits, fails, finishes, writes) = (works("waits"), works("fails"), works("finishes"), works("writes"));
+    let fails = async move || {
+        let work = fails();
+        Continuation::try_new(async move {
+            work.await;
+            Err::<(), _>("as this test wants it")
+        })
+    };
+    let theirs = notes.clone();
+    let blocks = async move || Continuation::blocking(move || theirs.add("blocks"));
+    let finishes = async move |lifecycle: Lifecycle| {
+        lifecycle.finish("hello").await.unwrap();
+        finishes().await;
+    };
+    let writes = async move |lifecycle: Lifecycle| {
+        lifecycle.output(async move |mut output: Output| {
+            output.finish().await?;
+            writes().await;
+            Ok::<_, OutputError>(())
+        })
+    };
+    Router::new()
+        .route("/waits", get(async move || Continuation::new(waits())))
+        .route("/fails", get(fails))
+        .route("/blocks", get(blocks))
+        .route("/finishes", get(finishes))
+        .route("/writes", get(writes))
+        .layer(hook(notes, "hook"))
+}
+
+#[test]
+fn of_the_span_of_a_continuation() {
+    for what in ["new", "record", "enter", "exit", "close"] {
+        let panics = Arc::new(AtomicUsize::new(0));
+        let subscriber = tracing_subscriber::registry().with(PanicsIn(what, panics.clone()));
+        let passes = told(subscriber, || async {
+            let notes = Notes::default();
+            let server = Server::start(spanned(&notes)).await;
+            for (number, kind) in ["waits", "fails", "blocks", "finishes", "writes"].into_iter().enumerate() {
+                assert_eq!(server.get(&format!("/{kind}")).await.status, 200);
+                server.journal.ended(number + 1).await;
+                assert_eq!(notes.all()[2 * number..], [kind, "hook: NORMAL"]);
+            }
+            assert_eq!((server.epilogue.running(), server.epilogue.lost()), (0, 0));
+            assert!(server.stop().await.is_clean());
+        });
+        assert!(passes, "at {what:?}");
+        assert!(panics.load(Ordering::SeqCst) >= 5, "it was told {what:?} too seldom");
     }
 }

@@ -99,6 +99,10 @@ async fn a_reserving_route_is_refused_when_its_class_is_full_and_no_other() {
     assert_eq!(server.get("/thumb/x").await.status, 200);
     let load = server.epilogue.class_load("mail").unwrap();
     assert_eq!((load.refused, load.over, server.epilogue.refused()), (1, 0, 1));
+    let refused = server.journal.requests()[2];
+    // What is around the layer begins before that, and ends with it.
+    let told = ["handler_start/0", "refused/0", "handler_end/0", "flushed:37/0", "ended/0"];
+    assert_eq!(server.journal.lines_of(refused), told);
     gate.open();
     server.journal.ended(4).await;
     assert!(notes.has("mailed a") && notes.has("mailed b"));

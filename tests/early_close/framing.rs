@@ -263,3 +263,44 @@ impl http_body::Body for TakenOff {
         true
     }
 }
+
+/// One piece of a length that nobody knows beforehand, whose end is known with it: as of what an HTTP/2 server sent in one frame.
+struct Last(Option<Bytes>);
+
+impl http_body::Body for Last {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.take().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_none()
+    }
+}
+
+#[tokio::test]
+async fn past_the_limit_too_the_length_is_declared_of_what_has_ended_with_that() {
+    let body = async || Body::new(Last(Some(Bytes::from_static(b"hello"))));
+    let app = Router::new()
+        .route("/", get(body))
+        .route("/wrong", get(async move || ([(header::CONTENT_LENGTH, "2")], body().await)))
+        .layer(EarlyCloseLayer::new().buffer_limit(3).keep_alive());
+    let server = Server::start(app).await;
+    for (path, version) in ["/wrong", "/"].into_iter().flat_map(|path| [(path, "1.0"), (path, "1.1")]) {
+        for method in ["GET", "HEAD"] {
+            let mut client = server.connect().await;
+            client
+                .send(&format!("{method} {path} HTTP/{version}\r\nhost: test\r\nconnection: keep-alive\r\n\r\n"))
+                .await;
+            let reply = client.response(method == "HEAD").await;
+            let body = if method == "HEAD" { "" } else { "hello" };
+            let seen = (reply.header("content-length"), reply.text());
+            assert_eq!(seen, (Some("5"), body.to_owned()), "{method} {path} {version}: {}", reply.head);
+            assert_ne!(reply.header("connection"), Some("close"), "{method} {path} {version}");
+        }
+        let whole = Http2::connect(server.address).await.get(path).await.unwrap();
+        assert_eq!((&whole.headers["content-length"], &whole.body[..]), (&"5".parse().unwrap(), &b"hello"[..]));
+    }
+}

@@ -18,6 +18,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 use tokio::io::AsyncReadExt as _;
 use tower::ServiceExt as _;
 use tower_epilogue::{Bound, Continuation, EarlyCloseLayer, Epilogue, EpilogueBuilder, Event, EventKind, Lifecycle};
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::support::MemoryServer;
 
@@ -169,6 +170,21 @@ async fn a_recorder_that_panics_at_one_figure_is_told_the_others() {
         let told = told(true, Some(histogram)).await;
         assert_eq!(told, all_told(), "{histogram}");
     }
+}
+
+/// Panics at whatever it is told.
+struct Deaf;
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Deaf {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        panic!("as this test wants it: {event:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recorder_whose_panic_makes_a_subscriber_panic_is_told_the_rest_too() {
+    let _subscriber = tracing::subscriber::set_default(tracing_subscriber::registry().with(Deaf));
+    assert_eq!(told(true, Some("tower_epilogue_flush_seconds")).await, all_told());
 }
 
 #[tokio::test(start_paused = true)]
