@@ -27,6 +27,8 @@ mod cut;
 mod drain;
 #[path = "durable/edges.rs"]
 mod edges;
+#[path = "durable/failover.rs"]
+mod failover;
 #[path = "durable/faults.rs"]
 mod faults;
 #[path = "durable/fragile.rs"]

@@ -92,6 +92,8 @@ impl DurableStore {
     /// middle of a transaction, its locks are released within 25 s. In a [transaction of
     /// yours](DurableStore::begin_postgres), while a response of the server is on its way, it takes a quarter of an
     /// hour.
+    ///
+    /// A connection to a server that has become read-only, as after a fail-over, is replaced before its next use.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres(url: impl Into<String>) -> DurableBuilder {
         DurableBuilder::new(Place::Postgres(url.into()), false)
@@ -106,7 +108,9 @@ impl DurableStore {
     ///
     /// The pool's connections have no TCP keep-alive (sqlx 0.9 cannot set it): if the server's machine vanishes,
     /// whatever waits for its answer waits for ever, both writes and the fetching of jobs. If a process's own machine
-    /// vanishes, its locks stay for as long as the server's `tcp_keepalives_idle` says, two hours by default.
+    /// vanishes, its locks stay for as long as the server's `tcp_keepalives_idle` says, two hours by default. A
+    /// connection to a server that has become read-only is used until the pool closes it, after half an hour by
+    /// default, unless the pool's `before_acquire` refuses it.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres_pool(pool: riverqueue::sqlx::PgPool) -> DurableBuilder {
         DurableBuilder::new(Place::PostgresPool(pool), false)
