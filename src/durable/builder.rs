@@ -270,7 +270,7 @@ impl DurableBuilder {
     /// events and failure handler, and counted by [`Epilogue::running`].
     ///
     /// When the `epilogue` drains, no more jobs are started, running ones are waited for, and at the deadline those
-    /// that are left are cut; they and all others stay stored.
+    /// that are left are cut; they and all others stay stored. In an `epilogue` that is draining, none are started.
     ///
     /// # Errors
     ///

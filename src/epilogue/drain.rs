@@ -91,14 +91,14 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
     let _draining = pool.drains.begin();
     // What runs after responses comes after the connections: once none is left, only what runs itself can add to
     // it, and the pool waits for that.
-    let companions = pool.companions();
-    companions.iter().for_each(|companion| companion.stop());
+    pool.companions().iter().for_each(|companion| companion.stop());
     let ended = || async {
         if let Some(serving) = serving {
             serving.tasks.wait().await;
         }
         pool.idle().await;
-        for companion in &companions {
+        // Those, too, that have come since.
+        for companion in pool.companions() {
             companion.stopped().await;
         }
         // What these had just taken up when they were stopped.
@@ -165,7 +165,7 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         }
         report = DrainReport { closed, ..cut.report() };
     }
-    for companion in &companions {
+    for companion in pool.companions() {
         report.stored = report.stored.max(Some(0)).zip(companion.left().await).map(|(some, more)| some + more);
     }
     if let Some(feed) = pool.feed() {

@@ -6,12 +6,12 @@ use axum::{Router, routing::post};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tower_epilogue::{
-    EpilogueBuilder,
+    Continuation, EpilogueBuilder,
     durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
 };
 
 use crate::{
-    common::{Act, Node, Place, Task, on_both},
+    common::{Act, Node, Place, Task, on_both, quick},
     support::{logs, soon},
 };
 
@@ -19,6 +19,7 @@ on_both!(
     a_drain_waits_for_the_jobs_that_run,
     what_the_deadline_cuts_stays_stored_and_counts_no_attempt,
     what_is_promised_while_it_drains_is_stored,
+    a_store_that_is_started_while_it_drains_runs_nothing,
 );
 
 fn app(store: &DurableStore) -> Router {
@@ -80,6 +81,34 @@ async fn what_is_promised_while_it_drains_is_stored(place: Place) {
     let node = Node::start(&place, app).await;
     node.record.begun("last", 1).await;
     node.completed(1).await;
+}
+
+/// Its database was slow to come up.
+async fn a_store_that_is_started_while_it_drains_runs_nothing(place: Place) {
+    let gate = std::sync::Arc::new(tokio::sync::watch::Sender::new(false));
+    let theirs = gate.clone();
+    let mut node = Node::start(&Place::sqlite(), move |_| {
+        let handler = move || async move {
+            Continuation::new(async move {
+                let _ = theirs.subscribe().wait_for(|open| *open).await;
+            })
+        };
+        Router::new().route("/", post(handler))
+    })
+    .await;
+    assert_eq!(node.post("/", &[], "").await.status, 200);
+    node.journal.seen("continuation_start").await;
+    node.begin_drain();
+    soon("the drain begins", node.epilogue.draining()).await;
+    let builder = quick(place.store()).state(node.record.clone()).register::<Task>();
+    let late = builder.start(&node.epilogue).await.unwrap();
+    late.enqueue(Durable::new(Task::ok("late"))).await.unwrap();
+    late.settled().await;
+    gate.send_replace(true);
+    let record = node.record.clone();
+    // All that runs has ended behind it.
+    let report = node.stop().await;
+    assert_eq!((report.stored_jobs(), record.runs().len()), (Some(1), 0), "{report}");
 }
 
 /// Runs until it is cut.
