@@ -35,6 +35,8 @@ mod faults;
 mod fragile;
 #[path = "durable/half_closed.rs"]
 mod half_closed;
+#[path = "durable/held_back.rs"]
+mod held_back;
 #[path = "durable/key_cases.rs"]
 mod key_cases;
 #[path = "durable/keys.rs"]

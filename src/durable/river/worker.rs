@@ -75,6 +75,7 @@ impl Worker<Envelope> for Attempts {
             return Ok(WorkOutcome::Snooze(self.grace));
         };
         let number = |number: i32| u16::try_from(number).unwrap_or(u16::MAX);
+        let age = job.row.attempted_at.and_then(|at| Timestamp::now().duration_since(at).try_into().ok());
         let attempt = Attempt {
             id: job.row.id,
             kind: job.row.queue.clone(),
@@ -84,6 +85,7 @@ impl Worker<Envelope> for Attempts {
             attempt: number(job.row.attempt),
             max_attempts: number(job.row.max_attempts),
             from: job.args.from,
+            age: age.unwrap_or_default(),
             cancelled: context.cancellation_token().clone(),
         };
         match runner.run(attempt).await {
