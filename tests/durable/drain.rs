@@ -12,6 +12,7 @@ use tower_epilogue::{
 
 use crate::{
     common::{Act, Node, Place, Task, on_both, quick},
+    locked::Locked,
     support::{logs, soon},
 };
 
@@ -20,6 +21,7 @@ on_both!(
     what_the_deadline_cuts_stays_stored_and_counts_no_attempt,
     what_is_promised_while_it_drains_is_stored,
     a_store_that_is_started_while_it_drains_runs_nothing,
+    a_store_that_does_not_answer_is_not_taken_for_work_that_runs,
 );
 
 fn app(store: &DurableStore) -> Router {
@@ -109,6 +111,25 @@ async fn a_store_that_is_started_while_it_drains_runs_nothing(place: Place) {
     // All that runs has ended behind it.
     let report = node.stop().await;
     assert_eq!((report.stored_jobs(), record.runs().len()), (Some(1), 0), "{report}");
+}
+
+/// All has ended, but the store cannot be told.
+async fn a_store_that_does_not_answer_is_not_taken_for_work_that_runs(place: Place) {
+    const NOTED: &str = "had noted what became of its jobs";
+    let logs = logs();
+    let before = logs.with(NOTED).len();
+    let short = Duration::from_millis(300);
+    let limits = |epilogue: EpilogueBuilder| epilogue.drain_deadline(short).hook_limit(short);
+    let node = Node::with(&place, |store| store, limits, app).await;
+    assert_eq!(node.post("/", &[], "ends").await.status, 200);
+    node.record.begun("ends", 1).await;
+    let locked = Locked::take(&place).await;
+    node.record.open();
+    // Its hooks have ended, too.
+    node.journal.ended(2).await;
+    assert!(node.stop().await.is_clean());
+    assert!(logs.with(NOTED).len() > before);
+    locked.release().await;
 }
 
 /// Runs until it is cut.
