@@ -324,7 +324,7 @@ impl DurableBuilder {
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]
         tokio::spawn(Writer::new(writing, self.busy_timeout).run(ops));
         engine.start(runner)?;
-        epilogue.pool.accompany(inner.clone() as Arc<dyn Companion>);
+        epilogue.pool.accompany(&(inner.clone() as Arc<dyn Companion>));
         Ok(DurableStore(inner, epilogue.pool.clone()))
     }
 }

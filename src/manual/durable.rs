@@ -21,7 +21,7 @@
 //!
 //! | what happens | the result | what to do |
 //! |---|---|---|
-//! | The process dies after a job's effect, but before the job is marked as done. | The job runs again. | Pass [`idempotency_key`](crate::durable::JobContext::idempotency_key) to whatever the job calls. If the effect is in the store's own database, write it in the transaction of [`complete_in_transaction`](crate::durable::JobContext::complete_in_transaction). |
+//! | The process dies, or its drain ends while the database does not answer, after a job's effect, but before the job is marked as done. | The job runs again. | Pass [`idempotency_key`](crate::durable::JobContext::idempotency_key) to whatever the job calls. If the effect is in the store's own database, write it in the transaction of [`complete_in_transaction`](crate::durable::JobContext::complete_in_transaction). |
 //! | The handler charges a card, and the process dies before the response's job is stored. | An external effect that nothing here knows of. | Have the job charge the card, not the handler: store the intent first. Or use [`in_transaction`](crate::durable::Durable::in_transaction), before the charge. |
 //! | The job is stored, and the connection breaks before the client hears of it. | The client does not know, and retries. | Clients send an `Idempotency-Key`, or the job has a key determined by the order ([`with_key`](crate::durable::Durable::with_key)). |
 //! | The database goes away in the middle of a commit. | The client gets a 503, and the job may be stored all the same. If so, it runs when its lease ends. | The same: under a key, a retry finds it. |

@@ -232,7 +232,7 @@ impl Pool {
 
     /// Has something stopped and waited for by a drain: at once by one that is under way, which may have looked before.
     #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-    pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
+    pub(crate) fn accompany(&self, companion: &Arc<dyn Companion>) {
         lock(&self.companions).push(companion.clone());
         if self.drains.is_under_way() {
             companion.stop();
