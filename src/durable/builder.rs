@@ -218,7 +218,7 @@ impl DurableBuilder {
     }
 
     /// How often the processes elect the one that looks after leases, retries and rescues; 5 s by default. A leader
-    /// that died is replaced after up to this long plus 10 s.
+    /// that died is replaced after up to twice this long plus 11 s.
     pub fn leader_lease(mut self, interval: Duration) -> Self {
         self.times.elect = interval;
         self

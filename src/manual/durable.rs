@@ -138,7 +138,7 @@
 //! |---|---|---|
 //! | [`lease`](crate::durable::DurableBuilder::lease) | 30 s | Longer than most responses take to leave, shorter than a waiting customer minds. |
 //! | [`LIMIT`](crate::durable::DurableJob::LIMIT), [`rescue_after`](crate::durable::DurableBuilder::rescue_after) | 60 s, and 30 s past it | A job whose process died looks like one that takes its time: only its age tells them apart. A shorter limit has it run again sooner. |
-//! | [`leader_lease`](crate::durable::DurableBuilder::leader_lease) | 5 s | One process looks after leases, retries and rescues. If it dies, another one takes over up to 15 s later; until then, jobs that are promised and flushed start as usual. |
+//! | [`leader_lease`](crate::durable::DurableBuilder::leader_lease) | 5 s | One process looks after leases, retries and rescues. If it dies, another one takes over up to 21 s later; until then, jobs that are promised and flushed start as usual. |
 //! | [`MAX_ATTEMPTS`](crate::durable::DurableJob::MAX_ATTEMPTS), [`backoff`](crate::durable::DurableJob::backoff) | 20; 2 s doubling to 1 h | About nine hours in all: an overnight outage is survived. |
 //! | [`CONCURRENCY`](crate::durable::DurableJob::CONCURRENCY) | 16 of each kind | Slow kinds do not delay others. Without bounds on the `Epilogue`, the number that run at once in one process is the sum over its kinds. |
 //! | [`fetch_cooldown`](crate::durable::DurableBuilder::fetch_cooldown), [`poll_interval`](crate::durable::DurableBuilder::poll_interval) | 5 ms, 1 s | The first bounds how often a busy process queries; the second is for what no process is notified of: retries that are due, and, on SQLite, what other processes promise. |
