@@ -246,7 +246,7 @@ impl DurableBuilder {
     ///
     /// On Postgres, each transaction of [`begin_postgres`](DurableStore::begin_postgres) holds one of them until it
     /// ends, and the engine needs some to fetch jobs and to record their results: set it higher than the number of
-    /// such transactions at the same time.
+    /// such transactions at the same time. A [pool of yours](DurableStore::postgres_pool) has its own maximum.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self

@@ -6,7 +6,7 @@ use axum::{Router, routing::post};
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 use tower_epilogue::{
-    Continuation, EpilogueBuilder,
+    Continuation, Epilogue, EpilogueBuilder,
     durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError},
 };
 
@@ -156,4 +156,22 @@ async fn a_drain_that_cut_nothing_but_what_is_stored_is_no_error() {
     let levels = |level| lines.iter().filter(|line| line.contains(level)).count();
     assert!(levels("WARN") >= 1, "{lines:#?}");
     assert_eq!(levels("ERROR"), 0, "{lines:#?}");
+}
+
+/// What its process has promised it starts, or leaves ready for others, and not to wait for the end of its lease.
+#[test]
+fn a_job_that_nobody_waits_for_is_ready_when_a_drain_ends() {
+    for place in [Place::sqlite(), Place::postgres()] {
+        let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime().block_on(async {
+            let epilogue = Epilogue::new();
+            let store = place.store().start(&epilogue).await.unwrap();
+            let mut asked = Box::pin(store.enqueue(Durable::new(Task::ok("left"))));
+            assert!(futures_util::poll!(asked.as_mut()).is_pending());
+            drop(asked);
+            epilogue.drain().await;
+        });
+        let ready = "SELECT count(*) FROM river_job WHERE state = 'available'";
+        assert_eq!(runtime().block_on(place.number(ready)), 1, "{place:?}");
+    }
 }
