@@ -228,11 +228,7 @@ impl Writer {
         }
         let renewed = async {
             let mut begun = self.writing.database.begin_writer().await?;
-            let mut held: Vec<_> = self.held.values().collect();
-            held.sort_by_key(|claim| &claim.key);
-            for claim in held {
-                records::renew(claim, later_ms(self.writing.claim), &mut begun.tx()).await?;
-            }
+            records::renew(self.held.values(), later_ms(self.writing.claim), &mut begun.tx()).await?;
             begun.commit().await
         };
         if let Err(error) = surviving(renewed).await {

@@ -207,3 +207,45 @@ async fn a_job_that_is_being_completed_is_waited_for_by_one_with_its_key() {
     }
     node.completed(2).await;
 }
+
+/// Each would take its way to the database and back, and whoever has something stored waits for all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_are_renewed_together() {
+    const CLAIMS: i64 = 50;
+    let place = Place::postgres();
+    let gate = Gate::closed();
+    let opens = gate.clone();
+    let handler = async move || {
+        opens.passed().await;
+        "done"
+    };
+    let node = Node::with(
+        &place,
+        |store| store.claim(Duration::from_secs(2)),
+        |epilogue| epilogue,
+        |store| Router::new().route("/", post(handler)).layer(store.layer()),
+    )
+    .await;
+    let address = node.address;
+    let asked: Vec<_> = (0..CLAIMS)
+        .map(|key| tokio::spawn(async move { ask(address, "/", &[("idempotency-key", &format!("k{key}"))], "").await }))
+        .collect();
+    place.until("SELECT count(*) FROM tower_epilogue_answer", CLAIMS).await;
+    place
+        .execute(
+            "CREATE SEQUENCE statements;
+            CREATE FUNCTION counts() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN PERFORM nextval(''statements''); RETURN NULL; END';
+            CREATE TRIGGER counts AFTER UPDATE ON tower_epilogue_answer FOR EACH STATEMENT EXECUTE FUNCTION counts();
+            CREATE TABLE held AS SELECT max(expires_ms) AS until FROM tower_epilogue_answer",
+        )
+        .await;
+    let renewed = "SELECT count(*) FROM tower_epilogue_answer WHERE expires_ms > (SELECT until FROM held)";
+    place.until(renewed, CLAIMS).await;
+    let statements = place.number("SELECT last_value FROM statements").await;
+    assert!(statements < CLAIMS / 2, "{statements}");
+    gate.open();
+    for asked in asked {
+        assert_eq!(soon("it is answered", asked).await.unwrap().text(), "done");
+    }
+}
