@@ -130,7 +130,7 @@ pub struct DiscardedJob {
     pub payload: String,
     /// How often it was tried.
     pub attempts: u16,
-    /// What the last attempt failed with.
+    /// What the last attempt failed with; in the store, the first 16 KiB of it.
     pub error: String,
 }
 

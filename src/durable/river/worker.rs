@@ -37,9 +37,17 @@ impl Attempts {
     }
 }
 
-/// Postgres's `jsonb` has no NUL. River notes many outcomes in one statement, and tries that again until it succeeds: with one
-/// in it, none of them would ever be noted, and all of these jobs would run again.
-fn storable(error: String) -> String {
+/// So much of an error is stored. All that a job has failed with is read at each attempt, and written with what others came to.
+const LONGEST: usize = 16 * 1024;
+
+/// Postgres's `jsonb` has no NUL, and no string without end. River notes many outcomes in one statement, and tries that again
+/// until it succeeds: with one such in it, none of them would ever be noted, and all of these jobs would run again.
+fn storable(mut error: String) -> String {
+    if error.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|&at| error.is_char_boundary(at)).unwrap_or(0);
+        error.truncate(end);
+        error.push('…');
+    }
     if error.contains('\0') { error.replace('\0', "\u{fffd}") } else { error }
 }
 
