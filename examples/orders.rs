@@ -92,7 +92,8 @@ impl DurableJob for Mail {
     }
 }
 
-/// By the order's number, so that an order which comes twice is charged once, also without the client's key.
+/// By the order's number, so that an order which comes twice within a day is charged once, also without the client's
+/// key.
 async fn order(body: String) -> Result<(StatusCode, Durable, &'static str), StatusCode> {
     let order = body.trim().parse().map_err(|_| StatusCode::BAD_REQUEST)?;
     let charge = Durable::new(Charge { order }).with_key(format!("order-{order}"));

@@ -27,12 +27,16 @@ mod cut;
 mod drain;
 #[path = "durable/edges.rs"]
 mod edges;
+#[path = "durable/failover.rs"]
+mod failover;
 #[path = "durable/faults.rs"]
 mod faults;
 #[path = "durable/fragile.rs"]
 mod fragile;
 #[path = "durable/half_closed.rs"]
 mod half_closed;
+#[path = "durable/held_back.rs"]
+mod held_back;
 #[path = "durable/key_cases.rs"]
 mod key_cases;
 #[path = "durable/keys.rs"]

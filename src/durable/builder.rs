@@ -92,6 +92,8 @@ impl DurableStore {
     /// middle of a transaction, its locks are released within 25 s. In a [transaction of
     /// yours](DurableStore::begin_postgres), while a response of the server is on its way, it takes a quarter of an
     /// hour.
+    ///
+    /// A connection to a server that has become read-only, as after a fail-over, is replaced before its next use.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres(url: impl Into<String>) -> DurableBuilder {
         DurableBuilder::new(Place::Postgres(url.into()), false)
@@ -106,7 +108,9 @@ impl DurableStore {
     ///
     /// The pool's connections have no TCP keep-alive (sqlx 0.9 cannot set it): if the server's machine vanishes,
     /// whatever waits for its answer waits for ever, both writes and the fetching of jobs. If a process's own machine
-    /// vanishes, its locks stay for as long as the server's `tcp_keepalives_idle` says, two hours by default.
+    /// vanishes, its locks stay for as long as the server's `tcp_keepalives_idle` says, two hours by default. A
+    /// connection to a server that has become read-only is used until the pool closes it, after half an hour by
+    /// default, unless the pool's `before_acquire` refuses it.
     #[cfg(feature = "durable-postgres")]
     pub fn postgres_pool(pool: riverqueue::sqlx::PgPool) -> DurableBuilder {
         DurableBuilder::new(Place::PostgresPool(pool), false)
@@ -214,7 +218,7 @@ impl DurableBuilder {
     }
 
     /// How often the processes elect the one that looks after leases, retries and rescues; 5 s by default. A leader
-    /// that died is replaced after up to this long plus 10 s.
+    /// that died is replaced after up to twice this long plus 11 s.
     pub fn leader_lease(mut self, interval: Duration) -> Self {
         self.times.elect = interval;
         self
@@ -242,7 +246,7 @@ impl DurableBuilder {
     ///
     /// On Postgres, each transaction of [`begin_postgres`](DurableStore::begin_postgres) holds one of them until it
     /// ends, and the engine needs some to fetch jobs and to record their results: set it higher than the number of
-    /// such transactions at the same time.
+    /// such transactions at the same time. A [pool of yours](DurableStore::postgres_pool) has its own maximum.
     pub fn connections(mut self, connections: u32) -> Self {
         self.connections = connections;
         self
@@ -266,7 +270,7 @@ impl DurableBuilder {
     /// events and failure handler, and counted by [`Epilogue::running`].
     ///
     /// When the `epilogue` drains, no more jobs are started, running ones are waited for, and at the deadline those
-    /// that are left are cut; they and all others stay stored.
+    /// that are left are cut; they and all others stay stored. In an `epilogue` that is draining, none are started.
     ///
     /// # Errors
     ///
@@ -320,7 +324,7 @@ impl DurableBuilder {
         #[expect(clippy::disallowed_methods, reason = "it is no work of a request, and ends with the store")]
         tokio::spawn(Writer::new(writing, self.busy_timeout).run(ops));
         engine.start(runner)?;
-        epilogue.pool.accompany(inner.clone() as Arc<dyn Companion>);
+        epilogue.pool.accompany(&(inner.clone() as Arc<dyn Companion>));
         Ok(DurableStore(inner, epilogue.pool.clone()))
     }
 }

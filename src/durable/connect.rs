@@ -8,7 +8,7 @@ use riverqueue::sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePo
 #[cfg(feature = "durable-sqlite")]
 use super::error::Kind;
 #[cfg(feature = "durable-postgres")]
-use super::pools::{Pools, ask_for_probes};
+use super::pools::{Pools, ask_for_probes, still_writes};
 use super::{
     DurableError,
     builder::{DurableBuilder, Place},
@@ -45,6 +45,9 @@ pub(super) async fn connect(builder: &DurableBuilder) -> Result<Database, Durabl
         Place::Postgres(url) => {
             let pool = PgPoolOptions::new().max_connections(builder.connections).acquire_timeout(builder.busy_timeout);
             let pool = pool.after_connect(|connection, _| Box::pin(ask_for_probes(connection, false)));
+            // In place of sqlx's own test, which takes as long.
+            let pool = pool.test_before_acquire(false);
+            let pool = pool.before_acquire(|connection, _| Box::pin(still_writes(connection)));
             let options = url.parse()?;
             #[cfg(target_os = "linux")]
             let (options, pool, failure) = super::relay::lead(options, pool);

@@ -137,6 +137,9 @@ impl JobContext {
     /// exactly once, even if this process dies before [`run`](super::DurableJob::run) returns. Commit, and return
     /// `Ok`: whatever `run` returns after that, the job is completed and not retried.
     ///
+    /// Complete it last: on Postgres, anyone who promises a job of its kind and [key](super::Durable::with_key) waits
+    /// until the transaction ends, and everything else that their process stores waits as well.
+    ///
     /// # Errors
     ///
     /// If the job is no longer running, because it was considered lost and another attempt has completed it; or if

@@ -55,6 +55,8 @@ pub(super) struct Attempt {
     pub(super) attempt: u16,
     pub(super) max_attempts: u16,
     pub(super) from: String,
+    /// How long ago the store gave it out, as far as the clocks of both can tell: its answer may have come late.
+    pub(super) age: Duration,
     /// It is to end, for the engine's own reasons: somebody has cancelled the job.
     pub(super) cancelled: CancellationToken,
 }
@@ -128,7 +130,7 @@ pub struct DiscardedJob {
     pub payload: String,
     /// How often it was tried.
     pub attempts: u16,
-    /// What the last attempt failed with.
+    /// What the last attempt failed with; in the store, the first 16 KiB of it.
     pub error: String,
 }
 

@@ -1,4 +1,4 @@
-//! That an attempt which waits for its place is still this process's.
+//! That an attempt which has not begun is still this process's.
 
 use std::{
     sync::{Arc, Mutex},
@@ -10,21 +10,23 @@ use tokio::time::Instant;
 use super::{engine::Attempt, store::Inner};
 use crate::pool::{caught, lock};
 
-/// When an attempt was known last to be this process's.
+/// Until when an attempt was this process's.
 pub(super) struct Held {
-    at: Mutex<Instant>,
+    /// When it was known last, and how long ago it was so then.
+    at: Mutex<(Instant, Duration)>,
     id: i64,
     attempt: u16,
 }
 
 impl Held {
-    /// From now.
+    /// From when it was given out.
     pub(super) fn new(attempt: &Attempt) -> Arc<Self> {
-        Arc::new(Self { at: Mutex::new(Instant::now()), id: attempt.id, attempt: attempt.attempt })
+        Arc::new(Self { at: Mutex::new((Instant::now(), attempt.age)), id: attempt.id, attempt: attempt.attempt })
     }
 
     pub(super) fn age(&self) -> Duration {
-        lock(&self.at).elapsed()
+        let (at, before) = *lock(&self.at);
+        at.elapsed().saturating_add(before)
     }
 
     /// Says that it is not lost, and whether it is still ours, if the store can tell.
@@ -34,7 +36,7 @@ impl Held {
         match tokio::time::timeout(grace / 4, store.engine.hold(job, self.attempt)).await {
             Ok(Ok(ours)) => {
                 if ours {
-                    *lock(&self.at) = asked;
+                    *lock(&self.at) = (asked, Duration::ZERO);
                 }
                 return Some(ours);
             }

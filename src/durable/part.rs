@@ -22,7 +22,8 @@ use crate::pool::{caught, lock};
 ///
 /// [`DurableLayer`](super::DurableLayer) stores it *before* the response is released. If that fails, the client gets
 /// a 503 instead of the response, and nothing was promised. Several in one response are stored together or not at
-/// all. Use `Option<Durable>` if there is not always work to do.
+/// all; but one that is [in a transaction of yours](Self::in_transaction) stays stored, whatever becomes of the others.
+/// Use `Option<Durable>` if there is not always work to do.
 ///
 /// It starts within milliseconds after the flush (or once it is known that the response never will be flushed), or,
 /// if this process dies in between, in any process that runs its kind, when its [lease](super::DurableBuilder::lease)

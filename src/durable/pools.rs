@@ -6,7 +6,7 @@ use std::{
 };
 
 use riverqueue::sqlx::{
-    self, PgConnection, PgPool, Postgres, Transaction,
+    self, PgConnection, PgPool, Postgres, Row as _, Transaction,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -104,4 +104,21 @@ pub(super) async fn ask_for_probes(connection: &mut PgConnection, reads: bool) -
         }
     }
     Ok(())
+}
+
+/// Whether a connection is to be used again. One to a server that only reads by now, as after a fail-over, stays open, and
+/// would be refused each time; who connects anew comes to the one that writes.
+pub(super) async fn still_writes(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection).await {
+        Ok(answer) => {
+            let writes = answer.try_get::<String, _>(0)? != "on";
+            if !writes {
+                caught::tell(|| tracing::debug!("a connection to Postgres that only reads is made anew"));
+            }
+            Ok(writes)
+        }
+        // It only speaks as Postgres does.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42704") => Ok(true),
+        Err(error) => Err(error),
+    }
 }

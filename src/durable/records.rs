@@ -147,11 +147,38 @@ pub(super) async fn release(claim: &Claim, tx: &mut Tx<'_, '_>) -> Result<(), Du
     in_tx!(tx, RELEASE, [&claim.key, &claim.owner], execute).map(drop)
 }
 
-const RENEW: &str = "UPDATE tower_epilogue_answer SET expires_ms = $1 WHERE key = $2 AND owner = $3 AND status IS NULL";
+// An owner has one key.
+#[cfg(feature = "durable-sqlite")]
+const SQLITE_RENEW: &str =
+    "UPDATE tower_epilogue_answer SET expires_ms = $1 WHERE key IN (SELECT value FROM json_each($2))
+    AND owner IN (SELECT value FROM json_each($3)) AND status IS NULL";
+// By their keys, as all others take them: of two that have one each and want the other's, the database would fail one.
+#[cfg(feature = "durable-postgres")]
+const POSTGRES_RENEW: &str = "WITH held AS MATERIALIZED
+    (SELECT key FROM tower_epilogue_answer WHERE key = ANY($2) AND owner = ANY($3) AND status IS NULL
+        ORDER BY key COLLATE \"C\" FOR UPDATE)
+    UPDATE tower_epilogue_answer SET expires_ms = $1 WHERE key IN (SELECT key FROM held)";
 
-/// Says that the handler still runs.
-pub(super) async fn renew(claim: &Claim, until_ms: i64, tx: &mut Tx<'_, '_>) -> Result<(), DurableError> {
-    in_tx!(tx, RENEW, [until_ms, &claim.key, &claim.owner], execute).map(drop)
+/// Says that their handlers still run: in one statement, since whoever has something stored waits for it.
+pub(super) async fn renew(
+    claims: impl Iterator<Item = &Claim>,
+    until_ms: i64,
+    tx: &mut Tx<'_, '_>,
+) -> Result<(), DurableError> {
+    let (keys, owners): (Vec<_>, Vec<_>) = claims.map(|claim| (&*claim.key, &*claim.owner)).unzip();
+    match tx {
+        #[cfg(feature = "durable-sqlite")]
+        Tx::Sqlite(transaction) => {
+            let renew = sqlx::query(SQLITE_RENEW).bind(until_ms).bind(json(&keys)?).bind(json(&owners)?);
+            renew.execute(&mut ***transaction).await?;
+        }
+        #[cfg(feature = "durable-postgres")]
+        Tx::Postgres(transaction) => {
+            let renew = sqlx::query(POSTGRES_RENEW).bind(until_ms).bind(keys).bind(owners);
+            renew.execute(&mut ***transaction).await?;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(feature = "durable-sqlite")]

@@ -105,9 +105,9 @@ impl DurableStore {
 
     /// Begins a transaction on a Postgres store, for [`Durable::in_transaction`].
     ///
-    /// Once it has stored a job that has a [key](Durable::with_key), anyone who promises another job of that kind and
-    /// key waits until it ends, and everything else that this process stores waits as well. Keep it short, and do not
-    /// await anything in it that has to be stored itself.
+    /// Once it has stored a job that has a [key](Durable::with_key), or completed one, anyone who promises another job
+    /// of that kind and key waits until it ends, and everything else that their process stores waits as well. Keep it
+    /// short, and do not await anything in it that has to be stored itself.
     ///
     /// # Errors
     ///
@@ -144,7 +144,8 @@ impl DurableStore {
         self.0.engine.discarded(limit).await
     }
 
-    /// Retries a job that was given up on, once. Any other job is left alone.
+    /// Retries a job that was given up on: for the attempts that it has left, or once if it has none. Any other job is
+    /// left alone.
     ///
     /// # Errors
     ///

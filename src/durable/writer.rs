@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     error::DurableError,
@@ -35,6 +35,8 @@ pub(super) struct Writer {
     held: HashMap<String, Claim>,
     /// Jobs whose requests did not wait for them: nobody else will promote them.
     orphans: Vec<i64>,
+    /// Who waits until all before is written, and those are promoted.
+    barriers: Vec<oneshot::Sender<()>>,
     /// Receipts of what is known to be stored: they are forgotten with what is written next.
     receipts: Vec<String>,
 }
@@ -61,7 +63,14 @@ async fn receive(ops: &mut mpsc::UnboundedReceiver<Op>, left: &mut VecDeque<Op>,
 
 impl Writer {
     pub(super) fn new(writing: Writing, patience: Duration) -> Self {
-        Self { writing, patience, held: HashMap::new(), orphans: Vec::new(), receipts: Vec::new() }
+        Self {
+            writing,
+            patience,
+            held: HashMap::new(),
+            orphans: Vec::new(),
+            barriers: Vec::new(),
+            receipts: Vec::new(),
+        }
     }
 
     /// Ends when nobody can send any more.
@@ -104,6 +113,9 @@ impl Writer {
                 // If that fails, it is told.
                 let ops = self.forget(vec![Op::Promote(orphans)]);
                 let _ = self.together(ops).await;
+            }
+            for reached in self.barriers.drain(..) {
+                let _ = reached.send(());
             }
         }
     }
@@ -180,9 +192,7 @@ impl Writer {
                 (Op::Release(claim), _) => {
                     self.held.remove(&claim.owner);
                 }
-                (Op::Barrier(reached), _) => {
-                    let _ = reached.send(());
-                }
+                (Op::Barrier(reached), _) => self.barriers.push(reached),
                 (Op::PromoteIfThere { id, route, .. }, Done::Missing) => caught::tell(|| {
                     tracing::warn!(
                         route,
@@ -207,7 +217,7 @@ impl Writer {
                 Op::Release(claim) => drop(self.held.remove(&claim.owner)),
                 // They start when their lease ends.
                 Op::Promote(_) | Op::PromoteIfThere { .. } | Op::Forget(_) => {}
-                Op::Barrier(reached) => drop(reached.send(())),
+                Op::Barrier(reached) => self.barriers.push(reached),
             }
         }
     }
@@ -218,11 +228,7 @@ impl Writer {
         }
         let renewed = async {
             let mut begun = self.writing.database.begin_writer().await?;
-            let mut held: Vec<_> = self.held.values().collect();
-            held.sort_by_key(|claim| &claim.key);
-            for claim in held {
-                records::renew(claim, later_ms(self.writing.claim), &mut begun.tx()).await?;
-            }
+            records::renew(self.held.values(), later_ms(self.writing.claim), &mut begun.tx()).await?;
             begun.commit().await
         };
         if let Err(error) = surviving(renewed).await {
@@ -262,8 +268,6 @@ impl Writer {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-
-    use tokio::sync::oneshot;
 
     use super::*;
     use crate::durable::op::{Kept, Reply};

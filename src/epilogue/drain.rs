@@ -91,14 +91,14 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
     let _draining = pool.drains.begin();
     // What runs after responses comes after the connections: once none is left, only what runs itself can add to
     // it, and the pool waits for that.
-    let companions = pool.companions();
-    companions.iter().for_each(|companion| companion.stop());
+    pool.companions().iter().for_each(|companion| companion.stop());
     let ended = || async {
         if let Some(serving) = serving {
             serving.tasks.wait().await;
         }
         pool.idle().await;
-        for companion in &companions {
+        // Those, too, that have come since.
+        for companion in pool.companions() {
             companion.stopped().await;
         }
         // What these had just taken up when they were stopped.
@@ -111,7 +111,14 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
     if let Some(why) = cut_short(pool, serving, ended()).await {
         let mut cut = Cut::default();
         cut.all(pool, in_flight());
-        if cut.named.is_empty() {
+        if cut.named.is_empty() && only_stores(pool, serving) {
+            caught::tell(|| {
+                tracing::warn!(
+                    "{why}: all work has ended, but a store of durable jobs does not answer: it has twice the hook limit to \
+                     note what became of its jobs"
+                );
+            });
+        } else if cut.named.is_empty() {
             let connections = serving.map(|serving| (serving.open)());
             caught::tell(|| {
                 tracing::warn!(
@@ -146,12 +153,21 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             }
         });
         if enough.await.is_err() {
-            caught::tell(|| {
-                tracing::error!(
-                    running = pool.running(),
-                    "the drain ended with work still running: it blocks its thread or never awaits"
-                );
-            });
+            if only_stores(pool, serving) {
+                caught::tell(|| {
+                    tracing::error!(
+                        "the drain ended before a store of durable jobs, which does not answer, had noted what became of its \
+                         jobs: some may run again"
+                    );
+                });
+            } else {
+                caught::tell(|| {
+                    tracing::error!(
+                        running = pool.running(),
+                        "the drain ended with work still running: it blocks its thread or never awaits"
+                    );
+                });
+            }
             // Those that are left now are ended as they are, whether or not there was time to close them first.
             closed = closed.max(serving.map_or(0, |serving| (serving.open)()));
         }
@@ -165,8 +181,9 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         }
         report = DrainReport { closed, ..cut.report() };
     }
+    let companions = pool.companions();
     report.stored = (!companions.is_empty()).then_some(0);
-    for companion in &companions {
+    for companion in companions {
         // One that nobody knows makes the sum unknown.
         report.stored = report.stored.zip(companion.left().await).map(|(some, more)| some + more);
     }
@@ -183,6 +200,11 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         }
     }
     report
+}
+
+/// Whether nothing is waited for any more but what stores of durable jobs have to note.
+fn only_stores(pool: &Pool, serving: Option<Serving<'_>>) -> bool {
+    pool.running() == 0 && serving.is_none_or(|serving| serving.tasks.is_empty()) && !pool.companions().is_empty()
 }
 
 /// Waits for the end, to the pool's deadline, or until somebody has it cut; says each second how much is left. Gives what
@@ -296,7 +318,7 @@ mod tests {
             (vec![Some(2), None], None),
         ] {
             let epilogue = Epilogue::new();
-            stores.iter().for_each(|jobs| epilogue.pool.accompany(Arc::new(Store(*jobs))));
+            stores.iter().for_each(|jobs| epilogue.pool.accompany(&(Arc::new(Store(*jobs)) as Arc<dyn Companion>)));
             assert_eq!(epilogue.drain().await.stored_jobs(), expected, "{stores:?}");
         }
     }

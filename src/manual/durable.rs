@@ -21,7 +21,7 @@
 //!
 //! | what happens | the result | what to do |
 //! |---|---|---|
-//! | The process dies after a job's effect, but before the job is marked as done. | The job runs again. | Pass [`idempotency_key`](crate::durable::JobContext::idempotency_key) to whatever the job calls. If the effect is in the store's own database, write it in the transaction of [`complete_in_transaction`](crate::durable::JobContext::complete_in_transaction). |
+//! | The process dies, or its drain ends while the database does not answer, after a job's effect, but before the job is marked as done. | The job runs again. | Pass [`idempotency_key`](crate::durable::JobContext::idempotency_key) to whatever the job calls. If the effect is in the store's own database, write it in the transaction of [`complete_in_transaction`](crate::durable::JobContext::complete_in_transaction). |
 //! | The handler charges a card, and the process dies before the response's job is stored. | An external effect that nothing here knows of. | Have the job charge the card, not the handler: store the intent first. Or use [`in_transaction`](crate::durable::Durable::in_transaction), before the charge. |
 //! | The job is stored, and the connection breaks before the client hears of it. | The client does not know, and retries. | Clients send an `Idempotency-Key`, or the job has a key determined by the order ([`with_key`](crate::durable::Durable::with_key)). |
 //! | The database goes away in the middle of a commit. | The client gets a 503, and the job may be stored all the same. If so, it runs when its lease ends. | The same: under a key, a retry finds it. |
@@ -32,8 +32,9 @@
 //! | The request's time limit passes while its job is being stored. | The client gets a 503; the job may or may not be stored, and runs if it is. | The same. |
 //! | The job is stored in a transaction of yours, whose commit is forgotten or fails, and its part is returned all the same. | Nothing is stored, although the client is told that it is; the log says so. | Commit, and respond with the commit's error. |
 //! | A job blocks its thread past its limit, for longer than [`rescue_after`](crate::durable::DurableBuilder::rescue_after). | It is considered lost, and runs twice at the same time. | Do not block: use `spawn_blocking`, with a limit of its own. |
-//! | A process is suspended, or cannot reach its database, for longer than the limit and `rescue_after` of an attempt that waits for its place. | Another process takes the job. The first one does not run it, but puts it back: it runs a second time. | The key, as above. |
-//! | The process dies during the last attempt. | The job is discarded by the process that rescues it. [`on_discard`](crate::durable::DurableBuilder::on_discard) is not called, because no process ran it to its end. | Monitor the number of discarded jobs ([`counts`](crate::durable::DurableStore::counts)). |
+//! | A process is suspended, or cannot reach its database, for longer than the limit and `rescue_after` of an attempt that it has not begun. | Another process takes the job. The first one does not run it, but puts it back: it runs a second time. | The key, as above. |
+//! | The same, of an attempt that it has begun. | Another process runs the job again. If the first attempt failed, it is recorded, late, as the other one that failed: the job is retried while that one may still be running. | The key, as above. |
+//! | The process dies during the last attempt, or while that waits for its place; or its connection breaks as it takes the job for that. | The job is discarded by the process that rescues it. [`on_discard`](crate::durable::DurableBuilder::on_discard) is not called, because no process ran it to its end. | Monitor the number of discarded jobs ([`counts`](crate::durable::DurableStore::counts)). |
 //! | A job cannot be read back from its own JSON: a NaN, or a field that is serialized differently than it is deserialized. | Its client gets a 503. | Types that deserialize from what they serialize to. |
 //! | A new version of the program cannot read what an old one stored. | The job stays stored, does not use up an attempt, is tried again every 30 s, and the log says so each time. | Add fields with `#[serde(default)]`; remove none before the old jobs are done; or run both versions for a while. |
 //! | Somebody cancels a job with River's tools. | It does not start, or is dropped at its next `.await` with the status TIMEOUT, and is recorded as cancelled. No list or count here includes it any more. | Nothing. |
@@ -109,7 +110,8 @@
 //! - **Jobs are never refused because of a bound.** What is promised is stored, whatever is running; a process
 //!   fetches no more jobs of a kind at once than could ever run. An attempt that finds no place waits, which is
 //!   reported as [`ContinuationWaits`](crate::EventKind::ContinuationWaits). Its limit counts from the moment it has
-//!   its place; meanwhile its store is told that it is not lost, and until it runs it does not count as an attempt.
+//!   its place; meanwhile its store is told that it is not lost. If it is put back without having run, it does not
+//!   count as an attempt; if its process dies meanwhile, it does.
 //! - **It does not wait for ever.** After four times [`rescue_after`](crate::durable::DurableBuilder::rescue_after)
 //!   it is put back, without having been polled, for whichever process has a place; so it is if the store cannot be
 //!   told that it waits. A drain puts all waiting attempts back at once. For such an attempt, events report the wait
@@ -136,7 +138,7 @@
 //! |---|---|---|
 //! | [`lease`](crate::durable::DurableBuilder::lease) | 30 s | Longer than most responses take to leave, shorter than a waiting customer minds. |
 //! | [`LIMIT`](crate::durable::DurableJob::LIMIT), [`rescue_after`](crate::durable::DurableBuilder::rescue_after) | 60 s, and 30 s past it | A job whose process died looks like one that takes its time: only its age tells them apart. A shorter limit has it run again sooner. |
-//! | [`leader_lease`](crate::durable::DurableBuilder::leader_lease) | 5 s | One process looks after leases, retries and rescues. If it dies, another one takes over up to 15 s later; until then, jobs that are promised and flushed start as usual. |
+//! | [`leader_lease`](crate::durable::DurableBuilder::leader_lease) | 5 s | One process looks after leases, retries and rescues. If it dies, another one takes over up to 21 s later; until then, jobs that are promised and flushed start as usual. |
 //! | [`MAX_ATTEMPTS`](crate::durable::DurableJob::MAX_ATTEMPTS), [`backoff`](crate::durable::DurableJob::backoff) | 20; 2 s doubling to 1 h | About nine hours in all: an overnight outage is survived. |
 //! | [`CONCURRENCY`](crate::durable::DurableJob::CONCURRENCY) | 16 of each kind | Slow kinds do not delay others. Without bounds on the `Epilogue`, the number that run at once in one process is the sum over its kinds. |
 //! | [`fetch_cooldown`](crate::durable::DurableBuilder::fetch_cooldown), [`poll_interval`](crate::durable::DurableBuilder::poll_interval) | 5 ms, 1 s | The first bounds how often a busy process queries; the second is for what no process is notified of: retries that are due, and, on SQLite, what other processes promise. |

@@ -230,10 +230,13 @@ impl Pool {
         self.feed.get()
     }
 
-    /// Has something stopped and waited for by a drain.
+    /// Has something stopped and waited for by a drain: at once by one that is under way, which may have looked before.
     #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-    pub(crate) fn accompany(&self, companion: Arc<dyn Companion>) {
-        lock(&self.companions).push(companion);
+    pub(crate) fn accompany(&self, companion: &Arc<dyn Companion>) {
+        lock(&self.companions).push(companion.clone());
+        if self.drains.is_under_way() {
+            companion.stop();
+        }
     }
 
     pub(crate) fn companions(&self) -> Vec<Arc<dyn Companion>> {

@@ -312,15 +312,18 @@ async fn a_deadlock_is_tried_again() {
         let one = |name| Durable::new(Task::ok(name)).with_key(name);
         (one("b"), one("a"), "promised")
     };
-    let node = Node::start(&place, |store| Router::new().route("/", post(handler)).layer(store.layer())).await;
+    let Place::Postgres(url) = &place else { unreachable!("it is one") };
+    // Each looks once, after so long: the store does when both wait, and the user's never.
+    let patient = Place::Postgres(format!("{url}?options[deadlock_timeout]=3s"));
+    let node = Node::start(&patient, |store| Router::new().route("/", post(handler)).layer(store.layer())).await;
     let mut transaction = node.store.begin_postgres().await.unwrap();
+    sqlx::query("SET LOCAL deadlock_timeout = '1h'").execute(&mut *transaction).await.unwrap();
     let by_hand = |name| Durable::new(Task::ok(name)).with_key(name);
     drop(by_hand("b").store_in(&node.store, &mut transaction).await.unwrap());
     let address = node.address;
     let asked = tokio::spawn(async move { ask(address, "/", &[], "").await });
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
     place.until(waits, 1).await;
-    // Who has waited first finds it out.
     drop(by_hand("a").store_in(&node.store, &mut transaction).await.unwrap());
     transaction.commit().await.unwrap();
     let reply = asked.await.unwrap();

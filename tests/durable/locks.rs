@@ -1,20 +1,21 @@
 //! Two processes on one Postgres: whatever they write at once, none has what the other waits for.
 
-use std::{convert::Infallible, pin::Pin};
+use std::{convert::Infallible, pin::Pin, time::Duration};
 
 use axum::{Router, body::Body, http::Request, routing::post};
 use futures_util::{StreamExt as _, future::join_all, stream};
+use serde::{Deserialize, Serialize};
 use tower::ServiceExt as _;
 use tower_epilogue::{
     Epilogue,
     durable::{
-        Durable, DurableStore,
+        Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError,
         sqlx::{Connection as _, Executor as _, PgConnection},
     },
 };
 
 use crate::{
-    common::{Node, Place, Task, post as ask, quick, request},
+    common::{Node, Place, Record, Task, post as ask, quick, request},
     locked::Locked,
     support::{Client, Gate, Logs, logs, soon},
 };
@@ -167,4 +168,84 @@ async fn what_forgets_the_expired_does_not_wait_for_who_claims_one_anew() {
     place.until("SELECT count(*) FROM tower_epilogue_answer", 1).await;
     claims.execute("ROLLBACK").await.unwrap();
     assert_eq!(place.number("SELECT count(*) FROM tower_epilogue_answer WHERE key = 'claimed'").await, 1);
+}
+
+/// Completes itself in a transaction that ends when the gate opens.
+#[derive(Serialize, Deserialize)]
+struct Completes;
+
+impl DurableJob for Completes {
+    const KIND: &'static str = "completes-slowly";
+
+    async fn run(self, cx: JobContext) -> Result<(), JobError> {
+        let gate = cx.state::<Record>()?.gate.clone();
+        let mut transaction = cx.store().begin_postgres().await?;
+        cx.complete_in_transaction(&mut transaction).await?;
+        gate.subscribe().wait_for(|open| *open).await?;
+        Ok(transaction.commit().await?)
+    }
+}
+
+/// As behind a transaction that has stored it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_being_completed_is_waited_for_by_one_with_its_key() {
+    let place = Place::postgres();
+    let node = Node::with(&place, DurableBuilder::register::<Completes>, |epilogue| epilogue, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(Completes).with_key("k")).await.unwrap();
+    let completing = "SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state = 'idle in transaction' AND query LIKE '%completed%'";
+    place.until(completing, 1).await;
+    let mut asked = Vec::new();
+    begin(&mut asked, node.store.enqueue(Durable::new(Completes).with_key("k"))).await;
+    place.until(WAITING, 1).await;
+    begin(&mut asked, node.store.enqueue(Durable::new(Task::ok("other")))).await;
+    let waits = tokio::time::timeout(Duration::from_millis(300), join_all(&mut asked)).await;
+    assert!(waits.is_err(), "{waits:?}");
+    node.record.open();
+    for stored in soon("both are stored", join_all(asked)).await {
+        stored.unwrap();
+    }
+    node.completed(2).await;
+}
+
+/// Each would take its way to the database and back, and whoever has something stored waits for all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn claims_are_renewed_together() {
+    const CLAIMS: i64 = 50;
+    let place = Place::postgres();
+    let gate = Gate::closed();
+    let opens = gate.clone();
+    let handler = async move || {
+        opens.passed().await;
+        "done"
+    };
+    let node = Node::with(
+        &place,
+        |store| store.claim(Duration::from_secs(2)),
+        |epilogue| epilogue,
+        |store| Router::new().route("/", post(handler)).layer(store.layer()),
+    )
+    .await;
+    let address = node.address;
+    let asked: Vec<_> = (0..CLAIMS)
+        .map(|key| tokio::spawn(async move { ask(address, "/", &[("idempotency-key", &format!("k{key}"))], "").await }))
+        .collect();
+    place.until("SELECT count(*) FROM tower_epilogue_answer", CLAIMS).await;
+    place
+        .execute(
+            "CREATE SEQUENCE statements;
+            CREATE FUNCTION counts() RETURNS trigger LANGUAGE plpgsql AS
+                'BEGIN PERFORM nextval(''statements''); RETURN NULL; END';
+            CREATE TRIGGER counts AFTER UPDATE ON tower_epilogue_answer FOR EACH STATEMENT EXECUTE FUNCTION counts();
+            CREATE TABLE held AS SELECT max(expires_ms) AS until FROM tower_epilogue_answer",
+        )
+        .await;
+    let renewed = "SELECT count(*) FROM tower_epilogue_answer WHERE expires_ms > (SELECT until FROM held)";
+    place.until(renewed, CLAIMS).await;
+    let statements = place.number("SELECT last_value FROM statements").await;
+    assert!(statements < CLAIMS / 2, "{statements}");
+    gate.open();
+    for asked in asked {
+        assert_eq!(soon("it is answered", asked).await.unwrap().text(), "done");
+    }
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use axum::{Router, routing::post};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
-use tower_epilogue::durable::{Durable, DurableJob, DurableStore, JobContext, JobError};
+use tower_epilogue::durable::{Durable, DurableBuilder, DurableJob, DurableStore, JobContext, JobError};
 
 use crate::{
-    common::{HOUR, Node, Place, Task, on_both, request, waits_for_its_place},
+    common::{HOUR, Node, Place, Record, Task, on_both, request, waits_for_its_place},
     locked::Locked,
     promise::{app, stored_by_hand},
     support::{Client, soon},
@@ -20,6 +20,7 @@ on_both!(
     a_late_flush_does_not_bring_the_next_attempt_forward,
     a_late_flush_does_not_start_what_was_put_back,
     an_attempt_that_is_anothers_by_now_is_never_begun,
+    a_failure_that_comes_late_is_taken_for_that_of_the_other_attempt,
 );
 
 /// In a response it is in `promise`.
@@ -132,4 +133,34 @@ async fn an_attempt_that_is_anothers_by_now_is_never_begun(place: Place) {
     assert_eq!(place.number(later).await, 1);
     assert!(node.record.runs().is_empty());
     gate.send_replace(true);
+}
+
+/// Fails when the gate opens.
+#[derive(Serialize, Deserialize)]
+struct FailsLate;
+
+impl DurableJob for FailsLate {
+    const KIND: &'static str = "fails-late";
+
+    fn backoff(_: u16) -> Duration {
+        HOUR
+    }
+
+    async fn run(self, cx: JobContext) -> Result<(), JobError> {
+        let gate = cx.state::<Record>()?.gate.clone();
+        gate.subscribe().wait_for(|open| *open).await?;
+        Err("late".into())
+    }
+}
+
+/// The engine does not tell them apart; the manual says what that means.
+async fn a_failure_that_comes_late_is_taken_for_that_of_the_other_attempt(place: Place) {
+    let node = Node::with(&place, DurableBuilder::register::<FailsLate>, |epilogue| epilogue, |_| Router::new()).await;
+    node.store.enqueue(Durable::new(FailsLate)).await.unwrap();
+    node.journal.seen("continuation_start").await;
+    // Another process has taken it over, and runs it.
+    place.execute("UPDATE river_job SET attempt = 2 WHERE state = 'running'").await;
+    node.record.open();
+    node.until("it is to be retried", |counts| counts.retryable == 1).await;
+    assert_eq!(place.number("SELECT count(*) FROM river_job WHERE state = 'retryable' AND attempt = 2").await, 1);
 }

@@ -37,9 +37,17 @@ impl Attempts {
     }
 }
 
-/// Postgres's `jsonb` has no NUL. River notes many outcomes in one statement, and tries that again until it succeeds: with one
-/// in it, none of them would ever be noted, and all of these jobs would run again.
-fn storable(error: String) -> String {
+/// So much of an error is stored. All that a job has failed with is read at each attempt, and written with what others came to.
+const LONGEST: usize = 16 * 1024;
+
+/// Postgres's `jsonb` has no NUL, and no string without end. River notes many outcomes in one statement, and tries that again
+/// until it succeeds: with one such in it, none of them would ever be noted, and all of these jobs would run again.
+fn storable(mut error: String) -> String {
+    if error.len() > LONGEST {
+        let end = (0..=LONGEST).rev().find(|&at| error.is_char_boundary(at)).unwrap_or(0);
+        error.truncate(end);
+        error.push('…');
+    }
     if error.contains('\0') { error.replace('\0', "\u{fffd}") } else { error }
 }
 
@@ -75,6 +83,7 @@ impl Worker<Envelope> for Attempts {
             return Ok(WorkOutcome::Snooze(self.grace));
         };
         let number = |number: i32| u16::try_from(number).unwrap_or(u16::MAX);
+        let age = job.row.attempted_at.and_then(|at| Timestamp::now().duration_since(at).try_into().ok());
         let attempt = Attempt {
             id: job.row.id,
             kind: job.row.queue.clone(),
@@ -84,6 +93,7 @@ impl Worker<Envelope> for Attempts {
             attempt: number(job.row.attempt),
             max_attempts: number(job.row.max_attempts),
             from: job.args.from,
+            age: age.unwrap_or_default(),
             cancelled: context.cancellation_token().clone(),
         };
         match runner.run(attempt).await {
