@@ -29,7 +29,10 @@ use super::{
 use crate::{
     continuation::Continuation,
     lifecycle::{Lifecycle, Seat},
-    pool::{Pool, caught, panic_message},
+    pool::{
+        Pool, caught, panic_message,
+        spans::{self, InSpan},
+    },
 };
 
 type Run = Box<dyn FnOnce(JobContext) -> Boxed<'static, Result<(), JobError>> + Send>;
@@ -98,7 +101,12 @@ fn jittered(delay: Duration) -> Duration {
 
 impl Runner for JobRunner {
     fn run(&self, attempt: Attempt) -> Boxed<'_, Outcome> {
-        Box::pin(self.attempt(attempt))
+        let span = || {
+            let Attempt { kind, id, attempt, from, .. } = &attempt;
+            tracing::info_span!("durable_job", kind, job = id, attempt, from)
+        };
+        let span = spans::made(span);
+        Box::pin(InSpan::new(self.attempt(attempt), span))
     }
 
     fn backoff(&self, kind: &str, attempt: u16) -> Duration {
@@ -124,13 +132,6 @@ impl JobRunner {
         if inner.is_stopping() {
             return Outcome::Returned { after: Duration::ZERO };
         }
-        let span = tracing::info_span!(
-            "durable_job",
-            kind = attempt.kind,
-            job = attempt.id,
-            attempt = attempt.attempt,
-            from = attempt.from
-        );
         // The user's deserializer may panic.
         let run = match caught::call(|| (kind.decode)(&attempt.payload)) {
             Ok(Ok(run)) => run,
@@ -159,7 +160,7 @@ impl JobRunner {
         let (ended, mut outcome) = oneshot::channel();
         let claim = Held::new(&attempt);
         let still_ours = still_ours(claim.clone(), inner.clone(), self.grace);
-        let work = span.in_scope(|| work(run, context, attempt.limit, still_ours, ended));
+        let work = work(run, context, attempt.limit, still_ours, ended);
         let work = match kind.class {
             Some(class) => work.class(class),
             None => work,
@@ -200,14 +201,13 @@ impl JobRunner {
         };
         // Acquire: what was done in the transaction came before.
         if completes.load(Ordering::Acquire) && self.is_completed(&inner, &attempt).await {
-            let _span = span.enter();
             let error = error.text;
             caught::tell(|| {
                 tracing::warn!(error, "a durable job failed after it was completed: it is not retried");
             });
             return Outcome::Completed;
         }
-        self.failed(&attempt, error, &span)
+        self.failed(&attempt, error)
     }
 
     /// Whether a job was completed in a transaction of the user's that was committed.
@@ -276,8 +276,7 @@ impl JobRunner {
         attempt.limit.saturating_add(self.grace)
     }
 
-    fn failed(&self, attempt: &Attempt, error: Failed, span: &tracing::Span) -> Outcome {
-        let _span = span.enter();
+    fn failed(&self, attempt: &Attempt, error: Failed) -> Outcome {
         let text = error.text;
         let last = attempt.attempt >= attempt.max_attempts;
         if !last && error.then != Then::GiveUp {

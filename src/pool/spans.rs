@@ -42,7 +42,11 @@ pub(crate) fn continuation(
         span.follows_from(request);
         span
     };
-    // A subscriber may panic, which is not to cost the work.
+    made(make)
+}
+
+/// A span, or none if the subscriber panics: that is not to cost the work.
+pub(crate) fn made(make: impl FnOnce() -> Span) -> Span {
     caught::call(make).unwrap_or_else(|payload| {
         caught::dispose(payload);
         Span::none()

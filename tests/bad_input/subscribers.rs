@@ -20,14 +20,10 @@ use tower_epilogue::{
 use tracing::{
     Subscriber,
     field::{Field, Visit},
-    span::{Attributes, Id, Record},
 };
-use tracing_subscriber::{
-    layer::{Context, Layer, SubscriberExt as _},
-    registry::LookupSpan,
-};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 
-use crate::support::{Gate, Notes, Server, h2client::Http2};
+use crate::support::{Gate, Notes, PanicsIn, Server, h2client::Http2};
 
 /// Panics where a message begins like that, and counts how often it did.
 struct PanicsAt(&'static str, Arc<AtomicUsize>);
@@ -273,40 +269,6 @@ fn of_a_socket_that_cannot_be_set_up() {
     });
 }
 
-/// Panics whenever it is told that of the span of a continuation.
-struct PanicsIn(&'static str, Arc<AtomicUsize>);
-
-impl PanicsIn {
-    fn is_told<S: for<'a> LookupSpan<'a> + Subscriber>(&self, what: &str, id: &Id, context: &Context<'_, S>) {
-        if what == self.0 && context.span(id).is_some_and(|span| span.name() == "continuation") {
-            self.1.fetch_add(1, Ordering::SeqCst);
-            panic!("the subscriber panics, as this test wants it");
-        }
-    }
-}
-
-impl<S: for<'a> LookupSpan<'a> + Subscriber> Layer<S> for PanicsIn {
-    fn on_new_span(&self, _: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
-        self.is_told("new", id, &context);
-    }
-
-    fn on_record(&self, id: &Id, _: &Record<'_>, context: Context<'_, S>) {
-        self.is_told("record", id, &context);
-    }
-
-    fn on_enter(&self, id: &Id, context: Context<'_, S>) {
-        self.is_told("enter", id, &context);
-    }
-
-    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
-        self.is_told("exit", id, &context);
-    }
-
-    fn on_close(&self, id: Id, context: Context<'_, S>) {
-        self.is_told("close", &id, &context);
-    }
-}
-
 /// Work of every kind that has such a span.
 fn spanned(notes: &Notes) -> Router {
     let works = |note: &'static str| {
@@ -353,7 +315,7 @@ fn spanned(notes: &Notes) -> Router {
 fn of_the_span_of_a_continuation() {
     for what in ["new", "record", "enter", "exit", "close"] {
         let panics = Arc::new(AtomicUsize::new(0));
-        let subscriber = tracing_subscriber::registry().with(PanicsIn(what, panics.clone()));
+        let subscriber = tracing_subscriber::registry().with(PanicsIn(what, "continuation", panics.clone()));
         let passes = told(subscriber, || async {
             let notes = Notes::default();
             let server = Server::start(spanned(&notes)).await;

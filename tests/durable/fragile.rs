@@ -19,11 +19,12 @@ use tracing::{
     field::{Field, Visit},
     span,
 };
+use tracing_subscriber::layer::SubscriberExt as _;
 
 use crate::{
     common::{Act, Node, Place, Record, Task},
     locked::Locked,
-    support::soon,
+    support::{PanicsIn, soon},
     untold::short,
 };
 
@@ -159,4 +160,21 @@ async fn no_line_of_the_driver_ends_the_writer() {
     node.record.begun("after", 1).await;
     node.completed(1).await;
     assert!(node.record.runs_of("refused").is_empty());
+}
+
+/// The span of an attempt.
+#[tokio::test]
+async fn no_span_costs_an_attempt() {
+    for what in ["new", "enter", "exit", "close"] {
+        let panics = Arc::new(AtomicUsize::new(0));
+        let subscriber = tracing_subscriber::registry().with(PanicsIn(what, "durable_job", panics.clone()));
+        let _set = tracing::subscriber::set_default(subscriber);
+        tracing::callsite::rebuild_interest_cache();
+        let node = node(&Place::sqlite(), |store| store).await;
+        assert_eq!(node.post("/", &[], what).await.status, 200);
+        node.completed(1).await;
+        assert_eq!(node.record.runs().len(), 1, "at {what:?}");
+        assert!(node.stop().await.is_clean());
+        assert!(panics.load(Ordering::SeqCst) > 0, "it was never told {what:?}");
+    }
 }

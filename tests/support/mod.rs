@@ -12,6 +12,7 @@ mod journal;
 mod logs;
 mod memory;
 mod notes;
+mod panics_in;
 mod reply;
 mod server;
 
@@ -23,6 +24,7 @@ pub use self::{
     logs::{Logs, logs},
     memory::{MemoryClient, MemoryServer},
     notes::{NoteOnDrop, Notes},
+    panics_in::PanicsIn,
     reply::Reply,
     server::Server,
 };
