@@ -114,8 +114,8 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
         if cut.named.is_empty() && only_stores(pool, serving) {
             caught::tell(|| {
                 tracing::warn!(
-                    "{why}: all work has ended, but a store of durable jobs does not answer: it has twice the hook limit to \
-                     note what became of its jobs"
+                    "{why}: all work has ended, and stores of durable jobs have twice the hook limit to note what became of \
+                     theirs"
                 );
             });
         } else if cut.named.is_empty() {
@@ -156,8 +156,8 @@ pub(super) async fn drain(pool: &Arc<Pool>, serving: Option<Serving<'_>>) -> Dra
             if only_stores(pool, serving) {
                 caught::tell(|| {
                     tracing::error!(
-                        "the drain ended before a store of durable jobs, which does not answer, had noted what became of its \
-                         jobs: some may run again"
+                        "the drain ended before a store of durable jobs had noted what became of its jobs: its database is \
+                         slow, or does not answer, and some may run again"
                     );
                 });
             } else {
