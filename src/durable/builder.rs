@@ -28,7 +28,10 @@ use super::{
     writer::Writer,
     writing::Writing,
 };
-use crate::{Epilogue, pool::Companion};
+use crate::{
+    Epilogue,
+    pool::{Companion, caught},
+};
 
 /// Configures a [`DurableStore`], which [`start`](Self::start) opens.
 #[must_use = "a builder does nothing until `start` is called"]
@@ -377,7 +380,8 @@ async fn migrate(engine: &dyn Engine, database: &Database) -> Result<(), Durable
         if began.elapsed() >= MIGRATION {
             return Err(error);
         }
-        tracing::debug!(%error, "a migration failed, perhaps because another process is running it: it is retried");
+        let said = "a migration failed, perhaps because another process is running it: it is retried";
+        caught::tell(|| tracing::debug!(%error, "{said}"));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::Mutex;
 
 #[cfg(feature = "serve")]
 use super::{Serve, WithGracefulShutdown};
+use crate::pool::caught;
 
 /// Resolves when the process is asked to stop: by Ctrl-C (SIGINT), or on Unix by SIGTERM, as service managers and
 /// containers do.
@@ -34,7 +35,7 @@ struct Signals {
 
 fn listening<S>(stream: io::Result<S>) -> Option<S> {
     let said = "cannot listen for the signals to stop: none will stop this server gracefully";
-    stream.map_err(|error| tracing::error!(%error, "{said}")).ok()
+    stream.map_err(|error| caught::tell(|| tracing::error!(%error, "{said}"))).ok()
 }
 
 #[cfg(unix)]
