@@ -46,11 +46,12 @@ const ALL: Option<Park> = Some(Park { most: usize::MAX, answer: Answer::Before, 
 
 pub const BASELINE: &str = "axum-spawn";
 pub const OURS: &str = "epilogue";
+pub const BARE: &str = "bare";
 pub const LEAST: &str = "least";
 pub const BY_HAND: &str = "by-hand";
 pub const PLAIN: &str = "axum-waits";
 
-pub const PEERS: [Peer; 12] = [
+pub const PEERS: [Peer; 13] = [
     Peer {
         key: "axum-no-work",
         name: "axum, no work at all",
@@ -93,9 +94,18 @@ pub const PEERS: [Peer; 12] = [
         park: None,
     },
     Peer {
+        key: BARE,
+        name: "axum, bare",
+        means: "for comparison: a layer that spawns the work when the body is gone, and nothing else",
+        version: axum_version,
+        start: |_| rust(BARE),
+        close_up: true,
+        park: ALL,
+    },
+    Peer {
         key: LEAST,
         name: "axum, the least",
-        means: "for comparison: a layer that spawns the response's work, under a time limit, when its body is gone",
+        means: "for comparison: the same, under a time limit",
         version: axum_version,
         start: |_| rust(LEAST),
         close_up: true,

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use crate::{
     Extent, load, machine,
     measure::Results,
-    peers::{BASELINE, BY_HAND, LEAST, OURS, PLAIN, WORKERS},
+    peers::{BARE, BASELINE, BY_HAND, LEAST, OURS, PLAIN, WORKERS},
     table::{cell, count, cpu, median, quantile, rate, ratios, time},
     upload::{Seen, UPLOAD},
 };
@@ -96,14 +96,18 @@ fn floor(text: &mut String, results: &[Results], spawn: &Results) {
     };
     let _ = write!(
         text,
-        "Three more servers show what of it is this crate's. The first is that same server under one layer that does \
-         nothing: its requests a second are {} of it, and its CPU time a request {}. The second has the least that makes \
-         work follow a response (a layer that spawns it, under a time limit, when the body is gone; nobody knows of it \
-         then): {} and {}, and {} of its bytes when parked. The third has what a team writes by hand (the same, a tracker, \
-         caught panics, a limit of the handler; no flush, no abort, no hook, no report): {} and {}, and {} of its \
+        "Four more servers show what of it is this crate's; each of them does less than it has to. The first is that same \
+         server under one layer that does nothing: its requests a second are {} of it, and its CPU time a request {}. In \
+         the second, a layer spawns the work when the response's body is gone, and nobody knows of it then: {} and {}, \
+         and {} of its bytes when parked. The third spawns the same under a time limit, whose timer is tokio's: {} and {}, \
+         and {} of its bytes. The fourth has what a team writes by hand (the same, the work goes along in the response, a \
+         tracker, caught panics, a limit of the handler; no flush, no abort, no hook, no report): {} and {}, and {} of its \
          bytes.\n\n",
         figure("empty-layer", rate),
         figure("empty-layer", cpu),
+        figure(BARE, rate),
+        figure(BARE, cpu),
+        bytes(BARE),
         figure(LEAST, rate),
         figure(LEAST, cpu),
         bytes(LEAST),
@@ -236,7 +240,7 @@ fn commands(text: &mut String) {
          benches/peers/run --quick      # a short run, to try the benchmark itself\n\
          benches/peers/run --only axum-spawn,epilogue --workloads respond,park,upload --out FOLDER\n\
          # It starts each server like this, on processor 0 (`taskset -c 0`):\n\
-         peers serve axum-no-work|axum-waits|axum-spawn|empty-layer|least|by-hand|epilogue|trillium\n\
+         peers serve axum-no-work|axum-waits|axum-spawn|empty-layer|bare|least|by-hand|epilogue|trillium\n\
          python3 others/starlette_peer.py\n\
          node others/node_peer.mjs\n\
          php-fpm --nodaemonize --fpm-config FILE; nginx -c FILE   # both files are written by src/peers.rs\n\

@@ -4,6 +4,7 @@
 use std::{
     convert::Infallible,
     pin::Pin,
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,8 +23,22 @@ use tower_http::{catch_panic::CatchPanicLayer, timeout::TimeoutLayer};
 
 use super::{
     HELLO, PARKED, WORK, axum_peers,
-    least::{LIMIT, Watched, Work},
+    least::{Boxed, LIMIT, Watched},
 };
+
+/// What an extension of a response can carry: it has to be `Clone`.
+#[derive(Clone)]
+struct Work(Arc<Mutex<Option<Boxed>>>);
+
+impl Work {
+    fn new(work: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(Some(Box::pin(work)))))
+    }
+
+    fn take_from(response: &mut Response) -> Option<Boxed> {
+        response.extensions_mut().remove::<Self>()?.0.lock().unwrap().take()
+    }
+}
 
 #[derive(Clone)]
 struct AfterBody<S> {

@@ -1,16 +1,17 @@
-//! The least that has it: work that goes along with the response, and that a layer starts, under a time limit, when the
-//! body is gone. It boxes nothing that it need not, and nobody knows of what it has started.
+//! The least that has it: a layer that starts work when the response's body is gone. The work reaches the layer beside the
+//! response (through the thread), and not in it; it boxes nothing that it need not, and nobody knows of what it has started.
+//! `bare` starts the work, `least` starts it under a time limit. What these miss, no layer that does more can reach.
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::Duration,
 };
 
 use axum::{
-    Extension, Router,
+    Router,
     body::{Body, Bytes, HttpBody},
     extract::Request,
     response::Response,
@@ -27,22 +28,13 @@ pub const LIMIT: Duration = Duration::from_secs(2 * PARKED.as_secs());
 
 pub type Boxed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What an extension of a response can carry: it has to be `Clone`.
-#[derive(Clone)]
-pub struct Work(Arc<Mutex<Option<Boxed>>>);
-
-impl Work {
-    pub fn new(work: impl Future<Output = ()> + Send + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Some(Box::pin(work)))))
-    }
-
-    pub fn take_from(response: &mut Response) -> Option<Boxed> {
-        response.extensions_mut().remove::<Self>()?.0.lock().unwrap().take()
-    }
+thread_local! {
+    /// From the handler to the layer around it: the runtime has one thread, and the handler's last poll is the layer's, too.
+    static PASSED: Cell<Option<Boxed>> = const { Cell::new(None) };
 }
 
 #[derive(Clone)]
-struct AfterBody(Route);
+struct AfterBody(Route, fn(Boxed));
 
 impl Service<Request> for AfterBody {
     type Response = Response;
@@ -54,7 +46,7 @@ impl Service<Request> for AfterBody {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        Answer { inner: self.0.call(request) }
+        Answer { inner: self.0.call(request), start: self.1 }
     }
 }
 
@@ -62,6 +54,7 @@ pin_project! {
     struct Answer<F> {
         #[pin]
         inner: F,
+        start: fn(Boxed),
     }
 }
 
@@ -69,11 +62,8 @@ impl<F: Future<Output = Result<Response, Infallible>>> Future for Answer<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().inner.poll(cx).map_ok(|mut response| {
-            let work = Work::take_from(&mut response);
-            let start = |work| drop(tokio::spawn(tokio::time::timeout(LIMIT, work)));
-            response.map(|body| Watched::around(body, work, start))
-        })
+        let this = self.project();
+        this.inner.poll(cx).map_ok(|response| response.map(|body| Watched::around(body, PASSED.take(), *this.start)))
     }
 }
 
@@ -115,14 +105,23 @@ impl<S: FnMut(Boxed)> Drop for Watched<S> {
     }
 }
 
-pub async fn serve() {
-    async fn with(work: Duration) -> (Extension<Work>, &'static str) {
-        (Extension(Work::new(sleep(work))), HELLO)
+async fn serve_with(start: fn(Boxed)) {
+    async fn with(work: Duration) -> &'static str {
+        PASSED.set(Some(Box::pin(sleep(work))));
+        HELLO
     }
     let app = Router::new()
         .route("/respond", get(|| with(WORK)))
         .route("/park", get(|| with(PARKED)))
         .route("/upload", post(axum_peers::upload))
-        .layer(tower::layer::layer_fn(AfterBody));
+        .layer(tower::layer::layer_fn(move |inner| AfterBody(inner, start)));
     axum_peers::serve(app).await;
+}
+
+pub async fn bare() {
+    serve_with(|work| drop(tokio::spawn(work))).await;
+}
+
+pub async fn serve() {
+    serve_with(|work| drop(tokio::spawn(tokio::time::timeout(LIMIT, work)))).await;
 }

@@ -19,8 +19,8 @@ const HELLO: &str = "hello";
 pub const PAGE: usize = 1024 * 1024;
 
 /// The kinds that [`serve`] knows, named as on the command line.
-pub const KINDS: [&str; 8] =
-    ["axum-no-work", "axum-waits", "axum-spawn", "empty-layer", "least", "by-hand", "epilogue", "trillium"];
+pub const KINDS: [&str; 9] =
+    ["axum-no-work", "axum-waits", "axum-spawn", "empty-layer", "bare", "least", "by-hand", "epilogue", "trillium"];
 
 static PAGE_BYTES: [u8; PAGE] = [b'x'; PAGE];
 
@@ -33,6 +33,7 @@ pub fn serve(kind: &str) {
             "axum-waits" => axum_peers::waits().await,
             "axum-spawn" => axum_peers::spawn().await,
             "empty-layer" => axum_peers::empty_layer().await,
+            "bare" => least::bare().await,
             "least" => least::serve().await,
             "by-hand" => by_hand::serve().await,
             "epilogue" => axum_peers::epilogue().await,
