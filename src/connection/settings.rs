@@ -166,7 +166,8 @@ impl Tracking {
     }
 
     /// How long bytes may stay unacknowledged before the client's machine counts as gone, 30 s by default
-    /// (`TCP_USER_TIMEOUT`, RFC 5482; on Linux and Android only). `None` leaves the system's setting.
+    /// (`TCP_USER_TIMEOUT`, RFC 5482; on Linux and Android only). `None` leaves the system's setting. The system counts
+    /// milliseconds, from 1 up to almost 25 days: what is shorter or longer is taken for that.
     ///
     /// The system treats a receive window that stays closed for that long in the same way: a client whose machine
     /// answers, but whose program reads nothing of what is waiting for it, counts as gone too, even if its response
@@ -189,7 +190,9 @@ impl Tracking {
             }
             #[cfg(any(target_os = "linux", target_os = "android"))]
             if let Some(limit) = self.unacknowledged {
-                socket.set_tcp_user_timeout(Some(limit))?;
+                // As an `int` of milliseconds, of which 0 would mean the system's own.
+                let most = Duration::from_millis(i32::MAX as u64);
+                socket.set_tcp_user_timeout(Some(limit.clamp(Duration::from_millis(1), most)))?;
             }
             Ok(())
         };
@@ -235,5 +238,23 @@ pub(super) struct Lingering {
 impl Drop for Lingering {
     fn drop(&mut self) {
         self.count.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_limit_that_the_system_cannot_count_is_the_nearest_that_it_can() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let most = Duration::from_millis(2_147_483_647);
+        let (least, day) = (Duration::from_millis(1), Duration::from_secs(86_400));
+        let cases = [(Duration::MAX, most), (30 * day, most), (day, day), (Duration::ZERO, least)];
+        for (limit, set) in cases {
+            let tcp = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            Tracking::new().unacknowledged(limit).apply(&tcp);
+            assert_eq!(SockRef::from(&tcp).tcp_user_timeout().unwrap(), Some(set), "{limit:?}");
+        }
     }
 }
