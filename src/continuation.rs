@@ -20,7 +20,7 @@ use std::{
     convert::Infallible,
     fmt,
     future::Future,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use axum_core::{
@@ -45,6 +45,7 @@ use crate::{
 };
 
 mod alone;
+mod slot;
 mod span;
 mod stray;
 
@@ -270,30 +271,13 @@ impl Continuation {
 
     /// Adds it to a response's extensions, after those already in them.
     pub fn attach_to(self, extensions: &mut Extensions) {
-        if let Some(slot) = extensions.get::<Slot>() {
-            let mut waiting = lock(&slot.0.0);
-            // One that was emptied may be shared with the copies that a cache gives to other requests.
-            if !waiting.is_empty() {
-                return waiting.push_back(self);
-            }
-        }
-        extensions.insert(Slot(Arc::new(Waiting(Mutex::new(Queue::One(self))))));
+        slot::put(extensions, self);
     }
 
     /// Takes all that a response carries; nothing the second time.
     #[inline]
     pub(crate) fn take_from(extensions: &mut Extensions) -> Queue<Self> {
-        if extensions.is_empty() {
-            return Queue::Empty;
-        }
-        match extensions.remove::<Slot>() {
-            // Seldom shared with copies of the response.
-            Some(slot) => match Arc::try_unwrap(slot.0) {
-                Ok(mut waiting) => std::mem::take(waiting.0.get_mut().unwrap_or_else(PoisonError::into_inner)),
-                Err(shared) => std::mem::take(&mut *lock(&shared.0)),
-            },
-            None => Queue::Empty,
-        }
+        slot::take(extensions)
     }
 }
 
@@ -333,24 +317,6 @@ impl IntoResponseParts for Continuation {
 impl IntoResponse for Continuation {
     fn into_response(self) -> Response {
         (self, ()).into_response()
-    }
-}
-
-/// The response extension. Cloned extensions share one list, so each continuation is taken once.
-#[derive(Clone)]
-struct Slot(Arc<Waiting>);
-
-struct Waiting(Mutex<Queue<Continuation>>);
-
-impl Drop for Waiting {
-    /// The response was dropped before any of our services saw it: what it promised still runs (contract
-    /// rule 1), with the request whose handler is being polled, or else on its own in the default pool.
-    fn drop(&mut self) {
-        let stray = std::mem::take(self.0.get_mut().unwrap_or_else(PoisonError::into_inner));
-        if stray.is_empty() {
-            return;
-        }
-        stray::keep(stray);
     }
 }
 

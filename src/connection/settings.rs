@@ -243,6 +243,8 @@ impl Drop for Lingering {
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 mod tests {
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
 
     #[tokio::test]
@@ -256,5 +258,26 @@ mod tests {
             Tracking::new().unacknowledged(limit).apply(&tcp);
             assert_eq!(SockRef::from(&tcp).tcp_user_timeout().unwrap(), Some(set), "{limit:?}");
         }
+    }
+
+    struct Panics(Arc<AtomicUsize>);
+
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Panics {
+        fn on_event(&self, _: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            panic!("the subscriber panics, as this test wants it");
+        }
+    }
+
+    /// It is the server's own task that accepts.
+    #[tokio::test]
+    async fn a_subscriber_that_panics_at_a_socket_that_cannot_be_set_up_does_not_end_who_accepts() {
+        let (not_tcp, _other) = std::os::unix::net::UnixStream::pair().unwrap();
+        not_tcp.set_nonblocking(true).unwrap();
+        let tcp = TcpStream::from_std(std::os::fd::OwnedFd::from(not_tcp).into()).unwrap();
+        let panics = Arc::new(AtomicUsize::new(0));
+        let subscriber = tracing_subscriber::registry().with(Panics(panics.clone()));
+        tracing::subscriber::with_default(subscriber, || Tracking::new().apply(&tcp));
+        assert_eq!(panics.load(Ordering::SeqCst), 1);
     }
 }

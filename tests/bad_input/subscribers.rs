@@ -14,8 +14,7 @@ use std::{
 
 use axum::{Router, routing::get};
 use tower_epilogue::{
-    Continuation, End, EpilogueBuilder, Lifecycle, Output, OutputError, ReserveLayer, ShutdownHookLayer,
-    TimeLimitLayer, Tracking,
+    Continuation, End, EpilogueBuilder, Lifecycle, Output, OutputError, ReserveLayer, ShutdownHookLayer, TimeLimitLayer,
 };
 use tracing::{
     Subscriber,
@@ -255,18 +254,6 @@ fn of_a_drain() {
             assert_eq!(server.stop().await.stragglers().len(), 1);
         });
     }
-}
-
-/// It is the server's own task that accepts.
-#[test]
-#[cfg(target_os = "linux")]
-fn of_a_socket_that_cannot_be_set_up() {
-    told_of("a socket's options could not be set", || {
-        // Longer than the system can count.
-        let tracking = Tracking::new().unacknowledged(Duration::from_secs(u64::from(u32::MAX)));
-        let app = Router::new().route("/", get(async || "hello"));
-        asked(app, |builder| builder.tracking(tracking), 200, &HOOKED)
-    });
 }
 
 /// Work of every kind that has such a span.
