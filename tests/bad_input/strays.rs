@@ -198,6 +198,34 @@ async fn one_in_cloned_extensions_runs_once() {
     assert_eq!(notes.all(), ["once", "hook: NORMAL, Flushed"]);
 }
 
+/// What a handler says to a middleware around our layers, beside its continuation.
+#[tokio::test]
+async fn what_else_is_in_the_extensions_stays_with_its_response() {
+    #[derive(Clone)]
+    struct Said(String);
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move |request: Request| {
+        let said = request.uri().query().map(|query| axum::Extension(Said(query.to_owned())));
+        (said, continuation(&theirs, "continuation"), "hello")
+    };
+    let hears = async |request: Request, next: Next| {
+        let response = next.run(request).await;
+        let said = response.extensions().get().map_or("nothing", |Said(said)| said).to_owned();
+        ([("said", said)], response)
+    };
+    let app = Router::new().route("/", get(handler)).layer(ShutdownHookLayer::new(told(&notes))).layer(from_fn(hears));
+    let server = Server::start(app).await;
+    for said in ["one", "two", "", "three", ""] {
+        let path = if said.is_empty() { "/".to_owned() } else { format!("/?{said}") };
+        let heard = if said.is_empty() { "nothing" } else { said };
+        assert_eq!(server.get(&path).await.header("said"), Some(heard), "{path}");
+    }
+    server.journal.ended(5).await;
+    assert!(server.stop().await.is_clean());
+    assert_eq!(notes.all(), ["continuation", "hook: NORMAL, Flushed"].repeat(5));
+}
+
 #[tokio::test(start_paused = true)]
 async fn one_that_panics_on_its_own_harms_nobody() {
     drop((Continuation::new(async { panic!("as this test wants it") }), "hello").into_response());
