@@ -1,5 +1,5 @@
 //! What an early close allocates: for a body that it holds back no more than its bytes, and for one of known length
-//! nothing that depends on them.
+//! nothing that depends on them. And what a response allocates that has a continuation.
 //!
 //! Bytes that are copied have to be allocated first: a bound on the ones is a bound on the others.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
@@ -18,7 +18,7 @@ use futures_util::stream;
 use http::{Request, Response, response::Parts};
 use http_body_util::BodyExt;
 use tower::{Layer, Service, ServiceExt};
-use tower_epilogue::EarlyCloseLayer;
+use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer};
 
 const MIB: usize = 1024 * 1024;
 /// All but the body: a future, a head, the queue of its pieces.
@@ -130,4 +130,23 @@ fn the_function_on_buffered_bodies_gets_one_piece_as_it_is_and_several_copied_on
     assert!(info.bytes_total < REST as u64, "{info:?}");
     let (info, _) = cost(&layer, || pieces(MIB, 64 * 1024));
     assert!((MIB as u64..(MIB + REST) as u64).contains(&info.bytes_total), "{info:?}");
+}
+
+/// The place of a continuation in its response is that of the response before.
+#[tokio::test]
+async fn only_the_first_continuation_of_a_thread_allocates_its_place() {
+    let (tells, costs) = std::sync::mpsc::channel();
+    let answers = tower::service_fn(move |_: Request<Body>| {
+        let (mut response, work) = (Response::new(Body::from("hello")), Continuation::new(async {}));
+        let cost = measure(|| work.attach(&mut response));
+        tells.send(cost.count_total).unwrap();
+        ready(Ok::<_, Infallible>(response))
+    });
+    let service = IgnoreAbortLayer::new().layer(answers);
+    for _ in 0..3 {
+        let response = service.clone().oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "hello");
+    }
+    let costs: Vec<u64> = costs.try_iter().collect();
+    assert!(costs[0] > 0 && costs[1..] == [0, 0], "{costs:?}");
 }

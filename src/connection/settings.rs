@@ -243,11 +243,6 @@ impl Drop for Lingering {
 
 #[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 mod tests {
-    use tracing::{
-        Event, Metadata, Subscriber,
-        span::{Attributes, Id, Record},
-    };
-
     use super::*;
 
     #[tokio::test]
@@ -261,45 +256,5 @@ mod tests {
             Tracking::new().unacknowledged(limit).apply(&tcp);
             assert_eq!(SockRef::from(&tcp).tcp_user_timeout().unwrap(), Some(set), "{limit:?}");
         }
-    }
-
-    struct Panics(Arc<AtomicUsize>);
-
-    impl Subscriber for Panics {
-        fn enabled(&self, _: &Metadata<'_>) -> bool {
-            true
-        }
-
-        fn new_span(&self, _: &Attributes<'_>) -> Id {
-            Id::from_u64(1)
-        }
-
-        fn record(&self, _: &Id, _: &Record<'_>) {}
-
-        fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-        fn event(&self, _: &Event<'_>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-            panic!("the subscriber panics, as this test wants it");
-        }
-
-        fn enter(&self, _: &Id) {}
-
-        fn exit(&self, _: &Id) {}
-    }
-
-    /// It is the server's own task that accepts.
-    #[tokio::test]
-    async fn a_subscriber_that_panics_at_a_socket_that_cannot_be_set_up_does_not_end_who_accepts() {
-        let (not_tcp, _other) = std::os::unix::net::UnixStream::pair().unwrap();
-        not_tcp.set_nonblocking(true).unwrap();
-        let tcp = TcpStream::from_std(std::os::fd::OwnedFd::from(not_tcp).into()).unwrap();
-        let panics = Arc::new(AtomicUsize::new(0));
-        tracing::subscriber::with_default(Panics(panics.clone()), || {
-            // Other tests have none, and may have come first.
-            tracing::callsite::rebuild_interest_cache();
-            Tracking::new().apply(&tcp);
-        });
-        assert_eq!(panics.load(Ordering::SeqCst), 1);
     }
 }

@@ -256,6 +256,52 @@ fn of_a_drain() {
     }
 }
 
+/// Sockets that take none of TCP's options.
+#[cfg(unix)]
+struct NotTcp(tokio::sync::mpsc::UnboundedReceiver<tokio::net::UnixStream>);
+
+#[cfg(unix)]
+impl axum::serve::Listener for NotTcp {
+    type Io = tokio::net::TcpStream;
+    type Addr = ();
+
+    async fn accept(&mut self) -> (Self::Io, ()) {
+        let Some(accepted) = self.0.recv().await else { return pending().await };
+        let accepted = std::os::fd::OwnedFd::from(accepted.into_std().unwrap());
+        (tokio::net::TcpStream::from_std(accepted.into()).unwrap(), ())
+    }
+
+    fn local_addr(&self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// It is the server's own task that accepts.
+#[test]
+#[cfg(unix)]
+fn of_a_socket_that_cannot_be_set_up() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    told_of("a socket's options could not be set", || async {
+        let (connections, accepted) = tokio::sync::mpsc::unbounded_channel();
+        let (notes, (stop, stopped)) = (Notes::default(), tokio::sync::oneshot::channel::<()>());
+        let app = Router::new().route("/", get(async || "hello")).layer(hook(&notes, "hook"));
+        let serve = tower_epilogue::Epilogue::new().serve(NotTcp(accepted), app);
+        let server = tokio::spawn(serve.with_graceful_shutdown(async { drop(stopped.await) }).into_future());
+        for _ in 0..2 {
+            let (mut client, server) = tokio::net::UnixStream::pair().unwrap();
+            connections.send(server).unwrap();
+            client.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").await.unwrap();
+            let mut reply = String::new();
+            client.read_to_string(&mut reply).await.unwrap();
+            assert!(reply.ends_with("\r\n\r\nhello"), "{reply}");
+        }
+        stop.send(()).unwrap();
+        assert!(server.await.unwrap().unwrap().is_clean());
+        assert_eq!(notes.all(), ["hook: NORMAL"; 2]);
+    });
+}
+
 /// Work of every kind that has such a span.
 fn spanned(notes: &Notes) -> Router {
     let works = |note: &'static str| {

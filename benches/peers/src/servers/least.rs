@@ -1,6 +1,6 @@
 //! The least that has it: a layer that starts work when the response's body is gone. The work reaches the layer beside the
 //! response (through the thread), and not in it; it boxes nothing that it need not, and nobody knows of what it has started.
-//! `bare` starts the work, `least` starts it under a time limit. What these miss, no layer that does more can reach.
+//! `bare` starts the work, `least` starts it under a time limit.
 
 use std::{
     cell::Cell,
