@@ -6,7 +6,7 @@
 
 use std::{
     convert::Infallible,
-    future::{Ready, ready},
+    future::{Future as _, Ready, ready},
     task::{Context, Poll},
     time::Duration,
 };
@@ -18,7 +18,7 @@ use futures_util::stream;
 use http::{Request, Response, response::Parts};
 use http_body_util::BodyExt;
 use tower::{Layer, Service, ServiceExt};
-use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer};
+use tower_epilogue::{Continuation, EarlyCloseLayer, IgnoreAbortLayer, TimeLimitLayer};
 
 const MIB: usize = 1024 * 1024;
 /// All but the body: a future, a head, the queue of its pieces.
@@ -149,4 +149,22 @@ async fn only_the_first_continuation_of_a_thread_allocates_its_place() {
     }
     let costs: Vec<u64> = costs.try_iter().collect();
     assert!(costs[0] > 0 && costs[1..] == [0, 0], "{costs:?}");
+}
+
+/// They have one timer between them, which is there when one of them waits.
+#[tokio::test(start_paused = true)]
+async fn a_limit_allocates_nothing_beside_others() {
+    let waits =
+        tower::service_fn(async |_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>().await);
+    let limit = TimeLimitLayer::new(Duration::from_secs(60));
+    let cost = |limit: TimeLimitLayer| {
+        let mut asked = Box::pin(limit.layer(waits).oneshot(Request::new(Body::empty())));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let cost = measure(|| assert!(asked.as_mut().poll(&mut cx).is_pending()));
+        (cost.count_total, asked)
+    };
+    let _first = cost(limit);
+    let ((without, _unlimited), (with, limited)) = (cost(TimeLimitLayer::off()), cost(limit));
+    assert_eq!(with, without);
+    assert_eq!(limited.await.unwrap().status(), http::StatusCode::SERVICE_UNAVAILABLE);
 }

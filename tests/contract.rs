@@ -29,6 +29,8 @@ mod rule_05;
 mod rule_06;
 #[path = "contract/rule_06_busy.rs"]
 mod rule_06_busy;
+#[path = "contract/rule_06_many.rs"]
+mod rule_06_many;
 #[path = "contract/rule_06_parts.rs"]
 mod rule_06_parts;
 #[path = "contract/rule_07.rs"]

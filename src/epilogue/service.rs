@@ -3,7 +3,7 @@
 use std::{
     panic::resume_unwind,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
 
@@ -69,7 +69,9 @@ pub struct Service<S, A = ()> {
 /// Where it is.
 #[derive(Clone, Debug)]
 pub(super) struct Place<A> {
-    home: Arc<Home>,
+    pool: Arc<Pool>,
+    /// Of the thread on which its first request comes.
+    home: OnceLock<Arc<Home>>,
     connection: Connection,
     #[cfg_attr(not(feature = "serve"), expect(dead_code, reason = "nobody asks for it"))]
     address: Option<A>,
@@ -124,7 +126,7 @@ impl<S, A> Service<S, A> {
         if let Some(census) = &pool.census {
             census.connected(connection.as_open());
         }
-        Self { app, place: Place { home: Arc::new(Home::new(pool)), connection, address }, waiting: None, panicked }
+        Self { app, place: Place { pool, home: OnceLock::new(), connection, address }, waiting: None, panicked }
     }
 }
 
@@ -188,7 +190,8 @@ impl<A: Clone + Send + Sync + 'static> Place<A> {
         ReqBody::Error: Into<BoxError>,
         ResBody: SendBody,
     {
-        let entered = begin(&self.home, &self.connection, &mut request);
+        let home = self.home.get_or_init(|| Home::here(&self.pool));
+        let entered = begin(home, &self.connection, &mut request);
         #[cfg(feature = "serve")]
         if let Some(address) = &self.address {
             use axum::extract::ConnectInfo;

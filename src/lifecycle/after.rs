@@ -12,11 +12,12 @@ use axum_core::BoxError;
 use tokio::time::Instant;
 
 use super::{
-    clock::{LIMIT_PASSED, Start, poll_timer},
+    clock::{LIMIT_PASSED, Start},
     ending::Outcome,
     late::Turn,
     places::Entering,
     shared::Shared,
+    timer::poll_timer,
     transitions::Verdict,
 };
 use crate::{

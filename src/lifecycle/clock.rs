@@ -1,24 +1,18 @@
 //! The one clock that bounds a request, from its arrival to its continuation's end (contract rule 6).
 
 use std::{
-    cell::Cell,
     fmt,
-    future::Future as _,
-    pin::Pin,
     sync::{
-        Mutex,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::Wake,
     time::Duration,
 };
 
-use tokio::{
-    runtime::Handle,
-    time::{Instant, Sleep},
-};
+use tokio::time::Instant;
 
-use crate::pool::lock;
+use super::deadlines::{Deadlines, Place};
 
 /// Which time a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -47,33 +41,6 @@ const NEVER: u64 = u64::MAX;
 /// How much a single poll may overrun the limit before it is reported.
 const OVERSTAY: Duration = Duration::from_millis(10);
 
-thread_local! {
-    /// A timer is being set on this thread, under its lock.
-    static ARMING: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Whether whoever is woken on this thread is woken by the timer that it is setting: one that passes in that moment wakes
-/// those whom it knows in the middle of its poll. The poll itself tells of it as well, once the lock is given back.
-pub(super) fn is_arming() -> bool {
-    ARMING.get()
-}
-
-/// The time in which a timer is being set; over also when that panics, where there are no timers.
-struct Arming;
-
-impl Arming {
-    fn begin() -> Self {
-        ARMING.set(true);
-        Self
-    }
-}
-
-impl Drop for Arming {
-    fn drop(&mut self) {
-        ARMING.set(false);
-    }
-}
-
 /// What a measured poll did to the clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Measured {
@@ -92,12 +59,14 @@ pub(super) struct Clock {
     budget: AtomicU64,
     used: AtomicU64,
     busy: AtomicBool,
-    timer: Mutex<Option<Pin<Box<Sleep>>>>,
+    /// Among the deadlines that are waited for.
+    place: Place,
+    /// It is there, or has been since the limit was set.
     armed: AtomicBool,
     /// Something has waited while there was no limit.
     waited: AtomicBool,
-    /// There is a timer.
-    made: AtomicBool,
+    /// It may have a place there.
+    placed: AtomicBool,
     /// Since when a poll is being measured, plus 2; 1 until that is known, and 0 while none is. One that runs meanwhile, inside of
     /// it or on another thread (a body beside the handler that finished it), is not counted, rather than twice.
     measuring: AtomicU64,
@@ -130,10 +99,10 @@ impl Clock {
             budget: AtomicU64::new(NEVER),
             used: AtomicU64::new(0),
             busy: AtomicBool::new(false),
-            timer: Mutex::new(None),
+            place: Place::none(),
             armed: AtomicBool::new(false),
             waited: AtomicBool::new(false),
-            made: AtomicBool::new(false),
+            placed: AtomicBool::new(false),
             measuring: AtomicU64::new(0),
         }
     }
@@ -281,12 +250,15 @@ impl Clock {
         (result, measured)
     }
 
-    /// Has `waker` woken when the wall limit passes; true if it has passed.
+    /// Has `who` woken when the wall limit passes; true if `who` waits for it already, and it has passed.
     ///
-    /// The timer is made at the first call, so that a request which never waits pays nothing for its limit.
-    /// `waker` is asked for when a timer has to be started or moved, not at each call. It is a timer of `runtime`, if that is
-    /// known: the one that the caller is in may end before, or have none.
-    pub(super) fn arm(&self, runtime: Option<&Handle>, waker: impl FnOnce() -> Waker) -> bool {
+    /// It is put among the `deadlines` at the first call, so that a request which never waits pays nothing for its limit. If the
+    /// runtime knows that it has passed, it is woken there and then.
+    pub(super) fn arm<'a, T: Wake + Send + Sync + 'static>(
+        &self,
+        deadlines: impl FnOnce() -> &'a Arc<Deadlines<T>>,
+        who: impl FnOnce() -> Option<Arc<T>>,
+    ) -> bool {
         let deadline = self.deadline.load(Ordering::Acquire);
         if deadline == NEVER {
             // Relaxed: the one who asks is the task that waits here.
@@ -296,59 +268,30 @@ impl Clock {
         if self.armed.swap(true, Ordering::AcqRel) {
             return self.now() >= deadline;
         }
-        let mut timer = lock(&self.timer);
-        let _arming = Arming::begin();
-        // Read again: it may have been set meanwhile, by one whose own call of this then comes, or came, after the swap.
-        let deadline = self.deadline.load(Ordering::Acquire);
-        let Some(at) = self.arrived.checked_add(Duration::from_nanos(deadline)).filter(|_| deadline != NEVER) else {
-            return false;
-        };
-        let sleep = match timer.as_mut() {
-            Some(sleep) => {
-                // From here on it knows nobody: moved to where it has passed, it would wake them once more.
-                let _ = poll_sleep(sleep.as_mut(), &mut Context::from_waker(Waker::noop()));
-                sleep.as_mut().reset(at);
-                sleep
-            }
-            None => {
-                // SeqCst, here and in `stop`: of this and the end of the request, one comes first, and the other then sees
+        if let Some(who) = who() {
+            deadlines().put(&self.place, who, || {
+                // Read again: it may have been set meanwhile, by one whose own call of this then comes, or came, after the swap.
+                let deadline = self.deadline.load(Ordering::Acquire);
+                let at = self.arrived.checked_add(Duration::from_nanos(deadline)).filter(|_| deadline != NEVER)?;
+                // SeqCst, here and in `was_placed`: of this and the end of the request, one comes first, and the other then sees
                 // to it that nothing stays.
-                self.made.swap(true, Ordering::SeqCst);
-                let _entered = runtime.map(Handle::enter);
-                timer.insert(Box::pin(tokio::time::sleep_until(at)))
-            }
-        };
-        poll_sleep(sleep.as_mut(), &mut Context::from_waker(&waker())).is_ready()
+                self.placed.swap(true, Ordering::SeqCst);
+                Some(at)
+            });
+        }
+        false
     }
 
-    /// Gives the timer back.
-    pub(super) fn stop(&self) {
-        // Also one whose limit was lifted or moved since: it keeps whom it would wake.
-        if self.made.swap(false, Ordering::SeqCst) {
-            let timer = lock(&self.timer).take();
-            drop(timer);
-        }
+    /// Nobody is woken any more.
+    pub(super) fn stop<T: Wake + Send + Sync + 'static>(&self, deadlines: &Deadlines<T>, who: Arc<T>) {
+        deadlines.take_off(&self.place, who);
     }
-}
 
-/// Resolves after `duration`, or at once if that is zero.
-pub(super) fn poll_timer(timer: &mut Option<Pin<Box<Sleep>>>, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-    let sleep = match timer {
-        Some(sleep) => {
-            if sleep.deadline() != at {
-                sleep.as_mut().reset(at);
-            }
-            sleep
-        }
-        None => timer.insert(Box::pin(tokio::time::sleep_until(at))),
-    };
-    poll_sleep(sleep.as_mut(), cx)
-}
-
-/// Polls a timer, whatever the task has left of its budget: a task that has used it up would be told to come back
-/// without the timer being set, and if its own work then waits, nothing would bring it back.
-pub(crate) fn poll_sleep(sleep: Pin<&mut Sleep>, cx: &mut Context<'_>) -> Poll<()> {
-    std::pin::pin!(tokio::task::unconstrained(sleep)).poll(cx)
+    /// Whether there is anything to [stop](Self::stop): also a limit that was lifted or moved since, for it keeps whom it would
+    /// wake. It is told once.
+    pub(super) fn was_placed(&self) -> bool {
+        self.placed.swap(false, Ordering::SeqCst)
+    }
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use tokio::time::{Instant, Sleep};
 
 use super::{
     after::{Next, Places, Rest},
-    clock::poll_timer,
     hooking::RunningHook,
     shared::Shared,
+    timer::poll_timer,
     transitions::Verdict,
     word,
 };
@@ -192,7 +192,7 @@ impl Step {
         // Registered before the second look, so that what changes after it wakes us.
         shared.ending_waker.register(cx.waker());
         if shared.word().known_sent().is_none() {
-            shared.arm_here();
+            shared.arm();
             if self.poll_patience(shared, cx).is_ready() {
                 caught::tell(|| {
                     tracing::info!(
@@ -248,7 +248,7 @@ fn next(shared: &Shared) -> Poll<Option<Continuation>> {
     }
     drop(core);
     // The rest of a handler, or of a producer, runs and may still bring a continuation.
-    shared.arm_here();
+    shared.arm();
     Poll::Pending
 }
 
@@ -352,7 +352,7 @@ fn poll_work(work: &mut Work, shared: &Shared, cx: &mut Context<'_>) -> Poll<Out
     }
     // Registered before the look, so that what changes after it wakes us.
     shared.ending_waker.register(cx.waker());
-    shared.arm_for_work_here();
+    shared.arm_for_work();
     match shared.verdict() {
         Some(Verdict::TimedOut) => {
             caught::tell(|| tracing::warn!(route = shared.route(), "a continuation was dropped before its end"));

@@ -7,8 +7,9 @@ use http::{Method, StatusCode, Version};
 
 use super::{
     Lifecycle,
+    home::Home,
     seat::Seat,
-    shared::{Arrival, Home, Shared},
+    shared::{Arrival, Shared},
     word,
 };
 use crate::{
@@ -22,10 +23,8 @@ impl Lifecycle {
     /// An attempt at a job: it has its place, is waited for and cut by drains, and told of, as requests are. Its limit
     /// counts from when it has its place.
     pub(crate) fn of_job(pool: Arc<Pool>, kind: &str, seat: Arc<Seat>) -> Self {
-        let home = Home { seat: Some(seat), ..Home::new(pool) };
-        home.is_here();
         let shared = Shared::new(Arrival {
-            home: Some(Arc::new(home)),
+            home: Home::of_job(pool, seat),
             connection: None,
             // A name and nothing more: a client can send it, too.
             method: Method::from_bytes(b"JOB").unwrap_or_default(),

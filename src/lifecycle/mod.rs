@@ -23,12 +23,13 @@ pub use self::{
     word::Phase,
 };
 pub(crate) use self::{
-    clock::poll_sleep,
     drive::{Drive, response_future},
+    home::Home,
     hooks::Hook,
     response::{answer, taken_off},
     service::{Boxed, Hold, begin, enter},
-    shared::{Home, Shared},
+    shared::Shared,
+    timer::poll_sleep,
 };
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 pub(crate) use self::{
@@ -42,6 +43,7 @@ mod admission;
 mod after;
 mod alone;
 mod clock;
+mod deadlines;
 mod delivery;
 mod drive;
 mod driver;
@@ -50,6 +52,7 @@ mod error;
 mod finish;
 mod frames;
 mod held;
+mod home;
 mod hooking;
 mod hooks;
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
@@ -70,6 +73,7 @@ mod seat;
 mod service;
 mod shared;
 mod telling;
+mod timer;
 mod told;
 mod transitions;
 mod word;

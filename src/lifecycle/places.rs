@@ -9,7 +9,7 @@ use std::{
 use axum_core::BoxError;
 use tokio::time::{Instant, Sleep};
 
-use super::{clock::poll_timer, shared::Shared, transitions::Verdict};
+use super::{shared::Shared, timer::poll_timer, transitions::Verdict};
 use crate::{
     continuation::Continuation,
     event::EventKind,

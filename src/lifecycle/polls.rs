@@ -1,6 +1,6 @@
 //! Polls of what is the user's: measured, timed, and caught.
 
-use std::{cell::Cell, error::Error as StdError, task::Waker, time::Instant};
+use std::{cell::Cell, error::Error as StdError, time::Instant};
 
 use tokio::runtime::Handle;
 
@@ -162,41 +162,29 @@ impl Shared {
     /// looked, and a service outside of this one that measures this poll only when that is over.
     pub(super) fn arm_for_work(&self) {
         self.arm();
-        self.look_at_the_clock();
-    }
-
-    /// The same in the request's own task, as with [`arm_here`](Self::arm_here).
-    pub(super) fn arm_for_work_here(&self) {
-        self.arm_here();
-        self.look_at_the_clock();
-    }
-
-    fn look_at_the_clock(&self) {
         if self.clock.is_past() || self.clock.is_used_up() {
             self.time_out(LIMIT_PASSED);
         }
     }
 
-    /// Sets the timer, if there is a limit and none is set; acts at once if the limit has passed.
+    /// Has the wall limit waited for, if there is one; acts at once if it has passed.
     pub(super) fn arm(&self) {
-        self.arm_in(self.runtime());
-    }
-
-    /// The same in the request's own task, which is in the right runtime: it need not be entered.
-    pub(super) fn arm_here(&self) {
-        self.arm_in(None);
-    }
-
-    fn arm_in(&self, runtime: Option<&Handle>) {
-        // The timer keeps the request until that is over: it must not be set any more then.
+        // What is waited for keeps the request: it must not be any more when that is over.
         if self.word().has(word::ENDED) {
             return;
         }
-        if self.clock.arm(runtime, || self.arc().map_or_else(|| Waker::noop().clone(), Waker::from)) {
+        if self.clock.arm(|| self.home().deadlines_or_here(), || self.arc()) {
             self.time_out(LIMIT_PASSED);
         }
         if self.word().has(word::ENDED) {
-            self.clock.stop();
+            self.stop_clock();
+        }
+    }
+
+    /// Its limit is waited for no more.
+    pub(super) fn stop_clock(&self) {
+        if let (true, Some(me)) = (self.clock.was_placed(), self.arc()) {
+            self.clock.stop(self.home().deadlines_or_here(), me);
         }
     }
 }
@@ -205,6 +193,7 @@ impl Shared {
 mod tests {
     use std::{
         sync::{Arc, mpsc},
+        task::Waker,
         time::Duration,
     };
 
@@ -220,7 +209,7 @@ mod tests {
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
             runtime.unwrap().block_on(async {
-                let shared = Shared::new(Arrival::of_a_test(Arc::default()));
+                let shared = Shared::new(Arrival::of_a_test(&Arc::default()));
                 shared.response_leaves(&Response::default());
                 limit_passes(&shared).await;
                 tells.send(shared.word().has(word::ENDED)).unwrap();
@@ -229,9 +218,22 @@ mod tests {
         told.recv_timeout(Duration::from_secs(10)).is_ok_and(|ended| ended)
     }
 
-    /// The timer is moved under a lock, and who is woken there ends the request, which gives the timer back.
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_has_ended_is_not_kept_until_its_limit() {
+        let shared = Shared::new(Arrival::of_a_test(&Arc::default()));
+        shared.clock.set(Duration::from_secs(60), Start::Arrival, None);
+        shared.arm();
+        assert!(Arc::strong_count(&shared) == 2 && shared.end(|_| true));
+        shared.ended();
+        // It comes too late.
+        shared.clock.set(Duration::from_secs(30), Start::Arrival, None);
+        shared.arm();
+        assert_eq!(Arc::strong_count(&shared), 1);
+    }
+
+    /// Who is woken where it is moved ends the request, which takes it off there.
     #[test]
-    fn a_limit_that_has_passed_when_its_timer_is_moved_ends_the_request() {
+    fn a_limit_that_has_passed_when_it_is_moved_ends_the_request() {
         assert!(ends(async |shared| {
             shared.clock.set(Duration::from_secs(60), Start::Arrival, None);
             shared.arm();
@@ -241,18 +243,17 @@ mod tests {
         }));
     }
 
-    /// On several threads a timer may pass while it is polled, and then wakes its request in that poll.
+    /// On several threads a limit may pass while it is being armed.
     #[test]
-    fn a_limit_that_passes_while_its_timer_is_being_set_ends_the_request() {
+    fn a_limit_that_passes_while_it_is_being_armed_ends_the_request() {
         assert!(ends(async |shared| {
             shared.clock.set(Duration::from_secs(5), Start::Arrival, None);
             tokio::time::advance(Duration::from_secs(5)).await;
             let passes_meanwhile = || {
-                let waker = Waker::from(shared.clone());
-                waker.wake_by_ref();
-                waker
+                Waker::from(shared.clone()).wake();
+                Some(shared.clone())
             };
-            assert!(shared.clock.arm(None, passes_meanwhile), "who sets it is told");
+            shared.clock.arm(|| shared.home().deadlines_or_here(), passes_meanwhile);
             shared.arm_for_work();
         }));
     }

@@ -2,21 +2,13 @@
 
 use std::{
     fmt,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicU8, Ordering},
-    },
+    sync::atomic::{AtomicU8, Ordering},
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::sync::Notify;
 
-use super::{
-    ClockKind,
-    clock::Start,
-    shared::{Home, Shared},
-};
-use crate::pool::Pool;
+use super::{ClockKind, clock::Start, shared::Shared};
 
 const WANTED: u8 = 0;
 const TAKEN: u8 = 1;
@@ -58,8 +50,8 @@ impl Seat {
 
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 impl Seat {
-    pub(crate) fn new(limit: Duration) -> Arc<Self> {
-        Arc::new(Self { limit, state: AtomicU8::new(WANTED), decided: Notify::new() })
+    pub(crate) fn new(limit: Duration) -> std::sync::Arc<Self> {
+        std::sync::Arc::new(Self { limit, state: AtomicU8::new(WANTED), decided: Notify::new() })
     }
 
     /// Whether it was taken, once that is known. For one who waits.
@@ -73,7 +65,7 @@ impl Seat {
 
 impl Shared {
     fn seat(&self) -> Option<&Seat> {
-        self.home()?.seat.as_deref()
+        self.home().seat.as_deref()
     }
 
     /// The runner waits no longer.
@@ -99,22 +91,5 @@ impl Shared {
         let given_up = self.seat().is_some_and(|seat| seat.decide(GIVEN_UP));
         self.ending_waker.wake();
         given_up
-    }
-}
-
-impl Home {
-    /// Of what clients ask for.
-    pub(crate) fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, runtime: OnceLock::new(), seat: None }
-    }
-
-    /// Its requests are served in the runtime that the caller is in.
-    pub(super) fn is_here(&self) {
-        if self.runtime.get().is_none() {
-            if let Ok(runtime) = Handle::try_current() {
-                // Two streams of a connection may come at once.
-                let _ = self.runtime.set(runtime);
-            }
-        }
     }
 }

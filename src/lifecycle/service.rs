@@ -17,10 +17,14 @@ use super::{
     drive::{Drive, response_future},
     driver::Driver,
     held::{Held, keep_dropped, poll_around},
+    home::Home,
     response::{self, SendBody},
-    shared::{Arrival, Home, Shared},
+    shared::{Arrival, Shared},
 };
-use crate::{connection::Connection, pool::caught};
+use crate::{
+    connection::Connection,
+    pool::{Pool, caught},
+};
 
 /// The number of the service that makes the lifecycle.
 pub(super) const OUTERMOST: u32 = 1;
@@ -53,7 +57,7 @@ where
     match request.extensions().get::<Lifecycle>() {
         Some(lifecycle) => Entered::inside(lifecycle.0.clone(), request),
         None => {
-            let arrival = arrival(None, None, request);
+            let arrival = arrival(Home::here(Pool::global()), None, request);
             Entered::first(arrival, request, false)
         }
     }
@@ -65,12 +69,12 @@ where
     B: http_body::Body,
 {
     home.is_here();
-    let arrival = arrival(Some(home.clone()), Some(connection), request);
+    let arrival = arrival(home.clone(), Some(connection), request);
     Entered::first(arrival, request, true)
 }
 
 fn arrival<'a, B: http_body::Body>(
-    home: Option<Arc<Home>>,
+    home: Arc<Home>,
     connection: Option<&'a Connection>,
     request: &Request<B>,
 ) -> Arrival<'a> {

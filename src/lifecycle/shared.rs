@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc, OnceLock, Weak,
+        Arc, Weak,
         atomic::{AtomicU16, Ordering},
     },
     time::Duration,
@@ -16,6 +16,7 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 use super::{
     alone::{ALONE, IN_SERVICE},
     clock::Clock,
+    home::Home,
     hooks::Hook,
     passage::{Passing, Verb, Waits},
     word::{self, Word},
@@ -29,21 +30,9 @@ use crate::{
     sync::{AtomicBool, AtomicU32, AtomicU64, AtomicWaker, Mutex},
 };
 
-/// What the requests of one connection share: with one count of their own, which no other connection touches.
-#[derive(Debug)]
-pub(crate) struct Home {
-    pub(crate) pool: Arc<Pool>,
-    /// Where they are served, once one has come: a thread of the user's own, which is in no runtime or in one of its own,
-    /// may have something of theirs begin.
-    pub(super) runtime: OnceLock<Handle>,
-    /// Of an attempt at a durable job, which no client asked for.
-    pub(crate) seat: Option<Arc<super::seat::Seat>>,
-}
-
 /// The parts of a request that are known when it arrives.
 pub(crate) struct Arrival<'a> {
-    /// `None` where the layers stand alone.
-    pub(crate) home: Option<Arc<Home>>,
+    pub(crate) home: Arc<Home>,
     /// `None` where it is not known, and for work that no client asked for.
     pub(crate) connection: Option<&'a Connection>,
     pub(crate) method: Method,
@@ -57,9 +46,9 @@ pub(crate) struct Arrival<'a> {
 
 #[cfg(test)]
 impl Arrival<'_> {
-    pub(super) fn of_a_test(pool: Arc<Pool>) -> Self {
+    pub(super) fn of_a_test(pool: &Arc<Pool>) -> Self {
         Self {
-            home: Some(Arc::new(Home::new(pool))),
+            home: Home::here(pool),
             connection: None,
             method: Method::GET,
             path: Some(PathAndQuery::from_static("/")),
@@ -80,7 +69,7 @@ pub(super) const RUNNING: u64 = (1 << HALF) - 1;
 pub(crate) struct Shared {
     me: Weak<Self>,
     id: RequestId,
-    home: Option<Arc<Home>>,
+    home: Arc<Home>,
     pub(super) passing: Mutex<Passing>,
     /// Its route is known.
     #[cfg(feature = "serve")]
@@ -180,7 +169,7 @@ impl fmt::Debug for Shared {
 impl Shared {
     pub(crate) fn new(arrival: Arrival<'_>) -> Arc<Self> {
         let Arrival { home, connection, method, path, version, uploaded, is_job } = arrival;
-        if let Some(feed) = pool(home.as_ref()).feed() {
+        if let Some(feed) = home.pool.feed() {
             feed.ensure_delivery();
         }
         let word = if uploaded { word::UPLOADED } else { 0 };
@@ -230,16 +219,16 @@ impl Shared {
     // === what it is ===
 
     pub(super) fn pool(&self) -> &Arc<Pool> {
-        pool(self.home.as_ref())
+        &self.home.pool
     }
 
-    pub(super) fn home(&self) -> Option<&Home> {
-        self.home.as_deref()
+    pub(super) fn home(&self) -> &Home {
+        &self.home
     }
 
     /// The runtime that it is served in, if that is known.
     pub(super) fn runtime(&self) -> Option<&Handle> {
-        self.home()?.runtime.get()
+        self.home.deadlines().map(|deadlines| deadlines.runtime())
     }
 
     pub(crate) fn id(&self) -> RequestId {
@@ -380,13 +369,6 @@ impl Shared {
     /// Wakes those who await the abort or the fate of the response.
     pub(super) fn changed(&self) -> Arc<Notify> {
         lock(&self.core).rare().changed.get_or_insert_default().clone()
-    }
-}
-
-fn pool(home: Option<&Arc<Home>>) -> &Arc<Pool> {
-    match home {
-        Some(home) => &home.pool,
-        None => Pool::global(),
     }
 }
 

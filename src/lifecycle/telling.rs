@@ -59,13 +59,13 @@ mod tests {
 
     use super::*;
     use crate::{
-        lifecycle::shared::{Arrival, Home},
+        lifecycle::{Home, shared::Arrival},
         pool::{Pool, lock},
     };
 
     fn arrive(pool: &Arc<Pool>) -> Arc<Shared> {
         Shared::new(Arrival {
-            home: Some(Arc::new(Home::new(pool.clone()))),
+            home: Home::here(pool),
             connection: None,
             method: Method::GET,
             path: Some(PathAndQuery::from_static("/path?query")),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use super::{
-    clock::{LIMIT_PASSED, is_arming},
+    clock::LIMIT_PASSED,
     passage::Waits,
     shared::Shared,
     word::{self, Phase},
@@ -20,11 +20,11 @@ use crate::{
     status::Sent,
 };
 
-/// What the clock's timer wakes: the request itself, which needs no task, and no memory, to act on its limit.
+/// Whom its deadline wakes: the request itself, which needs no task, and no memory, to act on its limit.
 impl Wake for Shared {
     fn wake(self: Arc<Self>) {
-        // Who sets it on this thread acts on it, when its lock is given back.
-        if !is_arming() && self.clock.is_past() {
+        // It may have been moved since.
+        if self.clock.is_past() {
             self.time_out(LIMIT_PASSED);
         }
     }

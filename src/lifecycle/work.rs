@@ -134,8 +134,8 @@ impl Shared {
         drop(core);
         #[cfg(feature = "acknowledged")]
         drop(delivered);
-        // From here on no other is set.
-        self.clock.stop();
+        // From here on it takes no other.
+        self.stop_clock();
         for continuation in continuations {
             Self::put_back(continuation);
         }
@@ -183,7 +183,7 @@ impl Shared {
 
     /// The request has ended: what it held is given back.
     pub(super) fn ended(&self) {
-        self.clock.stop();
+        self.stop_clock();
         #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
         self.release_keepers(true);
         // A response that was given up on may still be on its way, and needs its connection to let its end go.
@@ -206,11 +206,9 @@ mod tests {
         let pool = Arc::<Pool>::default();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let shared = runtime.block_on(async {
-            let arrival = Arrival::of_a_test(pool.clone());
-            if let Some(home) = &arrival.home {
-                home.is_here();
-            }
-            Shared::new(arrival)
+            let shared = Shared::new(Arrival::of_a_test(&pool));
+            assert!(shared.runtime().is_some());
+            shared
         });
         drop(runtime);
         // As the destructor of its task does.

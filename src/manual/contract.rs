@@ -73,7 +73,7 @@
 //! Blocking work cannot be dropped: at the limit its request goes on without it, and its thread is counted
 //! ([`Epilogue::stuck`](crate::Epilogue::stuck)) and named in the log until it returns.
 //!
-//! Kept by `lifecycle::clock`, and `pool::blocking` for the threads.
+//! Kept by `lifecycle::clock`, `lifecycle::deadlines` (which wakes the request) and `pool::blocking` (for the threads).
 //!
 //! # 7. `finish` lets the response go, and the handler on
 //!

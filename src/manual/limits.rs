@@ -48,6 +48,9 @@
 //! This restarts a clock that is still running. It comes too late for a continuation whose limit passed before it
 //! started: where readers may be slow, restart the limit in the handler, just before it returns.
 //!
+//! Limits are exact to a millisecond or two, and cost little: those of all requests of a runtime have one timer of tokio's
+//! between them.
+//!
 //! Event streams and long polls are responses that are meant to last: put
 //! [`TimeLimitLayer::off`](crate::TimeLimitLayer::off) on their routes. If their router ignores aborts, also put
 //! [`IgnoreAbortLayer::off`](crate::IgnoreAbortLayer::off) there: otherwise a stream whose client has left

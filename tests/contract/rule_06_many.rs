@@ -1,0 +1,114 @@
+//! The limits of many requests, which have one timer: each is exact all the same.
+
+use std::{future::pending, sync::mpsc, time::Duration};
+
+use axum::{Router, extract::Path, extract::Request, routing::get};
+use futures_util::future::join_all;
+use http::StatusCode;
+use tokio::{runtime, time::Instant};
+use tower::ServiceExt;
+use tower_epilogue::{IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
+
+use crate::{
+    common::SECOND,
+    support::{Gate, soon},
+};
+
+fn ask(path: &str) -> Request {
+    Request::get(path).body(axum::body::Body::empty()).unwrap()
+}
+
+/// Before and behind its own, others are set, moved, lifted, passed, and no longer wanted.
+#[tokio::test(start_paused = true)]
+async fn each_has_its_own_limit_to_the_millisecond_whatever_those_of_others_are() {
+    let handler = async |Path((how, millis)): Path<(String, u64)>, lifecycle: Lifecycle| {
+        let limit = Duration::from_millis(millis);
+        match how.as_str() {
+            // What is longer, shorter, or none, before the one that counts.
+            "shortened" => lifecycle.set_time_limit(1000 * limit),
+            "lengthened" => lifecycle.set_time_limit(limit / 2),
+            _ => lifecycle.set_time_limit(limit),
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        match how.as_str() {
+            "lifted" => {
+                lifecycle.set_time_limit(Duration::ZERO);
+                tokio::time::sleep(2 * limit).await;
+            }
+            "in time" => tokio::time::sleep(limit / 2).await,
+            _ => {
+                lifecycle.set_time_limit(limit);
+                pending::<()>().await;
+            }
+        }
+    };
+    let app = Router::new().route("/{how}/{millis}", get(handler)).layer(TimeLimitLayer::new(3600 * SECOND));
+    let hows = ["set", "shortened", "lengthened", "lifted", "in%20time"];
+    let asked = (0_u64..1000).map(|number| {
+        let (how, millis) = (hows[usize::try_from(number % 5).unwrap()], 100 + (number * 7919) % 4000);
+        let answer = app.clone().oneshot(ask(&format!("/{how}/{millis}")));
+        async move {
+            let began = Instant::now();
+            let status = answer.await.unwrap().status();
+            (how, Duration::from_millis(millis), status, began.elapsed())
+        }
+    });
+    for (how, limit, status, took) in soon("all of them end", join_all(asked)).await {
+        let (expected, ends) = match how {
+            "lifted" => (StatusCode::OK, 2 * limit),
+            "in%20time" => (StatusCode::OK, limit / 2),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, limit),
+        };
+        let late = took.checked_sub(ends + Duration::from_millis(1));
+        assert_eq!(status, expected, "{how}, {limit:?}");
+        assert!(late.is_some_and(|late| late <= Duration::from_millis(2)), "{how}, {limit:?}: after {took:?}");
+    }
+}
+
+/// As with a runtime for each thread.
+#[test]
+fn the_limit_of_a_request_passes_in_its_own_runtime_whichever_other_ends() {
+    let app = Router::new().route("/", get(pending::<()>)).layer(TimeLimitLayer::new(SECOND / 4));
+    let hours = Router::new().route("/", get(pending::<()>)).layer(TimeLimitLayer::new(3600 * SECOND));
+    let build = || runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (began, has_begun) = mpsc::channel();
+    let other = build();
+    other.block_on(async {
+        tokio::spawn(hours.clone().oneshot(ask("/")));
+        tokio::spawn(app.clone().oneshot(ask("/")));
+        tokio::task::yield_now().await;
+    });
+    let thread = std::thread::spawn(move || {
+        build().block_on(async {
+            tokio::spawn(hours.oneshot(ask("/")));
+            let mut answer = Box::pin(app.oneshot(ask("/")));
+            assert!(futures_util::poll!(answer.as_mut()).is_pending());
+            began.send(()).unwrap();
+            soon("the limit passes", answer).await.unwrap().status()
+        })
+    });
+    has_begun.recv().unwrap();
+    drop(other);
+    assert_eq!(thread.join().unwrap(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+/// Its layers stand alone: nobody has told them which runtime that is.
+#[tokio::test]
+async fn a_limit_that_another_runtime_sets_passes_when_that_has_ended() {
+    let (sender, handles) = mpsc::channel();
+    let gate = Gate::closed();
+    let opens = gate.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        sender.send(lifecycle).unwrap();
+        opens.passed().await;
+    };
+    let app: Router = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new());
+    let thread = std::thread::spawn(move || {
+        let lifecycle = handles.recv().unwrap();
+        let runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { lifecycle.set_time_limit(Duration::from_millis(50)) });
+    });
+    let response = soon("the limit passes", app.oneshot(ask("/"))).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    thread.join().unwrap();
+}
