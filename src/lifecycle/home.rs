@@ -126,7 +126,7 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &other_pool));
         let deadlines = first.deadlines().unwrap();
         assert!(Arc::ptr_eq(deadlines, other_pool.deadlines().unwrap()), "a runtime has one timer");
-        let runtime = tokio::task::spawn_blocking(|| Builder::new_current_thread().build().unwrap()).await.unwrap();
+        let runtime = Builder::new_current_thread().build().unwrap();
         let other_runtime = {
             let _entered = runtime.enter();
             Home::here(&pools[0])
@@ -134,8 +134,12 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &other_runtime));
         assert_eq!(other_runtime.deadlines().unwrap().runtime().id(), runtime.handle().id());
         assert!(Arc::ptr_eq(&first, &Home::here(&pools[0])));
-        let there = pools[0].clone();
-        let of_another_thread = tokio::task::spawn_blocking(move || Home::here(&there)).await.unwrap();
+        let (there, here) = (pools[0].clone(), Handle::current());
+        let elsewhere = std::thread::spawn(move || {
+            let _entered = here.enter();
+            Home::here(&there)
+        });
+        let of_another_thread = elsewhere.join().unwrap();
         assert!(!Arc::ptr_eq(&first, &of_another_thread));
         assert!(Arc::ptr_eq(deadlines, of_another_thread.deadlines().unwrap()));
         runtime.shutdown_background();

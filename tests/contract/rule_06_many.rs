@@ -1,6 +1,6 @@
 //! The limits of many requests, which have one timer: each is exact all the same.
 
-use std::{future::pending, sync::mpsc, time::Duration};
+use std::{cell::Cell, future::pending, sync::mpsc, time::Duration};
 
 use axum::{Router, extract::Path, extract::Request, routing::get};
 use futures_util::future::join_all;
@@ -45,7 +45,7 @@ async fn each_has_its_own_limit_to_the_millisecond_whatever_those_of_others_are(
     let app = Router::new().route("/{how}/{millis}", get(handler)).layer(TimeLimitLayer::new(3600 * SECOND));
     let hows = ["set", "shortened", "lengthened", "lifted", "in%20time"];
     let asked = (0_u64..1000).map(|number| {
-        let (how, millis) = (hows[usize::try_from(number % 5).unwrap()], 100 + (number * 7919) % 4000);
+        let (how, millis) = (hows[usize::try_from(number % 5).unwrap()], 4100 - (number * 7919) % 4000);
         let answer = app.clone().oneshot(ask(&format!("/{how}/{millis}")));
         async move {
             let began = Instant::now();
@@ -65,31 +65,48 @@ async fn each_has_its_own_limit_to_the_millisecond_whatever_those_of_others_are(
     }
 }
 
-/// As with a runtime for each thread.
+/// As with a runtime for each thread, or with one after the other.
 #[test]
 fn the_limit_of_a_request_passes_in_its_own_runtime_whichever_other_ends() {
     let app = Router::new().route("/", get(pending::<()>)).layer(TimeLimitLayer::new(SECOND / 4));
     let hours = Router::new().route("/", get(pending::<()>)).layer(TimeLimitLayer::new(3600 * SECOND));
     let build = || runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (began, has_begun) = mpsc::channel();
-    let other = build();
-    other.block_on(async {
-        tokio::spawn(hours.clone().oneshot(ask("/")));
-        tokio::spawn(app.clone().oneshot(ask("/")));
-        tokio::task::yield_now().await;
-    });
-    let thread = std::thread::spawn(move || {
-        build().block_on(async {
-            tokio::spawn(hours.oneshot(ask("/")));
-            let mut answer = Box::pin(app.oneshot(ask("/")));
-            assert!(futures_util::poll!(answer.as_mut()).is_pending());
-            began.send(()).unwrap();
-            soon("the limit passes", answer).await.unwrap().status()
-        })
-    });
-    has_begun.recv().unwrap();
-    drop(other);
-    assert_eq!(thread.join().unwrap(), StatusCode::SERVICE_UNAVAILABLE);
+    for same_thread in [false, true] {
+        let other = build();
+        other.block_on(async {
+            tokio::spawn(hours.clone().oneshot(ask("/")));
+            tokio::spawn(app.clone().oneshot(ask("/")));
+            tokio::task::yield_now().await;
+        });
+        let (app, hours) = (app.clone(), hours.clone());
+        let (began, has_begun) = mpsc::channel();
+        let (ended, has_ended) = mpsc::channel();
+        let asks = move |meanwhile: &dyn Fn()| {
+            build().block_on(async {
+                tokio::spawn(hours.oneshot(ask("/")));
+                let mut answer = Box::pin(app.oneshot(ask("/")));
+                assert!(futures_util::poll!(answer.as_mut()).is_pending());
+                began.send(()).unwrap();
+                meanwhile();
+                has_ended.recv().unwrap();
+                soon("the limit passes", answer).await.unwrap().status()
+            })
+        };
+        let ends = move || {
+            has_begun.recv().unwrap();
+            other.shutdown_background();
+            ended.send(()).unwrap();
+        };
+        let status = if same_thread {
+            let ends = Cell::new(Some(ends));
+            asks(&|| ends.take().unwrap()())
+        } else {
+            let thread = std::thread::spawn(move || asks(&|| {}));
+            ends();
+            thread.join().unwrap()
+        };
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "on the same thread: {same_thread}");
+    }
 }
 
 /// Its layers stand alone: nobody has told them which runtime that is.
