@@ -1,6 +1,7 @@
 //! The one clock that bounds a request, from its arrival to its continuation's end (contract rule 6).
 
 use std::{
+    borrow::Cow,
     fmt,
     sync::{
         Arc,
@@ -37,7 +38,9 @@ pub(crate) enum Start {
 
 /// What the log says.
 pub(super) const LIMIT_PASSED: &str = "the time limit passed";
-const NEVER: u64 = u64::MAX;
+const NEVER: u64 = u64::MAX >> 1;
+/// A limit of busy time; the rest is how much of it.
+const BUSY: u64 = 1 << 63;
 /// How much a single poll may overrun the limit before it is reported.
 const OVERSTAY: Duration = Duration::from_millis(10);
 
@@ -53,12 +56,9 @@ pub(super) struct Measured {
 /// All times are nanoseconds since the request's arrival, so that they fit an atomic.
 pub(super) struct Clock {
     arrived: Instant,
-    /// Wall clock: when the limit passes, or `NEVER`.
-    deadline: AtomicU64,
-    /// Busy clock: what may be used, or `NEVER`.
-    budget: AtomicU64,
+    /// Wall clock: when the limit passes, or `NEVER`. Busy clock: [`BUSY`], and what may be used, or `NEVER`.
+    limit: AtomicU64,
     used: AtomicU64,
-    busy: AtomicBool,
     /// Among the deadlines that are waited for.
     place: Place,
     /// It is there, or has been since the limit was set.
@@ -88,17 +88,39 @@ impl fmt::Debug for Clock {
 }
 
 fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(NEVER)
+    u64::try_from(duration.as_nanos()).map_or(NEVER, |nanos| nanos.min(NEVER))
+}
+
+/// A limit as it was at one moment.
+#[derive(Clone, Copy)]
+struct Limit(u64);
+
+impl Limit {
+    fn is_busy(self) -> bool {
+        self.0 & BUSY != 0
+    }
+
+    fn is_none(self) -> bool {
+        self.0 & NEVER == NEVER
+    }
+
+    /// Wall clock: when it passes.
+    fn deadline(self) -> Option<u64> {
+        (!self.is_busy() && !self.is_none()).then_some(self.0)
+    }
+
+    /// Busy clock: what may be used.
+    fn budget(self) -> Option<u64> {
+        (self.is_busy() && !self.is_none()).then_some(self.0 & NEVER)
+    }
 }
 
 impl Clock {
     pub(super) fn new(arrived: Instant) -> Self {
         Self {
             arrived,
-            deadline: AtomicU64::new(NEVER),
-            budget: AtomicU64::new(NEVER),
+            limit: AtomicU64::new(NEVER),
             used: AtomicU64::new(0),
-            busy: AtomicBool::new(false),
             place: Place::none(),
             armed: AtomicBool::new(false),
             waited: AtomicBool::new(false),
@@ -121,11 +143,9 @@ impl Clock {
     /// The orderings are those of independent settings: a poll that is being measured meanwhile may be judged
     /// by the limit before or by the one after. `Release` and `Acquire` make the timer see the latest.
     pub(super) fn set(&self, limit: Duration, start: Start, kind: Option<ClockKind>) {
-        if let Some(kind) = kind {
-            self.busy.store(kind == ClockKind::Busy, Ordering::Release);
-        }
+        let busy = kind.map_or_else(|| self.is_busy(), |kind| kind == ClockKind::Busy);
         let limit = if limit.is_zero() { NEVER } else { nanos(limit) };
-        if self.busy.load(Ordering::Acquire) {
+        let limit = if busy {
             // What was used before counts for a layer's limit, as does what an attempt before has used.
             if start == Start::Now {
                 self.used.store(0, Ordering::Release);
@@ -134,37 +154,38 @@ impl Clock {
                 let restart = |began| (began > 1).then_some(now);
                 let _ = self.measuring.fetch_update(Ordering::AcqRel, Ordering::Acquire, restart);
             }
-            self.budget.store(limit, Ordering::Release);
-            self.deadline.store(NEVER, Ordering::Release);
+            limit | BUSY
         } else {
-            self.budget.store(NEVER, Ordering::Release);
             let start = match start {
                 Start::Arrival => 0,
                 Start::Now => self.now(),
             };
-            self.deadline.store(limit.saturating_add(start), Ordering::Release);
-        }
+            limit.saturating_add(start).min(NEVER)
+        };
+        self.limit.store(limit, Ordering::Release);
         // One that runs is moved by whoever calls `arm` next; it is never early, since it looks at the deadline.
         self.armed.store(false, Ordering::Release);
     }
 
+    fn limit(&self) -> Limit {
+        Limit(self.limit.load(Ordering::Acquire))
+    }
+
     /// What is left of the limit; `None` without one.
     pub(super) fn left(&self) -> Option<Duration> {
-        let budget = self.budget.load(Ordering::Acquire);
-        if budget != NEVER {
+        let limit = self.limit();
+        if let Some(budget) = limit.budget() {
             // With what the poll has used that asks.
             let used = self.used.load(Ordering::Acquire).saturating_add(self.measured_so_far());
             return Some(Duration::from_nanos(budget.saturating_sub(used)));
         }
-        let deadline = self.deadline.load(Ordering::Acquire);
-        (deadline != NEVER).then(|| Duration::from_nanos(deadline.saturating_sub(self.now())))
+        limit.deadline().map(|deadline| Duration::from_nanos(deadline.saturating_sub(self.now())))
     }
 
     /// What is left on the busy clock for a thread, which is no poll; `None` if that is not the one that counts.
     pub(super) fn busy_left(&self) -> Option<Duration> {
-        let budget = self.budget.load(Ordering::Acquire);
-        let left = budget.saturating_sub(self.used.load(Ordering::Acquire));
-        (budget != NEVER).then(|| Duration::from_nanos(left))
+        let budget = self.limit().budget()?;
+        Some(Duration::from_nanos(budget.saturating_sub(self.used.load(Ordering::Acquire))))
     }
 
     /// How long the poll that is being measured has taken; zero where none is.
@@ -179,46 +200,41 @@ impl Clock {
 
     /// A thread was busy so long: that is one long poll.
     pub(super) fn ran(&self, time: Duration) {
-        if self.budget.load(Ordering::Acquire) != NEVER {
+        if self.limit().budget().is_some() {
             self.spend(nanos(time));
         }
     }
 
     /// Whether the busy time is used up by the poll that is being measured.
     pub(super) fn is_used_up(&self) -> bool {
-        let budget = self.budget.load(Ordering::Acquire);
-        if budget == NEVER {
-            return false;
-        }
+        let Some(budget) = self.limit().budget() else { return false };
         self.used.load(Ordering::Acquire).saturating_add(self.measured_so_far()) >= budget
     }
 
     /// Whether polls are what the limit counts.
     pub(super) fn is_busy(&self) -> bool {
-        self.busy.load(Ordering::Acquire)
+        self.limit().is_busy()
     }
 
     /// Whether any limit is set.
     #[inline]
     pub(super) fn is_limited(&self) -> bool {
-        self.deadline.load(Ordering::Acquire) != NEVER || self.budget.load(Ordering::Acquire) != NEVER
+        !self.limit().is_none()
     }
 
     /// Whether a wall limit is set and has passed.
     pub(super) fn is_past(&self) -> bool {
-        let deadline = self.deadline.load(Ordering::Acquire);
-        deadline != NEVER && self.now() >= deadline
+        self.limit().deadline().is_some_and(|deadline| self.now() >= deadline)
     }
 
-    /// Runs one poll of the user's on this clock. Without a limit that costs two loads.
+    /// Runs one poll of the user's on this clock. Without a limit that costs a load.
     ///
     /// Polls nest, as services do; the outermost counts for all. The `first` poll of all began with the request's
     /// arrival, if nothing has waited since: that saves one look at the clock.
     pub(super) fn measure<T>(&self, first: bool, poll: impl FnOnce() -> T) -> (T, Measured) {
-        let deadline = self.deadline.load(Ordering::Acquire);
-        let budget = self.budget.load(Ordering::Acquire);
+        let limit = self.limit();
         let mut measured = Measured { exhausted: false, overstayed: None };
-        if deadline == NEVER && budget == NEVER {
+        if limit.is_none() {
             return (poll(), measured);
         }
         if self.measuring.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Acquire).is_err() {
@@ -226,7 +242,7 @@ impl Clock {
         }
         let measuring = Measuring(&self.measuring);
         let has_waited = self.armed.load(Ordering::Acquire) || self.waited.load(Ordering::Relaxed);
-        let begins_now = !first || budget != NEVER || has_waited;
+        let begins_now = !first || limit.is_busy() || has_waited;
         let began = if begins_now { self.now() } else { 0 };
         self.measuring.store(began.saturating_add(2), Ordering::Release);
         let result = poll();
@@ -235,17 +251,16 @@ impl Clock {
         let busy_since = self.measuring.load(Ordering::Acquire).saturating_sub(2);
         drop(measuring);
         // Read again: the poll may have restarted the limit.
-        let deadline = self.deadline.load(Ordering::Acquire);
-        let budget = self.budget.load(Ordering::Acquire);
-        if budget == NEVER {
-            let over = Duration::from_nanos(ended.saturating_sub(deadline));
-            // One that only began late is not to blame.
-            measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
-        } else {
+        let limit = self.limit();
+        if let Some(budget) = limit.budget() {
             let used = self.spend(ended.saturating_sub(busy_since));
             measured.exhausted = used >= budget;
             let over = Duration::from_nanos(used.saturating_sub(budget));
             measured.overstayed = (measured.exhausted && over > OVERSTAY).then_some(over);
+        } else if let Some(deadline) = limit.deadline() {
+            let over = Duration::from_nanos(ended.saturating_sub(deadline));
+            // One that only began late is not to blame.
+            measured.overstayed = (began < deadline && over > OVERSTAY).then_some(over);
         }
         (result, measured)
     }
@@ -256,23 +271,21 @@ impl Clock {
     /// runtime knows that it has passed, it is woken there and then.
     pub(super) fn arm<'a, T: Wake + Send + Sync + 'static>(
         &self,
-        deadlines: impl FnOnce() -> &'a Arc<Deadlines<T>>,
+        deadlines: impl FnOnce() -> Cow<'a, Arc<Deadlines<T>>>,
         who: impl FnOnce() -> Option<Arc<T>>,
     ) -> bool {
-        let deadline = self.deadline.load(Ordering::Acquire);
-        if deadline == NEVER {
+        let Some(deadline) = self.limit().deadline() else {
             // Relaxed: the one who asks is the task that waits here.
             self.waited.store(true, Ordering::Relaxed);
             return false;
-        }
+        };
         if self.armed.swap(true, Ordering::AcqRel) {
             return self.now() >= deadline;
         }
         if let Some(who) = who() {
             deadlines().put(&self.place, who, || {
                 // Read again: it may have been set meanwhile, by one whose own call of this then comes, or came, after the swap.
-                let deadline = self.deadline.load(Ordering::Acquire);
-                let at = self.arrived.checked_add(Duration::from_nanos(deadline)).filter(|_| deadline != NEVER)?;
+                let at = self.arrived.checked_add(Duration::from_nanos(self.limit().deadline()?))?;
                 // SeqCst, here and in `was_placed`: of this and the end of the request, one comes first, and the other then sees
                 // to it that nothing stays.
                 self.placed.swap(true, Ordering::SeqCst);

@@ -1,8 +1,8 @@
 //! The wall-clock limits of a runtime's requests, all under one timer (contract rule 6).
 //!
 //! A timer for each request would cost it an allocation, and two turns under the lock of the runtime's timers, for a limit that
-//! hardly ever passes. This one is set for the earliest deadline. It is left alone when that is taken off: then it rings for
-//! nothing, once, and is set for the one that is the earliest by then.
+//! hardly ever passes. This one is set for the earliest deadline. It is left alone when that is taken off, but for the last: then
+//! it rings for nothing, once, and is set for the one that is the earliest by then.
 
 use std::{
     cmp::Ordering as Order,
@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
-    task::{Context, Wake, Waker},
+    task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
 
@@ -28,6 +28,8 @@ use crate::pool::{caught, lock};
 const NEVER: u64 = u64::MAX;
 /// What is further away is looked at again after this long: tokio's timers reach no further than two years.
 const FURTHEST: u64 = 365 * 24 * 60 * 60 * 1_000_000_000;
+/// So many are woken between two turns under the lock.
+const BATCH: usize = 1_000;
 
 /// The deadlines that are waited for in one runtime, each with whom it wakes, which it keeps until then.
 pub(super) struct Deadlines<T> {
@@ -106,23 +108,31 @@ impl<T> State<T> {
         (kept, mine.who)
     }
 
-    /// Takes off all whose time has come, the earliest first.
+    /// Takes off those whose time has come, the earliest first: so many that the lock is not held for long.
     fn take_passed(&mut self, now: u64) -> Vec<Arc<T>> {
         let mut passed = Vec::new();
-        while self.due.first().is_some_and(|due| due.at <= now) {
+        while passed.len() < BATCH && self.due.first().is_some_and(|due| due.at <= now) {
             passed.extend(self.due.pop_first().map(|due| due.who));
         }
         passed
     }
 
-    /// Whether the timer has rung, which is noted. A runtime that ends rings all of its timers, whatever their time.
-    fn has_rung(&mut self, now: u64) -> bool {
+    /// Whether the timer has rung since it was set, which is noted.
+    fn has_rung(&mut self) -> bool {
         let has_rung = self.rings != NEVER && self.timer.as_ref().is_some_and(|timer| timer.is_elapsed());
         if has_rung {
-            self.is_over = now < self.rings;
             self.rings = NEVER;
         }
         has_rung
+    }
+
+    /// The timer, if nobody waits: a clock that a test has stopped would go on to where it rings.
+    fn take_unused(&mut self) -> Option<Pin<Box<Sleep>>> {
+        if !self.due.is_empty() || self.is_being_set {
+            return None;
+        }
+        self.rings = NEVER;
+        self.timer.take()
     }
 }
 
@@ -158,8 +168,10 @@ impl<T: Wake + Send + Sync + 'static> Deadlines<T> {
             }
             None => false,
         };
+        let unused = state.take_unused();
         drop(state);
-        drop(before);
+        // Not under the lock: it may be the last of it.
+        drop((before, unused));
         if is_first {
             self.turn();
         }
@@ -167,9 +179,10 @@ impl<T: Wake + Send + Sync + 'static> Deadlines<T> {
 
     /// Takes `who` off.
     pub(super) fn take_off(&self, place: &Place, who: Arc<T>) {
-        let taken = lock(&self.state).take(place, who);
-        // Not under the lock: it may be the last of it.
-        drop(taken);
+        let mut state = lock(&self.state);
+        let (taken, unused) = (state.take(place, who), state.take_unused());
+        drop(state);
+        drop((taken, unused));
     }
 
     /// Sees to it that the timer rings for the first; if it has rung, wakes those whose time has come.
@@ -179,33 +192,40 @@ impl<T: Wake + Send + Sync + 'static> Deadlines<T> {
     fn turn(self: &Arc<Self>) {
         // Timers of this runtime, and the time as it is there: a test may have stopped it.
         let _entered = self.runtime.enter();
+        let mut has_rung = false;
         loop {
-            let now = nanos(self.epoch.elapsed());
             let mut state = lock(&self.state);
             // Whoever it was that it rang for: it may have rung while somebody else had it in hand.
-            if state.has_rung(now) {
-                if state.is_over {
-                    let due = std::mem::take(&mut state.due);
-                    drop(state);
-                    return drop(due);
-                }
+            has_rung |= state.has_rung();
+            let now = nanos(self.epoch.elapsed());
+            if has_rung {
                 let passed = state.take_passed(now);
                 if !passed.is_empty() {
                     drop(state);
                     passed.into_iter().for_each(wake);
                     continue;
                 }
+                has_rung = false;
             }
-            let first = state.due.first().map_or(NEVER, |due| due.at).min(now.saturating_add(FURTHEST));
-            if state.due.is_empty() || first >= state.rings || state.is_being_set {
+            let unused = state.take_unused();
+            let Some(first) = state.due.first().map(|due| due.at) else {
+                drop(state);
+                return drop(unused);
+            };
+            if first >= state.rings || state.is_being_set {
                 return;
             }
-            state.rings = first;
+            let rings = first.min(now.saturating_add(FURTHEST));
+            state.rings = rings;
             state.is_being_set = true;
             let timer = state.timer.take();
             drop(state);
             // Outside of the lock: one whose time has passed by then rings there and then.
-            Setting { deadlines: self, timer }.set(first);
+            match (Setting { deadlines: self, timer, outcome: Outcome::Failed }).set(rings) {
+                Outcome::Set => {}
+                Outcome::Rang => has_rung = true,
+                Outcome::Over | Outcome::Failed => return,
+            }
         }
     }
 }
@@ -214,35 +234,75 @@ impl<T: Wake + Send + Sync + 'static> Deadlines<T> {
 struct Setting<'a, T: Wake + Send + Sync + 'static> {
     deadlines: &'a Arc<Deadlines<T>>,
     timer: Option<Pin<Box<Sleep>>>,
+    outcome: Outcome,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Set,
+    /// Its time has passed.
+    Rang,
+    /// The runtime has ended.
+    Over,
+    Failed,
 }
 
 impl<T: Wake + Send + Sync + 'static> Setting<'_, T> {
-    fn set(mut self, rings: u64) {
+    fn set(mut self, rings: u64) -> Outcome {
         let at = self.deadlines.epoch + Duration::from_nanos(rings);
-        let timer = match &mut self.timer {
-            Some(timer) => {
-                timer.as_mut().reset(at);
-                // It is polled only where it can ring: in a runtime that ends, that would panic.
-                if timer.is_elapsed() {
-                    return;
-                }
-                timer
-            }
-            None => self.timer.insert(Box::pin(tokio::time::sleep_until(at))),
-        };
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at))).as_mut();
         let waker = Waker::from(self.deadlines.clone());
-        let _ = poll_sleep(timer.as_mut(), &mut Context::from_waker(&waker));
+        self.outcome = self.deadlines.set(timer, at, &waker);
+        self.outcome
     }
+}
+
+impl<T> Deadlines<T> {
+    fn set(&self, mut timer: Pin<&mut Sleep>, at: Instant, waker: &Waker) -> Outcome {
+        timer.as_mut().reset(at);
+        // It is polled only where it can ring: in a runtime that ends, that would panic.
+        if !timer.is_elapsed() {
+            match poll(timer.as_mut(), waker) {
+                Some(Poll::Pending) => return Outcome::Set,
+                Some(Poll::Ready(())) => {}
+                None => return Outcome::Over,
+            }
+        }
+        // A runtime that ends rings all of its timers, and what is set afterwards rings at once. No clock tells that: it may have
+        // rung between two looks at one.
+        timer.as_mut().reset(self.epoch + self.epoch.elapsed() + Duration::from_nanos(FURTHEST));
+        if timer.is_elapsed() {
+            return Outcome::Over;
+        }
+        // Where it rang in the poll, it has kept whom it would wake.
+        poll(timer, Waker::noop()).map_or(Outcome::Over, |_| Outcome::Rang)
+    }
+}
+
+/// `None` if the runtime ends in this moment.
+fn poll(timer: Pin<&mut Sleep>, waker: &Waker) -> Option<Poll<()>> {
+    caught::call(|| poll_sleep(timer, &mut Context::from_waker(waker))).map_err(caught::dispose).ok()
 }
 
 impl<T: Wake + Send + Sync + 'static> Drop for Setting<'_, T> {
     fn drop(&mut self) {
+        let mut timer = self.timer.take();
         let mut state = lock(&self.deadlines.state);
         state.is_being_set = false;
-        if std::thread::panicking() {
+        if self.outcome != Outcome::Set {
             state.rings = NEVER;
         }
-        state.timer = self.timer.take();
+        let mut due = BTreeSet::new();
+        match self.outcome {
+            Outcome::Set | Outcome::Rang => state.timer = timer.take(),
+            // There are no timers, or no more.
+            Outcome::Over | Outcome::Failed => {
+                state.is_over = self.outcome == Outcome::Over;
+                due = std::mem::take(&mut state.due);
+            }
+        }
+        drop(state);
+        caught::discard((due, timer));
     }
 }
 

@@ -1,6 +1,7 @@
 //! Where requests are served: what those of a thread share, and the deadlines of each runtime.
 
 use std::{
+    borrow::Cow,
     cell::RefCell,
     sync::{Arc, Mutex, OnceLock, Weak},
 };
@@ -15,7 +16,7 @@ use crate::pool::{Pool, lock};
 pub(crate) struct Home {
     pub(crate) pool: Arc<Pool>,
     /// Those of the runtime in which they are served, if that is known: a thread of the user's own, which is in no runtime or in
-    /// one of its own, may have something of theirs begin.
+    /// one of its own, may have something of theirs begin. Where the layers stand alone it never is.
     deadlines: OnceLock<Arc<Deadlines<Shared>>>,
     /// Of an attempt at a durable job, which no client asked for.
     pub(crate) seat: Option<Arc<Seat>>,
@@ -24,6 +25,8 @@ pub(crate) struct Home {
 thread_local! {
     /// Those of this thread: one for each pool and runtime that it has to do with.
     static HERE: RefCell<Vec<Weak<Home>>> = const { RefCell::new(Vec::new()) };
+    /// That of requests whose layers stand alone.
+    static ALONE: Arc<Home> = Arc::new(Home::new(Pool::global().clone()));
 }
 
 impl Home {
@@ -31,7 +34,13 @@ impl Home {
         Self { pool, deadlines: OnceLock::new(), seat: None }
     }
 
-    /// The one for requests that are served on this thread.
+    /// The one where the layers stand alone: one runtime may make a request's future, and another poll it.
+    pub(super) fn alone() -> Arc<Self> {
+        // On a thread that ends there is nobody to keep it.
+        ALONE.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Self::new(Pool::global().clone())))
+    }
+
+    /// The one for requests of a connection that is served on this thread.
     pub(crate) fn here(pool: &Arc<Pool>) -> Arc<Self> {
         let Ok(runtime) = Handle::try_current() else { return Arc::new(Self::new(pool.clone())) };
         // One that is not the one goes behind the borrow: with it may go the last of a pool, and what the user gave it.
@@ -81,19 +90,43 @@ impl Home {
     pub(super) fn deadlines(&self) -> Option<&Arc<Deadlines<Shared>>> {
         self.deadlines.get()
     }
+}
 
-    /// Those of the runtime that the caller is in where no other is known, from then on.
+impl Shared {
+    /// Whether it is known where its limit is waited for.
+    pub(super) fn knows_deadlines(&self) -> bool {
+        self.runtime().is_some() || lock(&self.core).deadlines.is_some()
+    }
+
+    /// Those of the runtime that it is served in; if that is not known, those of the first that asked.
     ///
     /// # Panics
     ///
-    /// If it is in none then.
-    pub(super) fn deadlines_or_here(&self) -> &Arc<Deadlines<Shared>> {
-        self.deadlines.get_or_init(|| deadlines_of(Handle::current()))
+    /// If that is not known, nobody has asked, and the caller is in none.
+    pub(super) fn deadlines(&self) -> Cow<'_, Arc<Deadlines<Self>>> {
+        if let Some(known) = self.home().deadlines() {
+            return Cow::Borrowed(known);
+        }
+        let asked = lock(&self.core).deadlines.clone();
+        Cow::Owned(asked.unwrap_or_else(|| {
+            // Outside of the lock: there may be none.
+            let here = deadlines_here();
+            lock(&self.core).deadlines.get_or_insert(here).clone()
+        }))
     }
 }
 
 /// The deadlines of each runtime that is in use, and of some that were.
 static ALL: Mutex<Vec<Arc<Deadlines<Shared>>>> = Mutex::new(Vec::new());
+
+/// Those of the runtime that the caller is in.
+///
+/// # Panics
+///
+/// If it is in none.
+fn deadlines_here() -> Arc<Deadlines<Shared>> {
+    deadlines_of(Handle::current())
+}
 
 fn deadlines_of(runtime: Handle) -> Arc<Deadlines<Shared>> {
     let mut all = lock(&ALL);
@@ -143,6 +176,15 @@ mod tests {
         assert!(!Arc::ptr_eq(&first, &of_another_thread));
         assert!(Arc::ptr_eq(deadlines, of_another_thread.deadlines().unwrap()));
         runtime.shutdown_background();
+    }
+
+    #[test]
+    fn where_the_layers_stand_alone_it_is_of_no_runtime_and_one_for_each_thread() {
+        let alone = Home::alone();
+        assert!(alone.deadlines().is_none() && Arc::ptr_eq(&alone.pool, Pool::global()));
+        assert!(Arc::ptr_eq(&alone, &Home::alone()));
+        let elsewhere = std::thread::spawn(Home::alone).join().unwrap();
+        assert!(!Arc::ptr_eq(&alone, &elsewhere));
     }
 
     #[test]

@@ -2,8 +2,6 @@
 
 use std::{cell::Cell, error::Error as StdError, time::Instant};
 
-use tokio::runtime::Handle;
-
 use super::{
     clock::LIMIT_PASSED,
     shared::{Change, Shared},
@@ -151,8 +149,8 @@ impl Shared {
             // Its runtime takes no timer any more.
             return;
         }
-        if self.runtime().is_none() && Handle::try_current().is_err() {
-            // Whoever polls it next sets the timer.
+        if !self.knows_deadlines() {
+            // Who asks may be in a runtime of their own, which ends. Whoever polls it next has it waited for.
             return self.wake_all();
         }
         self.arm();
@@ -173,7 +171,7 @@ impl Shared {
         if self.word().has(word::ENDED) {
             return;
         }
-        if self.clock.arm(|| self.home().deadlines_or_here(), || self.arc()) {
+        if self.clock.arm(|| self.deadlines(), || self.arc()) {
             self.time_out(LIMIT_PASSED);
         }
         if self.word().has(word::ENDED) {
@@ -184,7 +182,7 @@ impl Shared {
     /// Its limit is waited for no more.
     pub(super) fn stop_clock(&self) {
         if let (true, Some(me)) = (self.clock.was_placed(), self.arc()) {
-            self.clock.stop(self.home().deadlines_or_here(), me);
+            self.clock.stop(&self.deadlines(), me);
         }
     }
 }
@@ -253,7 +251,7 @@ mod tests {
                 Waker::from(shared.clone()).wake();
                 Some(shared.clone())
             };
-            shared.clock.arm(|| shared.home().deadlines_or_here(), passes_meanwhile);
+            shared.clock.arm(|| shared.deadlines(), passes_meanwhile);
             shared.arm_for_work();
         }));
     }

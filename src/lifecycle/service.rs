@@ -21,10 +21,7 @@ use super::{
     response::{self, SendBody},
     shared::{Arrival, Shared},
 };
-use crate::{
-    connection::Connection,
-    pool::{Pool, caught},
-};
+use crate::{connection::Connection, pool::caught};
 
 /// The number of the service that makes the lifecycle.
 pub(super) const OUTERMOST: u32 = 1;
@@ -57,7 +54,7 @@ where
     match request.extensions().get::<Lifecycle>() {
         Some(lifecycle) => Entered::inside(lifecycle.0.clone(), request),
         None => {
-            let arrival = arrival(Home::here(Pool::global()), None, request);
+            let arrival = arrival(Home::alone(), None, request);
             Entered::first(arrival, request, false)
         }
     }

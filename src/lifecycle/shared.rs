@@ -16,6 +16,7 @@ use tokio::{runtime::Handle, sync::Notify, time::Instant};
 use super::{
     alone::{ALONE, IN_SERVICE},
     clock::Clock,
+    deadlines::Deadlines,
     home::Home,
     hooks::Hook,
     passage::{Passing, Verb, Waits},
@@ -110,6 +111,8 @@ pub(super) struct Core {
     pub(super) continuations: Queue<Continuation>,
     pub(super) hooks: Queue<Hook>,
     pub(super) rare: Option<Box<Rare>>,
+    /// Where its limit is waited for, if nobody knows where it is served.
+    pub(super) deadlines: Option<Arc<Deadlines<Shared>>>,
 }
 
 /// What most requests do not have.

@@ -6,7 +6,7 @@ use axum::{Router, extract::Path, extract::Request, routing::get};
 use futures_util::future::join_all;
 use http::StatusCode;
 use tokio::{runtime, time::Instant};
-use tower::ServiceExt;
+use tower::{Service as _, ServiceExt};
 use tower_epilogue::{IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
 use crate::{
@@ -128,4 +128,23 @@ async fn a_limit_that_another_runtime_sets_passes_when_that_has_ended() {
     let response = soon("the limit passes", app.oneshot(ask("/"))).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     thread.join().unwrap();
+}
+
+/// As with a worker of `tower::buffer`: that runtime may have no timers, stand still, or be gone.
+#[test]
+fn a_limit_passes_in_the_runtime_that_polls_whichever_made_the_future() {
+    let build = || runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for (made_in, is_gone) in
+        [(runtime::Builder::new_current_thread().build().unwrap(), false), (build(), false), (build(), true)]
+    {
+        let mut app = Router::new().route("/", get(pending::<()>)).layer(TimeLimitLayer::new(SECOND / 20));
+        let asked = {
+            let _entered = made_in.enter();
+            app.call(ask("/"))
+        };
+        let made_in = (!is_gone).then_some(made_in);
+        let status = build().block_on(soon("the limit passes", asked)).unwrap().status();
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        drop(made_in);
+    }
 }

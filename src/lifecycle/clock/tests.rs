@@ -11,7 +11,7 @@ struct Waits(AtomicBool);
 impl Waits {
     /// Whether the limit had passed already.
     fn arm(self: &Arc<Self>, clock: &Clock, deadlines: &Arc<Deadlines<Self>>) -> bool {
-        clock.arm(|| deadlines, || Some(self.clone()))
+        clock.arm(|| Cow::Borrowed(deadlines), || Some(self.clone()))
     }
 
     fn was_woken(&self) -> bool {
@@ -124,7 +124,7 @@ async fn a_limit_that_is_set_while_it_is_being_armed_is_the_one_that_is_waited_f
         clock.set(Duration::from_secs(60), Start::Now, None);
         Some(waits.clone())
     };
-    assert!(!clock.arm(|| &deadlines, restarts));
+    assert!(!clock.arm(|| Cow::Borrowed(&deadlines), restarts));
     tokio::time::advance(Duration::from_secs(60)).await;
     assert!(waits.was_woken());
 }

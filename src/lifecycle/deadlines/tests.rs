@@ -82,7 +82,7 @@ async fn nobody_is_woken_who_was_taken_off() {
     second.put(&deadlines, Some(now + SECOND * 2));
     first.take_off(&deadlines);
     assert!(first.is_free());
-    assert_eq!(rings(&deadlines), Some(1), "it is left as it is");
+    assert_eq!(rings(&deadlines), Some(1), "it is left as it is for the second");
     tokio::time::advance(SECOND).await;
     assert_eq!(rings(&deadlines), Some(1), "and set for the next when it rings");
     // Twice is as good as once, and so is one who was woken.
@@ -158,25 +158,150 @@ async fn a_panic_of_one_is_not_the_others() {
     assert!(others.iter().all(|waits| waits.woken() == 1));
 }
 
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap()
+}
+
 /// It rings all of its timers, and has none any more.
 #[test]
 fn a_runtime_that_ends_wakes_nobody_and_keeps_nobody() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build().unwrap();
+    for before in [0, 1, 2] {
+        let runtime = runtime();
+        let deadlines = Deadlines::new(runtime.handle().clone());
+        let put = |minutes: u32| {
+            let waits = Waits::new();
+            waits.put(&deadlines, Some(Instant::now() + SECOND * 60 * minutes));
+            waits
+        };
+        let all: Vec<_> = (1..=before).map(put).collect();
+        drop(runtime);
+        // Who comes after it waits for nothing.
+        let late = put(1);
+        assert!(all.iter().chain([&late]).all(|waits| waits.woken() == 0 && waits.is_free()), "{before}");
+        assert!(lock(&deadlines.state).is_over);
+        let weak: Weak<_> = Arc::downgrade(&deadlines);
+        drop(deadlines);
+        assert!(weak.upgrade().is_none(), "nor does its timer keep it");
+    }
+}
+
+/// Where it is set: what it would wake is not kept.
+#[test]
+fn a_timer_that_has_rung_where_it_was_set_keeps_nobody() {
+    let runtime = runtime();
     let deadlines = Deadlines::new(runtime.handle().clone());
-    let all = [1, 60].map(|minutes| {
+    let other = Waits::new();
+    other.put(&deadlines, Some(Instant::now() + SECOND * 60));
+    // The runtime has looked at its timers since.
+    let at = Instant::now();
+    runtime.block_on(async { tokio::time::sleep(Duration::from_millis(5)).await });
+    let waits = Waits::new();
+    waits.put(&deadlines, Some(at));
+    assert!(waits.woken() == 1 && waits.is_free());
+    let weak = Arc::downgrade(&deadlines);
+    other.take_off(&deadlines);
+    drop(deadlines);
+    assert!(weak.upgrade().is_none());
+}
+
+/// Nor would a clock that a test has stopped go on to where it rings.
+#[tokio::test(start_paused = true)]
+async fn there_is_no_timer_where_nobody_waits() {
+    let deadlines = here();
+    let taken_off = || {
         let waits = Waits::new();
-        waits.put(&deadlines, Some(Instant::now() + SECOND * 60 * minutes));
+        waits.put(&deadlines, Some(Instant::now() + SECOND * 60));
+        waits.take_off(&deadlines);
+    };
+    let lifted = || {
+        let waits = Waits::new();
+        waits.put(&deadlines, Some(Instant::now() + SECOND * 60));
+        waits.put(&deadlines, None);
+    };
+    for leaves in [&taken_off as &dyn Fn(), &lifted] {
+        leaves();
+        assert!(lock(&deadlines.state).timer.is_none() && rings(&deadlines).is_none());
+    }
+    let began = Instant::now();
+    let (tells, told) = tokio::sync::oneshot::channel();
+    let thread = std::thread::spawn(|| tells.send(()).unwrap());
+    told.await.unwrap();
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    thread.join().unwrap();
+    let waits = Waits::new();
+    waits.put(&deadlines, Some(began + SECOND));
+    tokio::time::advance(SECOND).await;
+    assert_eq!(waits.woken(), 1);
+    assert!(lock(&deadlines.state).timer.is_none());
+}
+
+/// As a guard does that gives itself more time.
+#[test]
+fn it_is_set_also_while_a_panic_unwinds() {
+    struct Guard<'a>(&'a Arc<Deadlines<Waits>>, &'a Arc<Waits>);
+
+    impl Drop for Guard<'_> {
+        fn drop(&mut self) {
+            self.1.put(self.0, Some(Instant::now() + Duration::from_millis(20)));
+        }
+    }
+
+    let (tells, told) = std::sync::mpsc::channel();
+    // It may hang.
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let (deadlines, waits) = (here(), Waits::new());
+            let panics = || {
+                let _guard = Guard(&deadlines, &waits);
+                panic!("the user's");
+            };
+            assert!(catch_unwind(AssertUnwindSafe(panics)).is_err());
+            assert_eq!(waits.woken(), 0);
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            tells.send(waits.woken()).unwrap();
+        });
+    });
+    assert_eq!(told.recv_timeout(SECOND * 20), Ok(1));
+}
+
+/// Somebody holds the lock while the timer rings: what was known before it does not count.
+#[test]
+fn who_comes_to_the_lock_late_does_not_take_the_ring_for_the_runtimes_end() {
+    let runtime = runtime();
+    let deadlines = Deadlines::new(runtime.handle().clone());
+    let all = [40, 120].map(|millis| {
+        let waits = Waits::new();
+        waits.put(&deadlines, Some(Instant::now() + Duration::from_millis(millis)));
         waits
     });
-    drop(runtime);
-    assert!(all.iter().all(|waits| waits.woken() == 0 && waits.is_free()));
-    // Who comes after it waits for nothing.
-    let late = Waits::new();
-    late.put(&deadlines, Some(Instant::now() + SECOND));
-    assert!(late.is_free() && lock(&deadlines.state).is_over);
-    let weak: Weak<_> = Arc::downgrade(&deadlines);
-    drop(deadlines);
-    assert!(weak.upgrade().is_none(), "nor does its timer keep it");
+    let state = lock(&deadlines.state);
+    let late = deadlines.clone();
+    let late = std::thread::spawn(move || late.wake());
+    std::thread::sleep(Duration::from_millis(80));
+    drop(state);
+    late.join().unwrap();
+    wait_for(|| all.iter().all(|waits| waits.woken() == 1));
+    assert!(!lock(&deadlines.state).is_over);
+}
+
+fn wait_for(happens: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !happens() {
+        assert!(began.elapsed() < SECOND * 30, "somebody was forgotten");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_crowd_is_woken_whole() {
+    let (deadlines, at) = (here(), Instant::now() + SECOND);
+    let all: Vec<_> = (0..3 * BATCH + 7).map(|_| Waits::new()).collect();
+    for waits in &all {
+        waits.put(&deadlines, Some(at));
+    }
+    tokio::time::advance(SECOND).await;
+    assert!(all.iter().all(|waits| waits.woken() == 1));
 }
 
 #[test]
@@ -195,10 +320,10 @@ fn a_runtime_without_timers_says_so_each_time() {
 /// Every moment in which it may ring: while it is set, while it is moved, while one is taken off.
 #[test]
 fn of_many_on_many_threads_none_is_forgotten() {
-    const EACH: usize = 2_000;
+    const EACH: usize = 1_000;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let deadlines = Deadlines::new(runtime.handle().clone());
-    let threads: Vec<_> = (0..4)
+    let threads: Vec<_> = (0..16)
         .map(|thread| {
             let deadlines = deadlines.clone();
             std::thread::spawn(move || {
@@ -217,10 +342,7 @@ fn of_many_on_many_threads_none_is_forgotten() {
         })
         .collect();
     let all: Vec<_> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-    let began = std::time::Instant::now();
-    while !all.iter().all(|(leaves, waits)| waits.is_free() && (*leaves || waits.woken() == 1)) {
-        assert!(began.elapsed() < SECOND * 30, "somebody was forgotten");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    wait_for(|| all.iter().all(|(leaves, waits)| waits.is_free() && (*leaves || waits.woken() == 1)));
     assert!(all.iter().all(|(_, waits)| waits.woken() <= 1));
+    assert!(!lock(&deadlines.state).is_over);
 }
