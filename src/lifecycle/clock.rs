@@ -67,6 +67,8 @@ pub(super) struct Clock {
     waited: AtomicBool,
     /// It may have a place there.
     placed: AtomicBool,
+    /// Somebody wants it waited for, and does not know where.
+    asked: AtomicBool,
     /// Since when a poll is being measured, plus 2; 1 until that is known, and 0 while none is. One that runs meanwhile, inside of
     /// it or on another thread (a body beside the handler that finished it), is not counted, rather than twice.
     measuring: AtomicU64,
@@ -125,6 +127,7 @@ impl Clock {
             armed: AtomicBool::new(false),
             waited: AtomicBool::new(false),
             placed: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             measuring: AtomicU64::new(0),
         }
     }
@@ -220,6 +223,23 @@ impl Clock {
     #[inline]
     pub(super) fn is_limited(&self) -> bool {
         !self.limit().is_none()
+    }
+
+    /// Whether a wall limit is set.
+    pub(super) fn is_wall_limited(&self) -> bool {
+        self.limit().deadline().is_some()
+    }
+
+    /// Somebody wants the limit waited for, and does not know where: before a look at whether the head has left.
+    ///
+    /// SeqCst, here and in `was_asked`: one of both comes first, and the other then sees to it.
+    pub(super) fn note_asked(&self) {
+        self.asked.swap(true, Ordering::SeqCst);
+    }
+
+    /// The same behind the head.
+    pub(super) fn was_asked(&self) -> bool {
+        self.asked.swap(false, Ordering::SeqCst)
     }
 
     /// Whether a wall limit is set and has passed.

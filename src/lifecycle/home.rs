@@ -20,24 +20,30 @@ pub(crate) struct Home {
     deadlines: OnceLock<Arc<Deadlines<Shared>>>,
     /// Of an attempt at a durable job, which no client asked for.
     pub(crate) seat: Option<Arc<Seat>>,
+    /// Of requests whose layers stand alone, in whichever runtimes.
+    is_alone: bool,
 }
 
 thread_local! {
     /// Those of this thread: one for each pool and runtime that it has to do with.
     static HERE: RefCell<Vec<Weak<Home>>> = const { RefCell::new(Vec::new()) };
     /// That of requests whose layers stand alone.
-    static ALONE: Arc<Home> = Arc::new(Home::new(Pool::global().clone()));
+    static ALONE: Arc<Home> = Arc::new(Home::of_layers_alone());
 }
 
 impl Home {
     pub(crate) fn new(pool: Arc<Pool>) -> Self {
-        Self { pool, deadlines: OnceLock::new(), seat: None }
+        Self { pool, deadlines: OnceLock::new(), seat: None, is_alone: false }
+    }
+
+    fn of_layers_alone() -> Self {
+        Self { is_alone: true, ..Self::new(Pool::global().clone()) }
     }
 
     /// The one where the layers stand alone: one runtime may make a request's future, and another poll it.
     pub(super) fn alone() -> Arc<Self> {
         // On a thread that ends there is nobody to keep it.
-        ALONE.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Self::new(Pool::global().clone())))
+        ALONE.try_with(Arc::clone).unwrap_or_else(|_| Arc::new(Self::of_layers_alone()))
     }
 
     /// The one for requests of a connection that is served on this thread.
@@ -79,7 +85,7 @@ impl Home {
 
     /// Its requests are served in the runtime that the caller is in, unless another is known.
     pub(super) fn is_here(&self) {
-        if self.deadlines.get().is_none() {
+        if !self.is_alone && self.deadlines.get().is_none() {
             if let Ok(runtime) = Handle::try_current() {
                 // Two streams of a connection may come at once.
                 let _ = self.deadlines.set(deadlines_of(runtime));
@@ -104,6 +110,7 @@ impl Shared {
     ///
     /// If that is not known, nobody has asked, and the caller is in none.
     pub(super) fn deadlines(&self) -> Cow<'_, Arc<Deadlines<Self>>> {
+        self.home().is_here();
         if let Some(known) = self.home().deadlines() {
             return Cow::Borrowed(known);
         }

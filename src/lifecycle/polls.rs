@@ -2,6 +2,8 @@
 
 use std::{cell::Cell, error::Error as StdError, time::Instant};
 
+use tokio::runtime::Handle;
+
 use super::{
     clock::LIMIT_PASSED,
     shared::{Change, Shared},
@@ -149,9 +151,17 @@ impl Shared {
             // Its runtime takes no timer any more.
             return;
         }
+        if !self.clock.is_wall_limited() {
+            return;
+        }
         if !self.knows_deadlines() {
-            // Who asks may be in a runtime of their own, which ends. Whoever polls it next has it waited for.
-            return self.wake_all();
+            // Who asks may be in a runtime of their own, which ends. Whoever polls it next has it waited for, or hands its
+            // response over; nobody may poll it after that.
+            self.clock.note_asked();
+            self.wake_all();
+            if !self.word().has(word::HEAD) || Handle::try_current().is_err() {
+                return;
+            }
         }
         self.arm();
     }
@@ -176,6 +186,13 @@ impl Shared {
         }
         if self.word().has(word::ENDED) {
             self.stop_clock();
+        }
+    }
+
+    /// The head leaves. Where nobody knows of a runtime, its limit may have been asked for before there was any.
+    pub(super) fn arm_asked(&self) {
+        if self.runtime().is_none() && self.clock.was_asked() && Handle::try_current().is_ok() {
+            self.arm();
         }
     }
 

@@ -143,6 +143,7 @@ impl Shared {
         }
         self.tell_connection_of_head();
         let changed = self.change(Some(EventKind::HandedOver), |word| Some(word.with(word::HEAD)));
+        self.arm_asked();
         self.release_tickets();
         #[cfg(feature = "acknowledged")]
         if changed.is_some_and(|change| change.new.has(word::WORK)) {

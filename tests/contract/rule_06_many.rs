@@ -1,6 +1,15 @@
 //! The limits of many requests, which have one timer: each is exact all the same.
 
-use std::{cell::Cell, future::pending, sync::mpsc, time::Duration};
+use std::{
+    cell::Cell,
+    future::{Future as _, pending, poll_fn},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
+};
 
 use axum::{Router, extract::Path, extract::Request, routing::get};
 use futures_util::future::join_all;
@@ -147,4 +156,72 @@ fn a_limit_passes_in_the_runtime_that_polls_whichever_made_the_future() {
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         drop(made_in);
     }
+}
+
+/// Its layers stand alone, and its response is not read.
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_is_set_when_nobody_polls_passes_all_the_same() {
+    let layers = [TimeLimitLayer::off(), TimeLimitLayer::new(3600 * SECOND)];
+    for (layer, by_handler) in layers.into_iter().flat_map(|layer| [(layer, false), (layer, true)]) {
+        let (sender, handles) = mpsc::channel();
+        let handler = async move |lifecycle: Lifecycle| {
+            if by_handler {
+                lifecycle.set_time_limit(SECOND);
+            }
+            sender.send(lifecycle).unwrap();
+            axum::body::Body::from_stream(futures_util::stream::pending::<Result<&str, std::io::Error>>())
+        };
+        let response = Router::new().route("/", get(handler)).layer(layer).oneshot(ask("/")).await.unwrap();
+        let lifecycle = handles.recv().unwrap();
+        if !by_handler {
+            let handle = lifecycle.clone();
+            tokio::spawn(async move { handle.set_time_limit(SECOND) }).await.unwrap();
+        }
+        assert!(!lifecycle.status().is_timeout());
+        tokio::time::sleep(SECOND + Duration::from_millis(2)).await;
+        assert!(lifecycle.status().is_timeout(), "{layer:?}, by the handler: {by_handler}");
+        drop(response);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn setting_the_limit_in_each_poll_wakes_nobody_without_end() {
+    let long = 3600 * SECOND;
+    let cases = [
+        (TimeLimitLayer::busy(long), long),
+        (TimeLimitLayer::off(), Duration::ZERO),
+        (TimeLimitLayer::off(), long),
+        (TimeLimitLayer::new(long), long),
+    ];
+    for (layer, limit) in cases {
+        let polls = Arc::new(AtomicUsize::new(0));
+        let counts = polls.clone();
+        let handler = async move |lifecycle: Lifecycle| {
+            let mut sleep = Box::pin(tokio::time::sleep(SECOND));
+            poll_fn(|cx| {
+                counts.fetch_add(1, Ordering::Relaxed);
+                lifecycle.set_time_limit(limit);
+                sleep.as_mut().poll(cx)
+            })
+            .await;
+        };
+        let app = Router::new().route("/", get(handler)).layer(layer);
+        assert_eq!(app.oneshot(ask("/")).await.unwrap().status(), StatusCode::OK);
+        assert!(polls.load(Ordering::Relaxed) < 10, "{layer:?}, {limit:?}: {polls:?} polls");
+    }
+}
+
+/// What the thread knew of runtimes is gone by then.
+#[test]
+fn a_runtime_in_a_thread_local_variable_ends_with_its_thread() {
+    thread_local! {
+        static RUNTIME: runtime::Runtime = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    }
+    let thread = std::thread::spawn(|| {
+        let app = Router::new().route("/", get(tokio::task::yield_now)).layer(TimeLimitLayer::new(3600 * SECOND));
+        RUNTIME.with(|runtime| runtime.block_on(app.oneshot(ask("/")))).unwrap()
+    });
+    // Its limit is waited for until it has been read.
+    let response = thread.join().unwrap();
+    assert_eq!(response.status(), StatusCode::OK);
 }
