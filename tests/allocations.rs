@@ -154,8 +154,7 @@ async fn only_the_first_continuation_of_a_thread_allocates_its_place() {
 /// They have one timer between them, which is there when one of them waits.
 #[tokio::test(start_paused = true)]
 async fn a_limit_allocates_nothing_beside_others() {
-    let waits =
-        tower::service_fn(async |_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>().await);
+    let waits = tower::service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
     let limit = TimeLimitLayer::new(Duration::from_secs(60));
     let cost = |limit: TimeLimitLayer| {
         let mut asked = Box::pin(limit.layer(waits).oneshot(Request::new(Body::empty())));
