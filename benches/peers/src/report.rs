@@ -80,8 +80,8 @@ fn targets(text: &mut String, results: &[Results]) {
     );
     text.push_str(
         "\nRatios are medians over the rounds, in brackets the middle half of them. The server that this crate is compared \
-         with answers and spawns, and does nothing else; here the same request has a lifecycle, four layers, a timer \
-         for its limit, a flush to wait for, a task that is tracked, and a hook that runs at the end.\n\n",
+         with answers and spawns, and does nothing else; here the same request has a lifecycle, four layers, a limit \
+         that is waited for, a flush to wait for, a task that is tracked, and a hook that runs at the end.\n\n",
     );
     floor(text, results, spawn);
 }
