@@ -30,6 +30,8 @@ const GONE: Duration = Duration::from_secs(20);
 /// How often one is tried that refuses, since it starts, and it is looked whether it is still waited for.
 const AGAIN: Duration = Duration::from_millis(100);
 
+const NO_PROBES: &str = "no keep-alive probes on connections to Postgres: a machine that vanishes will not be noticed";
+
 /// Where the connections of one pool lead to.
 #[derive(Default)]
 struct Way {
@@ -59,7 +61,7 @@ pub(super) fn lead(options: PgConnectOptions, pool: PgPoolOptions) -> (PgConnect
     let listener = match UnixListener::bind(format!("{directory}/.s.PGSQL.{}", options.get_port())) {
         Ok(listener) => listener,
         Err(error) => {
-            tracing::warn!(%error, "no keep-alive probes on connections to Postgres: a machine that vanishes will not be noticed");
+            caught::tell(|| tracing::warn!(%error, "{NO_PROBES}"));
             return (options, pool, Failure(None));
         }
     };
@@ -101,7 +103,7 @@ async fn carry(mut local: UnixStream, way: &Way) {
     // Anybody on this machine can connect to an abstract name; it is there for this process alone.
     let process = i32::try_from(std::process::id()).ok();
     if local.peer_cred().ok().and_then(|peer| peer.pid()) != process {
-        tracing::debug!("another process tried to use the relay to Postgres: it was refused");
+        caught::tell(|| tracing::debug!("another process tried to use the relay to Postgres: it was refused"));
         return;
     }
     let mut remote = match connect(&local, way).await {
@@ -114,20 +116,17 @@ async fn carry(mut local: UnixStream, way: &Way) {
         }
     };
     if let Err(error) = watch(&remote) {
-        caught::tell(
-            || tracing::warn!(%error, "no keep-alive probes on connections to Postgres: a machine that vanishes will not be noticed"),
-        );
+        caught::tell(|| tracing::warn!(%error, "{NO_PROBES}"));
     }
     match tokio::io::copy_bidirectional(&mut local, &mut remote).await {
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-            tracing::warn!(
-                host = way.host,
-                port = way.port,
-                "the database's machine does not answer: the connection is given up on"
-            );
+            let (host, port) = (&way.host, way.port);
+            caught::tell(|| {
+                tracing::warn!(host, port, "the database's machine does not answer: the connection is given up on");
+            });
         }
         // Whoever was using it tells of it; and an end that came while the other still spoke is none to tell of.
-        Err(error) => tracing::debug!(%error, "a connection to Postgres broke"),
+        Err(error) => caught::tell(|| tracing::debug!(%error, "a connection to Postgres broke")),
         Ok(_) => {}
     }
 }

@@ -175,7 +175,7 @@ use self::{
 use crate::{
     epilogue::{Epilogue, EpilogueBuilder},
     lifecycle::Lifecycle,
-    pool::Pool,
+    pool::{Pool, caught},
 };
 
 mod connections;
@@ -218,7 +218,9 @@ impl Epilogue {
     {
         let ledger = self.pool.census.clone().and_then(|census| census.as_any().downcast::<Ledger>().ok());
         let Some(ledger) = ledger else {
-            tracing::warn!("the status page is off: switch it on with `Epilogue::builder().status_page()`");
+            caught::tell(|| {
+                tracing::warn!("the status page is off: switch it on with `Epilogue::builder().status_page()`");
+            });
             return Router::new().route("/", get(async || StatusCode::NOT_FOUND));
         };
         let page = Arc::new(Shown { ledger, pool: self.pool.clone() });
@@ -282,7 +284,7 @@ fn typed(content_type: &'static str, text: String) -> Response {
 }
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> Response {
-    tracing::error!(error, "the status page could not be rendered");
+    caught::tell(|| tracing::error!(error, "the status page could not be rendered"));
     StatusCode::INTERNAL_SERVER_ERROR.into_response()
 }
 

@@ -109,6 +109,17 @@ fn of_the_limit() {
     });
 }
 
+#[cfg(feature = "status-page")]
+#[test]
+fn of_a_status_page_that_is_off() {
+    told_of("the status page is off", || async {
+        let page = |epilogue: &tower_epilogue::Epilogue| epilogue.status_page();
+        let server = Server::made(|builder| builder, page).await;
+        assert_eq!(server.get("/").await.status, 404);
+        assert!(server.stop().await.is_clean());
+    });
+}
+
 #[test]
 fn of_a_handler_that_panics() {
     told_of("a handler panicked", || {
