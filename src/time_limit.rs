@@ -41,8 +41,9 @@
 //! # Differences from `tower_http::timeout`
 //!
 //! `TimeoutLayer` ends with the response's head. This layer bounds the body and the continuation as well, can be
-//! restarted and lifted by the handler ([`Lifecycle::set_time_limit`]), and can count busy time. Both poll the
-//! handler before the timer: a response that is ready at the last moment is sent.
+//! restarted and lifted by the handler ([`Lifecycle::set_time_limit`]), and can count busy time. At the limit it polls
+//! the handler once more, and `TimeoutLayer` does not: a response that is ready by then is still sent, with the status
+//! TIMEOUT, if its length is known; one that streams is replaced by the 503.
 //!
 //! [`ConnectionStatus::TIMEOUT`]: crate::ConnectionStatus::TIMEOUT
 //! [`Lifecycle::set_time_limit`]: crate::Lifecycle::set_time_limit
@@ -72,6 +73,11 @@ pub struct TimeLimitLayer {
 
 impl TimeLimitLayer {
     /// A limit in wall-clock time. `Duration::ZERO` means no limit, as does one too long for the clock (centuries).
+    ///
+    /// # Panics
+    ///
+    /// It does not. But a request that waits under such a limit panics outside of all tokio runtimes, and in one
+    /// without timers ([`enable_time`](tokio::runtime::Builder::enable_time)).
     #[must_use]
     pub const fn new(limit: Duration) -> Self {
         Self { limit, kind: ClockKind::Wall }

@@ -167,7 +167,7 @@ impl Tracking {
 
     /// How long bytes may stay unacknowledged before the client's machine counts as gone, 30 s by default
     /// (`TCP_USER_TIMEOUT`, RFC 5482; on Linux and Android only). `None` leaves the system's setting. The system counts
-    /// milliseconds, from 1 up to almost 25 days: what is shorter or longer is taken for that.
+    /// milliseconds, from 1 up to almost 25 days: a shorter or longer time is rounded to that.
     ///
     /// The system treats a receive window that stays closed for that long in the same way: a client whose machine
     /// answers, but whose program reads nothing of what is waiting for it, counts as gone too, even if its response

@@ -280,6 +280,11 @@ impl DurableBuilder {
     /// If a setting is invalid (a zero `rescue_after`, `claim`, `busy_timeout` or `connections`; two types with one
     /// `KIND`; a `LIMIT`, `MAX_ATTEMPTS` or `CONCURRENCY` of zero), the database does not answer, or its tables are
     /// missing.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped, no job runs. Of a [migration](Self::migrate) what was done by then stays, and the next `start`
+    /// does the rest.
     pub async fn start(mut self, epilogue: &Epilogue) -> Result<DurableStore, DurableError> {
         if let Some(error) = self.settings_error {
             return Err(DurableError::new(Kind::Settings(error)));

@@ -144,6 +144,10 @@ impl JobContext {
     ///
     /// If the job is no longer running, because it was considered lost and another attempt has completed it; or if
     /// the store fails. Roll the transaction back.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped, it may have completed the job in the transaction: roll that back.
     pub async fn complete_in_transaction<'c, T>(&self, transaction: &mut T) -> Result<(), DurableError>
     where
         T: DurableTransaction<'c>,

@@ -201,6 +201,10 @@ impl Durable {
     /// # Errors
     ///
     /// If it cannot be stored. Roll the transaction back.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped, it may have stored the job in the transaction: roll that back.
     pub async fn store_in<'c, T>(mut self, store: &DurableStore, transaction: &mut T) -> Result<Self, DurableError>
     where
         T: DurableTransaction<'c>,

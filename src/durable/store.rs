@@ -92,6 +92,10 @@ impl DurableStore {
     /// # Errors
     ///
     /// If the store does not answer, or is a Postgres store.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no transaction is left half-begun.
     #[cfg(feature = "durable-sqlite")]
     pub async fn begin_sqlite(&self) -> Result<super::sqlx::Transaction<'static, super::sqlx::Sqlite>, DurableError> {
         match self.0.database.begin().await? {
@@ -112,6 +116,10 @@ impl DurableStore {
     /// # Errors
     ///
     /// If the store does not answer, or is a SQLite store.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: no transaction is left half-begun.
     #[cfg(feature = "durable-postgres")]
     pub async fn begin_postgres(
         &self,
@@ -130,6 +138,10 @@ impl DurableStore {
     /// # Errors
     ///
     /// If the store does not answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only reads.
     pub async fn counts(&self) -> Result<JobCounts, DurableError> {
         self.0.engine.counts().await
     }
@@ -140,6 +152,10 @@ impl DurableStore {
     /// # Errors
     ///
     /// If the store does not answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe: it only reads.
     pub async fn discarded(&self, limit: u32) -> Result<Vec<DiscardedJob>, DurableError> {
         self.0.engine.discarded(limit).await
     }
@@ -150,11 +166,19 @@ impl DurableStore {
     /// # Errors
     ///
     /// If there is no such job, if another of its kind and key is stored by now, or if the store does not answer.
+    ///
+    /// # Cancel safety
+    ///
+    /// If it is dropped, the job may be retried all the same.
     pub async fn revive(&self, id: i64) -> Result<(), DurableError> {
         self.0.engine.revive(id).await
     }
 
     /// Waits until everything that was promised so far, and whose response has left, is ready to run.
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
     pub async fn settled(&self) {
         self.0.settled().await;
     }

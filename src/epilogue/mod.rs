@@ -72,7 +72,7 @@ impl Epilogue {
         self.pool.running()
     }
 
-    /// How many threads are stuck: still running a blocking continuation past its limit.
+    /// How many blocking continuations are stuck: past their limit, and still running on their thread, or waiting for one.
     #[must_use]
     pub fn stuck(&self) -> usize {
         self.pool.stuck()
@@ -84,14 +84,19 @@ impl Epilogue {
         self.pool.lost()
     }
 
-    /// How many panics of handlers, bodies, continuations, hooks and middleware have been caught so far. Each cost
-    /// its request only.
+    /// How many panics have been caught so far: of handlers, bodies, continuations, hooks, middleware, failure handlers
+    /// and functions on buffered bodies, each of which cost its request only; and of apps that panicked when they were
+    /// cloned for a connection, which cost that connection.
     #[must_use]
     pub fn panicked(&self) -> usize {
         self.pool.panics()
     }
 
     /// Waits until every event so far has been delivered to the [event function](EpilogueBuilder::on_event).
+    ///
+    /// # Cancel safety
+    ///
+    /// Cancel safe.
     pub async fn events_delivered(&self) {
         if let Some(feed) = self.pool.feed() {
             feed.delivered().await;
@@ -152,7 +157,7 @@ impl EpilogueBuilder {
 
     /// Logs each request whose handler or continuation is still running at this age (counted from its arrival), once,
     /// at level warn, with its route, class, age and phase. Off by default. It is noticed up to a quarter of `age`
-    /// late, and at most 1 s. A response that is being sent does not count, because it may be meant to last. With the
+    /// late, of which no less than 10 ms and no more than 1 s are counted. A response that is being sent does not count, because it may be meant to last. With the
     /// feature `backtrace`, the log entry also shows the futures that it is [waiting
     /// in](crate::manual::observing#what-takes-long).
     pub fn slow_after(mut self, age: Duration) -> Self {

@@ -19,6 +19,7 @@ use super::{
     shared::Shared,
     timer::poll_timer,
     transitions::Verdict,
+    word,
 };
 use crate::{
     continuation::{Continuation, Extra},
@@ -181,6 +182,10 @@ impl Shared {
 
     /// Has the limit count from now on; also for a thread that is timed by the busy clock.
     pub(super) fn restart_clock(&self, limit: Duration) {
+        let word = self.word();
+        if word.has(word::ENDED) || word.status().is_timeout() {
+            return;
+        }
         if self.clock.is_busy() {
             // Noted first: until then a thread has the rest of the limit before, and never less than of this one.
             lock(&self.core).rare().restarted = Some(Instant::now());

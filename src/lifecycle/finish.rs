@@ -52,6 +52,10 @@ impl Finish {
     /// # Errors
     ///
     /// As `finish` itself.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing happens before the first poll. If it is dropped after that, the response is sent all the same.
     #[cfg(feature = "acknowledged")]
     pub async fn acknowledged(self) -> Result<crate::connection::Acknowledged, LifecycleError> {
         use crate::connection::Acknowledged;

@@ -222,8 +222,14 @@ impl Lifecycle {
     /// 45 s in all. `Duration::ZERO` lifts it, as does one too long for the clock (centuries). The kind of clock
     /// stays: see [`TimeLimitLayer::busy`](crate::TimeLimitLayer::busy).
     ///
-    /// It also works without a [`TimeLimitLayer`](crate::TimeLimitLayer), then in wall-clock time. Once the limit has
-    /// passed it does nothing.
+    /// It also works without a [`TimeLimitLayer`](crate::TimeLimitLayer), then in wall-clock time. Once the
+    /// [status](Self::status) says [`TIMEOUT`](crate::ConnectionStatus::TIMEOUT) it does nothing. A limit that passes while code
+    /// runs without an `.await` is noticed at the next one, and until then it can still be restarted.
+    ///
+    /// # Panics
+    ///
+    /// If the limit is to be waited for in a tokio runtime without timers
+    /// ([`enable_time`](tokio::runtime::Builder::enable_time)). Outside of all runtimes it can be called.
     pub fn set_time_limit(&self, limit: Duration) {
         self.0.restart_clock(limit);
         self.0.arm_anywhere();

@@ -170,9 +170,19 @@ impl Shared {
     /// looked, and a service outside of this one that measures this poll only when that is over.
     pub(super) fn arm_for_work(&self) {
         self.arm();
+        self.note_limit();
+    }
+
+    fn note_limit(&self) {
         if self.clock.is_past() || self.clock.is_used_up() {
             self.time_out(LIMIT_PASSED);
         }
+    }
+
+    /// Whether the limit has passed, also where nobody has noticed so far.
+    pub(super) fn is_out_of_time(&self) -> bool {
+        self.note_limit();
+        self.word().status().is_timeout()
     }
 
     /// Has the wall limit waited for, if there is one; acts at once if it has passed.

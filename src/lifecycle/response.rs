@@ -108,9 +108,17 @@ fn collect_all(shared: &Shared, response: &mut Response) {
     }
 }
 
-/// Watches the body of what the handler answered.
-pub(super) fn watched(shared: &Arc<Shared>, response: Response) -> Response {
+/// Watches the body of what the handler answered. One that streams comes too late if the limit has passed by then: it would be
+/// broken off before even its head had left, so a 503 takes its place (contract rule 6).
+pub(super) fn watched(shared: &Arc<Shared>, mut response: Response) -> Response {
     let bodiless = is_bodiless(shared, response.status());
+    if Producer::streams(response.body(), bodiless) && shared.is_out_of_time() {
+        let mut answer = answer(Verdict::TimedOut);
+        // What it promises is kept all the same.
+        std::mem::swap(answer.extensions_mut(), response.extensions_mut());
+        caught::discard(response);
+        return answer;
+    }
     response.map(|body| Producer::watch(body, shared, bodiless))
 }
 

@@ -68,7 +68,8 @@
 //! it: a limit of 20 s that is set after 25 s allows 45 s in all. Zero lifts it. It counts wall-clock time, or
 //! [busy](crate::ClockKind::Busy) time. Work is dropped at its next `.await`; a poll that ran more than 10 ms past
 //! the limit is reported with its route once it returns. If the response head has not been sent, the client gets a
-//! 503; if the body is on its way, the response is broken off, so that it never looks complete.
+//! 503, or the response that the handler returns in its last poll, if its length is known; if the body is on its way,
+//! the response is broken off, so that it never looks complete.
 //!
 //! Blocking work cannot be dropped: at the limit its request goes on without it, and its thread is counted
 //! ([`Epilogue::stuck`](crate::Epilogue::stuck)) and named in the log until it returns.
@@ -176,8 +177,12 @@
 //!
 //! **A limit that passes before the continuation has started** (a slow reader used up the time) still starts the
 //! continuation, and drops it at its first `.await`: whatever it does before that is done. A blocking one is started
-//! and given up on in the same moment, so it runs to its end, as a stuck thread. A limit that has passed cannot be
+//! and given up on in the same moment, so it runs to its end, as a stuck thread. It cannot be
 //! restarted.
+//!
+//! **A limit that has passed cannot be restarted** once the status says TIMEOUT: setting it does nothing then, and what
+//! is left of it stays nothing. It passes unnoticed while code runs without an `.await`; until the next one it can
+//! still be restarted, since nothing was dropped and nobody was told.
 //!
 //! **A blocking continuation that is still waiting for its thread** at the limit counts as stuck. It runs when a
 //! thread is free; a drain waits for it until then, and names it at its deadline.

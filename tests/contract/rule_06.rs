@@ -58,6 +58,51 @@ async fn it_can_be_set_without_a_layer() {
     assert_eq!(app.oneshot(ask()).await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
+/// What its destructor sees when it asks for more time.
+struct AsksForMore(Lifecycle, Notes);
+
+impl Drop for AsksForMore {
+    fn drop(&mut self) {
+        self.0.set_time_limit(3600 * SECOND);
+        self.1.add(format!("left: {:?}", self.0.time_left()));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn once_it_has_ended_the_work_or_the_request_is_over_it_cannot_be_restarted() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let waits = async move |lifecycle: Lifecycle| {
+        let _asks = AsksForMore(lifecycle, theirs.clone());
+        pending::<()>().await;
+    };
+    let (keeps, mut kept) = tokio::sync::mpsc::unbounded_channel();
+    let ends = async move |lifecycle: Lifecycle| keeps.send(lifecycle).unwrap();
+    let app = Router::new().route("/waits", get(waits)).route("/ends", get(ends));
+    let server = MemoryServer::start(app.layer(TimeLimitLayer::new(SECOND)));
+    assert_eq!(server.get("/waits").await.status, 503);
+    assert_eq!(server.get("/ends").await.status, 200);
+    server.ended(2).await;
+    assert_eq!(notes.all(), ["left: Some(0ns)"]);
+    let kept = kept.recv().await.unwrap();
+    let left = kept.time_left();
+    kept.set_time_limit(3600 * SECOND);
+    assert_eq!(kept.time_left(), left);
+}
+
+/// It computes for longer than it may, and nobody can have noticed.
+#[tokio::test(start_paused = true)]
+async fn without_an_await_it_can_be_restarted_also_after_its_time() {
+    let handler = async |lifecycle: Lifecycle| {
+        let _ = tokio::time::advance(2 * SECOND).now_or_never();
+        lifecycle.set_time_limit(SECOND);
+        tokio::time::sleep(SECOND / 2).await;
+        "whole"
+    };
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(SECOND));
+    assert_eq!(MemoryServer::start(app).get("/").await.text(), "whole");
+}
+
 /// From another task, while the handler waits with a longer one.
 #[tokio::test(start_paused = true)]
 async fn it_can_be_set_from_elsewhere() {

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    convert::Infallible,
     future::{Future as _, pending, poll_fn},
     sync::{
         Arc,
@@ -11,12 +12,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, extract::Path, extract::Request, routing::get};
+use axum::{Router, extract::Path, extract::Request, response::Response, routing::get};
 use futures_util::future::join_all;
 use http::StatusCode;
 use tokio::{runtime, time::Instant};
-use tower::{Service as _, ServiceExt};
-use tower_epilogue::{IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
+use tower::{Layer as _, Service as _, ServiceExt, service_fn};
+use tower_epilogue::{Epilogue, IgnoreAbortLayer, Lifecycle, TimeLimitLayer, TrackedIo};
 
 use crate::{
     common::SECOND,
@@ -118,6 +119,24 @@ fn the_limit_of_a_request_passes_in_its_own_runtime_whichever_other_ends() {
     }
 }
 
+/// The other stands still, and has a request of its own.
+#[test]
+fn the_limit_of_a_request_passes_in_the_runtime_of_its_connection_whichever_its_thread_was_in_before() {
+    let epilogue = Epilogue::new();
+    let app = Router::new().route("/", get(pending::<()>)).layer(TimeLimitLayer::new(SECOND / 20));
+    let runtimes = [(); 2].map(|()| runtime::Builder::new_current_thread().enable_all().build().unwrap());
+    let [_stands_still, asked] = runtimes.each_ref().map(|runtime| {
+        runtime.block_on(async {
+            let io = TrackedIo::new(tokio::io::empty());
+            let mut answer = Box::pin(epilogue.wrap(&io, app.clone()).call(ask("/")));
+            assert!(futures_util::poll!(answer.as_mut()).is_pending());
+            (answer, io)
+        })
+    });
+    let response = runtimes[1].block_on(soon("the limit passes", asked.0)).unwrap();
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
 /// Its layers stand alone: nobody has told them which runtime that is.
 #[tokio::test]
 async fn a_limit_that_another_runtime_sets_passes_when_that_has_ended() {
@@ -146,10 +165,11 @@ fn a_limit_passes_in_the_runtime_that_polls_whichever_made_the_future() {
     for (made_in, is_gone) in
         [(runtime::Builder::new_current_thread().build().unwrap(), false), (build(), false), (build(), true)]
     {
-        let mut app = Router::new().route("/", get(pending::<()>)).layer(TimeLimitLayer::new(SECOND / 20));
+        // A router would call it at the first poll.
+        let service = service_fn(|_: Request| pending::<Result<Response, Infallible>>());
         let asked = {
             let _entered = made_in.enter();
-            app.call(ask("/"))
+            TimeLimitLayer::new(SECOND / 20).layer(service).call(ask("/"))
         };
         let made_in = (!is_gone).then_some(made_in);
         let status = build().block_on(soon("the limit passes", asked)).unwrap().status();

@@ -1,6 +1,10 @@
 //! Where the limit finds a request: before the head, in the body, in the continuation.
 
-use std::{future::pending, time::Duration};
+use std::{
+    future::{pending, poll_fn},
+    task::Poll,
+    time::Duration,
+};
 
 use axum::{
     Router,
@@ -48,6 +52,39 @@ async fn before_the_head_it_is_a_503() {
     assert_eq!(notes.all(), ["dropped", "hook: TIMEOUT, Flushed"].repeat(2));
     drop(client);
     assert!(server.stop().await.is_clean());
+}
+
+/// In the poll that the limit brings, or in one that computed past it.
+#[tokio::test]
+async fn of_what_a_handler_returns_at_the_limit_nothing_streams() {
+    let streams = async |lifecycle: Lifecycle| {
+        poll_fn(|_| if lifecycle.status().is_timeout() { Poll::Ready(()) } else { Poll::Pending }).await;
+        endless("chunked", &Notes::default())
+    };
+    let known = async move |lifecycle: Lifecycle| {
+        streams(lifecycle).await;
+        "late"
+    };
+    let computes = async || {
+        std::thread::sleep(2 * SHORT);
+        endless("declared", &Notes::default())
+    };
+    for early_close in [false, true] {
+        let notes = Notes::default();
+        let app = Router::new().route("/streams", get(streams)).route("/computes", get(computes));
+        let app = limited(&notes)(app.route("/known", get(known)));
+        let server = Server::start(if early_close { app.layer(EarlyCloseLayer::new()) } else { app }).await;
+        let mut http2 = Http2::connect(server.address).await;
+        for (path, status) in [("/streams", 503), ("/computes", 503), ("/known", 200)] {
+            let mut client = server.connect().await;
+            client.send_get(path).await;
+            assert_eq!(client.response(false).await.status, status, "{path}");
+            assert_eq!(http2.get(path).await.unwrap().status, status, "{path}");
+        }
+        server.journal.ended(6).await;
+        assert_eq!(notes.all(), ["hook: TIMEOUT, Flushed"].repeat(6));
+        server.stop().await;
+    }
 }
 
 /// It streams, of unknown and of known length; it does not end before the limit.

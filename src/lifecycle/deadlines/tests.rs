@@ -320,7 +320,7 @@ fn a_runtime_without_timers_says_so_each_time() {
 /// Every moment in which it may ring: while it is set, while it is moved, while one is taken off.
 #[test]
 fn of_many_on_many_threads_none_is_forgotten() {
-    const EACH: usize = 1_000;
+    const EACH: usize = if cfg!(miri) { 20 } else { 1_000 };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_time().build().unwrap();
     let deadlines = Deadlines::new(runtime.handle().clone());
     let threads: Vec<_> = (0..16)
