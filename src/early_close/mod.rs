@@ -160,7 +160,8 @@ impl EarlyCloseLayer {
     /// unknown length that were held back whole, even empty ones. It is not called for streams: responses that pass
     /// through this layer untouched, and bodies past the limit or the patience. A `HEAD` request is answered like its
     /// `GET`; if the body was removed before it reached this layer, or was empty, which looks the same, `map` is not
-    /// called and no length is declared.
+    /// called and no length is declared. Nor is it once the request's time limit has passed: then the client gets a 503,
+    /// whatever was responded by then.
     ///
     /// The bytes are those of the handler, before this layer encodes them. If another layer inside has encoded them,
     /// the parts have a `Content-Encoding`; with a status of 206 they are part of a larger representation, of a file for

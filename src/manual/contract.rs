@@ -249,6 +249,9 @@
 //! declared a length, or no `Trailer` header names the trailers (hyper sends no others), it gets the length. Any
 //! other client, and HTTP/1.0, gets the length, and no trailers.
 //!
+//! **What is whole when the limit has passed,** a page that a middleware makes of the 503 for example, leaves as it is,
+//! through any service of this crate but one with a function on buffered bodies: its client gets the 503.
+//!
 //! **A body that fails while it is held back** becomes a 500, with nothing of the intended response; past the limit
 //! or the patience, the response is broken off. The continuation runs in either case.
 //!

@@ -87,6 +87,12 @@
 //! [`End::body_bytes`](crate::End::body_bytes) counts what the outermost service gave to the server, so compressed
 //! bytes.
 //!
+//! ## Durable jobs
+//!
+//! A `DurableLayer` (feature `durable`) stores what the responses that reach it promise. So it belongs inside whatever
+//! replaces responses, and inside an `EarlyCloseLayer`: what that holds back when its client leaves reaches nobody further
+//! out.
+//!
 //! ## Timeout
 //!
 //! `TimeoutLayer` ends with the head of the response; a [`TimeLimitLayer`](crate::TimeLimitLayer) also covers body

@@ -35,6 +35,9 @@ impl Output {
     /// Such work is not dropped when the client leaves. Its next write then returns an error; or, if aborts are
     /// ignored, all writes are accepted and discarded.
     ///
+    /// It belongs under a service of this crate. Without any, each flush is sent as an empty frame on HTTP/2, of which some
+    /// clients end the connection (h2 after 100; RFC 9113, section 10.5).
+    ///
     /// ```
     /// use axum::{Router, routing::get};
     /// use tower_epilogue::{Lifecycle, Output, OutputError};

@@ -7,15 +7,22 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
-use axum::{Router, body::Body, response::Response, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    middleware::map_response,
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
 use bytes::Bytes;
 use futures_util::stream;
-use http::{Method, header};
+use http::{Method, StatusCode, header};
 use http_body::{Frame, SizeHint};
 use tower::ServiceExt as _;
-use tower_epilogue::{Continuation, IgnoreAbortLayer, Sent};
+use tower_epilogue::{Continuation, IgnoreAbortLayer, Sent, TimeLimitLayer};
 
 use crate::{
     ENCODINGS, early_close,
@@ -30,6 +37,41 @@ fn failing() -> Body {
     let good: Vec<_> = noise.chunks(7000).map(|piece| Ok(piece.to_vec())).collect();
     let error = std::io::Error::other("the body fails, as this test wants it");
     Body::from_stream(stream::iter(good.into_iter().chain([Err(error)])))
+}
+
+/// Behind the limit, what is whole leaves as it is, encoded or not: the page that a middleware makes of the 503, and what a
+/// handler gives in the poll that has used its time up. A function, which was to see it first, is not called any more.
+#[tokio::test]
+async fn what_is_whole_at_the_limit_leaves() {
+    let same = async |parts, body: Bytes| Ok::<_, std::io::Error>((parts, body));
+    let cases = [
+        ("plain", early_close(), [504, 200]),
+        ("compress", early_close().compress(), [504, 200]),
+        ("map_buffer", early_close().map_buffer(same), [503, 503]),
+    ];
+    for (name, layer, expected) in cases {
+        let page = map_response(async |response: Response| match response.status() {
+            StatusCode::SERVICE_UNAVAILABLE => (StatusCode::GATEWAY_TIMEOUT, "a page of ours").into_response(),
+            _ => response,
+        });
+        let limit = Duration::from_millis(30);
+        let computes = async move || {
+            std::thread::sleep(2 * limit);
+            "done"
+        };
+        let app =
+            Router::new().route("/", get(std::future::pending::<()>)).layer(TimeLimitLayer::new(limit)).layer(page);
+        let app = app.route("/computes", get(computes).layer(TimeLimitLayer::busy(limit))).layer(layer);
+        let server = Server::start(app).await;
+        for encoding in ["identity", "gzip"] {
+            for (path, status) in ["/", "/computes"].into_iter().zip(expected) {
+                let accept = [(header::ACCEPT_ENCODING, encoding)];
+                let got = fetch(server.address, Version::Http11, request(Method::GET, path, &accept)).await;
+                assert_eq!((got.status, got.whole), (status, true), "{name} {path} {encoding}");
+            }
+        }
+        server.stop().await;
+    }
 }
 
 #[tokio::test]
