@@ -1,6 +1,5 @@
 //! What an early close allocates: for a body that it holds back no more than its bytes, and for one of known length
-//! nothing that depends on them. And what a response allocates that has a continuation, and
-//! what a time limit does.
+//! nothing that depends on them. And what a response allocates that has a continuation, and what a time limit does.
 //!
 //! Bytes that are copied have to be allocated first: a bound on the ones is a bound on the others.
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]

@@ -59,7 +59,7 @@
 
 pub use riverqueue::sqlx;
 
-pub(crate) use self::part::take_unkept;
+pub(crate) use self::part::{is_promised, take_unkept};
 pub use self::{
     builder::DurableBuilder,
     commit::ResponseFuture,

@@ -258,6 +258,11 @@ impl Durable {
     }
 }
 
+/// Whether a response carries any job.
+pub(crate) fn is_promised(extensions: &Extensions) -> bool {
+    Durable::is_in(extensions)
+}
+
 /// Takes from a response what nobody has stored: whether there was any.
 pub(crate) fn take_unkept(extensions: &mut Extensions) -> bool {
     // Most responses carry nothing at all.

@@ -107,8 +107,9 @@ impl Shaping {
         if self.asked.head && (known == Some(0) || body.is_end_stream()) {
             return Next::Leave(self.leave_head(parts));
         }
-        // Behind the request's limit nothing is waited for. What is whole by then leaves as it is: our own answer, what a
-        // middleware between made of it, or what a handler gave in its last poll. Not past a function, which it was to see.
+        // Behind the request's limit, or its client, nothing is waited for. What is whole by then leaves as it is: our own
+        // answer, what a middleware between made of it, or what a handler gave in its last poll. Not past a function, which
+        // it was to see.
         if let Some(length) = known.filter(|_| self.settings.map.is_none() && self.lifecycle.0.producer_is_over()) {
             let mut parts = parts;
             rules::declare(&mut parts, length, &self.lifecycle);

@@ -157,8 +157,8 @@ impl EpilogueBuilder {
 
     /// Logs each request whose handler or continuation is still running at this age (counted from its arrival), once,
     /// at level warn, with its route, class, age and phase. Off by default. It is noticed up to a quarter of `age`
-    /// late, of which no less than 10 ms and no more than 1 s are counted. A response that is being sent does not count, because it may be meant to last. With the
-    /// feature `backtrace`, the log entry also shows the futures that it is [waiting
+    /// late: at least 10 ms, and at most 1 s. A response that is being sent does not count, because it may be meant to last.
+    /// With the feature `backtrace`, the log entry also shows the futures that it is [waiting
     /// in](crate::manual::observing#what-takes-long).
     pub fn slow_after(mut self, age: Duration) -> Self {
         self.pool.slow = Some(SlowWatch::new(age));

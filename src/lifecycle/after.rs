@@ -180,7 +180,7 @@ impl Shared {
         Next::Over(outcome, Some(rest))
     }
 
-    /// Has the limit count from now on; also for a thread that is timed by the busy clock.
+    /// Has the limit count from now on; also for a thread that is timed by the busy clock. Nothing comes back that is over.
     pub(super) fn restart_clock(&self, limit: Duration) {
         let word = self.word();
         if word.has(word::ENDED) || word.status().is_timeout() {
@@ -192,6 +192,7 @@ impl Shared {
         }
         self.clock.set(limit, Start::Now, None);
         self.thread_came();
+        self.arm_anywhere();
     }
 
     /// The busy clock counts a thread's time from now on: whoever waits for the thread sets its timer.

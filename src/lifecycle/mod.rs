@@ -232,7 +232,6 @@ impl Lifecycle {
     /// ([`enable_time`](tokio::runtime::Builder::enable_time)). Outside of all runtimes it can be called.
     pub fn set_time_limit(&self, limit: Duration) {
         self.0.restart_clock(limit);
-        self.0.arm_anywhere();
     }
 
     /// The time left until the limit; `None` without a limit. In busy time, the time of a blocking continuation's

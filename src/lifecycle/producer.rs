@@ -54,15 +54,14 @@ impl Shared {
 }
 
 impl Producer {
-    /// Watches `body`, unless it is never to be sent, or its length is known: nearly all of those are whole in
-    /// memory, and the outermost body does for them what is left to do.
-    pub(super) fn watch(body: Body, shared: &Arc<Shared>, bodiless: bool) -> Body {
-        if Self::streams(&body, bodiless) { Self::start(body, shared, true) } else { body }
+    /// Whether `body` is to be watched: not if it is never to be sent, nor if its length is known. Nearly all of those are whole
+    /// in memory, and the outermost body does for them what is left to do.
+    pub(super) fn watches(body: &Body, bodiless: bool) -> bool {
+        !bodiless && !body.is_end_stream() && body.size_hint().exact().is_none()
     }
 
-    /// Whether it is one of those that are watched.
-    pub(super) fn streams(body: &Body, bodiless: bool) -> bool {
-        !bodiless && !body.is_end_stream() && body.size_hint().exact().is_none()
+    pub(super) fn watch(body: Body, shared: &Arc<Shared>) -> Body {
+        Self::start(body, shared, true)
     }
 
     fn start(body: Body, shared: &Arc<Shared>, streamed: bool) -> Body {

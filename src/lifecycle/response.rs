@@ -110,16 +110,27 @@ fn collect_all(shared: &Shared, response: &mut Response) {
 
 /// Watches the body of what the handler answered. One that streams comes too late if the limit has passed by then: it would be
 /// broken off before even its head had left, so a 503 takes its place (contract rule 6).
-pub(super) fn watched(shared: &Arc<Shared>, mut response: Response) -> Response {
+pub(super) fn watched(shared: &Arc<Shared>, response: Response) -> Response {
     let bodiless = is_bodiless(shared, response.status());
-    if Producer::streams(response.body(), bodiless) && shared.is_out_of_time() {
-        let mut answer = answer(Verdict::TimedOut);
-        // What it promises is kept all the same.
-        std::mem::swap(answer.extensions_mut(), response.extensions_mut());
-        caught::discard(response);
-        return answer;
+    if !Producer::watches(response.body(), bodiless) {
+        return response;
     }
-    response.map(|body| Producer::watch(body, shared, bodiless))
+    // What promises jobs is broken off: under a key it is the answer for good, and a 503 must not be that.
+    if shared.is_out_of_time() && !promises_jobs(&response) {
+        caught::discard(response);
+        return answer(Verdict::TimedOut);
+    }
+    response.map(|body| Producer::watch(body, shared))
+}
+
+fn promises_jobs(response: &Response) -> bool {
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+    return crate::durable::is_promised(response.extensions());
+    #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
+    {
+        let _ = response;
+        false
+    }
 }
 
 /// Whether the server is not to send this response's body (RFC 9110, sections 6.4.1 and 9.3.6).

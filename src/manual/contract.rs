@@ -177,8 +177,7 @@
 //!
 //! **A limit that passes before the continuation has started** (a slow reader used up the time) still starts the
 //! continuation, and drops it at its first `.await`: whatever it does before that is done. A blocking one is started
-//! and given up on in the same moment, so it runs to its end, as a stuck thread. It cannot be
-//! restarted.
+//! and given up on in the same moment, so it runs to its end, as a stuck thread. The limit cannot be restarted then.
 //!
 //! **A limit that has passed cannot be restarted** once the status says TIMEOUT: setting it does nothing then, and what
 //! is left of it stays nothing. It passes unnoticed while code runs without an `.await`; until the next one it can
@@ -249,8 +248,10 @@
 //! declared a length, or no `Trailer` header names the trailers (hyper sends no others), it gets the length. Any
 //! other client, and HTTP/1.0, gets the length, and no trailers.
 //!
-//! **What is whole when the limit has passed,** a page that a middleware makes of the 503 for example, leaves as it is,
-//! through any service of this crate but one with a function on buffered bodies: its client gets the 503.
+//! **What is whole when the limit has passed,** a page that a middleware makes of the 503 for example, leaves as it is, also
+//! through an [`EarlyCloseLayer`](crate::EarlyCloseLayer) that compresses; through one with a function on buffered bodies its
+//! client gets the 503. What streams, the handler's own, becomes the 503 as well, unless it promises durable jobs: then it
+//! is broken off, since under an idempotency key it is the answer that a retry gets.
 //!
 //! **A body that fails while it is held back** becomes a 500, with nothing of the intended response; past the limit
 //! or the patience, the response is broken off. The continuation runs in either case.

@@ -65,8 +65,9 @@ async fn of_what_a_handler_returns_at_the_limit_nothing_streams() {
         streams(lifecycle).await;
         "late"
     };
-    let computes = async || {
-        std::thread::sleep(2 * SHORT);
+    let computes = async |lifecycle: Lifecycle| {
+        // Without an await, until its time is up.
+        while lifecycle.time_left() != Some(Duration::ZERO) {}
         endless("declared", &Notes::default())
     };
     for early_close in [false, true] {

@@ -2,15 +2,28 @@
 
 use std::time::Duration;
 
-use axum::{Router, http::StatusCode, routing::post};
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderMap, StatusCode},
+    routing::post,
+};
+use tokio::io::AsyncReadExt as _;
 use tower_epilogue::{
-    EarlyCloseLayer, IgnoreAbortLayer, ShutdownHookLayer, TimeLimitLayer,
+    EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, ShutdownHookLayer, TimeLimitLayer,
     durable::{Durable, DurableStore},
 };
 
-use crate::common::{Node, Place, Task, on_both};
+use crate::{
+    common::{Node, Place, Task, on_both, request},
+    support::{Client, soon},
+};
 
-on_both!(every_order_of_the_layers_gives_the_same, beside_the_layers_of_tower_http);
+on_both!(
+    every_order_of_the_layers_gives_the_same,
+    beside_the_layers_of_tower_http,
+    what_streams_behind_the_limit_is_no_answer_for_good,
+);
 
 async fn handler(name: String) -> (StatusCode, Durable, &'static str) {
     (StatusCode::ACCEPTED, Durable::new(Task::ok(name)), "accepted")
@@ -64,6 +77,42 @@ async fn every_order_of_the_layers_gives_the_same(place: Place) {
     node.completed(120).await;
     assert_eq!(node.record.runs().len(), 120);
     assert!(node.stop().await.is_clean());
+}
+
+/// The first answer computes past its limit. Its job is stored all the same, and who asks again is not told for ever that
+/// there was no time, and the job runs once.
+async fn what_streams_behind_the_limit_is_no_answer_for_good(place: Place) {
+    let handler = async |lifecycle: Lifecycle, headers: HeaderMap, name: String| {
+        let is_first = !headers.contains_key("again");
+        while is_first && lifecycle.time_left() != Some(Duration::ZERO) {}
+        let never_ends = futures_util::stream::pending::<Result<&str, std::io::Error>>();
+        let body = if is_first { Body::from_stream(never_ends) } else { Body::from("again") };
+        (StatusCode::CREATED, Durable::new(Task::ok(name)), body)
+    };
+    let limit = TimeLimitLayer::new(Duration::from_millis(30));
+    let node =
+        Node::start(&place, |store| Router::new().route("/", post(handler)).layer(limit).layer(store.layer())).await;
+    for number in 0..20 {
+        let (key, name) = (format!("key {number}"), format!("job {number}"));
+        let mut client = Client::connect(node.address).await;
+        client.send(&request("/", &[("Idempotency-Key", &key)], &name)).await;
+        let mut bytes = Vec::new();
+        let _ = soon("the end", client.stream.read_to_end(&mut bytes)).await;
+        assert!(bytes.is_empty() || bytes.starts_with(b"HTTP/1.1 503"), "{:?}", String::from_utf8_lossy(&bytes));
+        node.record.begun(&name, 1).await;
+        let again = soon("the first is over", async {
+            loop {
+                let reply = node.post("/", &[("Idempotency-Key", &key), ("again", "1")], &name).await;
+                if reply.status != 409 {
+                    return reply.status;
+                }
+            }
+        });
+        assert_eq!(again.await, 201, "{name}");
+        node.record.begun(&name, 1).await;
+    }
+    node.completed(20).await;
+    assert_eq!(node.record.runs().len(), 20);
 }
 
 async fn beside_the_layers_of_tower_http(place: Place) {
