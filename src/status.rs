@@ -81,8 +81,9 @@ pub enum Sent {
     /// It was broken off from our side: its body failed, the time limit passed while it was on its way, or the server
     /// closed the connection, for example at a drain's deadline.
     BrokenOff,
-    /// The reader was so slow that the [patience](crate::EpilogueBuilder::patience) ran out. The response may still
-    /// be on its way: hooks see what has become of it by the time they run.
+    /// The reader was so slow that the [patience](crate::EpilogueBuilder::patience) ran out; or, on HTTP/2, that the time limit
+    /// passed when the server had queued the end of the response, which nothing takes back. It may still be on its way: hooks
+    /// see what has become of it by the time the first of them runs.
     GivenUp,
 }
 

@@ -32,6 +32,8 @@ mod handed_on;
 mod handed_over;
 #[path = "connection/known_length.rs"]
 mod known_length;
+#[path = "connection/last_piece.rs"]
+mod last_piece;
 #[path = "connection/linger.rs"]
 mod linger;
 #[path = "connection/linger_bounds.rs"]

@@ -4,11 +4,10 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
+#[cfg(doc)]
+use super::reader::moment;
 use super::reader::{Drops, Reader, here};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize};
-
-/// A head that nobody has asked for.
-pub(super) const NOT_YET: u64 = u64::MAX;
 
 /// How many are out, and what became of the rest.
 #[derive(Debug, Default)]
@@ -22,10 +21,12 @@ pub(super) struct Chunks {
     pub(super) suspected: AtomicBool,
     /// The end of the stream was handed out as one.
     pub(super) end_guarded: AtomicBool,
-    /// It is part of a head, which the server asked for after so many of its [steps](Reader::steps); else 0.
-    pub(super) head_asked: AtomicU64,
+    /// It is part of a head.
+    pub(super) is_head: AtomicBool,
+    /// The server, about to take it, asked whether it is the end: at that [moment]; else 0.
+    pub(super) asked: AtomicU64,
     /// Who let go of the last of them.
-    pub(super) dropped_in: AtomicUsize,
+    pub(super) dropped_in: AtomicU64,
     /// Every byte of a known length was given out, and waits for its flush.
     pub(super) all_given: AtomicBool,
     /// The server has asked for more since, and so has none of it in hand, which it would let go of unwritten.
@@ -51,7 +52,7 @@ impl Chunks {
     }
 
     pub(super) fn is_head(&self) -> bool {
-        self.head_asked.load(Ordering::Acquire) != 0
+        self.is_head.load(Ordering::Acquire)
     }
 
     pub(super) fn discard(&self) {

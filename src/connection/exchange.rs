@@ -5,8 +5,8 @@ use std::sync::{Arc, atomic::Ordering};
 use bytes::Bytes;
 
 use super::{
-    chunks::{Chunks, NOT_YET},
-    reader::{Reader, here},
+    chunks::Chunks,
+    reader::{Reader, here, moment},
 };
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, OnceLock};
 
@@ -29,7 +29,8 @@ const AWAITING: u8 = 3;
 /// handed over as guarded `Bytes` that tells when it has gone into the write buffer, and the end of the stream
 /// is held back until no chunk is left and a later flush completed. What then still has to leave is the end of
 /// the stream alone: an empty chunk, guarded as the others are, so that the flush after it was written is the one
-/// that counts. So is a head without a body, by one of its values, if it has one that can be guarded. Other heads, and
+/// that counts. So it is with a last piece that is short, which takes the end along; it may have to wait for room in its
+/// client's windows, long after the body was dropped. So is a head without a body, by one of its values, if it has one that can be guarded. Other heads, and
 /// trailers, cannot: they are queued when the body is dropped, and a connection writes all that is queued after each time it
 /// has read. So there the flush that counts is the last of the first turn (reads, writes, flushes) that began after the drop.
 /// If nothing at all was written since they were handed over, they were thrown away, with a stream that its client has reset.
@@ -94,9 +95,9 @@ impl Exchange {
         self.chunks.get_or_init(Arc::default).guard(chunk)
     }
 
-    /// The end of a stream: an empty chunk that counts until the server has written it.
-    pub(crate) fn guard_end(&self) -> Bytes {
-        let end = self.guard(Bytes::new());
+    /// The end of a stream: a chunk, mostly an empty one, that counts until the server has written it.
+    pub(crate) fn guard_last(&self, last: Bytes) -> Bytes {
+        let end = self.guard(last);
         if let Some(chunks) = self.chunks.get() {
             chunks.end_guarded.store(true, Ordering::Release);
         }
@@ -107,31 +108,34 @@ impl Exchange {
     pub(crate) fn guard_head(&self, part: Bytes) -> Bytes {
         let part = self.guard(part);
         if let Some(chunks) = self.chunks.get() {
-            chunks.head_asked.store(NOT_YET, Ordering::Release);
+            chunks.is_head.store(true, Ordering::Release);
             chunks.end_guarded.store(true, Ordering::Release);
         }
         part
     }
 
-    /// The server asks what there is behind a head, and is about to take that; or a middleware around us is.
-    pub(crate) fn ask_for_head(&self) {
-        let Some(chunks) = self.chunks.get().filter(|chunks| chunks.is_head()) else { return };
-        // What a middleware has taken off before says nothing.
-        chunks.end_guarded.fetch_and(!chunks.are_gone(), Ordering::AcqRel);
-        chunks.head_asked.store(chunks.reader.steps(), Ordering::Release);
+    /// The server asks whether there is more behind a head, or behind a piece, and is about to take that; or a middleware
+    /// around us is.
+    pub(crate) fn ask_for_end(&self) {
+        let Some(chunks) = self.chunks.get().filter(|chunks| chunks.end_guarded.load(Ordering::Acquire)) else {
+            return;
+        };
+        // What a middleware has taken off, or copied, before says nothing.
+        chunks.end_guarded.store(!chunks.are_gone(), Ordering::Release);
+        chunks.asked.store(moment(), Ordering::Release);
     }
 
-    /// It has, if it `asked`, and lets go of the body. Where the stream was reset, it could not queue the head: then it has let
+    /// It has, if it `asked`, and lets go of the body. Where the stream was reset, it could not queue the end: then it has let
     /// go of that as well, in this thread, and done nothing else there since. (A middleware that asks, and then answers something
     /// else at once, looks the same.)
-    pub(crate) fn leave_head(&self, asked: bool) {
+    pub(crate) fn leave_end(&self, asked: bool) {
         if !asked {
             return self.take_elsewhere();
         }
         let Some(chunks) = self.chunks.get().filter(|chunks| chunks.end_guarded.load(Ordering::Acquire)) else {
             return;
         };
-        let at_once = chunks.head_asked.load(Ordering::Acquire) == chunks.reader.steps();
+        let at_once = chunks.asked.load(Ordering::Acquire) == moment();
         if at_once && chunks.are_gone() && chunks.dropped_in.load(Ordering::Acquire) == here() {
             chunks.discard();
         }
@@ -141,10 +145,22 @@ impl Exchange {
         self.chunks.get().is_some_and(|chunks| chunks.out.load(Ordering::Acquire) > 0)
     }
 
+    /// Whether some of the body waits to be written. (Of a head somebody may have a copy.)
+    pub(super) fn is_queued(&self) -> bool {
+        self.chunks.get().is_some_and(|chunks| !chunks.are_gone() && !chunks.is_head())
+    }
+
     /// The server does the next thing, and `reads` or writes: of what it let go of while that was not sure.
     pub(super) fn settle(&self, reads: bool) {
         let Some(chunks) = self.chunks.get() else { return };
         if chunks.suspected.swap(false, Ordering::AcqRel) && reads {
+            chunks.discard();
+        }
+    }
+
+    /// The connection closes: what is still queued of a body does not leave any more.
+    pub(super) fn discard_queued(&self) {
+        if let Some(chunks) = self.chunks.get().filter(|_| self.is_awaiting() && self.is_queued()) {
             chunks.discard();
         }
     }
@@ -197,11 +213,16 @@ impl Exchange {
     /// Whether all of it has left when its connection is gone, which was shut in order after it had `begun` to leave, or
     /// not.
     pub(super) fn has_left(&self, begun: bool) -> bool {
-        begun && (self.is_awaiting() || self.is_end_given()) || self.is_all_flushed()
+        begun && (self.is_awaiting() && !self.is_queued() || self.is_end_given()) || self.is_all_flushed()
     }
 
     pub(crate) fn hold(&self) {
         self.stage.store(HELD, Ordering::Release);
+    }
+
+    /// Nothing is held back: the end goes with what is left.
+    pub(crate) fn release_end(&self) {
+        self.stage.store(RELEASED, Ordering::Release);
     }
 
     pub(crate) fn is_held(&self) -> bool {
@@ -273,7 +294,7 @@ mod tests {
         let (held, given) = (Exchange::default(), Exchange::default());
         held.guards(reader);
         given.guards(reader);
-        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
+        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_last(Bytes::new()));
         held.set_length_known();
         held.hold();
         [(held, chunk), (given, end)]
@@ -320,7 +341,7 @@ mod tests {
     #[test]
     fn a_flush_counts_when_the_server_is_done_with_reading() {
         let (held, given) = (Exchange::default(), Exchange::default());
-        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_end());
+        let (chunk, end) = (held.guard(Bytes::from_static(b"chunk")), given.guard_last(Bytes::new()));
         held.hold();
         assert!(!held.release(true, true) && !given.end_flushed(true, true), "it is not written");
         drop((chunk, end));

@@ -13,6 +13,7 @@ use super::{
     Connection, SocketHandle, Tracking,
     linger::Close,
     others::Others,
+    reader,
     socket::Socket,
     stall::Stall,
     turn::Turn,
@@ -153,6 +154,7 @@ impl<IO> TrackedIo<IO> {
     }
 
     fn write_begins(&mut self, bytes: &[u8]) {
+        reader::step();
         self.connection.write_begins(self.turn);
         self.turn.write_begins(bytes);
     }
@@ -230,6 +232,7 @@ impl<IO> TrackedIo<IO> {
 
 impl<IO: AsyncRead + Unpin> AsyncRead for TrackedIo<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        reader::step();
         self.connection.read_begins();
         // Registered before anything is looked at, so that a change after the look wakes us.
         self.register(cx);

@@ -25,7 +25,8 @@ pub use self::{
 };
 pub(crate) use self::{
     exchange::Exchange,
-    state::{Coming, Party, WhyDropped},
+    parties::Party,
+    state::{Coming, WhyDropped},
 };
 
 #[cfg(feature = "acknowledged")]

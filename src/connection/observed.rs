@@ -5,7 +5,7 @@ use std::{
     task::Waker,
 };
 
-use super::{Connection, state::Party, turn::Turn, watch::Watch};
+use super::{Connection, parties::Party, turn::Turn, watch::Watch};
 use crate::pool::lock;
 
 /// What a completed flush did.
@@ -90,7 +90,10 @@ impl Connection {
         self.0.parties.change(|parties| {
             let place = parties.iter().position(|party| {
                 let exchange = party.exchange();
-                party.is_http2() && exchange.is_awaiting() && flushed > exchange.turn()
+                // What is still queued, its client has to make room for: no turn tells when that leaves.
+                // What is queued, its client may have to make room for: no turn tells when that leaves.
+                let awaits = party.is_http2() && exchange.is_awaiting() && !exchange.is_queued();
+                awaits && flushed > exchange.turn()
             })?;
             parties[place].exchange().set_listed(false);
             Some(parties.swap_remove(place))
@@ -240,7 +243,7 @@ impl Connection {
                     let found = if parties.is_empty() { Found::Last(party) } else { Found::Flushed(party) };
                     return (Some(found), false);
                 }
-                ends |= party.is_http2();
+                ends |= party.is_http2() && !exchange.is_queued();
                 others = true;
             } else if exchange.is_released() {
                 // Its end may leave before the server lets go of its body.
@@ -282,6 +285,7 @@ impl Connection {
     /// An orderly close began: hyper flushes everything before it.
     pub(super) fn shutting_down(&self) {
         self.read_begins();
+        self.0.parties.read(|parties| parties.iter().for_each(|party| party.exchange().discard_queued()));
         self.0.shut.store(true, Ordering::Release);
     }
 

@@ -1,8 +1,11 @@
 //! HTTP/2: who lets go of what a server was handed.
 
-use std::sync::atomic::Ordering;
+use std::{
+    cell::Cell,
+    sync::atomic::{AtomicU64 as Counter, Ordering},
+};
 
-use crate::sync::{AtomicBool, AtomicU64, AtomicUsize};
+use crate::sync::{AtomicBool, AtomicU64};
 
 /// The thread in which a server acts on what it has read, until it does something else.
 ///
@@ -11,11 +14,9 @@ use crate::sync::{AtomicBool, AtomicU64, AtomicUsize};
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     /// 0 if it does something else.
-    thread: AtomicUsize,
+    thread: AtomicU64,
     /// It acts on what it has read, or goes on to write: what it does next tells.
     unsure: AtomicBool,
-    /// How often it has begun to do something.
-    steps: AtomicU64,
 }
 
 /// What is known when a chunk is let go of.
@@ -39,18 +40,11 @@ impl Reader {
 
     /// The server does something else: whether it was not sure until now what that would be.
     pub(super) fn stops(&self) -> bool {
-        // Changed by the one task that reads and writes.
-        self.steps.store(self.steps.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
         if self.thread.load(Ordering::Relaxed) == 0 {
             return false;
         }
         self.thread.store(0, Ordering::Relaxed);
         self.unsure.load(Ordering::Relaxed)
-    }
-
-    /// From 1. As long as a thread finds the same, the server has done nothing in that.
-    pub(super) fn steps(&self) -> u64 {
-        self.steps.load(Ordering::Relaxed) + 1
     }
 
     pub(super) fn drops(&self) -> Drops {
@@ -62,11 +56,35 @@ impl Reader {
     }
 }
 
-/// A number that no other thread has at the same time, and that is not 0.
-pub(super) fn here() -> usize {
-    // The address of a byte of its own.
-    std::thread_local!(static HERE: u8 = const { 0 });
-    HERE.with(|here| std::ptr::from_ref(here).addr())
+/// Of a thread's number, and the count of its steps.
+const STEPS: u64 = u32::MAX as u64;
+
+#[cfg(not(epilogue_model))]
+std::thread_local!(static HERE: Cell<u64> = const { Cell::new(0) });
+#[cfg(epilogue_model)]
+loom::thread_local!(static HERE: Cell<u64> = Cell::new(0));
+
+/// Changes with each step of a server in this thread, and is the same in no other: who finds the same twice has had no server
+/// between. Not 0.
+pub(super) fn moment() -> u64 {
+    static THREADS: Counter = Counter::new(1);
+    HERE.with(|here| {
+        if here.get() == 0 {
+            here.set(THREADS.fetch_add(1, Ordering::Relaxed) << STEPS.count_ones());
+        }
+        here.get()
+    })
+}
+
+/// A server reads or writes in this thread.
+pub(super) fn step() {
+    let now = moment();
+    HERE.with(|here| here.set(now & !STEPS | now.wrapping_add(1) & STEPS));
+}
+
+/// A number that no other thread has, and that is not 0.
+pub(super) fn here() -> u64 {
+    moment() >> STEPS.count_ones()
 }
 
 #[cfg(all(test, not(epilogue_model)))]
@@ -86,7 +104,7 @@ mod tests {
         let (exchange, connection) = (Exchange::default(), server.connection().clone());
         let end = std::thread::spawn(move || {
             connection.guards(&exchange);
-            (exchange.guard_end(), exchange)
+            (exchange.guard_last(bytes::Bytes::new()), exchange)
         });
         let (end, exchange) = end.join().unwrap();
         drop(end);

@@ -9,7 +9,7 @@ use std::{
 use super::{
     HalfClose,
     exchange::Exchange,
-    parties::Parties,
+    parties::{Parties, Party},
     reader::Reader,
     watch::{Source, Watch},
 };
@@ -22,35 +22,6 @@ use crate::{
     pool::{lock, runtime_lives},
     sync::{AtomicBool, AtomicU64, AtomicWaker, Mutex},
 };
-
-/// Who is told what became of an exchange: the request's lifecycle.
-///
-/// None of this runs user code (contract rule 11): it is called from the connection's reads and flushes.
-pub(crate) trait Party: Send + Sync {
-    /// For a drain.
-    #[cfg(feature = "serve")]
-    fn as_straggler(self: Arc<Self>) -> Arc<dyn Straggler>;
-    fn exchange(&self) -> &Exchange;
-    fn is_http2(&self) -> bool;
-    /// Whether the end of the connection may be the end of its response.
-    fn ends_by_close(&self) -> bool;
-    /// Every byte of the response was taken by the kernel.
-    fn flushed(&self);
-    /// Every chunk of a held body was flushed: its end may go.
-    fn released(&self);
-    /// The client closed its side, or reset the connection.
-    fn left(&self);
-    /// It had done so before this request arrived.
-    fn had_left(&self);
-    /// The connection is gone, and the response was not flushed.
-    fn closed(&self);
-    /// The kernel takes no more bytes for now.
-    fn stalled(&self);
-    /// Whether the server has more of its response than it has sent, or asks for no more.
-    fn waits_for_reader(&self) -> bool;
-    /// Whether the handler is to finish in place although the client closed its side.
-    fn hides_end_of_input(&self, serves_half_closed: bool) -> bool;
-}
 
 /// Why a response future or body was dropped by the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,6 +228,12 @@ impl Connection {
         self.note_waiting();
         // The chunks may have been flushed before this, and no flush would come of itself.
         self.wake();
+    }
+
+    /// HTTP/2: the last piece of a body comes next, with its end.
+    pub(crate) fn give_last(&self, exchange: &Exchange) {
+        exchange.release_end();
+        self.note_waiting();
     }
 
     /// HTTP/2: every byte of a known length is given out with what comes next, or there is none, while the body has not ended.

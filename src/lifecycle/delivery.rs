@@ -9,11 +9,13 @@ use std::{
 
 use axum_core::body::Body;
 use bytes::Bytes;
-use http::HeaderMap;
 use http_body::{Body as _, Frame, SizeHint};
 
+use self::end::Held;
 use super::{measure::Measure, passage::Waits, producer, shared::Shared};
 use crate::{event::BODY, pool::caught, status::Sent};
+
+mod end;
 
 /// A body that counts what leaves, and whose drop tells the request what became of it.
 pub(super) struct Delivery {
@@ -41,20 +43,8 @@ pub(super) struct Delivery {
     ended: bool,
     /// HTTP/2: of the last chunk, what was not given out yet.
     rest: Bytes,
-    /// Somebody asked whether it has ended, as a server does before it sends a head without a body.
+    /// Somebody asked whether it has ended, as a server does before it sends a head.
     asked: Cell<bool>,
-}
-
-/// On a tracked HTTP/2 connection the end is held back until what was sent is flushed: only so does a
-/// RST_STREAM in the meantime show as an abort, and the flush as a flush.
-enum Held {
-    /// Nothing to hold: HTTP/1, or no tracked connection.
-    Never,
-    /// Frames go through.
-    Open,
-    /// The body has ended. With its trailers, if it had any.
-    End(Option<HeaderMap>),
-    Gone,
 }
 
 impl Delivery {
@@ -148,36 +138,6 @@ impl Delivery {
     fn has_ended(&self) -> bool {
         self.failed || self.body.is_none() || self.ask(Body::is_end_stream).unwrap_or(false)
     }
-
-    /// Gives the held end out once everything before it is flushed.
-    fn poll_held(&mut self) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
-        if !self.shared.exchange.is_released() {
-            return Poll::Pending;
-        }
-        self.complete = true;
-        Poll::Ready(Some(Ok(match std::mem::replace(&mut self.held, Held::Gone) {
-            Held::End(Some(trailers)) => {
-                // Nothing of them has left if nothing is written from here on.
-                self.shared.tell_connection_of_head();
-                self.shared.exchange.give_end();
-                Frame::trailers(trailers)
-            }
-            // The last, as `is_end_stream` tells: it carries the end.
-            _ => Frame::data(self.shared.exchange.guard_end()),
-        })))
-    }
-
-    fn hold(&mut self, trailers: Option<HeaderMap>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
-        if self.known && trailers.is_none() {
-            self.shared.exchange.set_length_known();
-        }
-        self.held = Held::End(trailers);
-        if let Some(connection) = self.shared.connection() {
-            connection.hold(&self.shared.exchange);
-        }
-        self.shared.reader_begins();
-        self.poll_held()
-    }
 }
 
 impl http_body::Body for Delivery {
@@ -194,6 +154,7 @@ impl http_body::Body for Delivery {
         }
         if matches!(this.held, Held::Gone) {
             // A server asks for nothing behind the end.
+            this.asked.set(false);
             this.shared.exchange.take_elsewhere();
             return Poll::Ready(None);
         }
@@ -225,7 +186,7 @@ impl http_body::Body for Delivery {
 
     fn is_end_stream(&self) -> bool {
         self.asked.set(true);
-        self.shared.exchange.ask_for_head();
+        self.shared.exchange.ask_for_end();
         match self.held {
             Held::Never => self.has_ended(),
             Held::Open | Held::End(_) => false,
@@ -248,9 +209,6 @@ impl http_body::Body for Delivery {
     }
 }
 
-/// The longest chunk that HTTP/2 sends in one frame, whatever the client allows beyond it (RFC 9113, section 4.2).
-const FRAME: usize = 16_384;
-
 /// How many empty frames that are ready at once are taken out in one poll.
 const MARKS_A_POLL: usize = 32;
 
@@ -263,34 +221,12 @@ fn panicked() -> axum_core::Error {
 }
 
 impl Delivery {
-    /// A chunk of at most a frame, guarded; the rest is kept. What of a chunk that is longer was written cannot be seen:
-    /// when its stream is reset, h2 drops it with the frame that is on its way, and not when it discards what is queued.
-    fn piece(&mut self, mut data: Bytes) -> Bytes {
-        if data.len() > FRAME {
-            self.rest = data.split_off(FRAME);
-        }
-        let piece = self.shared.exchange.guard(data);
-        if self.count_down(piece.len()) && !self.announces {
-            if let Some(connection) = self.shared.connection() {
-                connection.await_given(&self.shared.exchange);
-            }
-        }
-        piece
-    }
-
-    /// So much more is given out: whether that is all of a length that is known.
-    fn count_down(&mut self, bytes: usize) -> bool {
-        let Some(left) = &mut self.left else { return false };
-        *left = left.saturating_sub(bytes as u64);
-        *left == 0
-    }
-
     /// The next frame, before anything is held.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum_core::Error>>> {
         let this = self;
         if !this.rest.is_empty() {
             let rest = std::mem::take(&mut this.rest);
-            return Poll::Ready(Some(Ok(Frame::data(this.piece(rest)))));
+            return this.give(rest);
         }
         if this.ended {
             return this.hold(None);
@@ -340,17 +276,16 @@ impl Delivery {
             Ok(data) => {
                 this.shared.count_body_bytes(data.len());
                 let has_ended = this.has_ended();
-                let data = if holds {
-                    this.ended = has_ended;
-                    this.piece(data)
-                } else {
-                    let all = this.count_down(data.len()) && !this.shared.http2();
-                    this.complete = has_ended || all;
-                    data
-                };
                 this.shared.reader_begins();
+                if holds {
+                    this.ended = has_ended;
+                    // Whether it is polled again, and when it leaves, depends on the reader: the limit must not.
+                    this.shared.arm();
+                    return this.give(data);
+                }
+                let all = this.count_down(data.len()) && !this.shared.http2();
+                this.complete = has_ended || all;
                 if !this.complete {
-                    // Whether it is polled again depends on the reader: the limit must not.
                     this.shared.arm();
                 }
                 Frame::data(data)
@@ -376,8 +311,8 @@ impl Drop for Delivery {
         if unfinished {
             self.shared.producer_started();
         }
-        if matches!(self.held, Held::Never) && self.shared.http2() {
-            self.shared.exchange.leave_head(self.asked.get());
+        if matches!(self.held, Held::Never | Held::Gone) && self.shared.http2() {
+            self.shared.exchange.leave_end(self.asked.get());
         }
         self.shared.body_dropped(self.complete, self.failed);
         let body = self.body.take();

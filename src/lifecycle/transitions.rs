@@ -237,15 +237,15 @@ impl Shared {
     }
 
     pub(super) fn flushed_whole(&self) {
-        let bytes = self.body_bytes();
-        let changed = self.change(Some(EventKind::Flushed { bytes }), |word| {
-            word.sent().is_none().then(|| word.with_sent(Sent::Flushed))
-        });
-        if let Some(change) = changed {
-            if let Some(connection) = (!change.new.has(word::UPLOADED)).then(|| self.connection()).flatten() {
-                // If the connection is closed now, its client must get to read this all the same.
-                connection.left_unread();
-            }
+        let flushed = EventKind::Flushed { bytes: self.body_bytes() };
+        let changed = self.change(Some(flushed), |word| word.is_open().then(|| word.with_sent(Sent::Flushed)));
+        let word = self.word();
+        let unread = (changed.is_some() || word.sent().is_none()) && !word.has(word::UPLOADED);
+        if let Some(connection) = unread.then(|| self.connection()).flatten() {
+            // If the connection is closed now, its client must get to read this all the same.
+            connection.left_unread();
+        }
+        if changed.is_some() {
             self.wake_awaiting();
             self.progress();
         }
@@ -258,7 +258,7 @@ impl Shared {
             return self.flushed_whole();
         }
         let changed = self.change(Some(EventKind::Aborted), |word| {
-            (word.sent().is_none() && !word.status().is_aborted()).then(|| word.with_status(ConnectionStatus::ABORTED))
+            (word.is_open() && !word.status().is_aborted()).then(|| word.with_status(ConnectionStatus::ABORTED))
         });
         if changed.is_some() {
             self.wake_all();
@@ -289,7 +289,10 @@ impl Shared {
         if self.exchange.is_all_flushed() {
             self.flushed_whole();
         }
-        let changed = self.change(None, |word| Some(word.with_sent(sent)).filter(|new| *new != word));
+        // Of one that was given up on hooks are told that, once they run, unless it leaves whole.
+        let decided =
+            |word: word::Word| (!word.has(word::HOOKS)).then(|| word.with_sent(sent)).filter(|new| *new != word);
+        let changed = self.change(None, decided);
         self.leave_connection();
         #[cfg(feature = "acknowledged")]
         self.let_go_of_socket();
@@ -322,7 +325,14 @@ impl Shared {
 
     /// Whether the outermost body is to fail.
     pub(super) fn is_broken_off(&self) -> bool {
-        matches!(self.word().sent(), Some(Sent::Aborted | Sent::BrokenOff))
+        self.word().is_broken_off()
+    }
+
+    /// HTTP/2: the server is about to be given the end of the response; unless that is broken off.
+    pub(super) fn hands_over(&self) -> bool {
+        self.change(None, |word| (!word.is_broken_off()).then(|| word.with(word::WHOLE)));
+        // The request of one that was given up on may have ended.
+        !self.is_broken_off()
     }
 }
 
@@ -368,8 +378,10 @@ impl Shared {
                 return None;
             }
             let word = word.with_status(ConnectionStatus::TIMEOUT);
-            // Before the head it is answered with a 503; after it, what is on its way is broken off.
-            Some(if word.has(word::HEAD) { word.with_sent(Sent::BrokenOff) } else { word })
+            // Before the head it is answered with a 503; after it, what is on its way is broken off. What nothing takes back is
+            // waited for no longer.
+            let fate = if word.has(word::WHOLE) { Sent::GivenUp } else { Sent::BrokenOff };
+            Some(if word.has(word::HEAD) { word.with_sent(fate) } else { word })
         });
         let Some(change) = changed else { return };
         caught::tell(|| tracing::warn!(route = self.route(), phase = change.old.phase().name(), "{why}"));

@@ -19,6 +19,8 @@ const SENT: u64 = 0b111 << SENT_SHIFT;
 
 /// The handler's future exists and has not returned.
 pub(super) const HANDLER: u64 = 1 << 5;
+/// HTTP/2: the server has, or is given, the end of the response, and nothing takes it back.
+pub(super) const WHOLE: u64 = 1 << 6;
 /// The response was handed to the server, or never will be.
 pub(super) const HEAD: u64 = 1 << 7;
 /// Waiting for a slow reader is over.
@@ -105,6 +107,17 @@ impl Word {
     /// The fate of the response as far as anybody waits for it.
     pub(crate) fn known_sent(self) -> Option<Sent> {
         self.sent().or(self.has(GAVE_UP).then_some(Sent::GivenUp))
+    }
+
+    /// Whether it may still be decided what becomes of the response. What the hooks are told is final, also of one that was
+    /// given up on.
+    pub(crate) fn is_open(self) -> bool {
+        self.sent().is_none() && !self.has(HOOKS)
+    }
+
+    /// Whether the response must not look whole.
+    pub(crate) fn is_broken_off(self) -> bool {
+        matches!(self.sent(), Some(Sent::Aborted | Sent::BrokenOff))
     }
 
     /// Whether an abort is ignored: by the setting or by a shield.

@@ -144,18 +144,16 @@
 //! [`Epilogue::wrap`](crate::Epilogue::wrap) asks its body for its end and drops it at once, since that is what a
 //! server does whose client has reset the stream.
 //!
-//! # Small responses that nobody reads, on HTTP/2
+//! # Ends of streams on HTTP/2
 //!
-//! So that its flush can be seen, the end of a body leaves in a frame of its own, behind the body's. Some clients count the
-//! small frames that do not end their stream and that their program has not read: Rust's h2, from 0.4.16 on, then ends the
-//! connection with ENHANCE_YOUR_CALM. It allows them half of the connection's window; hyper's clients have 5 MB, and never
-//! come near. One with a window of 64 KiB (h2 used by itself, or hyper with `adaptive_window`) that leaves more than some
-//! 100 responses of a few bytes unread at once does: let it read them as they come, or have a larger window.
+//! So that its flush can be seen, the end of a body leaves in a frame of its own, when all before it was flushed. Clients count
+//! frames that end nothing and carry little (Rust's h2, from 0.4.16 on, ends a connection with ENHANCE_YOUR_CALM for too many
+//! that are not read yet), so a last piece of less than 256 bytes takes the end along, if the length of the body is known.
+//! Where its client's window has no room for all of such a piece (RFC 9113, section 6.9), it is flushed when the rest has left.
 //!
-//! The last frame ends its stream only for a server that asks whether the body has ended. A middleware around
-//! [`Epilogue::wrap`](crate::Epilogue::wrap) whose body does not pass that question on (tower-http's
-//! `ResponseBodyTimeoutLayer`) has an empty frame sent in its place, of which h2 allows its server 100 in the life of a
-//! connection: put such a middleware inside.
+//! Both hold for a server that asks whether the body has ended before it sends the head, as hyper does. A middleware around
+//! [`Epilogue::wrap`](crate::Epilogue::wrap) whose body does not pass that question on gets all frames at once, and may collect
+//! them: the response counts as flushed when they are gone and the server's turn is over.
 //!
 //! # Without a tracked connection
 //!

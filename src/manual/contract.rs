@@ -219,8 +219,12 @@
 //! still counts as slow, if its frames are always ready.
 //!
 //! **Given up** ([`Sent::GivenUp`](crate::Sent::GivenUp)) does not end a response: it may still be flushed, or
-//! aborted, while the continuation runs, and the status and the hooks then see that. Hooks wait for the producer even
-//! so; only the limit ends a producer whose reader never reads.
+//! aborted, while the continuation runs, and the status and the hooks then see that. What happens to it after the first
+//! hook has begun is not told any more, so that all hooks see the same. Hooks wait for the producer even so; only the
+//! limit ends a producer whose reader never reads.
+//!
+//! **A response that HTTP/2 has queued to its end** when the limit passes, or a drain's deadline, cannot be broken off any
+//! more. It is given up on: continuation and hooks wait for it no longer, and its client may still get all of it.
 //!
 //! **The limit of a layer counts from the arrival,** and so includes the time that middleware and the upload took; of
 //! several limits around a route the innermost applies. [`set_time_limit`](crate::Lifecycle::set_time_limit) counts

@@ -261,11 +261,15 @@ impl One<'_> {
         let seed = self.round.notes.seed;
         let empty =
             matches!(Plan::of(seed, self.number).answer, Answer::Whole(0) | Answer::Finish(0) | Answer::Stream(_, 0));
-        let visit = Visit::of(seed, self.number / 16 * 16, Duration::from_millis(1));
         // 204, and the 408 of somebody else's timeout, have no body either.
         let bodiless =
             matches!(self.outcome, Outcome::Whole(204 | 408)) || (empty && matches!(self.outcome, Outcome::Whole(200)));
-        bodiless && visit.protocol == Protocol::Http2
+        bodiless && self.is_http2()
+    }
+
+    fn is_http2(&self) -> bool {
+        let first = self.number / 16 * 16;
+        Visit::of(self.round.notes.seed, first, Duration::from_millis(1)).protocol == Protocol::Http2
     }
 
     /// Whether the abort was noticed when all of the response had been handed over.
@@ -279,7 +283,9 @@ impl One<'_> {
         let names = self.story.names();
         let place = |name: &str| names.iter().position(|other| *other == name);
         if let (Some(flushed), Some(started)) = (place("flushed"), place("continuation_start")) {
-            self.assert(flushed < started, "rule 1: a continuation starts after the flush");
+            // At the limit nothing waits for what HTTP/2's queue has already, and it may leave all the same.
+            let given_up = self.story.status().is_timeout() && self.is_http2();
+            self.assert(flushed < started || given_up, "rule 1: a continuation starts after the flush");
         }
         if let (Some(flushed), Some(aborted)) = (place("flushed"), place("aborted")) {
             self.assert(aborted < flushed, "rule 3: a whole response is not aborted");

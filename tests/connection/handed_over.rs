@@ -104,7 +104,9 @@ async fn who_leaves_with_the_whole_response_has_not_aborted() {
     for (path, says_so) in [("/empty", false), ("/empty", true), ("/trailers", false), ("/trailers", true)] {
         let Asked { journal, client, response, mut respond, mut connection } = Asked::by(path, says_so).await;
         let (head, mut body) = response.into_parts();
-        let mut send = respond.send_response(Response::from_parts(head, ()), path == "/empty").unwrap();
+        let is_empty = http_body::Body::is_end_stream(&body);
+        assert_eq!(is_empty, path == "/empty");
+        let mut send = respond.send_response(Response::from_parts(head, ()), is_empty).unwrap();
         if path == "/trailers" {
             let trailers = loop {
                 match soon("a frame", body.frame()).await.unwrap().unwrap().into_data() {
@@ -147,6 +149,8 @@ impl Served {
         client.send(&request("GET", path, 1, true)).await;
         let (server, response, mut respond) = served(&epilogue, listener).await;
         let (head, body) = response.into_parts();
+        // As a server asks.
+        assert!(!http_body::Body::is_end_stream(&body));
         let send = respond.send_response(Response::from_parts(head, ()), false).unwrap();
         Self { journal, client, server, body, send }
     }

@@ -47,6 +47,7 @@ fn app() -> Router {
         .route("/stream", get(stream))
         .route("/some", get(async || vec![b'x'; 2000]))
         .route("/more", get(async || vec![b'x'; WINDOW + 1]))
+        .route("/short", get(async || "short"))
         .route("/none", get(async || ()))
         .route("/moved", get(async || Redirect::to("/there")))
         .route("/same", get(async || (StatusCode::NOT_MODIFIED, [(header::ETAG, "\"one\"")])))
@@ -136,6 +137,8 @@ impl Served {
         let (meanwhile, refused) = (Work::default(), Refused::default());
         let (journal, client, server, response, mut respond) = answered_over(path, &meanwhile, &refused).await;
         let (head, body) = response.into_parts();
+        // As a server asks.
+        assert!(!http_body::Body::is_end_stream(&body));
         let send = respond.send_response(Response::from_parts(head, ()), false).unwrap();
         Self { journal, client, server, body, send, meanwhile, refused }
     }
@@ -350,4 +353,26 @@ async fn a_head_that_a_middleware_copies_or_changes_is_flushed_all_the_same() {
         journal.only().assert_contract();
         drop(copy);
     }
+}
+
+/// hyper has taken the last piece when its connection, in another thread, reads of the reset: it cannot queue that any more, and
+/// lets go of it and of the body.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn who_resets_its_stream_while_its_server_has_the_last_piece_in_hand_has_aborted() {
+    let (journal, mut client, mut server, response, mut respond) = answered("/short").await;
+    let server = tokio::spawn(async move { while server.accept().await.is_some_and(|next| next.is_ok()) {} });
+    let (head, mut body) = response.into_parts();
+    assert!(!http_body::Body::is_end_stream(&body));
+    let mut send = respond.send_response(Response::from_parts(head, ()), false).unwrap();
+    let piece = soon("a frame", body.frame()).await.unwrap().unwrap().into_data().unwrap();
+    assert!(http_body::Body::is_end_stream(&body), "it carries the end");
+    client.send(&frame(RST_STREAM, 0, 1, &CANCEL)).await;
+    client.ping().await;
+    send.send_data(piece, true).unwrap_err();
+    drop(body);
+    soon("the request ends", journal.ended(1)).await;
+    journal.only().assert_aborted();
+    journal.only().assert_contract();
+    drop((client, send, respond));
+    soon("the connection ends", server).await.unwrap();
 }

@@ -164,7 +164,8 @@ fn check(events: &[&Event], notes: &[&str], what: &str) {
         assert!(aborted < flushed, "a whole response is not aborted: {what}");
     }
     if let (Some(flushed), Some(started)) = (place("flushed"), place("continuation_start")) {
-        assert!(flushed < started, "{what}");
+        // At the limit nothing waits for what HTTP/2's queue has already, and it may leave all the same.
+        assert!(flushed < started || last.status().is_timeout(), "{what}");
     }
     let hooks = place("hook_start").unwrap();
     let before = ["handler_end", "handler_dropped", "body_end", "body_dropped", "flushed", "continuation_end"];

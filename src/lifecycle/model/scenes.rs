@@ -58,8 +58,6 @@ scenes! {
     http1_killed: Scene { bound: 2, handler: Handler::Waits, killed: true, ..Scene::HTTP1 };
     http1_killed_and_limit: Scene { bound: 2, handler: Handler::Hangs, killed: true, limit: true, ..Scene::HTTP1 };
     http2_undisturbed: Scene::HTTP2;
-    // One preemption: with two, a reset that drops the queued chunks just between the stream's look for it and its look at
-    // the body reads as their flush. Nothing that h2 tells a body has the difference.
     http2_reset: Scene { leaves: true, ..Scene::HTTP2 };
     http2_reset_of_a_hanging_handler: Scene { bound: 2, handler: Handler::Hangs, leaves: true, ..Scene::HTTP2 };
     http2_ignored_reset: Scene { handler: Handler::Waits, leaves: true, ignores: true, ..Scene::HTTP2 };
@@ -69,4 +67,10 @@ scenes! {
     http2_finish: Scene { handler: Handler::Finishes, ..Scene::HTTP2 };
     http2_finish_and_reset: Scene { handler: Handler::Finishes, leaves: true, ..Scene::HTTP2 };
     http2_killed: Scene { killed: true, ..Scene::HTTP2 };
+    http2_known_length: Scene { bound: 2, known: true, ..Scene::HTTP2 };
+    http2_known_length_and_reset: Scene { known: true, leaves: true, ..Scene::HTTP2 };
+    http2_known_length_and_late_reset: Scene { known: true, leaves: true, turn: 2, ..Scene::HTTP2 };
+    http2_late_reset: Scene { leaves: true, turn: 2, ..Scene::HTTP2 };
+    http2_later_reset: Scene { leaves: true, turn: 3, ..Scene::HTTP2 };
+    http2_known_length_and_limit: Scene { known: true, limit: true, ..Scene::HTTP2 };
 }

@@ -22,7 +22,7 @@ use crate::{
 
 type Io = TrackedIo<Socket>;
 
-/// Whether the client's side is still open.
+/// Whether there is nothing to read: else the client's side is not open any more, or, on HTTP/2, its stream is reset.
 fn reads(io: &mut Io, cx: &mut Context<'_>) -> bool {
     let mut room = [0; 1];
     Pin::new(io).poll_read(cx, &mut ReadBuf::new(&mut room)).is_pending()
@@ -107,7 +107,9 @@ where
 struct Queue {
     /// Under a lock of the model's, as h2 has one around its streams: what is queued after a turn's writes comes after the
     /// turn's begin.
-    frames: Mutex<VecDeque<Option<Bytes>>>,
+    frames: Mutex<VecDeque<(Option<Bytes>, bool)>>,
+    /// The stream is: nothing more is queued.
+    reset: AtomicBool,
     over: AtomicBool,
     gone: AtomicBool,
     connection: AtomicWaker,
@@ -136,19 +138,22 @@ where
             return Poll::Ready(());
         }
         queue.connection.register(cx.waker());
-        if scene.leaves && turns == 1 {
+        if scene.leaves && turns == scene.turn {
             wire.leave();
         }
-        reads(&mut io, cx);
-        if wire.has_left() {
-            // RST_STREAM: what is queued for the stream goes nowhere.
-            queue.frames.lock().unwrap().clear();
+        while !reads(&mut io, cx) {
+            // RST_STREAM: what is queued for the stream goes nowhere, and nor does what comes later.
+            let mut frames = queue.frames.lock().unwrap();
+            frames.clear();
+            queue.reset.store(true, Ordering::Release);
+            wire.0.stream.wake();
         }
         loop {
             let frame = queue.frames.lock().unwrap().pop_front();
-            let Some(frame) = frame else { break };
-            // The chunk is dropped when it was written. An empty one is the end.
-            writes(&mut io, frame.as_deref().filter(|chunk| !chunk.is_empty()).unwrap_or(END), cx);
+            let Some((frame, ends)) = frame else { break };
+            // The chunk is dropped when it was written.
+            let chunk = frame.as_deref().unwrap_or_default();
+            writes(&mut io, &[chunk, if ends { END } else { &[] }].concat(), cx);
         }
         flushes(&mut io, cx);
         if killed {
@@ -170,22 +175,31 @@ async fn stream<F, E>(future: F, queue: &Queue, wire: &Wire)
 where
     F: Future<Output = Result<Response, E>>,
 {
-    let send = |frame: Option<Bytes>| {
-        queue.frames.lock().unwrap().push_back(frame);
+    let send = |frame: Option<Bytes>, ends: bool| {
+        let mut frames = queue.frames.lock().unwrap();
+        let sent = !queue.reset.load(Ordering::Acquire);
+        if sent {
+            frames.push_back((frame, ends));
+        }
+        drop(frames);
         queue.connection.wake();
+        sent
     };
     let mut at = At::Handling(Box::pin(future));
     poll_fn(|cx| {
         wire.0.stream.register(cx.waker());
         loop {
-            let reset = || wire.has_left() || queue.gone.load(Ordering::Acquire);
+            let reset = || queue.reset.load(Ordering::Acquire) || queue.gone.load(Ordering::Acquire);
             match &mut at {
                 At::Handling(future) => {
                     let Poll::Ready(response) = future.as_mut().poll(cx) else {
                         return if reset() { Poll::Ready(()) } else { Poll::Pending };
                     };
                     let Ok(response) = response else { return Poll::Ready(()) };
-                    send(Some(Bytes::from_static(HEAD)));
+                    assert!(!response.body().is_end_stream());
+                    if !send(Some(Bytes::from_static(HEAD)), false) {
+                        return Poll::Ready(());
+                    }
                     at = At::Sending(response.into_body());
                 }
                 At::Sending(_) if reset() => return Poll::Ready(()),
@@ -193,15 +207,16 @@ where
                     let Poll::Ready(frame) = Pin::new(&mut *body).poll_frame(cx) else { return Poll::Pending };
                     match frame {
                         Some(Ok(frame)) => {
-                            send(frame.into_data().ok());
-                            if body.is_end_stream() {
-                                at = At::Over;
+                            let ends = body.is_end_stream();
+                            if !send(frame.into_data().ok(), ends) || ends {
+                                // It lets go of the body here.
+                                return Poll::Ready(());
                             }
                         }
                         Some(Err(_)) => return Poll::Ready(()),
                         None => {
-                            send(None);
-                            at = At::Over;
+                            send(None, true);
+                            return Poll::Ready(());
                         }
                     }
                 }
