@@ -51,6 +51,8 @@ mod locks;
 mod meanwhile;
 #[path = "durable/nowhere.rs"]
 mod nowhere;
+#[path = "durable/on_its_way.rs"]
+mod on_its_way;
 #[path = "durable/postgres.rs"]
 mod postgres;
 #[path = "durable/promise.rs"]

@@ -24,7 +24,7 @@ use super::{
     store::Inner,
 };
 use crate::{
-    lifecycle::{Keeper, Lifecycle, Promised, SendBody, enter},
+    lifecycle::{Claimed as HeldClaim, Keeper, Lifecycle, Promised, SendBody, enter},
     pool::{caught, lock},
 };
 
@@ -151,14 +151,17 @@ impl Keeper for Left {
         self.waits.strong_count() == 0
     }
 
-    fn keep(&self, lifecycle: Lifecycle, mut response: Response, returned: bool) -> Promised {
+    fn keep(&self, lifecycle: Lifecycle, mut response: Response, returned: bool, held: Option<HeldClaim>) -> Promised {
         if !returned && !Durable::is_in(response.extensions()) {
             // The handler runs on, and so does its claim.
             return Promised::Nothing(response);
         }
         // What still waits for a response will get one, and its claim is for that.
         let has_left = self.is_gone() || lifecycle.0.has_answered();
-        let guard = has_left.then(|| lock(&self.claimant).take()).flatten();
+        let guard = match held.and_then(|held| held.downcast::<Held>().ok()) {
+            Some(mut held) => held.guard.take(),
+            None => has_left.then(|| lock(&self.claimant).take()).flatten(),
+        };
         if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned) {
             stamp(response.extensions_mut(), claim);
         }
@@ -168,6 +171,25 @@ impl Keeper for Left {
         let (answers, late) = if is_answer { (guard, None) } else { (None, guard) };
         let claims = Claims::new(answers, late, &self.claimant, &lifecycle);
         keep_promises(&self.store, &lifecycle, response, claims, Asker::Gone)
+    }
+
+    fn hold(&self) -> Option<HeldClaim> {
+        let guard = Some(lock(&self.claimant).take()?);
+        Some(Box::new(Held { guard, claimant: self.claimant.clone() }))
+    }
+}
+
+/// A claim that is for the answer that is held back, whatever its handler returns meanwhile.
+struct Held {
+    guard: Option<Guard>,
+    claimant: Claimant,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            *lock(&self.claimant) = Some(guard);
+        }
     }
 }
 

@@ -43,7 +43,7 @@ impl fmt::Debug for Compress {
 }
 
 /// What of a request's headers decides about the encoding.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Accepts {
     encodings: HeaderMap,
     validators: Vec<HeaderValue>,

@@ -24,6 +24,15 @@ pin_project! {
         // What is waited for after `inner`.
         step: Option<Box<Step>>,
     }
+
+    impl<F> PinnedDrop for Shape<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let this = this.project();
+            if let Some(step) = this.step.take() {
+                this.shaping.left(step);
+            }
+        }
+    }
 }
 
 impl<F> Shape<F> {
@@ -41,21 +50,10 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let mut next = match this.step.take() {
+        let next = match this.step.take() {
             Some(step) => Next::Wait(step),
             None => this.shaping.begin(ready!(this.inner.poll(cx))?),
         };
-        loop {
-            match next {
-                Next::Leave(response) => return Poll::Ready(Ok(response)),
-                Next::Wait(mut step) => match this.shaping.poll(&mut step, cx) {
-                    Poll::Ready(done) => next = this.shaping.go_on(*step, done),
-                    Poll::Pending => {
-                        *this.step = Some(step);
-                        return Poll::Pending;
-                    }
-                },
-            }
-        }
+        this.shaping.poll_on(next, this.step, cx).map(Ok)
     }
 }

@@ -10,6 +10,7 @@ use crate::{
 };
 
 /// What of a request decides the shape of its response.
+#[derive(Clone, Copy)]
 pub(super) struct Asked {
     pub(super) version: Version,
     pub(super) head: bool,

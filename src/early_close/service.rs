@@ -60,6 +60,8 @@ where
             asked: Asked::new(&request),
             #[cfg(feature = "compression")]
             accepts: self.settings.compress.as_ref().map(|_| Accepts::new(request.headers())).unwrap_or_default(),
+            #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+            held: None,
         };
         ResponseFuture::new(entered.call_shaped(|| self.inner.call(request), |hold| Shape::new(hold, shaping)))
     }

@@ -1,5 +1,7 @@
 //! What a response goes through before its head leaves, step by step.
 
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+use std::future::poll_fn;
 #[cfg(feature = "compression")]
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,6 +30,8 @@ use super::{
     compress::{Accepts, Compress},
     gzip::Gzips,
 };
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+use crate::lifecycle::{HeldBack, Verdict};
 use crate::lifecycle::{Lifecycle, answer, taken_off};
 
 /// All that shaping a response depends on.
@@ -39,6 +43,9 @@ pub(super) struct Shaping {
     pub(super) asked: Asked,
     #[cfg(feature = "compression")]
     pub(super) accepts: Accepts,
+    /// What the response promises that is held back.
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+    pub(super) held: Option<HeldBack>,
 }
 
 /// Left in the response that was shaped, for those that stand outside: of several the innermost decides. One that a middleware
@@ -87,7 +94,63 @@ impl Next {
 // === what comes after what ===
 
 impl Shaping {
-    pub(super) fn poll(&self, step: &mut Step, cx: &mut Context<'_>) -> Poll<Done> {
+    /// What is waited for is left in `waits`.
+    pub(super) fn poll_on(
+        &mut self,
+        mut next: Next,
+        waits: &mut Option<Box<Step>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Response> {
+        loop {
+            match next {
+                Next::Leave(response) => {
+                    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+                    drop(self.held.take());
+                    return Poll::Ready(response);
+                }
+                Next::Wait(mut step) => match self.poll(&mut step, cx) {
+                    Poll::Ready(done) => next = self.go_on(*step, done),
+                    Poll::Pending => {
+                        *waits = Some(step);
+                        return Poll::Pending;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Its future is dropped while it waits.
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+    pub(super) fn left(&mut self, step: Box<Step>) {
+        let Some(held) = self.held.take() else { return };
+        let (mut shaping, mut waits) = (self.again(), Some(step));
+        held.left(Box::pin(poll_fn(move |cx| match waits.take() {
+            Some(step) => shaping.poll_on(Next::Wait(step), &mut waits, cx),
+            None => Poll::Pending,
+        })));
+    }
+
+    /// Its future is dropped while it waits: nobody stores anything of it.
+    #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
+    #[expect(clippy::unused_self, reason = "with durable jobs it may promise some")]
+    pub(super) fn left(&mut self, step: Box<Step>) {
+        drop(step);
+    }
+
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+    fn again(&self) -> Self {
+        Self {
+            settings: self.settings.clone(),
+            lifecycle: self.lifecycle.clone(),
+            inside: self.inside,
+            asked: self.asked,
+            #[cfg(feature = "compression")]
+            accepts: self.accepts.clone(),
+            held: None,
+        }
+    }
+
+    fn poll(&self, step: &mut Step, cx: &mut Context<'_>) -> Poll<Done> {
         let polled = match step {
             Step::Read(_, reading, _) => reading.poll(&self.settings, &self.lifecycle, cx).map(Done::Read),
             Step::Map(mapping, _) => {
@@ -103,6 +166,10 @@ impl Shaping {
             return Next::Leave(self.pass(response));
         }
         let (parts, body) = response.into_parts();
+        #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+        {
+            self.held = HeldBack::of(&self.lifecycle, &parts);
+        }
         let known = body.size_hint().exact();
         if self.asked.head && (known == Some(0) || body.is_end_stream()) {
             return Next::Leave(self.leave_head(parts));
@@ -124,7 +191,7 @@ impl Shaping {
         self.encode_and_measure(parts, body, true)
     }
 
-    pub(super) fn go_on(&mut self, step: Step, done: Done) -> Next {
+    fn go_on(&mut self, step: Step, done: Done) -> Next {
         match (step, done) {
             (Step::Read(parts, reading, purpose), Done::Read(Measured::Whole)) => {
                 self.read(parts, reading.into_buffer(), purpose)
@@ -315,8 +382,13 @@ impl Shaping {
 
     /// Something failed while nothing of the response had left: a 500, or what broke it off, if that was us, has the
     /// better answer.
-    fn fail(&self) -> Response {
+    fn fail(&mut self) -> Response {
         let response = match self.lifecycle.0.producer_verdict() {
+            // What it promises is kept by those who stand outside. (A client that is told of its limit is promised nothing.)
+            #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+            Some(Verdict::Abandoned) if self.held.is_some() => {
+                self.held.take().map(HeldBack::into_response).unwrap_or_default()
+            }
             Some(verdict) => answer(verdict),
             None => (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response(),
         };

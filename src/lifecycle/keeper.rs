@@ -1,19 +1,35 @@
 //! Who stores what a response promises that goes nowhere.
 
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 use axum_core::response::Response;
+use http::response::Parts;
 
-use super::{Lifecycle, nowhere::Promised, shared::Shared, word};
-use crate::pool::lock;
+use super::{
+    Lifecycle,
+    nowhere::{Promised, Storing, go_on_held},
+    response::taken_off,
+    shared::Shared,
+    word,
+};
+use crate::{
+    durable::is_promised,
+    pool::{caught, lock},
+    status::ConnectionStatus,
+};
 
 /// A layer that stores promises, and may be gone before its request's handler is.
 pub(crate) trait Keeper: Send + Sync {
     /// Whether it is: what a handler promises then does not come by it.
     fn is_gone(&self) -> bool;
-    /// Stores what the response promises, which goes nowhere. It was `returned`, or else given to `finish`.
-    fn keep(&self, lifecycle: Lifecycle, response: Response, returned: bool) -> Promised;
+    /// Stores what the response promises, which goes nowhere. It was `returned`, or else given to `finish`; and was `held` back.
+    fn keep(&self, lifecycle: Lifecycle, response: Response, returned: bool, held: Option<Claimed>) -> Promised;
+    /// What it has for the answer that is held back, and for no other. Dropped, it has that again.
+    fn hold(&self) -> Option<Claimed>;
 }
+
+/// Whatever a [`Keeper`] knows it for.
+pub(crate) type Claimed = Box<dyn Any + Send>;
 
 /// Those around one handler, the innermost last.
 pub(super) type Keepers = Vec<Arc<dyn Keeper>>;
@@ -27,14 +43,18 @@ impl Shared {
         lock(&self.core).rare.as_ref().map(|rare| rare.keepers.clone()).unwrap_or_default()
     }
 
-    /// The innermost of the keepers first, as for a response on its way out: of those that there are, or that there were when
-    /// the handler that `returned` it began to go on alone. `None` if it was given to `finish`.
-    pub(super) fn store_promises(self: &Arc<Self>, mut response: Response, returned: Option<Keepers>) -> Promised {
-        let (by_return, before) = (returned.is_some(), returned.unwrap_or_default());
+    /// The innermost of the keepers first, as for a response on its way out: of those that there are, or that there were
+    /// `before`, when the handler that `returned` it began to go on alone. If it was not, it was given to `finish`.
+    pub(super) fn store_promises(
+        self: &Arc<Self>,
+        mut response: Response,
+        returned: bool,
+        before: Keepers,
+    ) -> Promised {
         let now = self.keepers();
         let keepers = if now.is_empty() { before } else { now };
         for keeper in keepers.iter().rev() {
-            match keeper.keep(Lifecycle(self.clone()), response, by_return) {
+            match keeper.keep(Lifecycle(self.clone()), response, returned, None) {
                 Promised::Nothing(back) => response = back,
                 storing => return storing,
             }
@@ -63,5 +83,61 @@ impl Shared {
         rare.keepers = kept;
         drop(core);
         drop(released);
+    }
+}
+
+/// What a response promises while a layer holds that back: its head as it came, and those who would store it. They may be gone
+/// before it is.
+pub(crate) struct HeldBack {
+    owner: Arc<Shared>,
+    head: Parts,
+    keepers: Vec<(Arc<dyn Keeper>, Option<Claimed>)>,
+    /// By the handler, and not given to `finish`.
+    returned: bool,
+}
+
+impl HeldBack {
+    /// `None` if it promises nothing.
+    pub(crate) fn of(lifecycle: &Lifecycle, head: &Parts) -> Option<Self> {
+        let owner = lifecycle.0.clone();
+        let with_claim = |keeper: Arc<dyn Keeper>| {
+            let claimed = keeper.hold();
+            (keeper, claimed)
+        };
+        is_promised(&head.extensions).then(|| Self {
+            head: head.clone(),
+            keepers: owner.keepers().into_iter().map(with_claim).collect(),
+            returned: !owner.is_finished(),
+            owner,
+        })
+    }
+
+    /// It, as far as it is there.
+    pub(crate) fn into_response(self) -> Response {
+        Response::from_parts(self.head, taken_off())
+    }
+
+    /// Nobody waits for it any more. If that is because its client left, what it promises is stored: behind the `rest` of its
+    /// way, where that is ignored.
+    pub(crate) fn left(self, rest: Storing) {
+        let owner = self.owner.clone();
+        if owner.producer_survives_drop() {
+            return go_on_held(&owner, rest, self);
+        }
+        caught::discard(rest);
+        if owner.word().status() == ConnectionStatus::ABORTED {
+            let response = Response::from_parts(self.head.clone(), taken_off());
+            go_on_held(&owner, Box::pin(std::future::ready(response)), self);
+        }
+    }
+
+    pub(super) fn store(self, mut response: Response) -> Promised {
+        for (keeper, claimed) in self.keepers.into_iter().rev() {
+            match keeper.keep(Lifecycle(self.owner.clone()), response, self.returned, claimed) {
+                Promised::Nothing(back) => response = back,
+                storing => return storing,
+            }
+        }
+        Promised::Nothing(response)
     }
 }

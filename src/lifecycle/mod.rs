@@ -33,9 +33,10 @@ pub(crate) use self::{
 };
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 pub(crate) use self::{
-    keeper::Keeper,
+    keeper::{Claimed, HeldBack, Keeper},
     nowhere::{Promised, Storing, store_alone},
     seat::Seat,
+    transitions::Verdict,
 };
 use crate::{event::RequestId, status::ConnectionStatus};
 

@@ -42,7 +42,7 @@ pub(super) async fn returned_alone(
     keepers: Keepers,
 ) -> Queue<Continuation> {
     let continuations = Continuation::take_from(response.extensions_mut());
-    let response = match owner.store_promises(response, Some(keepers)) {
+    let response = match owner.store_promises(response, true, keepers) {
         Promised::Storing(storing) => stored(owner, storing).await,
         Promised::Nothing(response) => {
             tell_unheard(owner, &response);
@@ -94,19 +94,42 @@ fn tell_error(shared: &Shared, response: &Response) {
 /// A response that was given to `finish`, and that nobody takes.
 pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
     collect(shared, &mut response);
-    let storing = match shared.store_promises(response, None) {
+    let storing = match shared.store_promises(response, false, shared.keepers()) {
         Promised::Storing(storing) => storing,
         Promised::Nothing(response) => {
             return produce_unread(shared, response.into_body());
         }
     };
-    // So that the request does not end before its jobs are to start.
-    shared.producer_started();
     let owner = shared.clone();
-    let work = async move {
+    go_on(shared, async move {
         if let Some(response) = stored(&owner, storing).await {
             produce_unread(&owner, response.into_body());
         }
+    });
+}
+
+/// A response that was `held` back when its client left, and the rest of its way out.
+#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+pub(super) fn go_on_held(shared: &Arc<Shared>, rest: Storing, held: HeldBack) {
+    let owner = shared.clone();
+    go_on(shared, async move {
+        let Some(response) = stored(&owner, rest).await else { return };
+        let response = match held.store(response) {
+            Promised::Storing(storing) => stored(&owner, storing).await,
+            Promised::Nothing(response) => Some(response),
+        };
+        if let Some(response) = response {
+            go_nowhere(&owner, response);
+        }
+    });
+}
+
+/// The request does not end before that has, so that its jobs start behind it.
+fn go_on(shared: &Arc<Shared>, work: impl Future<Output = ()> + Send + 'static) {
+    shared.producer_started();
+    let owner = shared.clone();
+    let work = async move {
+        work.await;
         owner.producer_ended(None);
     };
     let _served = shared.runtime().map(Handle::enter);
@@ -121,7 +144,7 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
 /// What a handler returned whose answer was another, given to `finish`.
 pub(super) fn returned_late(shared: &Arc<Shared>, response: Response) {
     tell_error(shared, &response);
-    match shared.store_promises(response, Some(shared.keepers())) {
+    match shared.store_promises(response, true, shared.keepers()) {
         Promised::Nothing(response) => caught::discard(response),
         Promised::Storing(storing) => store_alone(shared, storing),
     }
@@ -183,7 +206,7 @@ fn produce_unread(shared: &Arc<Shared>, body: Body) {
 }
 
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-pub(super) use super::keeper::Keepers;
+pub(super) use super::keeper::{HeldBack, Keepers};
 
 #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
 pub(super) struct Keepers;
@@ -196,7 +219,7 @@ impl Shared {
     }
 
     #[expect(clippy::unused_self, reason = "with durable jobs there is something to store")]
-    fn store_promises(self: &Arc<Self>, response: Response, _: Option<Keepers>) -> Promised {
+    fn store_promises(self: &Arc<Self>, response: Response, _: bool, _: Keepers) -> Promised {
         Promised::Nothing(response)
     }
 }

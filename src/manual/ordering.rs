@@ -90,8 +90,7 @@
 //! ## Durable jobs
 //!
 //! A `DurableLayer` (feature `durable`) stores what the responses that reach it promise. So it belongs inside whatever
-//! replaces responses, and inside an `EarlyCloseLayer`: what that holds back when its client leaves reaches nobody further
-//! out.
+//! replaces responses, and better inside an `EarlyCloseLayer`, so that jobs are stored before their response is held back.
 //!
 //! ## Timeout
 //!

@@ -1,0 +1,188 @@
+//! Promises of a response that an early close *inside* their layer holds back when its client leaves.
+
+use std::{io, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Path, State},
+    http::{Request, StatusCode},
+    response::{IntoResponse as _, Response},
+    routing::post,
+};
+use bytes::Bytes;
+use futures_util::{StreamExt as _, stream};
+use tokio::sync::watch;
+use tower_epilogue::{
+    EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, TimeLimitLayer,
+    durable::{Durable, DurableStore},
+};
+
+use crate::{
+    common::{Node, Place, Task, on_both, request},
+    strays::is_heard,
+    support::{Client, h2client::Http2, soon},
+};
+
+on_both!(what_is_held_back_is_stored_when_its_client_leaves, what_is_held_back_to_its_limit_is_not);
+
+/// What the handlers and the test tell each other: how often a response was held back, and up to which it may go on.
+#[derive(Clone)]
+struct Told {
+    held: Arc<watch::Sender<usize>>,
+    freed: Arc<watch::Sender<usize>>,
+}
+
+impl Told {
+    fn new() -> Self {
+        Self { held: Arc::new(watch::Sender::new(0)), freed: Arc::new(watch::Sender::new(0)) }
+    }
+
+    /// In the response of a handler.
+    async fn held_back(self) {
+        let mut number = 0;
+        self.held.send_modify(|held| {
+            *held += 1;
+            number = *held;
+        });
+        let _ = self.freed.subscribe().wait_for(|freed| *freed >= number).await;
+    }
+
+    /// Waits until so many were.
+    async fn until(&self, number: usize) {
+        soon("it is held back", self.held.subscribe().wait_for(|held| *held >= number)).await.unwrap();
+    }
+
+    fn free(&self, number: usize) {
+        self.freed.send_replace(number);
+    }
+}
+
+/// In two pieces, of which the second comes when it is let.
+fn in_pieces(told: Told) -> Body {
+    let second = stream::once(async move {
+        told.held_back().await;
+        Ok("b")
+    });
+    Body::from_stream(stream::once(async { Ok::<_, io::Error>("a") }).chain(second))
+}
+
+async fn handler(State(told): State<Told>, Path(how): Path<String>, lifecycle: Lifecycle, name: String) -> Response {
+    let body = if how.contains("map") { Body::from("ab") } else { in_pieces(told) };
+    let response = (StatusCode::CREATED, [("x-name", "it")], Durable::new(Task::ok(name)), body);
+    if !how.contains("finish") {
+        return response.into_response();
+    }
+    let _ = lifecycle.finish(response).await;
+    StatusCode::OK.into_response()
+}
+
+fn app(store: &DurableStore, told: &Told) -> Router {
+    let handler = || Router::new().route("/{how}", post(handler)).with_state(told.clone());
+    let theirs = told.clone();
+    let map = EarlyCloseLayer::new().map_buffer(move |parts, bytes: Bytes| {
+        let told = theirs.clone();
+        async move {
+            told.held_back().await;
+            Ok::<_, io::Error>((parts, bytes))
+        }
+    });
+    let held = |early: EarlyCloseLayer| handler().layer(early).layer(store.layer());
+    let layers = || {
+        Router::new()
+            .nest("/read", held(EarlyCloseLayer::new()))
+            .nest("/compress", held(EarlyCloseLayer::new().compress()))
+            .nest("/map", held(map.clone()))
+    };
+    Router::new()
+        .nest("/ends", layers())
+        .nest("/ignored", layers().layer(IgnoreAbortLayer::new()))
+        .nest("/limited", layers().layer(TimeLimitLayer::new(Duration::from_millis(100))))
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Leave {
+    Close,
+    Reset,
+    /// HTTP/2: its stream, of which its server knows nothing more.
+    ResetStream,
+}
+
+/// Asks, and leaves when the response is held back.
+async fn leaves(node: &Node, told: &Told, path: &str, key: Option<&str>, name: &str, how: Leave) {
+    let number = *told.held.borrow() + 1;
+    let headers: Vec<_> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
+    if let Leave::ResetStream = how {
+        let client = Http2::connect(node.address).await;
+        let request = Request::post(format!("http://test{path}"));
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let mut send = client.send.clone().ready().await.unwrap();
+        let (response, mut body) = send.send_request(request.body(()).unwrap(), false).unwrap();
+        body.send_data(name.to_owned().into(), true).unwrap();
+        told.until(number).await;
+        drop((response, body));
+        is_heard(&client).await;
+    } else {
+        let mut client = Client::connect(node.address).await;
+        client.send(&request(path, &headers, name)).await;
+        told.until(number).await;
+        if let Leave::Reset = how {
+            client.reset();
+        } else {
+            client.close();
+        }
+    }
+    if path.contains("ignored") {
+        told.free(number);
+    }
+}
+
+async fn what_is_held_back_is_stored_when_its_client_leaves(place: Place) {
+    let told = Told::new();
+    let node = Node::start(&place, |store| app(store, &told)).await;
+    let mut count = 0;
+    for path in ["/ends", "/ignored"] {
+        for end in ["/read/return", "/read/finish", "/compress/return", "/map/return-map", "/map/finish-map"] {
+            let path = format!("{path}{end}");
+            for how in [Leave::Close, Leave::Reset, Leave::ResetStream] {
+                let name = format!("{path} {how:?}");
+                leaves(&node, &told, &path, None, &name, how).await;
+                node.record.begun(&name, 1).await;
+                // So it is under a key, and its answer is kept, as far as there was one.
+                let key = format!("{name} with a key");
+                leaves(&node, &told, &path, Some(&key), &key, how).await;
+                node.record.begun(&key, 1).await;
+                let again = node.post(&path, &[("Idempotency-Key", &key)], &key).await;
+                assert_eq!(again.status, 201, "{key}: {again:?}");
+                assert_eq!(again.header("x-name"), Some("it"), "{key}: {again:?}");
+                let body = if path.contains("ignored") { "ab" } else { "" };
+                assert_eq!(again.text(), body, "{key}: {again:?}");
+                count += 2;
+                assert_eq!(*told.held.borrow(), count, "{key}: the handler ran once");
+            }
+        }
+    }
+    node.completed(count as u64).await;
+    assert_eq!(node.record.runs().len(), count);
+}
+
+/// Its client is told, and who asks again has it done.
+async fn what_is_held_back_to_its_limit_is_not(place: Place) {
+    let told = Told::new();
+    let node = Node::start(&place, |store| app(store, &told)).await;
+    let mut count = 0;
+    for (layer, how) in [("read", "return"), ("compress", "return"), ("map", "return-map")] {
+        let (path, headers) = (format!("/limited/{layer}/{how}"), [("Idempotency-Key", layer)]);
+        assert_eq!(node.post(&path, &headers, layer).await.status, 503, "{layer}");
+        count += 2;
+        told.free(count);
+        for _ in 0..2 {
+            let reply = node.post(&path, &headers, layer).await;
+            assert_eq!((reply.status, reply.text().as_ref()), (201, "ab"), "{layer}");
+        }
+        assert_eq!(*told.held.borrow(), count, "{layer}: what is kept is the answer");
+        node.record.begun(layer, 1).await;
+    }
+    node.completed(3).await;
+    assert_eq!(node.record.runs().len(), 3);
+}
