@@ -13,7 +13,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
-use tower_epilogue::{EarlyCloseLayer, Tracking};
+use tower_epilogue::{Continuation, EarlyCloseLayer, Tracking};
 
 use crate::{
     common::Plain,
@@ -151,5 +151,23 @@ async fn without_lingering_they_are_lost() {
     let server = Server::with(app(cell.response), |builder| builder.tracking(Tracking::new().linger(None))).await;
     let outcome = run(server.address, cell, 8).await;
     assert!(outcome.whole < 8, "{outcome:?}");
+    assert!(server.stop().await.is_clean());
+}
+
+/// Its request has ended, since its reader was slow, when the last of the response leaves; and it begins with its upload then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn so_does_one_that_was_given_up_on() {
+    const RESPONSE: usize = 16 * 1024 * 1024;
+    let handler = async || (Continuation::new(async {}), vec![b'y'; RESPONSE]);
+    let app = Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new());
+    let server = Server::with(app, |builder| builder.patience(Duration::from_millis(20))).await;
+    for trial in 1..=8 {
+        let mut client = server.connect().await;
+        client.send("POST / HTTP/1.1\r\nhost: test\r\ncontent-length: 2000000\r\n\r\n").await;
+        server.journal.ended(trial).await;
+        assert_eq!(client.response(false).await.body.len(), RESPONSE);
+        let sent = soon("the upload", sends(&mut client.stream, 2_000_000, Some(Duration::from_millis(1)))).await;
+        assert!(sent.is_ok(), "{trial}: {sent:?}");
+    }
     assert!(server.stop().await.is_clean());
 }
