@@ -151,6 +151,12 @@ impl CompressedStreamLayer {
     ///
     /// `None` flushes only on [`Output::flush`](crate::Output::flush) or an empty frame. Anything else may be delayed
     /// until the end.
+    ///
+    /// # Panics
+    ///
+    /// It does not. But outside of all tokio runtimes, and in one without timers
+    /// ([`enable_time`](tokio::runtime::Builder::enable_time)), a response whose producer pauses fails as if its body had
+    /// panicked, unless the time is zero, or `None`.
     #[must_use]
     pub fn flush_on_pause(mut self, pause: impl Into<Option<Duration>>) -> Self {
         self.settings.pause = pause.into();

@@ -140,6 +140,11 @@ impl EarlyCloseLayer {
 
     /// How long a body of unknown length may be held back, counted from the response head; 1 s by default. Zero holds
     /// back only what is there at once; where this layer [compresses](self#compression), no more than 1 MiB of it.
+    ///
+    /// # Panics
+    ///
+    /// It does not. But a response whose body has to be waited for panics outside of all tokio runtimes, and in one without
+    /// timers ([`enable_time`](tokio::runtime::Builder::enable_time)), unless the patience is zero.
     #[must_use]
     pub const fn patience(mut self, patience: Duration) -> Self {
         self.settings.patience = patience;
