@@ -40,6 +40,8 @@ mod linger;
 mod linger_bounds;
 #[path = "connection/listener.rs"]
 mod listener;
+#[path = "connection/no_room.rs"]
+mod no_room;
 #[path = "connection/reset_http2.rs"]
 mod reset_http2;
 #[path = "connection/shapes.rs"]

@@ -4,9 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
-#[cfg(doc)]
-use super::reader::moment;
-use super::reader::{Drops, Reader, here};
+use super::reader::{Drops, Reader, moment};
 use crate::sync::{AtomicBool, AtomicU64, AtomicUsize};
 
 /// How many are out, and what became of the rest.
@@ -23,10 +21,10 @@ pub(super) struct Chunks {
     pub(super) end_guarded: AtomicBool,
     /// It is part of a head.
     pub(super) is_head: AtomicBool,
-    /// The server, about to take it, asked whether it is the end: at that [moment]; else 0.
-    pub(super) asked: AtomicU64,
-    /// Who let go of the last of them.
-    pub(super) dropped_in: AtomicU64,
+    /// The [moment] at which the last of them was let go of; else 0.
+    pub(super) dropped_at: AtomicU64,
+    /// That at which the server let go of the body; else 0.
+    pub(super) left_at: AtomicU64,
     /// Every byte of a known length was given out, and waits for its flush.
     pub(super) all_given: AtomicBool,
     /// The server has asked for more since, and so has none of it in hand, which it would let go of unwritten.
@@ -53,6 +51,16 @@ impl Chunks {
 
     pub(super) fn is_head(&self) -> bool {
         self.is_head.load(Ordering::Acquire)
+    }
+
+    /// Of the end and the body, one is let go of. Where the stream was reset, the server could not queue the end, or never
+    /// came to it: then it lets go of both at once, in the same thread, and does nothing else there between.
+    pub(super) fn drops(&self, this: &AtomicU64, other: &AtomicU64) {
+        let now = moment();
+        this.store(now, Ordering::Release);
+        if other.load(Ordering::Acquire) == now {
+            self.discard();
+        }
     }
 
     pub(super) fn discard(&self) {
@@ -82,7 +90,7 @@ impl Drop for Guarded {
             Drops::Other => {}
         }
         if self.chunks.end_guarded.load(Ordering::Acquire) {
-            self.chunks.dropped_in.store(here(), Ordering::Release);
+            self.chunks.drops(&self.chunks.dropped_at, &self.chunks.left_at);
         }
         // Last: whoever finds it gone finds that, too.
         self.chunks.out.fetch_sub(1, Ordering::AcqRel);

@@ -4,10 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
-use super::{
-    chunks::Chunks,
-    reader::{Reader, here, moment},
-};
+use super::{chunks::Chunks, reader::Reader};
 use crate::sync::{AtomicBool, AtomicU8, AtomicU64, OnceLock};
 
 // The stages; 0 is that before: the request is handled, or its body is on its way.
@@ -122,22 +119,16 @@ impl Exchange {
         };
         // What a middleware has taken off, or copied, before says nothing.
         chunks.end_guarded.store(!chunks.are_gone(), Ordering::Release);
-        chunks.asked.store(moment(), Ordering::Release);
     }
 
-    /// It has, if it `asked`, and lets go of the body. Where the stream was reset, it could not queue the end: then it has let
-    /// go of that as well, in this thread, and done nothing else there since. (A middleware that asks, and then answers something
-    /// else at once, looks the same.)
+    /// It has, if it `asked`, and lets go of the body. (A middleware that asks, and then answers something else at once, looks as
+    /// a server whose stream was reset.)
     pub(crate) fn leave_end(&self, asked: bool) {
         if !asked {
             return self.take_elsewhere();
         }
-        let Some(chunks) = self.chunks.get().filter(|chunks| chunks.end_guarded.load(Ordering::Acquire)) else {
-            return;
-        };
-        let at_once = chunks.asked.load(Ordering::Acquire) == moment();
-        if at_once && chunks.are_gone() && chunks.dropped_in.load(Ordering::Acquire) == here() {
-            chunks.discard();
+        if let Some(chunks) = self.chunks.get().filter(|chunks| chunks.end_guarded.load(Ordering::Acquire)) {
+            chunks.drops(&chunks.left_at, &chunks.dropped_at);
         }
     }
 

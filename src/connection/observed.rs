@@ -90,7 +90,6 @@ impl Connection {
         self.0.parties.change(|parties| {
             let place = parties.iter().position(|party| {
                 let exchange = party.exchange();
-                // What is still queued, its client has to make room for: no turn tells when that leaves.
                 // What is queued, its client may have to make room for: no turn tells when that leaves.
                 let awaits = party.is_http2() && exchange.is_awaiting() && !exchange.is_queued();
                 awaits && flushed > exchange.turn()

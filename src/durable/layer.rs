@@ -144,6 +144,8 @@ struct Left {
     store: Arc<Inner>,
     /// What waits for the response.
     waits: Weak<()>,
+    /// Those that hold one back have a copy.
+    held: Arc<()>,
 }
 
 impl Keeper for Left {
@@ -158,10 +160,11 @@ impl Keeper for Left {
         }
         // What still waits for a response will get one, and its claim is for that.
         let has_left = self.is_gone() || lifecycle.0.has_answered();
-        let guard = match held.and_then(|held| held.downcast::<Held>().ok()) {
-            Some(mut held) => held.guard.take(),
-            None => has_left.then(|| lock(&self.claimant).take()).flatten(),
-        };
+        // Nor is it for what comes after `finish` as long as that is held back.
+        let other_is_held = returned && lifecycle.0.is_finished() && Arc::strong_count(&self.held) > 1;
+        let takes = held.is_some() || (has_left && !other_is_held);
+        let guard = takes.then(|| lock(&self.claimant).take()).flatten();
+        drop(held);
         if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned) {
             stamp(response.extensions_mut(), claim);
         }
@@ -173,23 +176,8 @@ impl Keeper for Left {
         keep_promises(&self.store, &lifecycle, response, claims, Asker::Gone)
     }
 
-    fn hold(&self) -> Option<HeldClaim> {
-        let guard = Some(lock(&self.claimant).take()?);
-        Some(Box::new(Held { guard, claimant: self.claimant.clone() }))
-    }
-}
-
-/// A claim that is for the answer that is held back, whatever its handler returns meanwhile.
-struct Held {
-    guard: Option<Guard>,
-    claimant: Claimant,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Some(guard) = self.guard.take() {
-            *lock(&self.claimant) = Some(guard);
-        }
+    fn hold(&self) -> HeldClaim {
+        Box::new(self.held.clone())
     }
 }
 
@@ -226,7 +214,12 @@ where
         let kept = (!outer).then(|| self.store.0.clone());
         let claimant = waiting.as_ref().map(|waiting| {
             let (claimant, store) = (waiting.claimant.clone(), self.store.0.clone());
-            lifecycle.0.add_keeper(Arc::new(Left { claimant: claimant.clone(), store, waits: waiting.is_there() }));
+            lifecycle.0.add_keeper(Arc::new(Left {
+                claimant: claimant.clone(),
+                store,
+                waits: waiting.is_there(),
+                held: Arc::default(),
+            }));
             claimant
         });
         let call = || match (refusal, key, claimant) {

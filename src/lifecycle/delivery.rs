@@ -65,6 +65,7 @@ impl Delivery {
         };
         if complete && shared.http2() && shared.connection().is_some() {
             shared.exchange.give_end();
+            shared.hands_over();
         }
         let bare = !complete && !shared.has_producer();
         if !complete {

@@ -10,6 +10,7 @@ use super::{
     nowhere::{Promised, Storing, go_on_held},
     response::taken_off,
     shared::Shared,
+    transitions::Verdict,
     word,
 };
 use crate::{
@@ -24,8 +25,8 @@ pub(crate) trait Keeper: Send + Sync {
     fn is_gone(&self) -> bool;
     /// Stores what the response promises, which goes nowhere. It was `returned`, or else given to `finish`; and was `held` back.
     fn keep(&self, lifecycle: Lifecycle, response: Response, returned: bool, held: Option<Claimed>) -> Promised;
-    /// What it has for the answer that is held back, and for no other. Dropped, it has that again.
-    fn hold(&self) -> Option<Claimed>;
+    /// A response is held back, as long as the value lives: what its handler returns after its `finish` is not the answer.
+    fn hold(&self) -> Claimed;
 }
 
 /// Whatever a [`Keeper`] knows it for.
@@ -91,7 +92,7 @@ impl Shared {
 pub(crate) struct HeldBack {
     owner: Arc<Shared>,
     head: Parts,
-    keepers: Vec<(Arc<dyn Keeper>, Option<Claimed>)>,
+    keepers: Vec<(Arc<dyn Keeper>, Claimed)>,
     /// By the handler, and not given to `finish`.
     returned: bool,
 }
@@ -124,16 +125,24 @@ impl HeldBack {
         if owner.producer_survives_drop() {
             return go_on_held(&owner, rest, self);
         }
+        // It does not end between.
+        owner.producer_started();
         caught::discard(rest);
         if owner.word().status() == ConnectionStatus::ABORTED {
             let response = Response::from_parts(self.head.clone(), taken_off());
             go_on_held(&owner, Box::pin(std::future::ready(response)), self);
         }
+        owner.producer_ended(None);
     }
 
+    /// Stores it with what it came to; if it was not to come to anything, because nobody ignores the abort any more, as it was.
     pub(super) fn store(self, mut response: Response) -> Promised {
+        if self.owner.producer_verdict() == Some(Verdict::Abandoned) && !is_promised(response.extensions()) {
+            caught::discard(response);
+            response = Response::from_parts(self.head, taken_off());
+        }
         for (keeper, claimed) in self.keepers.into_iter().rev() {
-            match keeper.keep(Lifecycle(self.owner.clone()), response, self.returned, claimed) {
+            match keeper.keep(Lifecycle(self.owner.clone()), response, self.returned, Some(claimed)) {
                 Promised::Nothing(back) => response = back,
                 storing => return storing,
             }

@@ -124,7 +124,7 @@ pub(super) fn go_on_held(shared: &Arc<Shared>, rest: Storing, held: HeldBack) {
     });
 }
 
-/// The request does not end before that has, so that its jobs start behind it.
+/// The request does not end before that has, if it has not yet, so that its jobs start behind it.
 fn go_on(shared: &Arc<Shared>, work: impl Future<Output = ()> + Send + 'static) {
     shared.producer_started();
     let owner = shared.clone();

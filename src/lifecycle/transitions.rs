@@ -274,8 +274,8 @@ impl Shared {
 
     /// Acts on an abort that is not (any more) ignored.
     pub(super) fn abandon(&self) {
-        let changed = self
-            .change(None, |word| (word.is_abandoned() && word.sent().is_none()).then(|| word.with_sent(Sent::Aborted)));
+        let changed =
+            self.change(None, |word| (word.is_abandoned() && word.is_open()).then(|| word.with_sent(Sent::Aborted)));
         if changed.is_some() {
             // hyper may hold on to the response (pipelined bytes, an unread upload): its writes are refused.
             self.break_off();

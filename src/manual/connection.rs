@@ -140,9 +140,9 @@
 //! detected by the flush right after it. Conversely, a stream that is reset while its last frame is being sent, cut
 //! short by its window, may be reported as flushed. So may a stream whose trailers, or such a head, are still to be
 //! sent, if its connection writes something else in that turn; if it writes nothing, the stream is reported as
-//! aborted. A response without a body is also reported as aborted if a middleware around
-//! [`Epilogue::wrap`](crate::Epilogue::wrap) asks its body for its end and drops it at once, since that is what a
-//! server does whose client has reset the stream.
+//! aborted. A response without a body, or with one short piece, is also reported as aborted if a middleware around
+//! [`Epilogue::wrap`](crate::Epilogue::wrap) asks its body for its end and then drops all of it at once, since that is what
+//! a server does whose client has reset the stream.
 //!
 //! # Ends of streams on HTTP/2
 //!
@@ -153,7 +153,8 @@
 //!
 //! Both hold for a server that asks whether the body has ended before it sends the head, as hyper does. A middleware around
 //! [`Epilogue::wrap`](crate::Epilogue::wrap) whose body does not pass that question on gets all frames at once, and may collect
-//! them: the response counts as flushed when they are gone and the server's turn is over.
+//! them: the response counts as flushed when they are gone and the server's turn is over. One that asks, and then collects a body
+//! without copying it, waits for its own bytes to be sent: let it not ask, or copy.
 //!
 //! # Without a tracked connection
 //!

@@ -224,7 +224,8 @@
 //! limit ends a producer whose reader never reads.
 //!
 //! **A response that HTTP/2 has queued to its end** when the limit passes, or a drain's deadline, cannot be broken off any
-//! more. It is given up on: continuation and hooks wait for it no longer, and its client may still get all of it.
+//! more. It is given up on: continuation and hooks wait for it no longer, and its client may still get all of it. Its stream
+//! stays open until the client makes room for it, or leaves.
 //!
 //! **The limit of a layer counts from the arrival,** and so includes the time that middleware and the upload took; of
 //! several limits around a route the innermost applies. [`set_time_limit`](crate::Lifecycle::set_time_limit) counts

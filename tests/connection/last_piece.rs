@@ -43,7 +43,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const CANCEL: [u8; 4] = 8_u32.to_be_bytes();
 
 /// Two bytes more than the window of those who [ask](ask) for it.
-fn app(notes: &Notes) -> Router {
+pub fn app(notes: &Notes) -> Router {
     let (notes, hooks) = (notes.clone(), notes.clone());
     let small = async move || {
         let notes = notes.clone();

@@ -1,12 +1,20 @@
 //! Promises of a response that an early close *inside* their layer holds back when its client leaves.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     Router,
     body::Body,
     extract::{Path, State},
     http::{Request, StatusCode},
+    middleware::{Next, from_fn},
     response::{IntoResponse as _, Response},
     routing::post,
 };
@@ -24,7 +32,12 @@ use crate::{
     support::{Client, h2client::Http2, soon},
 };
 
-on_both!(what_is_held_back_is_stored_when_its_client_leaves, what_is_held_back_to_its_limit_is_not);
+on_both!(
+    what_is_held_back_is_stored_when_its_client_leaves,
+    what_is_held_back_to_its_limit_is_not,
+    of_two_answers_the_one_that_leaves_is_kept,
+    a_shield_that_ends_behind_the_client_loses_nothing,
+);
 
 /// What the handlers and the test tell each other: how often a response was held back, and up to which it may go on.
 #[derive(Clone)]
@@ -185,4 +198,64 @@ async fn what_is_held_back_to_its_limit_is_not(place: Place) {
     }
     node.completed(3).await;
     assert_eq!(node.record.runs().len(), 3);
+}
+
+/// A middleware asks twice, and takes the first answer; the other is let go of when that has left.
+async fn of_two_answers_the_one_that_leaves_is_kept(place: Place) {
+    let (told, calls) = (Told::new(), Arc::new(AtomicUsize::new(0)));
+    let (theirs, counted) = (told.clone(), calls.clone());
+    let (loser, lost) = watch::channel(None);
+    let handler = async move |name: String| {
+        let is_first = counted.fetch_add(1, Ordering::SeqCst) == 0;
+        let body = if is_first { in_pieces(theirs) } else { Body::from("ab") };
+        (StatusCode::CREATED, Durable::new(Task::ok(name)), body)
+    };
+    let hedge = from_fn(move |request: Request<Body>, next: Next| {
+        let (told, loser) = (told.clone(), loser.clone());
+        async move {
+            let (parts, body) = request.into_parts();
+            let bytes = axum::body::to_bytes(body, 1_000).await.unwrap();
+            let first = Request::from_parts(parts.clone(), Body::from(bytes.clone()));
+            loser.send_replace(Some(tokio::spawn(next.clone().run(first))));
+            told.until(1).await;
+            next.run(Request::from_parts(parts, Body::from(bytes))).await
+        }
+    });
+    let app = |store: &DurableStore| {
+        Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new()).layer(hedge).layer(store.layer())
+    };
+    let node = Node::start(&place, app).await;
+    for _ in 0..3 {
+        let reply = node.post("/", &[("Idempotency-Key", "k")], "it").await;
+        assert_eq!((reply.status, reply.text().as_ref()), (201, "ab"));
+        if let Some(loser) = lost.borrow().as_ref() {
+            loser.abort();
+        }
+    }
+    node.completed(1).await;
+    assert_eq!((node.record.runs().len(), calls.load(Ordering::SeqCst)), (1, 2));
+}
+
+/// A critical section in the body, during which the client leaves, and behind which nothing ignores that.
+async fn a_shield_that_ends_behind_the_client_loses_nothing(place: Place) {
+    let told = Told::new();
+    let theirs = told.clone();
+    let handler = async move |lifecycle: Lifecycle, name: String| {
+        let shield = lifecycle.shield();
+        let rest = stream::once(async move {
+            theirs.held_back().await;
+            drop(shield);
+            std::future::pending().await
+        });
+        let body = Body::from_stream(stream::once(async { Ok::<_, io::Error>("a") }).chain(rest));
+        (StatusCode::CREATED, Durable::new(Task::ok(name)), body)
+    };
+    let app = |store: &DurableStore| {
+        Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new()).layer(store.layer())
+    };
+    let node = Node::start(&place, app).await;
+    leaves(&node, &told, "/", None, "it", Leave::ResetStream).await;
+    told.free(1);
+    node.completed(1).await;
+    assert_eq!(node.record.runs().len(), 1);
 }

@@ -11,8 +11,8 @@ use super::{Delivery, broken_off};
 /// The longest chunk that HTTP/2 sends in one frame, whatever the client allows beyond it (RFC 9113, section 4.2).
 const FRAME: usize = 16_384;
 
-/// Shorter ones h2 copies as a whole when it writes them: none is ever let go of half-written. And clients count them as
-/// overhead, but for those that end their stream.
+/// Shorter ones h2 copies when it writes them, and keeps nothing of them on its way: what is cut short by a window is back in its
+/// queue. And clients count them as overhead, but for those that end their stream.
 const SMALL: usize = 256;
 
 /// The end is held back until what was sent is flushed: only so does a RST_STREAM in the meantime show as an abort, and the
