@@ -228,7 +228,10 @@ impl One<'_> {
         if plan.answer == Answer::Never {
             let ended = self.story.count("handler_dropped") == 1 || self.round.has(|a| matches!(a, Around::Timeout(_)));
             self.assert(ended, "a handler that never answers was dropped");
-            let known = !status.is_empty() || self.round.has(|around| matches!(around, Around::Timeout(_)));
+            // Or its connection ended with the response before it.
+            let known = !status.is_empty()
+                || self.round.has(|around| matches!(around, Around::Timeout(_)))
+                || self.is_behind_a_broken_one();
             self.assert(known, "rule 3: what ended it is known");
         }
         if status == ConnectionStatus::NORMAL && self.outcome == Outcome::Left {
