@@ -53,12 +53,13 @@ impl Chunks {
         self.is_head.load(Ordering::Acquire)
     }
 
-    /// Of the end and the body, one is let go of. Where the stream was reset, the server could not queue the end, or never
+    /// Of the end and the body, one is let go of, when `out` chunks are. Where the stream was reset, the server could not queue the end, or never
     /// came to it: then it lets go of both at once, in the same thread, and does nothing else there between.
-    pub(super) fn drops(&self, this: &AtomicU64, other: &AtomicU64) {
+    pub(super) fn drops(&self, this: &AtomicU64, other: &AtomicU64, out: usize) {
         let now = moment();
         this.store(now, Ordering::Release);
-        if other.load(Ordering::Acquire) == now {
+        // What comes before the end may be let go of just then, and has been written.
+        if other.load(Ordering::Acquire) == now && self.out.load(Ordering::Acquire) == out {
             self.discard();
         }
     }
@@ -90,7 +91,7 @@ impl Drop for Guarded {
             Drops::Other => {}
         }
         if self.chunks.end_guarded.load(Ordering::Acquire) {
-            self.chunks.drops(&self.chunks.dropped_at, &self.chunks.left_at);
+            self.chunks.drops(&self.chunks.dropped_at, &self.chunks.left_at, 1);
         }
         // Last: whoever finds it gone finds that, too.
         self.chunks.out.fetch_sub(1, Ordering::AcqRel);

@@ -128,7 +128,7 @@ impl Exchange {
             return self.take_elsewhere();
         }
         if let Some(chunks) = self.chunks.get().filter(|chunks| chunks.end_guarded.load(Ordering::Acquire)) {
-            chunks.drops(&chunks.left_at, &chunks.dropped_at);
+            chunks.drops(&chunks.left_at, &chunks.dropped_at, 0);
         }
     }
 

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use axum::{Router, body::Body, http::StatusCode, response::IntoResponse as _, routing::get};
 use tokio::io::AsyncWriteExt as _;
-use tower_epilogue::{End, Lifecycle, ShutdownHookLayer, TimeLimitLayer};
+use tower_epilogue::{EarlyCloseLayer, End, Lifecycle, ShutdownHookLayer, TimeLimitLayer};
 
 use crate::{
     frames::{DATA, INITIAL_WINDOW_SIZE, RST_STREAM, RawHttp2, SETTINGS, frame, request},
     last_piece::app,
-    support::{MemoryServer, Notes, Server},
+    support::{MemoryServer, Notes, Server, h2client::Http2},
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -109,4 +109,33 @@ async fn all_hooks_of_one_that_was_given_up_on_see_the_same() {
     client.stream.shutdown().await.unwrap();
     server.ended(1).await;
     assert_eq!(notes.all(), ["ABORTED, given up", "ABORTED, given up"]);
+}
+
+/// The window has no room for the last piece, and what comes before it is let go of, since it was written, when that is queued.
+#[tokio::test]
+async fn who_makes_room_for_the_last_piece_has_all_of_it() {
+    const WINDOW: usize = 65_535;
+    let sizes = [WINDOW + 1, WINDOW + 250, 255 + 65_536 + 1, 300 + 65_536 + 1];
+    let pieces = |size: usize| {
+        let pieces = [vec![b'x'; 255], vec![b'x'; size - 256], vec![b'x']].map(Ok::<_, std::io::Error>);
+        Body::from_stream(futures_util::stream::iter(pieces))
+    };
+    let app = sizes.into_iter().fold(Router::new(), |app, size| {
+        app.route(&format!("/{size}"), get(async move || vec![b'x'; size]))
+            .route(&format!("/{size}/pieces"), get(async move || pieces(size)))
+    });
+    let server = Server::start(app.layer(EarlyCloseLayer::new())).await;
+    let mut client = Http2::connect(server.address).await;
+    for size in sizes {
+        for path in [format!("/{size}"), format!("/{size}/pieces")] {
+            assert_eq!(client.get(&path).await.unwrap().body.len(), size);
+        }
+    }
+    server.journal.ended(8).await;
+    for lines in server.journal.requests().into_iter().map(|request| server.journal.lines_of(request)) {
+        assert!(lines.iter().any(|line| line.starts_with("flushed")), "{lines:?}");
+        assert_eq!(lines.last().unwrap(), "ended/0");
+    }
+    client.abort();
+    assert!(server.stop().await.is_clean());
 }
