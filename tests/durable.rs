@@ -13,6 +13,8 @@
 mod attempts;
 #[path = "durable/back_off.rs"]
 mod back_off;
+#[path = "durable/between.rs"]
+mod between;
 #[path = "durable/bounds.rs"]
 mod bounds;
 #[path = "durable/commits.rs"]

@@ -21,7 +21,7 @@ pub(super) struct Chunks {
     pub(super) end_guarded: AtomicBool,
     /// It is part of a head.
     pub(super) is_head: AtomicBool,
-    /// The [moment] at which the last of them was let go of; else 0.
+    /// The [moment] at which the end of the stream was let go of; else 0.
     pub(super) dropped_at: AtomicU64,
     /// That at which the server let go of the body; else 0.
     pub(super) left_at: AtomicU64,
@@ -34,10 +34,11 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    pub(super) fn guard(self: &Arc<Self>, chunk: Bytes) -> Bytes {
+    /// Wraps a chunk; `last`, if it is the end of the stream.
+    pub(super) fn guard(self: &Arc<Self>, chunk: Bytes, last: bool) -> Bytes {
         // AcqRel on both sides of the count: the flush that sees zero comes after the writes that made it so.
         self.out.fetch_add(1, Ordering::AcqRel);
-        Bytes::from_owner(Guarded { chunk, chunks: self.clone() })
+        Bytes::from_owner(Guarded { chunk, chunks: self.clone(), last })
     }
 
     /// A flush completed, `after_reading` if the server was done with that: whether all that were handed out have left.
@@ -53,13 +54,13 @@ impl Chunks {
         self.is_head.load(Ordering::Acquire)
     }
 
-    /// Of the end and the body, one is let go of, when `out` chunks are. Where the stream was reset, the server could not queue the end, or never
-    /// came to it: then it lets go of both at once, in the same thread, and does nothing else there between.
-    pub(super) fn drops(&self, this: &AtomicU64, other: &AtomicU64, out: usize) {
+    /// Of the end and the body, one is let go of. Where the stream was reset, the server could not queue the end, or never came
+    /// to it: then it lets go of both at once, in the same thread, and does nothing else there between. What comes before the end
+    /// says nothing: it may have been written just then, or be on its way still.
+    pub(super) fn drops(&self, this: &AtomicU64, other: &AtomicU64) {
         let now = moment();
         this.store(now, Ordering::Release);
-        // What comes before the end may be let go of just then, and has been written.
-        if other.load(Ordering::Acquire) == now && self.out.load(Ordering::Acquire) == out {
+        if other.load(Ordering::Acquire) == now {
             self.discard();
         }
     }
@@ -75,6 +76,7 @@ impl Chunks {
 struct Guarded {
     chunk: Bytes,
     chunks: Arc<Chunks>,
+    last: bool,
 }
 
 impl AsRef<[u8]> for Guarded {
@@ -90,8 +92,8 @@ impl Drop for Guarded {
             Drops::Perhaps => self.chunks.suspected.store(true, Ordering::Release),
             Drops::Other => {}
         }
-        if self.chunks.end_guarded.load(Ordering::Acquire) {
-            self.chunks.drops(&self.chunks.dropped_at, &self.chunks.left_at, 1);
+        if self.last {
+            self.chunks.drops(&self.chunks.dropped_at, &self.chunks.left_at);
         }
         // Last: whoever finds it gone finds that, too.
         self.chunks.out.fetch_sub(1, Ordering::AcqRel);

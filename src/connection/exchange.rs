@@ -89,26 +89,21 @@ impl Exchange {
 
     /// Wraps a chunk so that it counts until the server has written it.
     pub(crate) fn guard(&self, chunk: Bytes) -> Bytes {
-        self.chunks.get_or_init(Arc::default).guard(chunk)
+        self.chunks.get_or_init(Arc::default).guard(chunk, false)
     }
 
     /// The end of a stream: a chunk, mostly an empty one, that counts until the server has written it.
     pub(crate) fn guard_last(&self, last: Bytes) -> Bytes {
-        let end = self.guard(last);
-        if let Some(chunks) = self.chunks.get() {
-            chunks.end_guarded.store(true, Ordering::Release);
-        }
+        let chunks = self.chunks.get_or_init(Arc::default);
+        let end = chunks.guard(last, true);
+        chunks.end_guarded.store(true, Ordering::Release);
         end
     }
 
     /// The end of a stream that has no body: a part of its head.
     pub(crate) fn guard_head(&self, part: Bytes) -> Bytes {
-        let part = self.guard(part);
-        if let Some(chunks) = self.chunks.get() {
-            chunks.is_head.store(true, Ordering::Release);
-            chunks.end_guarded.store(true, Ordering::Release);
-        }
-        part
+        self.chunks.get_or_init(Arc::default).is_head.store(true, Ordering::Release);
+        self.guard_last(part)
     }
 
     /// The server asks whether there is more behind a head, or behind a piece, and is about to take that; or a middleware
@@ -128,7 +123,7 @@ impl Exchange {
             return self.take_elsewhere();
         }
         if let Some(chunks) = self.chunks.get().filter(|chunks| chunks.end_guarded.load(Ordering::Acquire)) {
-            chunks.drops(&chunks.left_at, &chunks.dropped_at, 0);
+            chunks.drops(&chunks.left_at, &chunks.dropped_at);
         }
     }
 

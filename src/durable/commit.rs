@@ -13,13 +13,12 @@ use pin_project_lite::pin_project;
 
 use super::{
     Durable,
+    claimant::Claimant,
     keep::{Asker, Claims, keep_promises},
-    layer::Claimant,
     store::Inner,
 };
 use crate::{
     lifecycle::{Drive, Hold, Lifecycle, Promised, Storing, response_future, store_alone},
-    pool::lock,
     status::ConnectionStatus,
 };
 
@@ -44,13 +43,20 @@ pin_project! {
 /// nothing comes, the claim is given back.
 pub(super) struct Waiting {
     there: Option<Arc<()>>,
-    pub(super) claimant: Claimant,
+    pub(super) claimant: Arc<Claimant>,
     lifecycle: Lifecycle,
 }
 
 impl Waiting {
     pub(super) fn new(lifecycle: Lifecycle) -> Self {
-        Self { there: Some(Arc::new(())), claimant: Claimant::default(), lifecycle }
+        Self { there: Some(Arc::new(())), claimant: Arc::default(), lifecycle }
+    }
+
+    /// Whether a response without promises is not all that comes: the handler has given it to `finish`, or it is that of a
+    /// middleware behind which another goes on without its client, or is held back. That keeps the claim, which is given back
+    /// with what is left of its layer.
+    fn may_be_promised(&self) -> bool {
+        self.lifecycle.0.is_finished() || self.lifecycle.0.is_handled() || self.claimant.is_held()
     }
 
     /// As long as somebody does.
@@ -85,11 +91,12 @@ where
                 CommitProjection::Inner { waiting, inner, store, lifecycle } => {
                     let result = ready!(inner.poll(cx));
                     let mut waiting = waiting.take();
-                    if result.as_ref().is_ok_and(|response| goes_on(lifecycle, response)) {
+                    let promises = result.as_ref().is_ok_and(|response| Durable::is_in(response.extensions()));
+                    if !promises && waiting.as_ref().is_some_and(Waiting::may_be_promised) {
                         waiting = None;
                     }
                     let claimant = waiting.as_ref().map(|waiting| waiting.claimant.clone()).unwrap_or_default();
-                    let guard = lock(&claimant).take();
+                    let guard = claimant.take();
                     // Only now: whoever finds it gone takes the claim.
                     drop(waiting);
                     let (response, store) = match (result, store) {
@@ -154,12 +161,6 @@ impl Drop for GoesOn {
             store_alone(&self.lifecycle.0, async move { tokio::time::timeout(left, storing).await });
         }
     }
-}
-
-/// Whether the handler runs on and has promised nothing so far: it keeps its claim, which is given back with what is left of
-/// its layer.
-fn goes_on(lifecycle: &Lifecycle, response: &Response) -> bool {
-    lifecycle.0.is_finished() && !Durable::is_in(response.extensions())
 }
 
 response_future! {

@@ -7,15 +7,14 @@ use std::{
 };
 
 use axum_core::{body::Body, response::Response};
-use http::Extensions;
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 
 use super::{
     Durable, DurableError,
+    claimant::Claimant,
     engine::{NewJob, Stored},
     idempotency::{self, Guard},
-    layer::Claimant,
     outlast::{Again, Unstored},
     part::{ByHand, Promise},
     records::{Answer, Claim},
@@ -24,7 +23,7 @@ use super::{
 use crate::{
     continuation::Continuation,
     lifecycle::{Lifecycle, Promised, store_alone},
-    pool::{caught, lock},
+    pool::caught,
 };
 
 /// How long an answer's body may be to be kept.
@@ -72,7 +71,7 @@ pub(super) struct Claims {
     /// What is given back afterwards: there was another answer.
     #[expect(dead_code, reason = "it lives as long as this")]
     late: Option<Guard>,
-    claimant: Claimant,
+    claimant: Arc<Claimant>,
     lifecycle: Lifecycle,
 }
 
@@ -80,7 +79,7 @@ impl Claims {
     pub(super) fn new(
         answered: Option<Guard>,
         late: Option<Guard>,
-        claimant: &Claimant,
+        claimant: &Arc<Claimant>,
         lifecycle: &Lifecycle,
     ) -> Self {
         Self { answered, late, claimant: claimant.clone(), lifecycle: lifecycle.clone() }
@@ -101,9 +100,8 @@ impl Drop for Claims {
     /// If the answer was not stored: a handler that runs on after its `finish` goes on with its claim, which is given back with
     /// what is left of its layer; any other has nobody to keep it for.
     fn drop(&mut self) {
-        let guard = self.answered.take();
-        if guard.is_some() && self.lifecycle.0.is_finished() {
-            *lock(&self.claimant) = guard;
+        if let Some(guard) = self.answered.take().filter(|_| self.lifecycle.0.is_finished()) {
+            self.claimant.put_back(guard);
         }
     }
 }
@@ -123,7 +121,7 @@ struct Keeping {
 async fn keep(mut keeping: Keeping, response: Response, promises: Vec<Promise>, asker: Asker) -> Response {
     let claim = keeping.claims.answered.as_ref().and_then(Guard::claim).cloned();
     // What a handler returned has its keys. What it gave to `finish` has none, and is not what it returns afterwards.
-    let finished = claim.as_ref().map(|claim| format!("{}:finished", claim.name));
+    let finished = keeping.claims.claimant.key().map(|key| format!("{key}:finished"));
     let mut jobs = Vec::new();
     for promise in promises {
         match promise {
@@ -307,11 +305,4 @@ fn futures_body(error: axum_core::Error) -> Body {
     }
 
     Body::new(Broken(Some(error)))
-}
-
-/// Gives the jobs of a response their keys, where its request has one: wherever the response goes from here.
-pub(super) fn stamp(extensions: &mut Extensions, claim: &Claim) {
-    for (index, promise) in Durable::take_from(extensions).into_iter().enumerate() {
-        Durable::put_back(promise, extensions, |job| fill_key(job, Some((&claim.name, index))));
-    }
 }

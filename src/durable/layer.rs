@@ -5,7 +5,7 @@ use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, Weak},
+    sync::{Arc, Weak},
     task::{Context, Poll},
 };
 
@@ -17,15 +17,16 @@ use tower_service::Service;
 
 use super::{
     Durable, DurableStore,
+    claimant::Claimant,
     commit::{Commit, ResponseFuture, Waiting},
     idempotency::{self, Guard, IdempotencyKey},
-    keep::{Asker, Claims, keep_promises, stamp},
+    keep::{Asker, Claims, keep_promises},
     records::Claimed,
     store::Inner,
 };
 use crate::{
     lifecycle::{Claimed as HeldClaim, Keeper, Lifecycle, Promised, SendBody, enter},
-    pool::{caught, lock},
+    pool::caught,
 };
 
 /// Layer that stores the durable jobs that its handlers return, before their responses are released. Made by
@@ -134,18 +135,13 @@ impl<S: fmt::Debug> fmt::Debug for DurableService<S> {
 #[derive(Clone)]
 struct ClaimedIn(Arc<Inner>);
 
-/// The claim of a request, if it has a key.
-pub(super) type Claimant = Arc<Mutex<Option<Guard>>>;
-
 /// What is left of this layer for a request: its handler may go on where its client has left, or where it has given its
 /// response to `finish`.
 struct Left {
-    claimant: Claimant,
+    claimant: Arc<Claimant>,
     store: Arc<Inner>,
     /// What waits for the response.
     waits: Weak<()>,
-    /// Those that hold one back have a copy.
-    held: Arc<()>,
 }
 
 impl Keeper for Left {
@@ -161,12 +157,12 @@ impl Keeper for Left {
         // What still waits for a response will get one, and its claim is for that.
         let has_left = self.is_gone() || lifecycle.0.has_answered();
         // Nor is it for what comes after `finish` as long as that is held back.
-        let other_is_held = returned && lifecycle.0.is_finished() && Arc::strong_count(&self.held) > 1;
+        let other_is_held = returned && lifecycle.0.is_finished() && self.claimant.is_held();
         let takes = held.is_some() || (has_left && !other_is_held);
-        let guard = takes.then(|| lock(&self.claimant).take()).flatten();
+        let guard = takes.then(|| self.claimant.take()).flatten();
         drop(held);
-        if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned) {
-            stamp(response.extensions_mut(), claim);
+        if returned {
+            self.claimant.stamp(response.extensions_mut());
         }
         // What is returned after `finish` is no answer to anybody; what else goes nowhere is kept: who asks again has asked
         // once.
@@ -177,7 +173,7 @@ impl Keeper for Left {
     }
 
     fn hold(&self) -> HeldClaim {
-        Box::new(self.held.clone())
+        Box::new(self.claimant.hold())
     }
 }
 
@@ -214,12 +210,7 @@ where
         let kept = (!outer).then(|| self.store.0.clone());
         let claimant = waiting.as_ref().map(|waiting| {
             let (claimant, store) = (waiting.claimant.clone(), self.store.0.clone());
-            lifecycle.0.add_keeper(Arc::new(Left {
-                claimant: claimant.clone(),
-                store,
-                waits: waiting.is_there(),
-                held: Arc::default(),
-            }));
+            lifecycle.0.add_keeper(Arc::new(Left { claimant: claimant.clone(), store, waits: waiting.is_there() }));
             claimant
         });
         let call = || match (refusal, key, claimant) {
@@ -242,7 +233,7 @@ async fn keyed<S, ResBody>(
     mut inner: S,
     request: Request<Body>,
     key: String,
-    claimant: Claimant,
+    claimant: Arc<Claimant>,
     store: Arc<Inner>,
     settings: Settings,
 ) -> Result<Response, S::Error>
@@ -266,9 +257,9 @@ where
         }
     };
     // Before the store is asked: dropped meanwhile, it gives the claim back.
-    let guard = Guard::new(claim.clone(), store.clone());
-    match store.claim(claim.clone(), room).await {
-        Ok(Claimed::First) => *lock(&claimant) = Some(guard),
+    let (guard, key) = (Guard::new(claim.clone(), store.clone()), IdempotencyKey::from(&claim));
+    match store.claim(claim, room).await {
+        Ok(Claimed::First) => claimant.has(guard, key.clone()),
         Ok(claimed) => {
             guard.settle();
             return Ok(match claimed {
@@ -279,11 +270,11 @@ where
         }
         Err(_) => return Ok(idempotency::not_stored()),
     }
-    parts.extensions.insert(IdempotencyKey::from(&claim));
+    parts.extensions.insert(key);
     parts.extensions.insert(ClaimedIn(store));
     let response = inner.call(Request::from_parts(parts, Body::from(body))).await?;
     let mut response = response.map(SendBody::into_body);
-    stamp(response.extensions_mut(), &claim);
+    claimant.stamp(response.extensions_mut());
     Ok(response)
 }
 

@@ -75,6 +75,7 @@ pub use self::{
 };
 
 mod builder;
+mod claimant;
 mod commit;
 mod connect;
 mod context;

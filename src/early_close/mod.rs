@@ -85,6 +85,7 @@ pub use self::{future::ResponseFuture, service::EarlyClose};
 mod body;
 #[cfg(feature = "compression")]
 mod compress;
+mod cut;
 mod future;
 #[cfg(feature = "compression")]
 mod gzip;

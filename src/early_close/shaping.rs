@@ -1,18 +1,13 @@
 //! What a response goes through before its head leaves, step by step.
 
-#[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-use std::future::poll_fn;
 #[cfg(feature = "compression")]
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum_core::{
-    body::Body,
-    response::{IntoResponse as _, Response},
-};
+use axum_core::{body::Body, response::Response};
 use bytes::Bytes;
 use http::{
-    HeaderMap, StatusCode, Version,
+    HeaderMap, Version,
     header::{CONTENT_ENCODING, CONTENT_LENGTH},
     response::Parts,
 };
@@ -31,8 +26,11 @@ use super::{
     gzip::Gzips,
 };
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-use crate::lifecycle::{HeldBack, Verdict};
-use crate::lifecycle::{Lifecycle, answer, taken_off};
+use crate::lifecycle::HeldBack;
+use crate::{
+    lifecycle::{Lifecycle, is_broken_off, taken_off},
+    pool::caught,
+};
 
 /// All that shaping a response depends on.
 pub(super) struct Shaping {
@@ -77,6 +75,8 @@ pub(super) enum Done {
     Read(Measured),
     Mapped(Parts, Bytes),
     Failed,
+    /// The request is not to be waited for any longer.
+    Over,
 }
 
 /// How it goes on: with the response, or with something to wait for.
@@ -119,46 +119,24 @@ impl Shaping {
         }
     }
 
-    /// Its future is dropped while it waits.
-    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-    pub(super) fn left(&mut self, step: Box<Step>) {
-        let Some(held) = self.held.take() else { return };
-        let (mut shaping, mut waits) = (self.again(), Some(step));
-        held.left(Box::pin(poll_fn(move |cx| match waits.take() {
-            Some(step) => shaping.poll_on(Next::Wait(step), &mut waits, cx),
-            None => Poll::Pending,
-        })));
-    }
-
-    /// Its future is dropped while it waits: nobody stores anything of it.
-    #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
-    #[expect(clippy::unused_self, reason = "with durable jobs it may promise some")]
-    pub(super) fn left(&mut self, step: Box<Step>) {
-        drop(step);
-    }
-
-    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-    fn again(&self) -> Self {
-        Self {
-            settings: self.settings.clone(),
-            lifecycle: self.lifecycle.clone(),
-            inside: self.inside,
-            asked: self.asked,
-            #[cfg(feature = "compression")]
-            accepts: self.accepts.clone(),
-            held: None,
-        }
-    }
-
     fn poll(&self, step: &mut Step, cx: &mut Context<'_>) -> Poll<Done> {
+        let was_over = self.lifecycle.0.producer_is_over();
         let polled = match step {
             Step::Read(_, reading, _) => reading.poll(&self.settings, &self.lifecycle, cx).map(Done::Read),
             Step::Map(mapping, _) => {
                 mapping.poll(cx).map(|mapped| mapped.map_or(Done::Failed, |(parts, bytes)| Done::Mapped(parts, bytes)))
             }
         };
-        // So that the middleware outside sees our answer and not a dropped future.
-        if polled.is_pending() && self.lifecycle.0.producer_is_over() { Poll::Ready(Done::Failed) } else { polled }
+        match polled {
+            // So that the middleware outside sees our answer and not a dropped future.
+            Poll::Pending if self.lifecycle.0.producer_is_over() => Poll::Ready(Done::Over),
+            // The body was told so, whatever it has made of that.
+            Poll::Ready(Done::Read(Measured::Failed(error))) if was_over || is_broken_off(&error) => {
+                caught::discard(error);
+                Poll::Ready(Done::Over)
+            }
+            polled => polled,
+        }
     }
 
     pub(super) fn begin(&mut self, response: Response) -> Next {
@@ -213,11 +191,11 @@ impl Shaping {
                 Next::Leave(self.fail())
             }
             (Step::Map(_, trailers), Done::Mapped(parts, bytes)) => self.mapped(parts, bytes, trailers),
-            (step, _) => {
+            (step, done) => {
                 if let Step::Read(_, reading, _) = step {
                     reading.discard();
                 }
-                Next::Leave(self.fail())
+                Next::Leave(if let Done::Over = done { self.cut() } else { self.fail() })
             }
         }
     }
@@ -304,7 +282,7 @@ impl Shaping {
 
     /// What stands for something that was encoded.
     fn amend(&self, response: &mut Response) {
-        if self.settings.compress.is_some() && response.status() == StatusCode::NOT_MODIFIED {
+        if self.settings.compress.is_some() && response.status() == http::StatusCode::NOT_MODIFIED {
             Compress::not_modified(&self.accepts, response.headers_mut());
         }
     }
@@ -366,7 +344,7 @@ impl Shaping {
         self.leave(parts, buffer.into_body(None))
     }
 
-    fn leave(&self, mut parts: Parts, body: Body) -> Response {
+    pub(super) fn leave(&self, mut parts: Parts, body: Body) -> Response {
         if body.size_hint().exact().is_none() {
             rules::keep_declared(&mut parts, body.size_hint().lower(), &self.lifecycle);
         }
@@ -378,21 +356,5 @@ impl Shaping {
             parts.extensions.insert(Shaped);
         }
         Response::from_parts(parts, body)
-    }
-
-    /// Something failed while nothing of the response had left: a 500, or what broke it off, if that was us, has the
-    /// better answer.
-    fn fail(&mut self) -> Response {
-        let response = match self.lifecycle.0.producer_verdict() {
-            // What it promises is kept by those who stand outside. (A client that is told of its limit is promised nothing.)
-            #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-            Some(Verdict::Abandoned) if self.held.is_some() => {
-                self.held.take().map(HeldBack::into_response).unwrap_or_default()
-            }
-            Some(verdict) => answer(verdict),
-            None => (StatusCode::INTERNAL_SERVER_ERROR, "Internal Server Error\n").into_response(),
-        };
-        let (parts, body) = response.into_parts();
-        self.leave(parts, body)
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 
 use self::end::Held;
-use super::{measure::Measure, passage::Waits, producer, shared::Shared};
+use super::{measure::Measure, passage::Waits, producer, response::BrokenOff, shared::Shared};
 use crate::{event::BODY, pool::caught, status::Sent};
 
 mod end;
@@ -65,7 +65,6 @@ impl Delivery {
         };
         if complete && shared.http2() && shared.connection().is_some() {
             shared.exchange.give_end();
-            shared.hands_over();
         }
         let bare = !complete && !shared.has_producer();
         if !complete {
@@ -214,7 +213,7 @@ impl http_body::Body for Delivery {
 const MARKS_A_POLL: usize = 32;
 
 fn broken_off() -> axum_core::Error {
-    axum_core::Error::new("the response was broken off: its time limit passed, or its client left")
+    axum_core::Error::new(BrokenOff)
 }
 
 fn panicked() -> axum_core::Error {

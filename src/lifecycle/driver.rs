@@ -159,6 +159,10 @@ impl Driver {
                     Measure::take(shared, &mut response)
                 });
                 let Some(shared) = self.shared.take() else { return Ok(response) };
+                if measure.bodiless && shared.http2() && shared.connection().is_some() {
+                    // Before it leaves: what a limit finds of it is whole.
+                    shared.hands_over();
+                }
                 shared.response_leaves(&response);
                 Ok(response.map(|body| Delivery::watch(body, shared, measure)))
             }

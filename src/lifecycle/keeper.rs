@@ -10,7 +10,6 @@ use super::{
     nowhere::{Promised, Storing, go_on_held},
     response::taken_off,
     shared::Shared,
-    transitions::Verdict,
     word,
 };
 use crate::{
@@ -65,9 +64,14 @@ impl Shared {
 
     /// A keeper is gone. If the handler is, too, nothing more comes for it.
     pub(crate) fn keeper_left(&self) {
-        if !self.word().has(word::HANDLER) {
+        if !self.is_handled() {
             self.release_keepers(false);
         }
+    }
+
+    /// Whether a handler runs, which may do so alone.
+    pub(crate) fn is_handled(&self) -> bool {
+        self.word().has(word::HANDLER)
     }
 
     /// Whether no response leaves any more.
@@ -87,11 +91,16 @@ impl Shared {
     }
 }
 
-/// What a response promises while a layer holds that back: its head as it came, and those who would store it. They may be gone
-/// before it is.
+/// What a response promises while a layer holds that back: its head as it came, and those who would store it.
 pub(crate) struct HeldBack {
-    owner: Arc<Shared>,
     head: Parts,
+    /// `None` when they wait for what it comes to.
+    kept: Option<Kept>,
+}
+
+/// Those who store what was held back. They may be gone before it is.
+pub(super) struct Kept {
+    owner: Arc<Shared>,
     keepers: Vec<(Arc<dyn Keeper>, Claimed)>,
     /// By the handler, and not given to `finish`.
     returned: bool,
@@ -105,11 +114,9 @@ impl HeldBack {
             let claimed = keeper.hold();
             (keeper, claimed)
         };
-        is_promised(&head.extensions).then(|| Self {
-            head: head.clone(),
-            keepers: owner.keepers().into_iter().map(with_claim).collect(),
-            returned: !owner.is_finished(),
-            owner,
+        is_promised(&head.extensions).then(|| {
+            let keepers = owner.keepers().into_iter().map(with_claim).collect();
+            Self { head: head.clone(), kept: Some(Kept { keepers, returned: !owner.is_finished(), owner }) }
         })
     }
 
@@ -120,27 +127,25 @@ impl HeldBack {
 
     /// Nobody waits for it any more. If that is because its client left, what it promises is stored: behind the `rest` of its
     /// way, where that is ignored.
-    pub(crate) fn left(self, rest: Storing) {
-        let owner = self.owner.clone();
+    pub(crate) fn left(mut self, rest: impl FnOnce(Self) -> Storing) {
+        let Some(kept) = self.kept.take() else { return };
+        let owner = kept.owner.clone();
         if owner.producer_survives_drop() {
-            return go_on_held(&owner, rest, self);
+            return go_on_held(&owner, rest(self), kept);
         }
         // It does not end between.
         owner.producer_started();
         caught::discard(rest);
         if owner.word().status() == ConnectionStatus::ABORTED {
-            let response = Response::from_parts(self.head.clone(), taken_off());
-            go_on_held(&owner, Box::pin(std::future::ready(response)), self);
+            go_on_held(&owner, Box::pin(std::future::ready(self.into_response())), kept);
         }
         owner.producer_ended(None);
     }
+}
 
-    /// Stores it with what it came to; if it was not to come to anything, because nobody ignores the abort any more, as it was.
+impl Kept {
+    /// Stores what it came to.
     pub(super) fn store(self, mut response: Response) -> Promised {
-        if self.owner.producer_verdict() == Some(Verdict::Abandoned) && !is_promised(response.extensions()) {
-            caught::discard(response);
-            response = Response::from_parts(self.head, taken_off());
-        }
         for (keeper, claimed) in self.keepers.into_iter().rev() {
             match keeper.keep(Lifecycle(self.owner.clone()), response, self.returned, Some(claimed)) {
                 Promised::Nothing(back) => response = back,

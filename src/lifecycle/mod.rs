@@ -26,7 +26,7 @@ pub(crate) use self::{
     drive::{Drive, response_future},
     home::Home,
     hooks::Hook,
-    response::{answer, taken_off},
+    response::{answer, is_broken_off, taken_off},
     service::{Boxed, Hold, begin, enter},
     shared::Shared,
     timer::poll_sleep,

@@ -110,11 +110,11 @@ pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
 
 /// A response that was `held` back when its client left, and the rest of its way out.
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-pub(super) fn go_on_held(shared: &Arc<Shared>, rest: Storing, held: HeldBack) {
+pub(super) fn go_on_held(shared: &Arc<Shared>, rest: Storing, kept: Kept) {
     let owner = shared.clone();
     go_on(shared, async move {
         let Some(response) = stored(&owner, rest).await else { return };
-        let response = match held.store(response) {
+        let response = match kept.store(response) {
             Promised::Storing(storing) => stored(&owner, storing).await,
             Promised::Nothing(response) => Some(response),
         };
@@ -206,7 +206,7 @@ fn produce_unread(shared: &Arc<Shared>, body: Body) {
 }
 
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-pub(super) use super::keeper::{HeldBack, Keepers};
+pub(super) use super::keeper::{Keepers, Kept};
 
 #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
 pub(super) struct Keepers;

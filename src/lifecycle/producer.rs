@@ -14,7 +14,7 @@ use http_body::{Body as _, Frame, SizeHint};
 
 use tokio::runtime::Handle;
 
-use super::{alone::News, passage::Waits, shared::Shared, transitions::Verdict, word};
+use super::{alone::News, passage::Waits, response::BrokenOff, shared::Shared, transitions::Verdict, word};
 use crate::{
     event::{BODY, EventKind},
     pool::{caught, lock},
@@ -229,7 +229,7 @@ impl http_body::Body for Producer {
 }
 
 fn broken_off() -> BoxError {
-    "the response was broken off: its time limit passed, or its client left".into()
+    BrokenOff.into()
 }
 
 impl Drop for Producer {

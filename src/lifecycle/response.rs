@@ -2,6 +2,8 @@
 
 use std::{
     convert::Infallible,
+    error::Error as StdError,
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -75,6 +77,30 @@ impl<B: http_body::Body> http_body::Body for InBytes<B> {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+}
+
+/// What a body ends with that its request ends.
+#[derive(Debug)]
+pub(super) struct BrokenOff;
+
+impl fmt::Display for BrokenOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the response was broken off: its time limit passed, or its client left")
+    }
+}
+
+impl StdError for BrokenOff {}
+
+/// Whether a body failed with that, and not by itself; as far as whatever stands between lets that through.
+pub(crate) fn is_broken_off(error: &axum_core::Error) -> bool {
+    let mut cause: Option<&(dyn StdError + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<BrokenOff>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// What our services answer when the handler may not.

@@ -258,8 +258,8 @@
 //! client gets the 503. What streams, the handler's own, becomes the 503 as well, unless it promises durable jobs: then it
 //! is broken off, since under an idempotency key it is the answer that a retry gets.
 //!
-//! **A body that fails while it is held back** becomes a 500, with nothing of the intended response; past the limit
-//! or the patience, the response is broken off. The continuation runs in either case.
+//! **A body that fails while it is held back** becomes a 500, with nothing of the intended response, also behind
+//! a client that has left; past the limit or the patience, the response is broken off. The continuation runs in either case.
 //!
 //! **A known length is the end,** whether it is the body's own or a declared one, and also without a tracked
 //! connection: an HTTP/1 server lets go of a body once it has that many bytes, without asking for more.

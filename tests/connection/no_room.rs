@@ -111,6 +111,27 @@ async fn all_hooks_of_one_that_was_given_up_on_see_the_same() {
     assert_eq!(notes.all(), ["ABORTED, given up", "ABORTED, given up"]);
 }
 
+/// The piece before its last is on its way, and is written behind the reset.
+#[tokio::test(start_paused = true)]
+async fn who_resets_its_stream_without_room_for_the_last_piece_has_aborted() {
+    const FIRST: u32 = 16_384;
+    let notes = Notes::default();
+    let app = Router::new().route("/", get(async || vec![b'x'; FIRST as usize + 100])).layer(told(&notes));
+    let server = MemoryServer::start(app);
+    let mut client = RawHttp2::on(server.connect_narrow(2_000).stream).await;
+    client.ping().await;
+    let settings = [INITIAL_WINDOW_SIZE.to_be_bytes().as_slice(), &FIRST.to_be_bytes()].concat();
+    client.send(&frame(SETTINGS, 0, 0, &settings)).await;
+    client.ping().await;
+    client.send(&request("GET", "/", 1, true)).await;
+    tokio::time::sleep(SECOND).await;
+    client.send(&frame(RST_STREAM, 0, 1, &CANCEL)).await;
+    tokio::time::sleep(SECOND).await;
+    tokio::spawn(client.read_on());
+    server.ended(1).await;
+    assert_eq!(notes.all(), ["ABORTED, aborted"]);
+}
+
 /// The window has no room for the last piece, and what comes before it is let go of, since it was written, when that is queued.
 #[tokio::test]
 async fn who_makes_room_for_the_last_piece_has_all_of_it() {

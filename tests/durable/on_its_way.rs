@@ -37,22 +37,23 @@ on_both!(
     what_is_held_back_to_its_limit_is_not,
     of_two_answers_the_one_that_leaves_is_kept,
     a_shield_that_ends_behind_the_client_loses_nothing,
+    what_fails_by_itself_promises_nothing,
 );
 
 /// What the handlers and the test tell each other: how often a response was held back, and up to which it may go on.
 #[derive(Clone)]
-struct Told {
+pub struct Told {
     held: Arc<watch::Sender<usize>>,
     freed: Arc<watch::Sender<usize>>,
 }
 
 impl Told {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { held: Arc::new(watch::Sender::new(0)), freed: Arc::new(watch::Sender::new(0)) }
     }
 
     /// In the response of a handler.
-    async fn held_back(self) {
+    pub async fn held_back(self) {
         let mut number = 0;
         self.held.send_modify(|held| {
             *held += 1;
@@ -62,17 +63,17 @@ impl Told {
     }
 
     /// Waits until so many were.
-    async fn until(&self, number: usize) {
+    pub async fn until(&self, number: usize) {
         soon("it is held back", self.held.subscribe().wait_for(|held| *held >= number)).await.unwrap();
     }
 
-    fn free(&self, number: usize) {
+    pub fn free(&self, number: usize) {
         self.freed.send_replace(number);
     }
 }
 
 /// In two pieces, of which the second comes when it is let.
-fn in_pieces(told: Told) -> Body {
+pub fn in_pieces(told: Told) -> Body {
     let second = stream::once(async move {
         told.held_back().await;
         Ok("b")
@@ -258,4 +259,38 @@ async fn a_shield_that_ends_behind_the_client_loses_nothing(place: Place) {
     told.free(1);
     node.completed(1).await;
     assert_eq!(node.record.runs().len(), 1);
+}
+
+/// Though its shield ends with it, behind a client that has left.
+async fn what_fails_by_itself_promises_nothing(place: Place) {
+    let told = Told::new();
+    let theirs = told.clone();
+    let handler = async move |lifecycle: Lifecycle, name: String| {
+        let shield = lifecycle.shield();
+        let rest = stream::once(async move {
+            let _shield = shield;
+            theirs.held_back().await;
+            Err(io::Error::other("the rest cannot be made"))
+        });
+        let body = Body::from_stream(stream::once(async { Ok::<_, io::Error>("a") }).chain(rest));
+        (StatusCode::CREATED, Durable::new(Task::ok(name)), body)
+    };
+    let app = |store: &DurableStore| {
+        Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new()).layer(store.layer())
+    };
+    let node = Node::start(&place, app).await;
+    let mut count = 0;
+    for how in [Leave::Close, Leave::Reset, Leave::ResetStream] {
+        let key = format!("{how:?}");
+        leaves(&node, &told, "/", Some(&key), "it", how).await;
+        node.journal.seen_times("aborted", count / 2 + 1).await;
+        count += 2;
+        told.free(count);
+        node.journal.ended(count - 1).await;
+        // Nothing was kept of it.
+        assert_eq!(node.post("/", &[("Idempotency-Key", &key)], "it").await.status, 500, "{how:?}");
+        assert_eq!(*told.held.borrow(), count, "{how:?}");
+        node.journal.ended(count).await;
+    }
+    assert_eq!(place.number("SELECT count(*) FROM river_job").await, 0);
 }

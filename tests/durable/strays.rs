@@ -45,8 +45,12 @@ pub async fn is_heard(client: &Http2) {
 pub async fn asks_and_leaves(address: std::net::SocketAddr, path: &str, calls: &Calls) {
     let before = *calls.borrow();
     let client = Http2::connect(address).await;
-    let response = starts(&client, path).await;
-    soon("the handler runs", calls.subscribe().wait_for(|calls| *calls > before)).await.unwrap();
+    let mut response = starts(&client, path).await;
+    let mut calls = calls.subscribe();
+    tokio::select! {
+        called = soon("the handler runs", calls.wait_for(|calls| *calls > before)) => drop(called.unwrap()),
+        response = &mut response => panic!("the handler has not run: {response:?}"),
+    }
     drop(response);
     is_heard(&client).await;
 }
