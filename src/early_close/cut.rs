@@ -29,13 +29,14 @@ impl Shaping {
     #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
     pub(super) fn cut(&mut self) -> Response {
         // What it promises is kept by those who stand outside. (A client that is told of its limit is promised nothing.)
-        if self.lifecycle.0.producer_verdict() == Some(Verdict::Abandoned)
-            && let Some(held) = self.held.take()
-        {
-            let (parts, body) = held.into_response().into_parts();
-            return self.leave(parts, body);
+        let left = self.lifecycle.0.producer_verdict() == Some(Verdict::Abandoned);
+        match self.held.take().filter(|_| left) {
+            Some(held) => {
+                let (parts, body) = held.into_response().into_parts();
+                self.leave(parts, body)
+            }
+            None => self.fail(),
         }
-        self.fail()
     }
 
     #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
