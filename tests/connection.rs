@@ -12,6 +12,8 @@
 mod abort;
 #[path = "connection/abort_http2.rs"]
 mod abort_http2;
+#[path = "connection/around_last_piece.rs"]
+mod around_last_piece;
 #[path = "connection/blocked.rs"]
 mod blocked;
 #[path = "connection/common.rs"]

@@ -11,6 +11,8 @@
 mod alone;
 #[path = "early_close/framing.rs"]
 mod framing;
+#[path = "early_close/inner.rs"]
+mod inner;
 #[path = "early_close/map_buffer.rs"]
 mod map_buffer;
 #[path = "early_close/map_buffer_cut.rs"]

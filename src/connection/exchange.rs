@@ -113,7 +113,7 @@ impl Exchange {
             return;
         };
         // What a middleware has taken off, or copied, before says nothing.
-        chunks.end_guarded.store(!chunks.are_gone(), Ordering::Release);
+        chunks.end_guarded.store(chunks.dropped_at.load(Ordering::Acquire) == 0, Ordering::Release);
     }
 
     /// It has, if it `asked`, and lets go of the body. (A middleware that asks, and then answers something else at once, looks as

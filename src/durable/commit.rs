@@ -53,10 +53,10 @@ impl Waiting {
     }
 
     /// Whether a response without promises is not all that comes: the handler has given it to `finish`, or it is that of a
-    /// middleware behind which another goes on without its client, or is held back. That keeps the claim, which is given back
-    /// with what is left of its layer.
+    /// middleware behind which a handler, or a response that is held back, goes on without its client. That keeps the claim,
+    /// which is given back with what is left of its layer.
     fn may_be_promised(&self) -> bool {
-        self.lifecycle.0.is_finished() || self.lifecycle.0.is_handled() || self.claimant.is_held()
+        self.lifecycle.0.is_finished() || self.claimant.going() > 0
     }
 
     /// As long as somebody does.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use axum_core::{body::Body, response::Response};
+use http::Extensions;
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Full};
 
@@ -101,7 +102,7 @@ impl Drop for Claims {
     /// what is left of its layer; any other has nobody to keep it for.
     fn drop(&mut self) {
         if let Some(guard) = self.answered.take().filter(|_| self.lifecycle.0.is_finished()) {
-            self.claimant.put_back(guard);
+            self.claimant.put(guard);
         }
     }
 }
@@ -121,7 +122,7 @@ struct Keeping {
 async fn keep(mut keeping: Keeping, response: Response, promises: Vec<Promise>, asker: Asker) -> Response {
     let claim = keeping.claims.answered.as_ref().and_then(Guard::claim).cloned();
     // What a handler returned has its keys. What it gave to `finish` has none, and is not what it returns afterwards.
-    let finished = keeping.claims.claimant.key().map(|key| format!("{key}:finished"));
+    let finished = claim.as_ref().map(|claim| format!("{}:finished", claim.name));
     let mut jobs = Vec::new();
     for promise in promises {
         match promise {
@@ -257,6 +258,13 @@ fn start_after_flush(store: &Arc<Inner>, lifecycle: &Lifecycle, ids: Vec<i64>, b
         drop(late.into_work());
         store.promote_ids(now);
         promote_each(now_by_hand, route.as_deref());
+    }
+}
+
+/// Gives the jobs of a response their keys, where its request has one: wherever the response goes from here.
+pub(super) fn stamp(extensions: &mut Extensions, claim: &Claim) {
+    for (index, promise) in Durable::take_from(extensions).into_iter().enumerate() {
+        Durable::put_back(promise, extensions, |job| fill_key(job, Some((&claim.name, index))));
     }
 }
 

@@ -20,12 +20,12 @@ use super::{
     claimant::Claimant,
     commit::{Commit, ResponseFuture, Waiting},
     idempotency::{self, Guard, IdempotencyKey},
-    keep::{Asker, Claims, keep_promises},
+    keep::{Asker, Claims, keep_promises, stamp},
     records::Claimed,
     store::Inner,
 };
 use crate::{
-    lifecycle::{Claimed as HeldClaim, Keeper, Lifecycle, Promised, SendBody, enter},
+    lifecycle::{GoesOn, Keeper, Lifecycle, Promised, SendBody, enter},
     pool::caught,
 };
 
@@ -149,20 +149,22 @@ impl Keeper for Left {
         self.waits.strong_count() == 0
     }
 
-    fn keep(&self, lifecycle: Lifecycle, mut response: Response, returned: bool, held: Option<HeldClaim>) -> Promised {
-        if !returned && !Durable::is_in(response.extensions()) {
+    fn keep(&self, lifecycle: Lifecycle, mut response: Response, returned: bool, going: Option<GoesOn>) -> Promised {
+        let promises = Durable::is_in(response.extensions());
+        if !returned && !promises {
             // The handler runs on, and so does its claim.
             return Promised::Nothing(response);
         }
         // What still waits for a response will get one, and its claim is for that.
         let has_left = self.is_gone() || lifecycle.0.has_answered();
-        // Nor is it for what comes after `finish` as long as that is held back.
-        let other_is_held = returned && lifecycle.0.is_finished() && self.claimant.is_held();
-        let takes = held.is_some() || (has_left && !other_is_held);
+        // Nor is it for what promises nothing, or what comes after `finish`, as long as another goes on.
+        let another = self.claimant.going() > usize::from(going.is_some());
+        let takes = has_left && !(another && (!promises || (returned && lifecycle.0.is_finished())));
         let guard = takes.then(|| self.claimant.take()).flatten();
-        drop(held);
-        if returned {
-            self.claimant.stamp(response.extensions_mut());
+        // Only now: whoever finds that nothing goes on gives the claim back.
+        drop(going);
+        if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned) {
+            stamp(response.extensions_mut(), claim);
         }
         // What is returned after `finish` is no answer to anybody; what else goes nowhere is kept: who asks again has asked
         // once.
@@ -172,8 +174,8 @@ impl Keeper for Left {
         keep_promises(&self.store, &lifecycle, response, claims, Asker::Gone)
     }
 
-    fn hold(&self) -> HeldClaim {
-        Box::new(self.claimant.hold())
+    fn goes_on(&self) -> GoesOn {
+        Box::new(self.claimant.goes_on())
     }
 }
 
@@ -257,9 +259,9 @@ where
         }
     };
     // Before the store is asked: dropped meanwhile, it gives the claim back.
-    let (guard, key) = (Guard::new(claim.clone(), store.clone()), IdempotencyKey::from(&claim));
-    match store.claim(claim, room).await {
-        Ok(Claimed::First) => claimant.has(guard, key.clone()),
+    let guard = Guard::new(claim.clone(), store.clone());
+    match store.claim(claim.clone(), room).await {
+        Ok(Claimed::First) => claimant.put(guard),
         Ok(claimed) => {
             guard.settle();
             return Ok(match claimed {
@@ -270,11 +272,11 @@ where
         }
         Err(_) => return Ok(idempotency::not_stored()),
     }
-    parts.extensions.insert(key);
+    parts.extensions.insert(IdempotencyKey::from(&claim));
     parts.extensions.insert(ClaimedIn(store));
     let response = inner.call(Request::from_parts(parts, Body::from(body))).await?;
     let mut response = response.map(SendBody::into_body);
-    claimant.stamp(response.extensions_mut());
+    stamp(response.extensions_mut(), &claim);
     Ok(response)
 }
 

@@ -131,7 +131,9 @@ impl Shaping {
             // So that the middleware outside sees our answer and not a dropped future.
             Poll::Pending if self.lifecycle.0.producer_is_over() => Poll::Ready(Done::Over),
             // The body was told so, whatever it has made of that.
-            Poll::Ready(Done::Read(Measured::Failed(error))) if was_over || is_broken_off(&error) => {
+            Poll::Ready(Done::Read(Measured::Failed(error)))
+                if was_over || (is_broken_off(&error) && self.lifecycle.0.producer_is_over()) =>
+            {
                 caught::discard(error);
                 Poll::Ready(Done::Over)
             }

@@ -22,25 +22,44 @@ use crate::{
 pub(crate) trait Keeper: Send + Sync {
     /// Whether it is: what a handler promises then does not come by it.
     fn is_gone(&self) -> bool;
-    /// Stores what the response promises, which goes nowhere. It was `returned`, or else given to `finish`; and was `held` back.
-    fn keep(&self, lifecycle: Lifecycle, response: Response, returned: bool, held: Option<Claimed>) -> Promised;
-    /// A response is held back, as long as the value lives: what its handler returns after its `finish` is not the answer.
-    fn hold(&self) -> Claimed;
+    /// Stores what the response promises, which goes nowhere. It was `returned`, or else given to `finish`; and may have gone
+    /// on until now.
+    fn keep(&self, lifecycle: Lifecycle, response: Response, returned: bool, going: Option<GoesOn>) -> Promised;
+    /// Something goes on that may promise something, as long as the value lives: a handler alone, or a response that is held
+    /// back.
+    fn goes_on(&self) -> GoesOn;
 }
 
 /// Whatever a [`Keeper`] knows it for.
-pub(crate) type Claimed = Box<dyn Any + Send>;
+pub(crate) type GoesOn = Box<dyn Any + Send>;
 
-/// Those around one handler, the innermost last.
-pub(super) type Keepers = Vec<Arc<dyn Keeper>>;
+/// Those around what goes on, which know of it; the innermost last.
+#[derive(Default)]
+pub(super) struct Keepers(Vec<(Arc<dyn Keeper>, GoesOn)>);
+
+impl Keepers {
+    fn take(&mut self, keeper: &Arc<dyn Keeper>) -> Option<GoesOn> {
+        let is_it = |other: &(Arc<dyn Keeper>, _)| std::ptr::addr_eq(Arc::as_ptr(&other.0), Arc::as_ptr(keeper));
+        self.0.iter().position(is_it).map(|place| self.0.remove(place).1)
+    }
+}
 
 impl Shared {
     pub(crate) fn add_keeper(&self, keeper: Arc<dyn Keeper>) {
         lock(&self.core).rare().keepers.push(keeper);
     }
 
-    pub(super) fn keepers(&self) -> Keepers {
+    fn all_keepers(&self) -> Vec<Arc<dyn Keeper>> {
         lock(&self.core).rare.as_ref().map(|rare| rare.keepers.clone()).unwrap_or_default()
+    }
+
+    /// Tells those that there are.
+    pub(super) fn keepers(&self) -> Keepers {
+        let tell = |keeper: Arc<dyn Keeper>| {
+            let told = keeper.goes_on();
+            (keeper, told)
+        };
+        Keepers(self.all_keepers().into_iter().map(tell).collect())
     }
 
     /// The innermost of the keepers first, as for a response on its way out: of those that there are, or that there were
@@ -49,12 +68,14 @@ impl Shared {
         self: &Arc<Self>,
         mut response: Response,
         returned: bool,
-        before: Keepers,
+        mut before: Keepers,
     ) -> Promised {
-        let now = self.keepers();
-        let keepers = if now.is_empty() { before } else { now };
+        let mut keepers = self.all_keepers();
+        if keepers.is_empty() {
+            keepers = before.0.iter().map(|(keeper, _)| keeper.clone()).collect();
+        }
         for keeper in keepers.iter().rev() {
-            match keeper.keep(Lifecycle(self.clone()), response, returned, None) {
+            match keeper.keep(Lifecycle(self.clone()), response, returned, before.take(keeper)) {
                 Promised::Nothing(back) => response = back,
                 storing => return storing,
             }
@@ -64,14 +85,9 @@ impl Shared {
 
     /// A keeper is gone. If the handler is, too, nothing more comes for it.
     pub(crate) fn keeper_left(&self) {
-        if !self.is_handled() {
+        if !self.word().has(word::HANDLER) {
             self.release_keepers(false);
         }
-    }
-
-    /// Whether a handler runs, which may do so alone.
-    pub(crate) fn is_handled(&self) -> bool {
-        self.word().has(word::HANDLER)
     }
 
     /// Whether no response leaves any more.
@@ -101,7 +117,7 @@ pub(crate) struct HeldBack {
 /// Those who store what was held back. They may be gone before it is.
 pub(super) struct Kept {
     owner: Arc<Shared>,
-    keepers: Vec<(Arc<dyn Keeper>, Claimed)>,
+    keepers: Keepers,
     /// By the handler, and not given to `finish`.
     returned: bool,
 }
@@ -109,14 +125,10 @@ pub(super) struct Kept {
 impl HeldBack {
     /// `None` if it promises nothing.
     pub(crate) fn of(lifecycle: &Lifecycle, head: &Parts) -> Option<Self> {
-        let owner = lifecycle.0.clone();
-        let with_claim = |keeper: Arc<dyn Keeper>| {
-            let claimed = keeper.hold();
-            (keeper, claimed)
-        };
         is_promised(&head.extensions).then(|| {
-            let keepers = owner.keepers().into_iter().map(with_claim).collect();
-            Self { head: head.clone(), kept: Some(Kept { keepers, returned: !owner.is_finished(), owner }) }
+            let owner = lifecycle.0.clone();
+            let kept = Kept { keepers: owner.keepers(), returned: !owner.is_finished(), owner };
+            Self { head: head.clone(), kept: Some(kept) }
         })
     }
 
@@ -146,8 +158,8 @@ impl HeldBack {
 impl Kept {
     /// Stores what it came to.
     pub(super) fn store(self, mut response: Response) -> Promised {
-        for (keeper, claimed) in self.keepers.into_iter().rev() {
-            match keeper.keep(Lifecycle(self.owner.clone()), response, self.returned, Some(claimed)) {
+        for (keeper, going) in self.keepers.0.into_iter().rev() {
+            match keeper.keep(Lifecycle(self.owner.clone()), response, self.returned, Some(going)) {
                 Promised::Nothing(back) => response = back,
                 storing => return storing,
             }

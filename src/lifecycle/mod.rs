@@ -33,7 +33,7 @@ pub(crate) use self::{
 };
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 pub(crate) use self::{
-    keeper::{Claimed, HeldBack, Keeper},
+    keeper::{GoesOn, HeldBack, Keeper},
     nowhere::{Promised, Storing, store_alone},
     seat::Seat,
     transitions::Verdict,

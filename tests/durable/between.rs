@@ -1,8 +1,14 @@
 //! A middleware between the durable layer and what goes on behind it, when its client has left and that is ignored.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
 };
 
 use axum::{
@@ -13,30 +19,76 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::post,
 };
+use bytes::Bytes;
+use futures_util::stream;
 use tokio::sync::Notify;
 use tower_epilogue::{
-    EarlyCloseLayer, IgnoreAbortLayer,
+    EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, TimeLimitLayer,
     durable::{Durable, DurableStore},
 };
 
 use crate::{
     common::{Act, Node, Place, Task, on_both, request},
     on_its_way::{Told, in_pieces},
-    support::Client,
+    support::{Client, soon},
 };
 
-on_both!(who_asks_again_meanwhile_has_it_done_once, two_attempts_promise_the_same,);
+on_both!(
+    who_asks_again_meanwhile_has_it_done_once,
+    who_asks_again_after_two_attempts_has_it_done_once,
+    who_asks_again_while_one_of_two_goes_on_has_it_done_once,
+    parts_of_a_request_lose_nothing,
+    what_is_returned_after_finish_is_another_promise,
+);
 
+const SECOND: Duration = Duration::from_secs(1);
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
 
 /// Asks, and leaves when that is on its way, though it reads on.
-async fn leaves(node: &Node, told: &Told) -> Client {
+async fn leaves(node: &Node, told: &Told, body: &str) -> Client {
     let mut client = Client::connect(node.address).await;
-    client.send(&request("/", &KEY, "it")).await;
+    client.send(&request("/", &KEY, body)).await;
     told.until(1).await;
     client.half_close().await;
     node.journal.seen("aborted").await;
     client
+}
+
+/// A job, by a handler that takes its time, or whose response does and is `held` back.
+async fn promise(name: String, told: Told, held: bool) -> (StatusCode, Durable, Body) {
+    let body = if held {
+        in_pieces(told)
+    } else {
+        told.held_back().await;
+        Body::from("ab")
+    };
+    (StatusCode::CREATED, Durable::new(Task::ok(name)), body)
+}
+
+type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
+
+/// A middleware that gives up on the first attempt when it is `over`, and makes so many more.
+fn attempts(over: Arc<Notify>, more: usize) -> impl FnMut(Request<Body>, Next) -> Answer + Clone {
+    move |request, next| {
+        let over = over.clone();
+        Box::pin(async move {
+            let (parts, body) = request.into_parts();
+            let bytes = to_bytes(body, 1_000).await.unwrap();
+            let attempt = || next.clone().run(Request::from_parts(parts.clone(), Body::from(bytes.clone())));
+            tokio::select! {
+                response = attempt() => return response,
+                () = over.notified() => {}
+            }
+            let mut last = StatusCode::GATEWAY_TIMEOUT.into_response();
+            for _ in 0..more {
+                tokio::select! {
+                    response = attempt() => last = response,
+                    () = over.notified() => {}
+                }
+            }
+            last
+        })
+    }
 }
 
 /// The middleware has no patience with a handler, or with a response that is held back.
@@ -45,30 +97,13 @@ async fn who_asks_again_meanwhile_has_it_done_once(place: Place) {
         let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
         let (told, over) = (Told::new(), Arc::new(Notify::new()));
         let (theirs, is_over) = (told.clone(), over.clone());
-        let handler = async move |name: String| {
-            let body = if held {
-                in_pieces(theirs)
-            } else {
-                theirs.held_back().await;
-                Body::from("ab")
-            };
-            (StatusCode::CREATED, Durable::new(Task::ok(name)), body)
-        };
-        let impatient = from_fn(move |request: Request<Body>, next: Next| {
-            let over = is_over.clone();
-            async move {
-                tokio::select! {
-                    response = next.run(request) => response,
-                    () = over.notified() => StatusCode::GATEWAY_TIMEOUT.into_response(),
-                }
-            }
-        });
+        let handler = async move |name: String| promise(name, theirs, held).await;
         let app = |store: &DurableStore| {
-            let inside = Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new());
-            inside.layer(impatient).layer(store.layer()).layer(IgnoreAbortLayer::new())
+            let inside = Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new().patience(60 * SECOND));
+            inside.layer(from_fn(attempts(is_over, 0))).layer(store.layer()).layer(IgnoreAbortLayer::new())
         };
         let node = Node::start(&place, app).await;
-        let mut client = leaves(&node, &told).await;
+        let mut client = leaves(&node, &told, "it").await;
         over.notify_one();
         assert_eq!(client.reply().await.status, 504);
         assert_eq!(node.post("/", &KEY, "it").await.status, 409, "{held}: it is still running");
@@ -82,48 +117,163 @@ async fn who_asks_again_meanwhile_has_it_done_once(place: Place) {
     }
 }
 
-/// Of which it takes the one, and lets go of the other.
-async fn two_attempts_promise_the_same(place: Place) {
-    let (told, calls, second) = (Told::new(), Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-    let (theirs, counted, begins) = (told.clone(), calls.clone(), second.clone());
-    let handler = async move |name: String| {
-        let is_first = counted.fetch_add(1, Ordering::SeqCst) == 0;
-        let body = if is_first { in_pieces(theirs) } else { Body::from("ab") };
-        (StatusCode::CREATED, Durable::new(Task::new(name, Act::Wait)), body)
-    };
-    let hedge = from_fn(move |request: Request<Body>, next: Next| {
-        let begins = begins.clone();
-        async move {
-            let (parts, body) = request.into_parts();
-            let bytes = to_bytes(body, 1_000).await.unwrap();
-            let attempt = || Request::from_parts(parts.clone(), Body::from(bytes.clone()));
-            let mut first = Box::pin(next.clone().run(attempt()));
-            tokio::select! {
-                response = &mut first => return response,
-                () = begins.notified() => {}
+/// It asks again for the same, and what the first attempt was goes on, alone or held back; the second promises nothing.
+async fn who_asks_again_after_two_attempts_has_it_done_once(place: Place) {
+    for held in [false, true] {
+        let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
+        let (told, calls, over) = (Told::new(), Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let (theirs, counted, is_over) = (told.clone(), calls.clone(), over.clone());
+        let handler = async move |name: String| {
+            if counted.fetch_add(1, Ordering::SeqCst) > 0 {
+                let fails = stream::once(async { Err::<Bytes, _>(io::Error::other("it cannot be made")) });
+                return (StatusCode::CREATED, Durable::new(Task::ok(name)), Body::from_stream(fails));
             }
-            let response: Response = tokio::select! {
-                response = first => response,
-                response = next.run(attempt()) => response,
-            };
-            response
+            promise(name, theirs, held).await
+        };
+        let app = |store: &DurableStore| {
+            let inside = Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new().patience(60 * SECOND));
+            inside.layer(from_fn(attempts(over.clone(), 1))).layer(store.layer()).layer(IgnoreAbortLayer::new())
+        };
+        let node = Node::start(&place, app).await;
+        let mut client = leaves(&node, &told, "it").await;
+        is_over.notify_one();
+        assert_eq!(client.reply().await.status, 500);
+        assert_eq!(node.post("/", &KEY, "it").await.status, 409, "{held}: the first is still running");
+        told.free(1);
+        node.record.begun("it", 1).await;
+        let again = node.post("/", &KEY, "it").await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")), "{held}");
+        node.completed(1).await;
+        assert_eq!((node.record.runs().len(), calls.load(Ordering::SeqCst)), (1, 2), "{held}");
+    }
+}
+
+/// Both are held back behind their client, and the first fails.
+async fn who_asks_again_while_one_of_two_goes_on_has_it_done_once(place: Place) {
+    let (told, calls, over) = (Told::new(), Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (theirs, counted, is_over) = (told.clone(), calls.clone(), over.clone());
+    let handler = async move |name: String| {
+        if counted.fetch_add(1, Ordering::SeqCst) > 0 {
+            return promise(name, theirs, true).await;
         }
-    });
+        let fails = stream::once(async move {
+            theirs.held_back().await;
+            Err::<Bytes, _>(io::Error::other("it cannot be made"))
+        });
+        (StatusCode::CREATED, Durable::new(Task::ok(name)), Body::from_stream(fails))
+    };
     let app = |store: &DurableStore| {
-        let inside = Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new()).layer(hedge);
-        inside.layer(store.layer()).layer(IgnoreAbortLayer::new())
+        let inside = Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new().patience(60 * SECOND));
+        inside.layer(from_fn(attempts(over, 1))).layer(store.layer()).layer(IgnoreAbortLayer::new())
     };
     let node = Node::start(&place, app).await;
-    let mut client = leaves(&node, &told).await;
-    second.notify_one();
-    assert_eq!(client.reply().await.status, 201);
-    node.record.begun("it", 1).await;
+    let mut client = leaves(&node, &told, "it").await;
+    is_over.notify_one();
+    told.until(2).await;
+    is_over.notify_one();
+    assert_eq!(client.reply().await.status, 504);
     told.free(1);
-    node.journal.ended(1).await;
+    node.journal.seen("body_dropped").await;
+    for _ in 0..5 {
+        assert_eq!(node.post("/", &KEY, "it").await.status, 409, "the second is still running");
+    }
+    told.free(2);
+    node.record.begun("it", 1).await;
     let again = node.post("/", &KEY, "it").await;
     assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")));
-    node.record.open();
-    node.completed(1).await;
-    assert_eq!(place.number("SELECT count(*) FROM river_job").await, 1);
-    assert_eq!((node.record.runs().len(), calls.load(Ordering::SeqCst)), (1, 2));
+    assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
+
+/// Of a request that a middleware takes apart, a part goes on, alone or held back, and promises something else than another.
+async fn parts_of_a_request_lose_nothing(place: Place) {
+    for held in [false, true] {
+        for waits in [false, true] {
+            let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
+            let (told, over, answers) = (Told::new(), Arc::new(Notify::new()), Arc::new(Notify::new()));
+            let (theirs, is_over, may_answer) = (told.clone(), over.clone(), answers.clone());
+            let second = Arc::new(Notify::new());
+            let begins = second.clone();
+            let handler = async move |name: String| {
+                if name == "one" {
+                    return promise(name, theirs, held).await;
+                }
+                begins.notify_one();
+                (StatusCode::CREATED, Durable::new(Task::new(name, Act::Wait)), Body::from("ab"))
+            };
+            let parts = from_fn(move |request: Request<Body>, next: Next| {
+                let (over, answers) = (over.clone(), answers.clone());
+                async move {
+                    let (parts, body) = request.into_parts();
+                    drop(to_bytes(body, 1_000).await.unwrap());
+                    let part = |name: &'static str| Request::from_parts(parts.clone(), Body::from(name));
+                    tokio::select! {
+                        response = next.clone().run(part("one")) => return response,
+                        () = over.notified() => {}
+                    }
+                    let response = next.run(part("two")).await;
+                    answers.notified().await;
+                    response
+                }
+            });
+            let app = |store: &DurableStore| {
+                let inside =
+                    Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new().patience(60 * SECOND));
+                inside.layer(parts).layer(store.layer()).layer(IgnoreAbortLayer::new())
+            };
+            let node = Node::start(&place, app).await;
+            let mut client = leaves(&node, &told, "both").await;
+            is_over.notify_one();
+            soon("the second part", second.notified()).await;
+            // The one is stored before the other, or behind it.
+            if waits {
+                may_answer.notify_one();
+                assert_eq!(client.reply().await.status, 201);
+                told.free(1);
+            } else {
+                told.free(1);
+                place.until("SELECT count(*) FROM river_job", 1).await;
+                may_answer.notify_one();
+                assert_eq!(client.reply().await.status, 201);
+            }
+            for name in ["one", "two"] {
+                node.record.begun(name, 1).await;
+            }
+            assert_eq!(place.number("SELECT count(*) FROM river_job").await, 2, "{held}, {waits}");
+        }
+    }
+}
+
+/// With a layer of ours inside, which what was finished comes through.
+async fn what_is_returned_after_finish_is_another_promise(place: Place) {
+    for held in [false, true] {
+        let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
+        let (told, over) = (Told::new(), Arc::new(Notify::new()));
+        let (theirs, is_over) = (told.clone(), over.clone());
+        let handler = async move |lifecycle: Lifecycle| {
+            let body = if held { in_pieces(theirs) } else { Body::from("ab") };
+            let mut finish = Box::pin(lifecycle.finish((Durable::new(Task::new("finished", Act::Wait)), body)));
+            tokio::select! { _ = &mut finish => {}, () = over.notified() => {} }
+            Durable::new(Task::new("returned", Act::Wait))
+        };
+        let app = |store: &DurableStore| {
+            let layers = (TimeLimitLayer::off(), EarlyCloseLayer::new().patience(60 * SECOND));
+            Router::new().route("/", post(handler).layer(layers)).layer(store.layer())
+        };
+        let node = Node::start(&place, app).await;
+        let mut client = Client::connect(node.address).await;
+        client.send(&request("/", &KEY, "it")).await;
+        if held {
+            told.until(1).await;
+            is_over.notify_one();
+            place.until("SELECT count(*) FROM river_job", 1).await;
+            told.free(1);
+        }
+        assert_eq!(client.reply().await.text(), "ab", "{held}");
+        for name in ["finished", "returned"] {
+            node.record.begun(name, 1).await;
+        }
+        node.journal.ended(1).await;
+        assert_eq!(node.post("/", &KEY, "it").await.header("idempotency-replayed"), Some("true"), "{held}");
+        assert_eq!(place.number("SELECT count(*) FROM river_job").await, 2, "{held}");
+    }
 }
