@@ -29,7 +29,7 @@ use tower_epilogue::{
 
 use crate::{
     common::{Act, Node, Place, Task, on_both, request},
-    on_its_way::{Told, in_pieces},
+    on_its_way::{self, Leave, Told, in_pieces},
     support::{Client, soon},
 };
 
@@ -243,9 +243,9 @@ async fn parts_of_a_request_lose_nothing(place: Place) {
     }
 }
 
-/// With a layer of ours inside, which what was finished comes through.
+/// With a layer of ours inside, which what was finished comes through; or which holds that back, perhaps behind its client.
 async fn what_is_returned_after_finish_is_another_promise(place: Place) {
-    for held in [false, true] {
+    for (held, leaves) in [(false, false), (true, false), (true, true)] {
         let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
         let (told, over) = (Told::new(), Arc::new(Notify::new()));
         let (theirs, is_over) = (told.clone(), over.clone());
@@ -257,23 +257,29 @@ async fn what_is_returned_after_finish_is_another_promise(place: Place) {
         };
         let app = |store: &DurableStore| {
             let layers = (TimeLimitLayer::off(), EarlyCloseLayer::new().patience(60 * SECOND));
-            Router::new().route("/", post(handler).layer(layers)).layer(store.layer())
+            Router::new().route("/", post(handler).layer(layers)).layer(store.layer()).layer(IgnoreAbortLayer::new())
         };
         let node = Node::start(&place, app).await;
         let mut client = Client::connect(node.address).await;
-        client.send(&request("/", &KEY, "it")).await;
+        if leaves {
+            on_its_way::leaves(&node, &told, "/", Some("k"), "it", Leave::ResetStream).await;
+        } else {
+            client.send(&request("/", &KEY, "it")).await;
+        }
         if held {
             told.until(1).await;
             is_over.notify_one();
             place.until("SELECT count(*) FROM river_job", 1).await;
             told.free(1);
         }
-        assert_eq!(client.reply().await.text(), "ab", "{held}");
+        if !leaves {
+            assert_eq!(client.reply().await.text(), "ab", "{held}");
+        }
         for name in ["finished", "returned"] {
             node.record.begun(name, 1).await;
         }
-        node.journal.ended(1).await;
-        assert_eq!(node.post("/", &KEY, "it").await.header("idempotency-replayed"), Some("true"), "{held}");
-        assert_eq!(place.number("SELECT count(*) FROM river_job").await, 2, "{held}");
+        let again = node.post("/", &KEY, "it").await;
+        assert_eq!((again.header("idempotency-replayed"), again.text().as_str()), (Some("true"), "ab"), "{leaves}");
+        assert_eq!(place.number("SELECT count(*) FROM river_job").await, 2, "{held}, {leaves}");
     }
 }

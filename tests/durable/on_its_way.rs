@@ -115,7 +115,7 @@ fn app(store: &DurableStore, told: &Told) -> Router {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Leave {
+pub enum Leave {
     Close,
     Reset,
     /// HTTP/2: its stream, of which its server knows nothing more.
@@ -123,7 +123,7 @@ enum Leave {
 }
 
 /// Asks, and leaves when the response is held back.
-async fn leaves(node: &Node, told: &Told, path: &str, key: Option<&str>, name: &str, how: Leave) {
+pub async fn leaves(node: &Node, told: &Told, path: &str, key: Option<&str>, name: &str, how: Leave) {
     let number = *told.held.borrow() + 1;
     let headers: Vec<_> = key.map(|key| ("idempotency-key", key)).into_iter().collect();
     if let Leave::ResetStream = how {
