@@ -155,20 +155,23 @@ impl Keeper for Left {
             // The handler runs on, and so does its claim.
             return Promised::Nothing(response);
         }
-        // What still waits for a response will get one, and its claim is for that.
-        let has_left = self.is_gone() || lifecycle.0.has_answered();
-        // Nor is it for what promises nothing, or what comes after `finish`, as long as another goes on.
-        let another = self.claimant.going() > usize::from(going.is_some());
-        let takes = has_left && !(another && (!promises || (returned && lifecycle.0.is_finished())));
-        let guard = takes.then(|| self.claimant.take()).flatten();
-        // Only now: whoever finds that nothing goes on gives the claim back.
-        drop(going);
-        if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned) {
-            stamp(response.extensions_mut(), claim);
-        }
         // What is returned after `finish` is no answer to anybody; what else goes nowhere is kept: who asks again has asked
         // once.
         let is_answer = !returned || !lifecycle.0.is_finished();
+        // What still waits for a response will get one, and its claim is for that, unless what goes on alone has promised
+        // before.
+        let has_left = self.is_gone() || lifecycle.0.has_answered();
+        let answers = promises && is_answer;
+        // Nor is it for anything else as long as another goes on.
+        let another = self.claimant.going() > usize::from(going.is_some());
+        let takes = if answers { has_left || going.is_some() } else { has_left && !another };
+        let guard = takes.then(|| self.claimant.take()).flatten();
+        // Only now: whoever finds that nothing goes on gives the claim back.
+        drop(going);
+        // Those of the response that is waited for have the same keys, and are other jobs, perhaps.
+        if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned && has_left) {
+            stamp(response.extensions_mut(), claim);
+        }
         let (answers, late) = if is_answer { (guard, None) } else { (None, guard) };
         let claims = Claims::new(answers, late, &self.claimant, &lifecycle);
         keep_promises(&self.store, &lifecycle, response, claims, Asker::Gone)

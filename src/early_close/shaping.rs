@@ -137,6 +137,7 @@ impl Shaping {
                 caught::discard(error);
                 Poll::Ready(Done::Over)
             }
+            Poll::Ready(Done::Failed) if was_over => Poll::Ready(Done::Over),
             polled => polled,
         }
     }

@@ -37,6 +37,7 @@ on_both!(
     who_asks_again_meanwhile_has_it_done_once,
     who_asks_again_after_two_attempts_has_it_done_once,
     who_asks_again_while_one_of_two_goes_on_has_it_done_once,
+    who_asks_again_after_a_late_answer_has_it_done_once,
     parts_of_a_request_lose_nothing,
     what_is_returned_after_finish_is_another_promise,
 );
@@ -145,6 +146,46 @@ async fn who_asks_again_after_two_attempts_has_it_done_once(place: Place) {
         assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")), "{held}");
         node.completed(1).await;
         assert_eq!((node.record.runs().len(), calls.load(Ordering::SeqCst)), (1, 2), "{held}");
+    }
+}
+
+/// The middleware has given up, and takes its time to answer.
+async fn who_asks_again_after_a_late_answer_has_it_done_once(place: Place) {
+    for held in [false, true] {
+        let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
+        let (told, over, answers) = (Told::new(), Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let (theirs, is_over, may_answer) = (told.clone(), over.clone(), answers.clone());
+        let dropped = Arc::new(Notify::new());
+        let drops = dropped.clone();
+        let handler = async move |name: String| promise(name, theirs, held).await;
+        let slow = from_fn(move |request: Request<Body>, next: Next| {
+            let (over, answers, drops) = (over.clone(), answers.clone(), drops.clone());
+            async move {
+                tokio::select! {
+                    response = next.run(request) => return response,
+                    () = over.notified() => {}
+                }
+                drops.notify_one();
+                answers.notified().await;
+                StatusCode::GATEWAY_TIMEOUT.into_response()
+            }
+        });
+        let app = |store: &DurableStore| {
+            let inside = Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new().patience(60 * SECOND));
+            inside.layer(slow).layer(store.layer()).layer(IgnoreAbortLayer::new())
+        };
+        let node = Node::start(&place, app).await;
+        let mut client = leaves(&node, &told, "it").await;
+        is_over.notify_one();
+        soon("it is dropped", dropped.notified()).await;
+        told.free(1);
+        place.until("SELECT count(*) FROM river_job", 1).await;
+        may_answer.notify_one();
+        assert_eq!(client.reply().await.status, 504, "{held}");
+        let again = node.post("/", &KEY, "it").await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")), "{held}");
+        node.completed(1).await;
+        assert_eq!(node.record.runs().len(), 1, "{held}");
     }
 }
 
