@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -13,7 +13,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Path, State},
-    http::{Request, StatusCode},
+    http::{Request, StatusCode, response::Parts},
     middleware::{Next, from_fn},
     response::{IntoResponse as _, Response},
     routing::post,
@@ -38,6 +38,7 @@ on_both!(
     of_two_answers_the_one_that_leaves_is_kept,
     a_shield_that_ends_behind_the_client_loses_nothing,
     what_fails_by_itself_promises_nothing,
+    a_function_that_heeds_the_abort_loses_nothing,
 );
 
 /// What the handlers and the test tell each other: how often a response was held back, and up to which it may go on.
@@ -300,4 +301,33 @@ async fn what_fails_by_itself_promises_nothing(place: Place) {
         assert_eq!(*told.held.borrow(), count, "{how:?}");
     }
     assert_eq!(place.number("SELECT count(*) FROM river_job").await, 0);
+}
+
+/// It fails because its client has left, which nobody ignores.
+async fn a_function_that_heeds_the_abort_loses_nothing(place: Place) {
+    let (told, handle) = (Told::new(), Arc::new(Mutex::new(None::<Lifecycle>)));
+    let (theirs, left) = (told.clone(), handle.clone());
+    let map = move |_, _| {
+        let (told, handle) = (theirs.clone(), left.clone());
+        async move {
+            told.held.send_modify(|held| *held += 1);
+            let lifecycle = handle.lock().unwrap().clone().unwrap();
+            lifecycle.aborted().await;
+            Err::<(Parts, Bytes), _>(io::Error::other("nobody is there"))
+        }
+    };
+    let handler = async move |lifecycle: Lifecycle, name: String| {
+        *handle.lock().unwrap() = Some(lifecycle);
+        (StatusCode::CREATED, Durable::new(Task::ok(name)), "ab")
+    };
+    let app = |store: &DurableStore| {
+        Router::new().route("/", post(handler)).layer(EarlyCloseLayer::new().map_buffer(map)).layer(store.layer())
+    };
+    let node = Node::start(&place, app).await;
+    let mut client = Client::connect(node.address).await;
+    client.send(&request("/", &[], "it")).await;
+    told.until(1).await;
+    client.half_close().await;
+    node.completed(1).await;
+    assert_eq!(node.record.runs().len(), 1);
 }
