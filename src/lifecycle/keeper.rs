@@ -34,10 +34,13 @@ pub(crate) trait Keeper: Send + Sync {
 pub(crate) type GoesOn = Box<dyn Any + Send>;
 
 /// Those around what goes on, which know of it; the innermost last.
-#[derive(Default)]
 pub(super) struct Keepers(Vec<(Arc<dyn Keeper>, GoesOn)>);
 
 impl Keepers {
+    pub(super) const fn none() -> Self {
+        Self(Vec::new())
+    }
+
     fn take(&mut self, keeper: &Arc<dyn Keeper>) -> Option<GoesOn> {
         let is_it = |other: &(Arc<dyn Keeper>, _)| std::ptr::addr_eq(Arc::as_ptr(&other.0), Arc::as_ptr(keeper));
         self.0.iter().position(is_it).map(|place| self.0.remove(place).1)

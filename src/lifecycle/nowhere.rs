@@ -94,7 +94,7 @@ fn tell_error(shared: &Shared, response: &Response) {
 /// A response that was given to `finish`, and that nobody takes.
 pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
     collect(shared, &mut response);
-    let storing = match shared.store_promises(response, false, Keepers::default()) {
+    let storing = match shared.store_promises(response, false, Keepers::none()) {
         Promised::Storing(storing) => storing,
         Promised::Nothing(response) => {
             return produce_unread(shared, response.into_body());
@@ -144,7 +144,7 @@ fn go_on(shared: &Arc<Shared>, work: impl Future<Output = ()> + Send + 'static) 
 /// What a handler returned whose answer was another, given to `finish`.
 pub(super) fn returned_late(shared: &Arc<Shared>, response: Response) {
     tell_error(shared, &response);
-    match shared.store_promises(response, true, Keepers::default()) {
+    match shared.store_promises(response, true, Keepers::none()) {
         Promised::Nothing(response) => caught::discard(response),
         Promised::Storing(storing) => store_alone(shared, storing),
     }
@@ -209,8 +209,14 @@ fn produce_unread(shared: &Arc<Shared>, body: Body) {
 pub(super) use super::keeper::{Keepers, Kept};
 
 #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
-#[derive(Default)]
 pub(super) struct Keepers;
+
+#[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
+impl Keepers {
+    const fn none() -> Self {
+        Self
+    }
+}
 
 #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
 impl Shared {
