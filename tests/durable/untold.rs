@@ -49,10 +49,13 @@ pub fn short(place: &Place) -> DurableBuilder {
 }
 
 fn within(place: &Place, patience: Duration) -> DurableBuilder {
-    let place = match place {
-        Place::Sqlite(_) => place.clone(),
+    let (place, patience) = match place {
+        // Its lock is not given to whoever has waited for longest, and on a busy machine others have it most of the time.
+        Place::Sqlite(_) => (place.clone(), 3 * patience),
         // Who waits for another's lock has reached the database.
-        Place::Postgres(url) => Place::Postgres(format!("{url}?options[statement_timeout]={}", patience.as_millis())),
+        Place::Postgres(url) => {
+            (Place::Postgres(format!("{url}?options[statement_timeout]={}", patience.as_millis())), patience)
+        }
     };
     quick(place.store()).busy_timeout(patience).lease(HOUR)
 }
