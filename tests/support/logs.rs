@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::sync::Notify;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt as _};
 
 use super::{noticed, soon};
 
@@ -22,7 +23,10 @@ pub fn logs() -> Logs {
             .without_time()
             .with_writer(move || writer.clone())
             .finish();
-        tracing::subscriber::set_global_default(subscriber).unwrap();
+        // What these tell of every frame and statement is most of it, and all of it is looked through each time.
+        let quiet = ["h2", "hyper", "hyper_util", "sqlx"].map(|target| (target, tracing::Level::INFO));
+        let filter = Targets::new().with_targets(quiet).with_default(tracing::Level::DEBUG);
+        tracing::subscriber::set_global_default(subscriber.with(filter)).unwrap();
         logs
     })
     .clone()
