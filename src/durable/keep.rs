@@ -121,7 +121,8 @@ struct Keeping {
 /// The same; a response that says so if that fails.
 async fn keep(mut keeping: Keeping, response: Response, promises: Vec<Promise>, asker: Asker) -> Response {
     let claim = keeping.claims.answered.as_ref().and_then(Guard::claim).cloned();
-    // What a handler returned has its keys. What it gave to `finish` has none, and is not what it returns afterwards.
+    // What a handler returned has its keys. What it gave to `finish` has none, and is not what it returns afterwards; nor
+    // has what goes on without an answer to somebody who still waits for one, whose keys may be those of another promise.
     let finished = claim.as_ref().map(|claim| format!("{}:finished", claim.name));
     let mut jobs = Vec::new();
     for promise in promises {

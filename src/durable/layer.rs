@@ -161,10 +161,10 @@ impl Keeper for Left {
         // What still waits for a response will get one, and its claim is for that, unless what goes on alone has promised
         // before.
         let has_left = self.is_gone() || lifecycle.0.has_answered();
-        let answers = promises && is_answer;
+        let may_answer = promises && is_answer;
         // Nor is it for anything else as long as another goes on.
         let another = self.claimant.going() > usize::from(going.is_some());
-        let takes = if answers { has_left || going.is_some() } else { has_left && !another };
+        let takes = if may_answer { has_left || going.is_some() } else { has_left && !another };
         let guard = takes.then(|| self.claimant.take()).flatten();
         // Only now: whoever finds that nothing goes on gives the claim back.
         drop(going);
@@ -172,8 +172,8 @@ impl Keeper for Left {
         if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned && has_left) {
             stamp(response.extensions_mut(), claim);
         }
-        let (answers, late) = if is_answer { (guard, None) } else { (None, guard) };
-        let claims = Claims::new(answers, late, &self.claimant, &lifecycle);
+        let (answered, late) = if is_answer { (guard, None) } else { (None, guard) };
+        let claims = Claims::new(answered, late, &self.claimant, &lifecycle);
         keep_promises(&self.store, &lifecycle, response, claims, Asker::Gone)
     }
 

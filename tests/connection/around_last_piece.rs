@@ -91,11 +91,13 @@ async fn a_middleware_that_collects_gets_all_of_it() {
     let app = app(&notes).route("/more", get(async || (Continuation::new(async {}), vec![b'x'; 20_000])));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let passed = gate.clone();
+    let (passed, collected) = (gate.clone(), Gate::closed());
+    let held = collected.clone();
     let server = serve_one(listener, &epilogue, app, move |service| {
         ServiceExt::<Request<Incoming>>::and_then(service, async move |response: Response| {
             let (parts, body) = response.into_parts();
             let frames = collect(body).await;
+            held.open();
             passed.passed().await;
             let frames = frames.into_iter().map(Ok::<_, io::Error>);
             Ok::<_, Infallible>(Response::from_parts(parts, Body::from_stream(stream::iter(frames))))
@@ -105,7 +107,7 @@ async fn a_middleware_that_collects_gets_all_of_it() {
     for (number, (path, length)) in [("/", 5), ("/more", 20_000)].into_iter().enumerate() {
         let response = client.start("GET", path).await;
         if number == 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            soon("it has all of it", collected.passed()).await;
             assert!(notes.all().is_empty() && journal.requests().len() == 1);
             gate.open();
         }

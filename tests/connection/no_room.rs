@@ -70,12 +70,12 @@ async fn what_is_queued_whole_when_the_limit_passes_is_given_up_on() {
             let long = [("x-long", "y".repeat(3_000))];
             if body.is_empty() { (StatusCode::NO_CONTENT, long).into_response() } else { (long, body).into_response() }
         };
-        let app = Router::new().route("/", get(handler)).layer(told(&notes)).layer(TimeLimitLayer::new(10 * SECOND));
+        let app = Router::new().route("/", get(handler)).layer(told(&notes)).layer(TimeLimitLayer::new(SECOND));
         let server = MemoryServer::start(app);
         let mut client = RawHttp2::on(server.connect_narrow(512).stream).await;
         client.ping().await;
         client.send(&request("GET", "/", 1, true)).await;
-        tokio::time::sleep(20 * SECOND).await;
+        server.ended(1).await;
         assert_eq!(notes.all(), ["TIMEOUT, given up"], "{body:?}");
         let end =
             client.until(|frame| frame.stream == 1 && (frame.kind == RST_STREAM || frame.ends_its_stream())).await;
@@ -105,6 +105,7 @@ async fn all_hooks_of_one_that_was_given_up_on_see_the_same() {
     let server = MemoryServer::with(Router::new().route("/", get(handler)), |builder| builder.patience(SECOND));
     let mut client = server.connect_narrow(1_000);
     client.send("GET / HTTP/1.1\r\nhost: test\r\n\r\n").await;
+    // A paused clock goes on when nobody has anything to do: it is queued.
     tokio::time::sleep(SECOND / 10).await;
     client.stream.shutdown().await.unwrap();
     server.ended(1).await;
@@ -124,6 +125,7 @@ async fn who_resets_its_stream_without_room_for_the_last_piece_has_aborted() {
     client.send(&frame(SETTINGS, 0, 0, &settings)).await;
     client.ping().await;
     client.send(&request("GET", "/", 1, true)).await;
+    // A paused clock goes on when nobody has anything to do: it is queued, and then the reset is read.
     tokio::time::sleep(SECOND).await;
     client.send(&frame(RST_STREAM, 0, 1, &CANCEL)).await;
     tokio::time::sleep(SECOND).await;

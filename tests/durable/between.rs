@@ -95,7 +95,7 @@ fn attempts(over: Arc<Notify>, more: usize) -> impl FnMut(Request<Body>, Next) -
 /// The middleware has no patience with a handler, or with a response that is held back.
 async fn who_asks_again_meanwhile_has_it_done_once(place: Place) {
     for held in [false, true] {
-        let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
+        let place = place.another();
         let (told, over) = (Told::new(), Arc::new(Notify::new()));
         let (theirs, is_over) = (told.clone(), over.clone());
         let handler = async move |name: String| promise(name, theirs, held).await;
@@ -121,7 +121,7 @@ async fn who_asks_again_meanwhile_has_it_done_once(place: Place) {
 /// It asks again for the same, and what the first attempt was goes on, alone or held back; the second promises nothing.
 async fn who_asks_again_after_two_attempts_has_it_done_once(place: Place) {
     for held in [false, true] {
-        let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
+        let place = place.another();
         let (told, calls, over) = (Told::new(), Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
         let (theirs, counted, is_over) = (told.clone(), calls.clone(), over.clone());
         let handler = async move |name: String| {
@@ -152,7 +152,7 @@ async fn who_asks_again_after_two_attempts_has_it_done_once(place: Place) {
 /// The middleware has given up, and takes its time to answer.
 async fn who_asks_again_after_a_late_answer_has_it_done_once(place: Place) {
     for held in [false, true] {
-        let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
+        let place = place.another();
         let (told, over, answers) = (Told::new(), Arc::new(Notify::new()), Arc::new(Notify::new()));
         let (theirs, is_over, may_answer) = (told.clone(), over.clone(), answers.clone());
         let dropped = Arc::new(Notify::new());
@@ -229,7 +229,7 @@ async fn who_asks_again_while_one_of_two_goes_on_has_it_done_once(place: Place) 
 async fn parts_of_a_request_lose_nothing(place: Place) {
     for held in [false, true] {
         for waits in [false, true] {
-            let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
+            let place = place.another();
             let (told, over, answers) = (Told::new(), Arc::new(Notify::new()), Arc::new(Notify::new()));
             let (theirs, is_over, may_answer) = (told.clone(), over.clone(), answers.clone());
             let second = Arc::new(Notify::new());
@@ -287,7 +287,7 @@ async fn parts_of_a_request_lose_nothing(place: Place) {
 /// With a layer of ours inside, which what was finished comes through; or which holds that back, perhaps behind its client.
 async fn what_is_returned_after_finish_is_another_promise(place: Place) {
     for (held, leaves) in [(false, false), (true, false), (true, true)] {
-        let place = if let Place::Sqlite(_) = place { Place::sqlite() } else { Place::postgres() };
+        let place = place.another();
         let (told, over) = (Told::new(), Arc::new(Notify::new()));
         let (theirs, is_over) = (told.clone(), over.clone());
         let handler = async move |lifecycle: Lifecycle| {

@@ -60,6 +60,14 @@ impl Place {
         Self::Postgres(postgres::shared().database())
     }
 
+    /// A new one on the same kind of database.
+    pub fn another(&self) -> Self {
+        match self {
+            Self::Sqlite(_) => Self::sqlite(),
+            Self::Postgres(_) => Self::postgres(),
+        }
+    }
+
     pub fn store(&self) -> DurableBuilder {
         match self {
             Self::Sqlite(file) => DurableStore::sqlite(&file.path),
