@@ -26,6 +26,8 @@ mod kept;
 mod kinds;
 #[path = "apps/late.rs"]
 mod late;
+#[path = "apps/left_behind.rs"]
+mod left_behind;
 #[path = "apps/places.rs"]
 mod places;
 #[path = "apps/routes.rs"]

@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     future::{Future, poll_fn},
     pin::Pin,
-    sync::{Arc, atomic::Ordering},
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -20,7 +20,8 @@ use super::{
     held::{Surroundings, keep_strays, poll_handler},
     nowhere::{finish_nowhere, returned_alone},
     response::SendBody,
-    shared::{RUNNING, Shared},
+    running::Apart,
+    shared::Shared,
     transitions::HandlerEnd,
     word,
 };
@@ -50,10 +51,9 @@ where
     let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
     let may_finish = !shared.is_finished();
     let keepers = shared.keepers();
-    // One without its client is the handler in service, wherever it is: what is inside of it may end it, as before.
-    if !may_finish {
-        shared.begins_alone();
-    }
+    // There may be another attempt. The handler has ended when the last of them has.
+    let why = if may_finish { Apart::Left } else { Apart::Finished };
+    shared.running.begin_apart(why);
     let work = async move {
         let _detached = detached;
         // Not by the one place that the handler in service has, which may be another attempt's by now.
@@ -97,7 +97,7 @@ where
                 Queue::Empty
             }
         };
-        owner.ended_here(may_finish);
+        owner.running.ended_apart(why);
         if is_dropped {
             owner.handler_ended(HandlerEnd::Dropped);
         } else {
@@ -113,52 +113,12 @@ where
     let work = spans::InSpan::new(carried(context.captured, work), span);
     if let Err(work) = shared.pool().spawn(work) {
         caught::discard(work);
-        shared.ended_here(may_finish);
+        shared.running.ended_apart(why);
         shared.handler_ended(HandlerEnd::Dropped);
         shared.ended_one(HandlerEnd::Dropped);
     }
     // Whoever waits for the handler's end is the task that runs the hooks.
     shared.ensure_ending();
-}
-
-/// What one is counted by that goes on after its `finish`: beyond all futures of our services that one request could ever
-/// have at once.
-pub(super) const ALONE: u64 = 1 << 24;
-
-/// There is one in service, too.
-pub(super) const IN_SERVICE: u64 = 1 << 31;
-
-/// The handler has ended when the last of them has: there may be a second attempt, which a middleware makes of what the first
-/// has given to `finish`, while that one still goes on.
-impl Shared {
-    /// Said before the handler's end is told: of several that end at once, the last tells.
-    pub(super) fn ended_in_service(&self) {
-        self.begun.fetch_and(!IN_SERVICE, Ordering::AcqRel);
-    }
-
-    /// It is in service no more.
-    fn begins_alone(&self) {
-        self.begun.fetch_add(ALONE, Ordering::AcqRel);
-        self.ended_in_service();
-    }
-
-    /// As [`ended_in_service`](Self::ended_in_service).
-    fn ended_here(&self, in_service: bool) {
-        if in_service {
-            self.ended_in_service();
-        } else {
-            self.begun.fetch_sub(ALONE, Ordering::AcqRel);
-        }
-    }
-
-    /// Whether there is any, in service or alone.
-    pub(super) fn any_goes_on(&self) -> bool {
-        self.begun.load(Ordering::Acquire) & RUNNING >= ALONE
-    }
-
-    pub(super) fn goes_on_alone(&self) -> bool {
-        self.begun.load(Ordering::Acquire) & RUNNING & !IN_SERVICE >= ALONE
-    }
 }
 
 thread_local! {

@@ -18,6 +18,7 @@ use super::{
     response::{SendBody, answer, collect, watched},
     shared::Shared,
     transitions::{HandlerEnd, Verdict},
+    word,
 };
 use crate::{
     continuation::{self, Continuation},
@@ -84,7 +85,7 @@ where
             self.started = true;
             self.apart = is_in_rest(&self.shared) || !continuation::Polling::is_under_way();
             self.finished_before = self.shared.is_finished();
-            self.shared.started_one(self.depth);
+            self.shared.running.begin(self.depth);
             self.shared.handler_started();
         }
         let shared = &self.shared;
@@ -140,7 +141,7 @@ where
             };
             caught::call(|| watched(&self.shared, *response)).map_err(told).ok()
         });
-        self.shared.ended_in_service();
+        self.shared.running.ended_in_service();
         self.shared.handler_ended(HandlerEnd::Ended);
         finished
     }
@@ -164,7 +165,7 @@ where
         // The body's producer begins before the handler ends, so that the request does not end in between. What it says
         // of its length is the user's code.
         let response = caught::call(|| watched(&self.shared, response));
-        self.shared.ended_in_service();
+        self.shared.running.ended_in_service();
         self.shared.handler_returned(continuations);
         response.unwrap_or_else(|payload| {
             self.shared.panicked(BODY, &payload);
@@ -196,7 +197,7 @@ where
                     self.shared.abandon();
                 }
                 self.discard();
-                self.shared.ended_in_service();
+                self.shared.running.ended_in_service();
                 self.shared.handler_ended(HandlerEnd::Dropped);
                 self.shared.ended_one(HandlerEnd::Dropped);
                 Poll::Ready(answer(verdict))
@@ -215,13 +216,14 @@ where
 impl<F> Held<F> {
     fn is_innermost(&self) -> bool {
         // What is inside of it may have been called, and not begun.
-        self.shared.is_innermost(self.depth) || self.shared.has_begun_last(self.depth)
+        self.shared.running.is_innermost(self.depth)
+            || self.shared.running.is_deepest(self.depth) && self.shared.word().has(word::HANDLER)
     }
 
     /// Whether the `finish` that was called is its own, or that of what it runs in: an abort ends it no longer (contract rule 7).
     /// Beside or behind the rest of one that has finished, another attempt is protected by nothing.
     fn has_finished(&self) -> bool {
-        let others = self.finished_before || self.shared.goes_on_alone();
+        let others = self.finished_before || self.shared.running.any_finished();
         self.shared.is_finished() && (self.apart || !others)
     }
 
@@ -277,7 +279,7 @@ impl<F> Drop for Held<F> {
             self.nobody_took_it();
         }
         if innermost {
-            self.shared.ended_in_service();
+            self.shared.running.ended_in_service();
             self.shared.handler_ended(HandlerEnd::Dropped);
         }
         self.shared.ended_one(HandlerEnd::Dropped);

@@ -70,6 +70,7 @@ mod places;
 mod polls;
 mod producer;
 mod response;
+mod running;
 mod seat;
 mod service;
 mod shared;

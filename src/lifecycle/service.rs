@@ -100,7 +100,7 @@ impl Entered {
 
     fn inside<B>(shared: Arc<Shared>, request: &Request<B>) -> Self {
         note_route(&shared, request.extensions());
-        let depth = shared.enter_service();
+        let depth = shared.running.enter();
         Self { shared, depth, catches_panics: false }
     }
 
@@ -159,7 +159,7 @@ impl Entered {
         };
         // Services that are nested directly have entered by now, and need no box of ours; those behind a router
         // enter at the first poll.
-        if self.shared.is_innermost(self.depth) {
+        if self.shared.running.is_innermost(self.depth) {
             Hold::Held { held: Held::new(Box::pin(future), self.shared, self.depth) }
         } else {
             Hold::Plain { around: Around { future: Some(future), shared: self.shared } }
@@ -177,7 +177,9 @@ impl Entered {
         let (driver, shared) = (self.driver(), self.shared);
         let hold = match caught::call(|| Box::pin(call())) {
             Err(payload) => Hold::Panicked { payload: Some(payload), shared },
-            Ok(future) if shared.is_innermost(self.depth) => Hold::Held { held: Held::new(future, shared, self.depth) },
+            Ok(future) if shared.running.is_innermost(self.depth) => {
+                Hold::Held { held: Held::new(future, shared, self.depth) }
+            }
             Ok(future) => Hold::Plain { around: Around { future: Some(future), shared } },
         };
         Drive::new(driver, hold)

@@ -14,12 +14,12 @@ use http::{Method, Version, uri::PathAndQuery};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
-    alone::{ALONE, IN_SERVICE},
     clock::Clock,
     deadlines::Deadlines,
     home::Home,
     hooks::Hook,
     passage::{Passing, Verb, Waits},
+    running::Running,
     word::{self, Word},
 };
 use crate::{
@@ -60,11 +60,6 @@ impl Arrival<'_> {
     }
 }
 
-/// Where the upper half of a word begins.
-const HALF: u32 = 32;
-/// The lower half.
-pub(super) const RUNNING: u64 = (1 << HALF) - 1;
-
 /// There is one for each request, and for each continuation that waits: it keeps no more than that needs. What most requests
 /// never have is in [`Rare`]; what is over with the response, in the passage.
 pub(crate) struct Shared {
@@ -94,12 +89,7 @@ pub(crate) struct Shared {
     shaped: AtomicBool,
     /// The outermost body is being polled: nobody is waited for.
     pub(super) produces: AtomicBool,
-    /// How many of our services this request has entered.
-    depth: AtomicU32,
-    /// The innermost of them that was ever polled, in the upper half; in the lower one, how many futures of our services run
-    /// that could be the innermost, of how many handlers the rest goes on alone, each counted [`ALONE`], and whether one is
-    /// [in service](IN_SERVICE).
-    pub(super) begun: AtomicU64,
+    pub(super) running: Running,
     /// Its task's place on the pool's list.
     listed: AtomicU32,
     pub(super) ending_waker: AtomicWaker,
@@ -197,8 +187,7 @@ impl Shared {
             shaped: AtomicBool::new(false),
             produces: AtomicBool::new(false),
             // The first of our services is the one that makes this.
-            depth: AtomicU32::new(1),
-            begun: AtomicU64::new(0),
+            running: Running::new(),
             listed: AtomicU32::new(0),
             ending_waker: AtomicWaker::new(),
         });
@@ -276,40 +265,18 @@ impl Shared {
         self.listed.store(u32::try_from(key).unwrap_or(u32::MAX), Ordering::Release);
     }
 
-    /// One more of our services was entered. The innermost is the one whose number stays the highest.
-    pub(crate) fn enter_service(&self) -> u32 {
-        self.depth.fetch_add(1, Ordering::AcqRel) + 1
-    }
-
     /// One that shapes responses was entered: true if another one was before, which stands outside.
     pub(crate) fn enter_shaping(&self) -> bool {
         self.shaped.swap(true, Ordering::AcqRel)
     }
 
-    pub(super) fn started_one(&self, depth: u32) {
-        let (begins, depth) = (Ordering::AcqRel, u64::from(depth));
-        let _ = self.begun.fetch_update(begins, Ordering::Acquire, |begun| {
-            let (deepest, running) = (begun >> HALF, begun & RUNNING);
-            Some((deepest.max(depth) << HALF) | IN_SERVICE | (running + 1))
-        });
-    }
-
     /// A future of one of our services ended. After the last, the handler has ended, whatever the middleware between
     /// did with the service inside of it.
     pub(super) fn ended_one(&self, how: super::transitions::HandlerEnd) {
-        if (self.begun.fetch_sub(1, Ordering::AcqRel) & RUNNING) % ALONE == 1 && self.word().has(word::HANDLER) {
-            self.ended_in_service();
+        if self.running.end() && self.word().has(word::HANDLER) {
+            self.running.ended_in_service();
             self.handler_ended(how);
         }
-    }
-
-    /// A handler has begun, and nothing inside of this service has, although it may have been called.
-    pub(super) fn has_begun_last(&self, depth: u32) -> bool {
-        self.begun.load(Ordering::Acquire) >> HALF == u64::from(depth) && self.word().has(word::HANDLER)
-    }
-
-    pub(crate) fn is_innermost(&self, depth: u32) -> bool {
-        self.depth.load(Ordering::Acquire) == depth
     }
 
     // === transitions ===

@@ -52,15 +52,10 @@ impl Shared {
             HandlerEnd::Ended => EventKind::HandlerEnd,
             HandlerEnd::Dropped => EventKind::HandlerDropped,
         };
-        if !self.any_goes_on() {
+        if !self.running.any() {
             self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
         }
-        self.takes_no_more();
-        #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-        self.release_keepers(false);
-        if self.word().has(word::HEAD) {
-            self.release_tickets();
-        }
+        self.handler_is_over();
         self.progress();
     }
 
@@ -76,7 +71,7 @@ impl Shared {
         // Under the lock that the ending task takes them from, so that none starts before the handler's end is
         // told; and in one transition, so that the request cannot end before they are seen.
         let mut core = lock(&self.core);
-        let others = self.any_goes_on();
+        let others = self.running.any();
         let changed = self.change(Some(EventKind::HandlerEnd), |word| {
             (word.has(word::HANDLER) && !others).then(|| word.without(word::HANDLER).with(word::WORK))
         });
@@ -94,20 +89,19 @@ impl Shared {
             self.keep_socket(&mut core);
         }
         drop(core);
-        self.takes_no_more();
-        if self.word().has(word::HEAD) {
-            self.release_tickets();
-        }
+        self.handler_is_over();
         self.more_work();
     }
 
-    /// The handler has ended. One that another task, or a destructor, gave to `finish` in this very moment has nobody left
-    /// who would take it.
-    fn takes_no_more(&self) {
-        if let Some(late) = self.take_finished() {
-            if let Some(me) = self.arc() {
-                finish_nowhere(&me, *late);
-            }
+    fn handler_is_over(&self) {
+        // One that another task, or a destructor, gave to `finish` in this very moment has nobody left who would take it.
+        if let (Some(late), Some(me)) = (self.take_finished(), self.arc()) {
+            finish_nowhere(&me, *late);
+        }
+        #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+        self.release_keepers(false);
+        if self.word().has(word::HEAD) {
+            self.release_tickets();
         }
     }
 

@@ -236,7 +236,8 @@
 //!
 //! **A retry between two layers** makes the handler run again within one request. All attempts share one clock, and
 //! none begins once it has run out. The continuations of every attempt run, including those of discarded responses;
-//! what an attempt does after its `finish` is waited for like any handler. Each hook that an attempt registers runs
+//! what an attempt does after its `finish`, or after its client has left and a middleware has given up on it, is
+//! waited for like any handler. Each hook that an attempt registers runs
 //! too, also that of a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the
 //! layer outside.
 //!

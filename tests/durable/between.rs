@@ -5,7 +5,7 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -38,6 +38,7 @@ on_both!(
     who_asks_again_after_two_attempts_has_it_done_once,
     who_asks_again_while_one_of_two_goes_on_has_it_done_once,
     who_asks_again_after_a_late_answer_has_it_done_once,
+    what_hangs_behind_another_attempt_keeps_the_key_to_its_limit,
     parts_of_a_request_lose_nothing,
     what_is_returned_after_finish_is_another_promise,
 );
@@ -223,6 +224,36 @@ async fn who_asks_again_while_one_of_two_goes_on_has_it_done_once(place: Place) 
     let again = node.post("/", &KEY, "it").await;
     assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")));
     assert_eq!(calls.load(Ordering::SeqCst), 2);
+}
+
+/// The second attempt is over, and promises nothing.
+async fn what_hangs_behind_another_attempt_keeps_the_key_to_its_limit(place: Place) {
+    let (told, calls, over) = (Told::new(), Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let (theirs, counted, is_over) = (told.clone(), calls.clone(), over.clone());
+    let handle = Arc::new(OnceLock::new());
+    let second = handle.clone();
+    let handler = async move |lifecycle: Lifecycle, name: String| match counted.fetch_add(1, Ordering::SeqCst) {
+        0 => promise(name, theirs, false).await.into_response(),
+        1 => {
+            assert!(second.set(lifecycle).is_ok());
+            StatusCode::SERVICE_UNAVAILABLE.into_response()
+        }
+        _ => (StatusCode::CREATED, Durable::new(Task::ok(name))).into_response(),
+    };
+    let app = |store: &DurableStore| {
+        let inside = Router::new().route("/", post(handler)).layer(TimeLimitLayer::off());
+        inside.layer(from_fn(attempts(over, 1))).layer(store.layer()).layer(IgnoreAbortLayer::new())
+    };
+    let node = Node::start(&place, app).await;
+    let mut client = leaves(&node, &told, "it").await;
+    is_over.notify_one();
+    assert_eq!(client.reply().await.status, 503);
+    assert_eq!(node.post("/", &KEY, "it").await.status, 409, "the first is still running");
+    handle.get().unwrap().set_time_limit(Duration::from_millis(10));
+    node.journal.ended(1).await;
+    assert_eq!(node.post_again("/", &KEY, "it").await.status, 201);
+    node.completed(1).await;
+    assert_eq!((node.record.runs().len(), calls.load(Ordering::SeqCst)), (1, 3));
 }
 
 /// Of a request that a middleware takes apart, a part goes on, alone or held back, and promises something else than another.

@@ -153,16 +153,7 @@ async fn a_client_that_leaves_under_a_key_and_asks_again_gets_the_first_answer(p
     client.reset();
     node.journal.seen("aborted").await;
     locked.release().await;
-    let again = soon("it is stored", async {
-        loop {
-            let reply = node.post("/", &key, "once").await;
-            if reply.status != 409 {
-                return reply;
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    })
-    .await;
+    let again = node.post_again("/", &key, "once").await;
     assert_eq!((again.status, again.text().as_str()), (200, "promised"));
     assert_eq!(again.header("idempotency-replayed"), Some("true"));
     ran_once(&node, "once").await;

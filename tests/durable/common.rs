@@ -288,6 +288,19 @@ impl Node {
         post(self.address, path, headers, body).await
     }
 
+    /// Asks again and again while another still has the key: nobody tells when it is given back.
+    pub async fn post_again(&self, path: &str, headers: &[(&str, &str)], body: &str) -> Reply {
+        soon("the key is given back", async {
+            loop {
+                let reply = self.post(path, headers, body).await;
+                if reply.status != 409 {
+                    return reply;
+                }
+            }
+        })
+        .await
+    }
+
     pub async fn completed(&self, jobs: u64) {
         self.until("jobs are completed", |counts| counts.completed >= jobs).await;
     }
