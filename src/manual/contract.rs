@@ -241,6 +241,9 @@
 //! too, also that of a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the
 //! layer outside.
 //!
+//! **Middleware between two layers** goes on without its client like the handler, if the client left before the
+//! handler had begun; its request then ends after both, and the limit ends both.
+//!
 //! **A timeout or other middleware outside a layer** that drops the handler is no abort on a tracked connection:
 //! ignoring aborts does not save the handler, and the status stays NORMAL. Without a tracked connection it reads as a
 //! client abort, and ignoring aborts does save the handler.

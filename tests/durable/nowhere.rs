@@ -36,7 +36,7 @@ on_both!(
     what_is_returned_beside_a_finish_that_nobody_awaits_is_stored,
     a_key_is_kept_while_its_handler_runs_on_after_a_finish_that_nobody_gets,
     a_handler_that_panics_gives_its_key_back_before_its_hooks_end,
-    a_promise_that_outlasts_its_request_is_stored,
+    what_a_middleware_inside_has_still_to_do_is_waited_for,
     an_answer_that_never_comes_is_waited_for_to_the_limit,
     an_answer_that_was_given_in_the_moment_in_which_the_client_left_is_kept,
 );
@@ -129,24 +129,26 @@ async fn a_handler_that_panics_gives_its_key_back_before_its_hooks_end(place: Pl
     }
 }
 
-async fn a_promise_that_outlasts_its_request_is_stored(place: Place) {
-    let (calls, record, saved) = (Calls::default(), Record::default(), Gate::default());
-    let (called, saves) = (calls.clone(), saved.clone());
+/// Its handler has returned, and it has not, when its client has left.
+async fn what_a_middleware_inside_has_still_to_do_is_waited_for(place: Place) {
+    let (calls, record, saved, saves) = (Calls::default(), Record::default(), Gate::default(), Gate::default());
+    let (called, may_save, saving) = (calls.clone(), saved.clone(), saves.clone());
     let handler = move || async move {
         called.send_modify(|calls| *calls += 1);
         (Durable::new(Task::ok("order")), "ordered")
     };
-    let saving = from_fn(move |request: Request, next: Next| {
-        let saves = saves.clone();
+    let save = from_fn(move |request: Request, next: Next| {
+        let (saved, saves) = (may_save.clone(), saving.clone());
         async move {
             let response = next.run(request).await;
-            open(&saves).await;
+            saves.send_replace(true);
+            open(&saved).await;
             response
         }
     });
     let app = |store: &DurableStore| {
         let inside = Router::new().route("/", post(handler)).layer(TimeLimitLayer::off());
-        inside.route_layer(saving).layer(store.layer()).layer(IgnoreAbortLayer::new())
+        inside.route_layer(save).layer(store.layer()).layer(IgnoreAbortLayer::new())
     };
     let node = node(&place, record, |epilogue| epilogue, app).await;
     // So that the client leaves while its key is claimed.
@@ -156,11 +158,14 @@ async fn a_promise_that_outlasts_its_request_is_stored(place: Place) {
     is_heard(&client).await;
     node.journal.seen("aborted").await;
     locked.release().await;
-    node.journal
-        .until("both have ended", |events| events.iter().filter(|event| event.kind().name() == "ended").count() == 2)
-        .await;
+    open(&saves).await;
+    assert_eq!(node.post("/", &KEY, "").await.status, 409, "it is still running");
+    node.journal.ended(2).await;
+    let events = node.journal.events();
+    assert_eq!(events.iter().filter(|event| event.kind().name() == "ended").count(), 2, "{events:?}");
     saved.send_replace(true);
     node.record.begun("order", 1).await;
+    node.journal.ended(3).await;
     assert_eq!(node.post("/", &KEY, "").await.text(), "ordered");
     assert_eq!(*calls.borrow(), 1);
 }
