@@ -13,6 +13,8 @@
 mod alike;
 #[path = "apps/attempts.rs"]
 mod attempts;
+#[path = "apps/beside.rs"]
+mod beside;
 #[path = "apps/bodies.rs"]
 mod bodies;
 #[path = "contract/common.rs"]

@@ -13,6 +13,8 @@
 mod attempts;
 #[path = "durable/back_off.rs"]
 mod back_off;
+#[path = "durable/beside.rs"]
+mod beside;
 #[path = "durable/between.rs"]
 mod between;
 #[path = "durable/bounds.rs"]

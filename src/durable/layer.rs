@@ -163,7 +163,7 @@ impl Keeper for Left {
         let has_left = self.is_gone() || lifecycle.0.has_answered();
         let may_answer = promises && is_answer;
         // Nor is it for anything else as long as another goes on.
-        let another = self.claimant.going() > usize::from(going.is_some());
+        let another = self.claimant.going() > usize::from(going.is_some()) || lifecycle.0.is_in_service();
         let takes = if may_answer { has_left || going.is_some() } else { has_left && !another };
         let guard = takes.then(|| self.claimant.take()).flatten();
         // Only now: whoever finds that nothing goes on gives the claim back.

@@ -1,7 +1,6 @@
 //! A handler that goes on in a task of its own: without its client, or after its `finish`.
 
 use std::{
-    cell::Cell,
     future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
@@ -17,12 +16,13 @@ use tracing::Span;
 
 use super::{
     frames::Framed,
+    handling::HandlerEnd,
     held::{Surroundings, keep_strays, poll_handler},
     nowhere::{finish_nowhere, returned_alone},
+    polled::Polled,
     response::SendBody,
     running::Apart,
     shared::Shared,
-    transitions::HandlerEnd,
     word,
 };
 use crate::{
@@ -47,22 +47,29 @@ where
     B: SendBody,
 {
     let owner = shared.clone();
-    let mut framed = Framed::new(shared.clone(), HANDLER, future);
+    let framed = Framed::new(shared.clone(), HANDLER, future);
     let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
-    let may_finish = !shared.is_finished();
     let keepers = shared.keepers();
     // There may be another attempt. The handler has ended when the last of them has.
-    let why = if may_finish { Apart::Left } else { Apart::Finished };
-    shared.running.begin_apart(why);
+    let why = if shared.is_finished() { Apart::Finished } else { Apart::Left };
+    let lone = Lone { counted: Counted::begin(shared, why), framed };
     let work = async move {
         let _detached = detached;
+        // Whole, so that it is dropped in order also where this never begins.
+        let Lone { counted, mut framed } = lone;
+        let may_finish = why == Apart::Left;
         // Not by the one place that the handler in service has, which may be another attempt's by now.
         let mut news = News::of(&owner);
         let ended = poll_fn(|cx| {
             news.enlist(cx);
             let Some(future) = framed.work.as_mut() else { return Poll::Pending };
-            let _rest = (!may_finish).then(|| InRest::begin(&owner));
-            match poll_handler(&owner, false, future.as_mut(), cx) {
+            let _polled = Polled::begin(&owner, why, std::ptr::from_ref(&*future).addr());
+            let polled = poll_handler(&owner, false, future.as_mut(), cx);
+            // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
+            if let Some(response) = may_finish.then(|| owner.take_finished()).flatten() {
+                finish_nowhere(&owner, *response, keepers.again());
+            }
+            match polled {
                 Ok(Poll::Ready(Ok(response))) => {
                     return Poll::Ready(Alone::Returned(response.map(SendBody::into_body)));
                 }
@@ -72,10 +79,6 @@ where
                 }
                 Err(payload) => return Poll::Ready(Alone::Panicked(payload)),
                 Ok(Poll::Pending) => {}
-            }
-            // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
-            if let Some(response) = may_finish.then(|| owner.take_finished()).flatten() {
-                finish_nowhere(&owner, *response);
             }
             owner.arm_for_work();
             if owner.verdict().is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
@@ -97,13 +100,13 @@ where
                 Queue::Empty
             }
         };
-        owner.running.ended_apart(why);
-        if is_dropped {
-            owner.handler_ended(HandlerEnd::Dropped);
-        } else {
-            owner.handler_returned(continuations);
-        }
-        owner.ended_one(HandlerEnd::Ended);
+        counted.end(|| {
+            if is_dropped {
+                owner.handler_ended(HandlerEnd::Dropped, Some(why));
+            } else {
+                owner.handler_returned(continuations, Some(why));
+            }
+        });
     };
     let span = match shared.word().has(word::FINISHED) {
         // It is its own continuation now (contract rule 7).
@@ -113,38 +116,43 @@ where
     let work = spans::InSpan::new(carried(context.captured, work), span);
     if let Err(work) = shared.pool().spawn(work) {
         caught::discard(work);
-        shared.running.ended_apart(why);
-        shared.handler_ended(HandlerEnd::Dropped);
-        shared.ended_one(HandlerEnd::Dropped);
     }
     // Whoever waits for the handler's end is the task that runs the hooks.
     shared.ensure_ending();
 }
 
-thread_local! {
-    /// The address of the request whose handler is being polled on this thread behind its `finish`.
-    static REST: Cell<usize> = const { Cell::new(0) };
+/// The fields' order is the order of their drops.
+struct Lone<F> {
+    framed: F,
+    counted: Counted,
 }
 
-/// Whether what is polled here runs inside of a handler that has called `finish`.
-pub(super) fn is_in_rest(shared: &Shared) -> bool {
-    REST.get() == std::ptr::from_ref(shared).addr()
+/// It is counted among what goes on, until its end is told, or until it is dropped: with its runtime.
+struct Counted {
+    owner: Arc<Shared>,
+    why: Apart,
+    told: bool,
 }
 
-/// The time of such a poll; over also when that panics.
-struct InRest {
-    before: usize,
-}
+impl Counted {
+    fn begin(owner: &Arc<Shared>, why: Apart) -> Self {
+        owner.running.begin_apart(why);
+        Self { owner: owner.clone(), why, told: false }
+    }
 
-impl InRest {
-    fn begin(shared: &Shared) -> Self {
-        Self { before: REST.replace(std::ptr::from_ref(shared).addr()) }
+    fn end(mut self, tell: impl FnOnce()) {
+        self.told = true;
+        tell();
+        self.owner.ended_one(HandlerEnd::Ended);
     }
 }
 
-impl Drop for InRest {
+impl Drop for Counted {
     fn drop(&mut self) {
-        REST.set(self.before);
+        if !self.told {
+            self.owner.handler_ended(HandlerEnd::Dropped, Some(self.why));
+            self.owner.ended_one(HandlerEnd::Dropped);
+        }
     }
 }
 

@@ -13,8 +13,9 @@ use axum_core::response::Response;
 use super::{
     LifecycleError,
     error::Kind,
-    nowhere,
+    nowhere::{self, Keepers},
     passage::Waits,
+    polled,
     shared::Shared,
     word::{self, Word},
 };
@@ -97,10 +98,19 @@ impl Shared {
         self.word().has(word::FINISHED)
     }
 
-    /// The response that was given to `finish`, the first time. The bit is set under the lock that the response is
-    /// stored under, so that who sees no bit needs no lock.
+    /// The response that was given to `finish`, the first time, unless another attempt has to take it. The bit is set under
+    /// the lock that the response is stored under, so that who sees no bit needs no lock.
     pub(super) fn take_finished(&self) -> Option<Box<Response>> {
-        self.is_finished().then(|| lock(&self.core).rare().finished.take()).flatten()
+        self.take_finished_if(|attempt| attempt == polled::attempt())
+    }
+
+    pub(super) fn take_anybodys_finished(&self) -> Option<Box<Response>> {
+        self.take_finished_if(|_| true)
+    }
+
+    fn take_finished_if(&self, is_it: impl FnOnce(usize) -> bool) -> Option<Box<Response>> {
+        let taken = || lock(&self.core).rare().finished.take_if(|(attempt, _)| is_it(*attempt));
+        self.is_finished().then(taken).flatten().map(|(_, response)| response)
     }
 
     fn finish(&self, response: Box<Response>) -> Result<(), LifecycleError> {
@@ -112,10 +122,10 @@ impl Shared {
             None if self.is_finished() => Some(Kind::FinishedTwice),
             None => Some(Kind::AlreadyAnswered),
             // The client is gone and the handler runs on without it: there is nobody to answer.
-            Some(change) if change.new.has(word::HEAD) => {
+            Some(change) if change.new.has(word::HEAD) && polled::attempt() == 0 => {
                 drop(core);
                 if let Some(me) = self.arc() {
-                    nowhere::finish_nowhere(&me, *response);
+                    nowhere::finish_nowhere(&me, *response, Keepers::none());
                 }
                 return Ok(());
             }
@@ -126,7 +136,7 @@ impl Shared {
             caught::discard(response);
             return Err(LifecycleError::new(kind));
         }
-        core.rare().finished = Some(response);
+        core.rare().finished = Some((polled::attempt(), response));
         drop(core);
         self.wake(Waits::Handler);
         // One that goes on alone is among them.

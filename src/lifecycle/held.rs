@@ -12,12 +12,14 @@ use axum_core::response::Response;
 use tracing::Span;
 
 use super::{
-    alone::{detach, is_in_rest},
-    nowhere::{finish_nowhere, returned_late},
+    alone::detach,
+    handling::HandlerEnd,
+    nowhere::{Keepers, finish_nowhere, returned_late},
     passage::Waits,
+    polled::is_in_rest,
     response::{SendBody, answer, collect, watched},
     shared::Shared,
-    transitions::{HandlerEnd, Verdict},
+    transitions::Verdict,
     word,
 };
 use crate::{
@@ -141,8 +143,7 @@ where
             };
             caught::call(|| watched(&self.shared, *response)).map_err(told).ok()
         });
-        self.shared.running.ended_in_service();
-        self.shared.handler_ended(HandlerEnd::Ended);
+        self.shared.handler_ended(HandlerEnd::Ended, None);
         finished
     }
 
@@ -165,8 +166,7 @@ where
         // The body's producer begins before the handler ends, so that the request does not end in between. What it says
         // of its length is the user's code.
         let response = caught::call(|| watched(&self.shared, response));
-        self.shared.running.ended_in_service();
-        self.shared.handler_returned(continuations);
+        self.shared.handler_returned(continuations, None);
         response.unwrap_or_else(|payload| {
             self.shared.panicked(BODY, &payload);
             self.shared.ended_one(HandlerEnd::Ended);
@@ -197,8 +197,7 @@ where
                     self.shared.abandon();
                 }
                 self.discard();
-                self.shared.running.ended_in_service();
-                self.shared.handler_ended(HandlerEnd::Dropped);
+                self.shared.handler_ended(HandlerEnd::Dropped, None);
                 self.shared.ended_one(HandlerEnd::Dropped);
                 Poll::Ready(answer(verdict))
             }
@@ -240,7 +239,7 @@ impl<F> Held<F> {
 
     fn nobody_took_it(&self) {
         if let Some(response) = self.shared.take_finished() {
-            finish_nowhere(&self.shared, *response);
+            finish_nowhere(&self.shared, *response, Keepers::none());
         }
     }
 
@@ -279,8 +278,7 @@ impl<F> Drop for Held<F> {
             self.nobody_took_it();
         }
         if innermost {
-            self.shared.running.ended_in_service();
-            self.shared.handler_ended(HandlerEnd::Dropped);
+            self.shared.handler_ended(HandlerEnd::Dropped, None);
         }
         self.shared.ended_one(HandlerEnd::Dropped);
     }

@@ -31,19 +31,23 @@ pub(crate) trait Keeper: Send + Sync {
 }
 
 /// Whatever a [`Keeper`] knows it for.
-pub(crate) type GoesOn = Box<dyn Any + Send>;
+pub(crate) type GoesOn = Box<dyn Any + Send + Sync>;
 
-/// Those around what goes on, which know of it; the innermost last.
-pub(super) struct Keepers(Vec<(Arc<dyn Keeper>, GoesOn)>);
+/// Those around what goes on; the innermost last. `None` for those that there are.
+pub(super) struct Keepers(Option<Vec<Known>>);
+
+/// A keeper, and what it knows it for.
+type Known = (Arc<dyn Keeper>, Option<GoesOn>);
 
 impl Keepers {
     pub(super) const fn none() -> Self {
-        Self(Vec::new())
+        Self(None)
     }
 
-    fn take(&mut self, keeper: &Arc<dyn Keeper>) -> Option<GoesOn> {
-        let is_it = |other: &(Arc<dyn Keeper>, _)| std::ptr::addr_eq(Arc::as_ptr(&other.0), Arc::as_ptr(keeper));
-        self.0.iter().position(is_it).map(|place| self.0.remove(place).1)
+    /// The same, for something else.
+    pub(super) fn again(&self) -> Self {
+        let again = |known: &Known| (known.0.clone(), None);
+        Self(self.0.as_ref().map(|known| known.iter().map(again).collect()))
     }
 }
 
@@ -60,25 +64,22 @@ impl Shared {
     pub(super) fn keepers(&self) -> Keepers {
         let tell = |keeper: Arc<dyn Keeper>| {
             let told = keeper.goes_on();
-            (keeper, told)
+            (keeper, Some(told))
         };
-        Keepers(self.all_keepers().into_iter().map(tell).collect())
+        Keepers(Some(self.all_keepers().into_iter().map(tell).collect()))
     }
 
-    /// The innermost of the keepers first, as for a response on its way out: of those that there are, or that there were
-    /// `before`, when the handler that `returned` it began to go on alone. If it was not, it was given to `finish`.
+    /// The innermost of the keepers first, as for a response on its way out: of those that there are, or that were around it
+    /// when it began to go on. A handler `returned` it, or it was given to `finish`.
     pub(super) fn store_promises(
         self: &Arc<Self>,
         mut response: Response,
         returned: bool,
-        mut before: Keepers,
+        around: Keepers,
     ) -> Promised {
-        let mut keepers = self.all_keepers();
-        if keepers.is_empty() {
-            keepers = before.0.iter().map(|(keeper, _)| keeper.clone()).collect();
-        }
-        for keeper in keepers.iter().rev() {
-            match keeper.keep(Lifecycle(self.clone()), response, returned, before.take(keeper)) {
+        let there = || self.all_keepers().into_iter().map(|keeper| (keeper, None)).collect();
+        for (keeper, going) in around.0.unwrap_or_else(there).into_iter().rev() {
+            match keeper.keep(Lifecycle(self.clone()), response, returned, going) {
                 Promised::Nothing(back) => response = back,
                 storing => return storing,
             }
@@ -91,6 +92,11 @@ impl Shared {
         if !self.word().has(word::HANDLER) {
             self.release_keepers(false);
         }
+    }
+
+    /// Whether an attempt is in service: it may be about to go on by itself, with whatever keeps it.
+    pub(crate) fn is_in_service(&self) -> bool {
+        self.running.is_in_service()
     }
 
     /// Whether no response leaves any more.
@@ -160,13 +166,7 @@ impl HeldBack {
 
 impl Kept {
     /// Stores what it came to.
-    pub(super) fn store(self, mut response: Response) -> Promised {
-        for (keeper, going) in self.keepers.0.into_iter().rev() {
-            match keeper.keep(Lifecycle(self.owner.clone()), response, self.returned, Some(going)) {
-                Promised::Nothing(back) => response = back,
-                storing => return storing,
-            }
-        }
-        Promised::Nothing(response)
+    pub(super) fn store(self, response: Response) -> Promised {
+        self.owner.store_promises(response, self.returned, self.keepers)
     }
 }

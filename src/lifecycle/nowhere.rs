@@ -91,10 +91,10 @@ fn tell_error(shared: &Shared, response: &Response) {
     }
 }
 
-/// A response that was given to `finish`, and that nobody takes.
-pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response) {
+/// A response that was given to `finish`, and that nobody takes: by a handler for whom `keepers` were there.
+pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response, keepers: Keepers) {
     collect(shared, &mut response);
-    let storing = match shared.store_promises(response, false, Keepers::none()) {
+    let storing = match shared.store_promises(response, false, keepers) {
         Promised::Storing(storing) => storing,
         Promised::Nothing(response) => {
             return produce_unread(shared, response.into_body());
@@ -213,7 +213,12 @@ pub(super) struct Keepers;
 
 #[cfg(not(any(feature = "durable-sqlite", feature = "durable-postgres")))]
 impl Keepers {
-    const fn none() -> Self {
+    pub(super) const fn none() -> Self {
+        Self
+    }
+
+    #[expect(clippy::unused_self, reason = "with durable jobs there are some")]
+    pub(super) const fn again(&self) -> Self {
         Self
     }
 }

@@ -51,25 +51,33 @@ impl Running {
         let _ = self.counts.fetch_update(Ordering::AcqRel, Ordering::Acquire, |counts| Some((counts | IN_SERVICE) + 1));
     }
 
-    /// Whether it was the last.
+    /// Whether it was the last; then none is in service.
     pub(super) fn end(&self) -> bool {
-        self.counts.fetch_sub(1, Ordering::AcqRel) % Apart::Finished as u64 == 1
-    }
-
-    /// Said before the handler's end is told: of several that end at once, the last tells.
-    pub(super) fn ended_in_service(&self) {
-        self.counts.fetch_and(!IN_SERVICE, Ordering::AcqRel);
+        let futures = |counts| counts % Apart::Finished as u64;
+        let ended = |counts| {
+            let left = counts - 1;
+            Some(if futures(left) == 0 { left & !IN_SERVICE } else { left })
+        };
+        self.counts.fetch_update(Ordering::AcqRel, Ordering::Acquire, ended).is_ok_and(|before| futures(before) == 1)
     }
 
     /// It is in service no more.
     pub(super) fn begin_apart(&self, why: Apart) {
         self.counts.fetch_add(why as u64, Ordering::AcqRel);
-        self.ended_in_service();
+        self.leave(None);
     }
 
-    /// As [`ended_in_service`](Self::ended_in_service).
-    pub(super) fn ended_apart(&self, why: Apart) {
-        self.counts.fetch_sub(why as u64, Ordering::AcqRel);
+    /// An attempt has ended, in service or `apart`. Before that is told: of several that end at once, the last tells.
+    pub(super) fn leave(&self, apart: Option<Apart>) {
+        match apart {
+            Some(why) => self.counts.fetch_sub(why as u64, Ordering::AcqRel),
+            None => self.counts.fetch_and(!IN_SERVICE, Ordering::AcqRel),
+        };
+    }
+
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+    pub(super) fn is_in_service(&self) -> bool {
+        self.counts.load(Ordering::Acquire) >= IN_SERVICE
     }
 
     /// Whether any attempt goes on, in service or apart.

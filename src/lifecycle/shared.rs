@@ -108,8 +108,8 @@ pub(super) struct Core {
 /// What most requests do not have.
 #[derive(Default)]
 pub(super) struct Rare {
-    /// The response that was given to `finish`, until the innermost service takes it.
-    pub(super) finished: Option<Box<Response>>,
+    /// The response that was given to `finish`, until the innermost service takes it, and in whose poll that was.
+    pub(super) finished: Option<(usize, Box<Response>)>,
     pub(super) panic: Option<Box<str>>,
     /// The error of the first continuation that failed.
     pub(super) failure: Option<Box<str>>,
@@ -272,10 +272,9 @@ impl Shared {
 
     /// A future of one of our services ended. After the last, the handler has ended, whatever the middleware between
     /// did with the service inside of it.
-    pub(super) fn ended_one(&self, how: super::transitions::HandlerEnd) {
+    pub(super) fn ended_one(&self, how: super::handling::HandlerEnd) {
         if self.running.end() && self.word().has(word::HANDLER) {
-            self.running.ended_in_service();
-            self.handler_ended(how);
+            self.tell_handlers_end(how);
         }
     }
 

@@ -8,23 +8,13 @@ use std::{sync::atomic::Ordering, task::Context};
 use axum_core::response::Response;
 use http::Version;
 
-use super::{nowhere::finish_nowhere, passage::Waits, shared::Shared, word};
+use super::{passage::Waits, shared::Shared, word};
 use crate::{
     connection::WhyDropped,
-    continuation::Continuation,
     event::EventKind,
-    pool::{caught, lock, runtime_lives},
-    queue::Queue,
+    pool::{caught, runtime_lives},
     status::{ConnectionStatus, Sent},
 };
-
-/// How the handler's future ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HandlerEnd {
-    /// It returned or panicked.
-    Ended,
-    Dropped,
-}
 
 /// Why the handler's future, or the body's producer, is to be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,76 +25,7 @@ pub(crate) enum Verdict {
     Abandoned,
 }
 
-// === the handler ===
-
 impl Shared {
-    /// First poll of any of our futures: whatever is inside the innermost counts as the handler.
-    pub(super) fn handler_started(&self) {
-        if !self.word().has(word::HANDLER) {
-            self.change(Some(EventKind::HandlerStart), |word| {
-                (!word.has(word::HANDLER)).then(|| word.with(word::HANDLER))
-            });
-        }
-    }
-
-    pub(super) fn handler_ended(&self, how: HandlerEnd) {
-        let event = match how {
-            HandlerEnd::Ended => EventKind::HandlerEnd,
-            HandlerEnd::Dropped => EventKind::HandlerDropped,
-        };
-        if !self.running.any() {
-            self.change(Some(event), |word| word.has(word::HANDLER).then(|| word.without(word::HANDLER)));
-        }
-        self.handler_is_over();
-        self.progress();
-    }
-
-    /// The handler returned, with these continuations.
-    pub(super) fn handler_returned(&self, mut continuations: Queue<Continuation>) {
-        if continuations.is_empty() {
-            return self.handler_ended(HandlerEnd::Ended);
-        }
-        // Most servers carry nothing.
-        if !self.pool().carries.is_empty() {
-            continuations.iter_mut().for_each(|continuation| continuation.carry(self.captured()));
-        }
-        // Under the lock that the ending task takes them from, so that none starts before the handler's end is
-        // told; and in one transition, so that the request cannot end before they are seen.
-        let mut core = lock(&self.core);
-        let others = self.running.any();
-        let changed = self.change(Some(EventKind::HandlerEnd), |word| {
-            (word.has(word::HANDLER) && !others).then(|| word.without(word::HANDLER).with(word::WORK))
-        });
-        if changed.is_none() {
-            // Another goes on; or the handler's end was told before, or the request has ended and was sent in once more.
-            drop(core);
-            return continuations.for_each(|continuation| self.keep(continuation));
-        }
-        for continuation in continuations {
-            core.continuations.push_back(continuation);
-        }
-        #[cfg(feature = "acknowledged")]
-        if changed.is_some_and(|change| change.new.has(word::HEAD)) {
-            // Its response was given to `finish`, and may have left already.
-            self.keep_socket(&mut core);
-        }
-        drop(core);
-        self.handler_is_over();
-        self.more_work();
-    }
-
-    fn handler_is_over(&self) {
-        // One that another task, or a destructor, gave to `finish` in this very moment has nobody left who would take it.
-        if let (Some(late), Some(me)) = (self.take_finished(), self.arc()) {
-            finish_nowhere(&me, *late);
-        }
-        #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-        self.release_keepers(false);
-        if self.word().has(word::HEAD) {
-            self.release_tickets();
-        }
-    }
-
     /// Whether the work is to end now. After `finish` an abort no longer ends it (contract rule 7).
     pub(crate) fn verdict(&self) -> Option<Verdict> {
         let word = self.word();
@@ -141,7 +62,7 @@ impl Shared {
         self.release_tickets();
         #[cfg(feature = "acknowledged")]
         if changed.is_some_and(|change| change.new.has(word::WORK)) {
-            self.keep_socket(&mut lock(&self.core));
+            self.keep_socket(&mut crate::pool::lock(&self.core));
         }
         if changed.is_some_and(|change| change.new.has(word::WORK | word::HANDLER)) {
             self.ensure_ending();

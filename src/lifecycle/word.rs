@@ -52,10 +52,12 @@ pub(super) const BODY_FAILED: u64 = 1 << 19;
 const ONE_PRODUCER: u64 = 1 << 20;
 /// There is one.
 pub(super) const PRODUCER: u64 = 0xFFFF * ONE_PRODUCER;
-// Bits 36 to 51: how many go on without a reader.
+// Bits 36 to 50: how many go on without a reader.
 const ONE_UNREAD: u64 = 1 << 36;
 /// There is one.
-pub(super) const UNREAD: u64 = 0xFFFF * ONE_UNREAD;
+pub(super) const UNREAD: u64 = 0x7FFF * ONE_UNREAD;
+/// Changes with each further attempt of the handler.
+const ATTEMPT: u64 = 1 << 51;
 // Bits 52 to 63: the number of shields.
 const SHIELD: u64 = 1 << 52;
 
@@ -131,6 +133,11 @@ impl Word {
 
     pub(crate) fn unshielded(self) -> Self {
         Self(self.0 - SHIELD)
+    }
+
+    /// Another attempt of the handler has begun: whoever was about to end that has to look again.
+    pub(crate) fn attempted(self) -> Self {
+        Self(self.0 ^ ATTEMPT)
     }
 
     /// One more body is produced.
@@ -268,7 +275,7 @@ mod tests {
         // What does not fit in changes nothing beside it.
         let full = (1..0xFFFF).fold(one, |word, _| word.producing().unwrap());
         assert_eq!((full.producing(), full.has(UNREAD)), (None, false));
-        let full = (0..0xFFFF).fold(one, |word, _| word.producing_unread());
+        let full = (0..0x7FFF).fold(one, |word, _| word.producing_unread());
         assert_eq!(full.producing_unread(), full);
         assert!(!sent.without(HEAD).is_settled());
         assert!(!Word(0).with(HEAD).is_settled());

@@ -47,7 +47,7 @@ const SECOND: Duration = Duration::from_secs(1);
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
 
 /// Asks, and leaves when that is on its way, though it reads on.
-async fn leaves(node: &Node, told: &Told, body: &str) -> Client {
+pub async fn leaves(node: &Node, told: &Told, body: &str) -> Client {
     let mut client = Client::connect(node.address).await;
     client.send(&request("/", &KEY, body)).await;
     told.until(1).await;
@@ -67,10 +67,10 @@ async fn promise(name: String, told: Told, held: bool) -> (StatusCode, Durable, 
     (StatusCode::CREATED, Durable::new(Task::ok(name)), body)
 }
 
-type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
+pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 /// A middleware that gives up on the first attempt when it is `over`, and makes so many more.
-fn attempts(over: Arc<Notify>, more: usize) -> impl FnMut(Request<Body>, Next) -> Answer + Clone {
+pub fn attempts(over: Arc<Notify>, more: usize) -> impl FnMut(Request<Body>, Next) -> Answer + Clone {
     move |request, next| {
         let over = over.clone();
         Box::pin(async move {

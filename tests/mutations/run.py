@@ -39,7 +39,8 @@ def copy_tree():
 def run_tests(mutation):
     """The tests that failed, or None if the tests could not be built."""
     features = ["--features", mutation["features"]] if "features" in mutation else []
-    command = ["cargo", "test", "--locked", *features, "--test", mutation["test"], "--", mutation["filter"]]
+    target = ["--lib"] if mutation["test"] == "lib" else ["--test", mutation["test"]]
+    command = ["cargo", "test", "--locked", *features, *target, "--", mutation["filter"]]
     environment = dict(os.environ, CARGO_TARGET_DIR=str(WORK / "target"), RUST_BACKTRACE="0")
     process = subprocess.Popen(
         command, cwd=TREE, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True

@@ -1,0 +1,130 @@
+//! When the handler begins and ends, of which there may be several attempts beside each other.
+
+use super::{
+    nowhere::{Keepers, finish_nowhere},
+    running::Apart,
+    shared::Shared,
+    word,
+};
+use crate::{continuation::Continuation, event::EventKind, pool::lock, queue::Queue};
+
+/// How the handler's future ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HandlerEnd {
+    /// It returned or panicked.
+    Ended,
+    Dropped,
+}
+
+impl Shared {
+    /// First poll of any of our futures: whatever is inside the innermost counts as the handler.
+    pub(super) fn handler_started(&self) {
+        let attempted = |word: word::Word| word.has(word::HANDLER).then(|| word.attempted());
+        if !self.word().has(word::HANDLER) || self.change(None, attempted).is_none() {
+            self.change(Some(EventKind::HandlerStart), |word| {
+                (!word.has(word::HANDLER)).then(|| word.with(word::HANDLER))
+            });
+        }
+    }
+
+    /// An attempt of it ended, in service or `apart`.
+    pub(super) fn handler_ended(&self, how: HandlerEnd, apart: Option<Apart>) {
+        self.running.leave(apart);
+        self.tell_handlers_end(how);
+    }
+
+    /// Unless another goes on.
+    pub(super) fn tell_handlers_end(&self, how: HandlerEnd) {
+        let event = match how {
+            HandlerEnd::Ended => EventKind::HandlerEnd,
+            HandlerEnd::Dropped => EventKind::HandlerDropped,
+        };
+        self.change(Some(event), |word| self.without_handler(word));
+        self.handler_is_over();
+        self.progress();
+    }
+
+    /// Looks at both in one step: an attempt that begins changes the word, too.
+    fn without_handler(&self, word: word::Word) -> Option<word::Word> {
+        (word.has(word::HANDLER) && !self.running.any()).then(|| word.without(word::HANDLER))
+    }
+
+    /// An attempt returned, with these continuations.
+    pub(super) fn handler_returned(&self, mut continuations: Queue<Continuation>, apart: Option<Apart>) {
+        if continuations.is_empty() {
+            return self.handler_ended(HandlerEnd::Ended, apart);
+        }
+        // Most servers carry nothing.
+        if !self.pool().carries.is_empty() {
+            continuations.iter_mut().for_each(|continuation| continuation.carry(self.captured()));
+        }
+        // Under the lock that the ending task takes them from, so that none starts before the handler's end is
+        // told; and in one transition, so that the request cannot end before they are seen.
+        let mut core = lock(&self.core);
+        self.running.leave(apart);
+        let ended = |word| self.without_handler(word).map(|word| word.with(word::WORK));
+        // Another goes on, or the handler's end was told before.
+        let joins = |word: word::Word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK));
+        let changed = self.change(Some(EventKind::HandlerEnd), ended).or_else(|| self.change(None, joins));
+        if core.is_lost() || changed.is_none() {
+            // The request has ended, and was sent in once more.
+            drop(core);
+            return continuations.for_each(|continuation| self.keep(continuation));
+        }
+        for continuation in continuations {
+            core.continuations.push_back(continuation);
+        }
+        #[cfg(feature = "acknowledged")]
+        if changed.is_some_and(|change| change.new.has(word::HEAD)) {
+            // Its response was given to `finish`, and may have left already.
+            self.keep_socket(&mut core);
+        }
+        drop(core);
+        self.handler_is_over();
+        self.more_work();
+    }
+
+    fn handler_is_over(&self) {
+        if self.word().has(word::HANDLER) {
+            return;
+        }
+        // One that another task, or a destructor, gave to `finish` in this very moment has nobody left who would take it.
+        if let (Some(late), Some(me)) = (self.take_anybodys_finished(), self.arc()) {
+            finish_nowhere(&me, *late, Keepers::none());
+        }
+        #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
+        self.release_keepers(false);
+        if self.word().has(word::HEAD) {
+            self.release_tickets();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::lifecycle::shared::Arrival;
+
+    #[test]
+    fn an_attempt_that_begins_where_another_ends_is_the_handler() {
+        let shared = Shared::new(Arrival::of_a_test(&Arc::default()));
+        shared.running.begin(1);
+        shared.handler_started();
+        shared.running.leave(None);
+        let mut begins = true;
+        let ended = shared.change(None, |word| {
+            let ended = shared.without_handler(word);
+            if std::mem::take(&mut begins) {
+                assert!(ended.is_some());
+                shared.running.begin(2);
+                shared.handler_started();
+            }
+            ended
+        });
+        assert!(ended.is_none() && shared.word().has(word::HANDLER));
+        shared.handler_ended(HandlerEnd::Ended, None);
+        assert!(!shared.word().has(word::HANDLER));
+    }
+}
