@@ -66,7 +66,7 @@ where
             let _polled = Polled::begin(&owner, why, std::ptr::from_ref(&*future).addr());
             let polled = poll_handler(&owner, false, future.as_mut(), cx);
             // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
-            if let Some(response) = may_finish.then(|| owner.take_finished()).flatten() {
+            if let Some(response) = may_finish.then(|| owner.take_its_finished()).flatten() {
                 finish_nowhere(&owner, *response, keepers.again());
             }
             match polled {

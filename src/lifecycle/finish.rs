@@ -93,6 +93,15 @@ impl Future for Finish {
     }
 }
 
+/// What was given to `finish`.
+pub(super) struct Finished {
+    /// In [whose poll](polled::attempt).
+    attempt: usize,
+    /// Before a head had left: perhaps it does.
+    leaves: bool,
+    pub(super) response: Box<Response>,
+}
+
 impl Shared {
     pub(crate) fn is_finished(&self) -> bool {
         self.word().has(word::FINISHED)
@@ -101,16 +110,21 @@ impl Shared {
     /// The response that was given to `finish`, the first time, unless another attempt has to take it. The bit is set under
     /// the lock that the response is stored under, so that who sees no bit needs no lock.
     pub(super) fn take_finished(&self) -> Option<Box<Response>> {
-        self.take_finished_if(|attempt| attempt == polled::attempt())
+        self.take_finished_if(|finished| finished.attempt == polled::attempt() && finished.leaves)
+    }
+
+    /// That of the attempt which is polled, and goes on by itself: it goes nowhere.
+    pub(super) fn take_its_finished(&self) -> Option<Box<Response>> {
+        self.take_finished_if(|finished| finished.attempt == polled::attempt())
     }
 
     pub(super) fn take_anybodys_finished(&self) -> Option<Box<Response>> {
         self.take_finished_if(|_| true)
     }
 
-    fn take_finished_if(&self, is_it: impl FnOnce(usize) -> bool) -> Option<Box<Response>> {
-        let taken = || lock(&self.core).rare().finished.take_if(|(attempt, _)| is_it(*attempt));
-        self.is_finished().then(taken).flatten().map(|(_, response)| response)
+    fn take_finished_if(&self, is_it: impl FnOnce(&mut Finished) -> bool) -> Option<Box<Response>> {
+        let taken = || lock(&self.core).rare().finished.take_if(is_it);
+        self.is_finished().then(taken).flatten().map(|finished| finished.response)
     }
 
     fn finish(&self, response: Box<Response>) -> Result<(), LifecycleError> {
@@ -118,11 +132,13 @@ impl Shared {
         let changed = self.change(None, |word| {
             (!word.has(word::FINISHED) && word.has(word::HANDLER)).then(|| word.with(word::FINISHED))
         });
+        let attempt = polled::attempt();
+        // The client is gone and the handler runs on without it: there is nobody to answer.
+        let leaves = changed.as_ref().is_some_and(|change| !change.new.has(word::HEAD));
         let refusal = match changed {
             None if self.is_finished() => Some(Kind::FinishedTwice),
             None => Some(Kind::AlreadyAnswered),
-            // The client is gone and the handler runs on without it: there is nobody to answer.
-            Some(change) if change.new.has(word::HEAD) && polled::attempt() == 0 => {
+            Some(_) if !leaves && attempt == 0 => {
                 drop(core);
                 if let Some(me) = self.arc() {
                     nowhere::finish_nowhere(&me, *response, Keepers::none());
@@ -136,7 +152,7 @@ impl Shared {
             caught::discard(response);
             return Err(LifecycleError::new(kind));
         }
-        core.rare().finished = Some((polled::attempt(), response));
+        core.rare().finished = Some(Finished { attempt, leaves, response });
         drop(core);
         self.wake(Waits::Handler);
         // One that goes on alone is among them.

@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use axum_core::response::Response;
 use http::{Method, Version, uri::PathAndQuery};
 use tokio::{runtime::Handle, sync::Notify, time::Instant};
 
 use super::{
     clock::Clock,
     deadlines::Deadlines,
+    finish::Finished,
     home::Home,
     hooks::Hook,
     passage::{Passing, Verb, Waits},
@@ -108,8 +108,8 @@ pub(super) struct Core {
 /// What most requests do not have.
 #[derive(Default)]
 pub(super) struct Rare {
-    /// The response that was given to `finish`, until the innermost service takes it, and in whose poll that was.
-    pub(super) finished: Option<(usize, Box<Response>)>,
+    /// What was given to `finish`, until the innermost service takes it.
+    pub(super) finished: Option<Finished>,
     pub(super) panic: Option<Box<str>>,
     /// The error of the first continuation that failed.
     pub(super) failure: Option<Box<str>>,

@@ -142,7 +142,7 @@ impl Shared {
         for hook in hooks {
             caught::discard(hook);
         }
-        caught::discard(finished);
+        caught::discard(finished.map(|finished| finished.response));
     }
 
     pub(super) fn more_work(&self) {

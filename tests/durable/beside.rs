@@ -26,7 +26,7 @@ use tower_epilogue::{
 use crate::{
     between::{attempts, leaves},
     common::{Node, Place, Task, on_both},
-    on_its_way::Told,
+    on_its_way::{self, Leave, Told},
     support::soon,
 };
 
@@ -35,6 +35,7 @@ on_both!(
     each_part_is_stored_where_it_belongs,
     what_the_second_finishes_is_stored_when_the_first_is_over,
     what_is_about_to_go_on_by_itself_keeps_its_layer_and_key,
+    what_is_finished_behind_a_middleware_is_kept_under_its_key,
 );
 
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
@@ -235,4 +236,34 @@ async fn what_is_about_to_go_on_by_itself_keeps_its_layer_and_key(place: Place) 
         node.completed(1).await;
         assert_eq!((place.number(JOBS).await, calls.load(Ordering::SeqCst)), (1, 2), "{continues}");
     }
+}
+
+/// Which waits when its client leaves, before the handler has begun.
+async fn what_is_finished_behind_a_middleware_is_kept_under_its_key(place: Place) {
+    let (told, calls) = (Told::new(), Arc::new(AtomicUsize::new(0)));
+    let (theirs, counted) = (told.clone(), calls.clone());
+    let handler = async move |lifecycle: Lifecycle, name: String| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        let _ = lifecycle.finish((StatusCode::CREATED, Durable::new(Task::ok(name)), "ab")).await;
+    };
+    let waits = from_fn(move |request: Request<Body>, next: Next| {
+        let told = theirs.clone();
+        async move {
+            told.held_back().await;
+            next.run(request).await
+        }
+    });
+    let app = |store: &DurableStore| {
+        let inside = Router::new().route("/", post(handler)).layer(TimeLimitLayer::off()).route_layer(waits);
+        inside.layer(store.layer()).layer(IgnoreAbortLayer::new())
+    };
+    let node = Node::start(&place, app).await;
+    on_its_way::leaves(&node, &told, "/", Some("k"), "it", Leave::ResetStream).await;
+    node.journal.seen("aborted").await;
+    told.free(10);
+    let again = node.post_again("/", &KEY, "it").await;
+    assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")));
+    assert_eq!(again.text(), "ab");
+    node.completed(1).await;
+    assert_eq!((place.number(JOBS).await, calls.load(Ordering::SeqCst)), (1, 1));
 }
