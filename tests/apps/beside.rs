@@ -77,9 +77,9 @@ async fn asks_and_leaves(server: &Server, notes: &Notes) -> Client {
     client
 }
 
-/// Whatever else there is has the time to take what is not its own.
+/// Whatever else there is has the time, and another thread, to take what is not its own.
 fn is_busy() {
-    thread::sleep(Duration::from_millis(20));
+    tokio::task::block_in_place(|| thread::sleep(Duration::from_millis(20)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
