@@ -18,7 +18,7 @@ pub struct Cluster {
     binaries: PathBuf,
     port: u16,
     settings: &'static str,
-    /// Ends the cluster when it closes: also when this process is killed.
+    /// Ends the server at a line, and the whole cluster when there comes none any more: also if this process is killed.
     keeper: Option<Child>,
 }
 
@@ -51,8 +51,8 @@ fn run(line: &str) {
 impl Cluster {
     pub fn start() -> Self {
         // What is killed here is our own process and not the machine: the kernel keeps what it was given, so that
-        // nothing is lost without it.
-        Self::with("-c fsync=off")
+        // nothing is lost without it. A short log: each new database writes all of its catalogue to it.
+        Self::with("-c fsync=off -c min_wal_size=32MB -c max_wal_size=64MB")
     }
 
     pub fn with(settings: &'static str) -> Self {
@@ -83,7 +83,7 @@ impl Cluster {
         let settings = format!("-c max_connections=200 -c listen_addresses=127.0.0.1,::1 {}", self.settings);
         let line = format!(
             "{bin}/postgres -D {data} -p {port} -k {data} {settings} >>{data}/log 2>&1 & server=$!; read _; \
-             kill -QUIT $server; wait $server"
+             asked=$?; kill -QUIT $server; wait $server; [ $asked = 0 ] || rm -rf {data}"
         );
         let keeper = unprivileged(&line).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         self.keeper = Some(keeper);
@@ -139,20 +139,19 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.down();
-        let _ = unprivileged(&format!("rm -rf {}", self.directory.display())).status();
+        match self.keeper.take() {
+            Some(mut keeper) => {
+                drop(keeper.stdin.take());
+                let _ = keeper.wait();
+            }
+            None => drop(unprivileged(&format!("rm -rf {}", self.directory.display())).status()),
+        }
     }
 }
 
 /// The one that tests share which do not restart theirs.
 pub fn shared() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
-    SHARED.get_or_init(|| {
-        let cluster = Cluster::start();
-        // A static is never dropped: the directory goes when the keeper's input closes.
-        let data = cluster.directory().display().to_string();
-        let keeper = unprivileged(&format!("read _; sleep 1; rm -rf {data}")).stdin(Stdio::piped()).spawn().unwrap();
-        std::mem::forget(keeper);
-        cluster
-    })
+    // A static is never dropped; its keeper sees this process end.
+    SHARED.get_or_init(Cluster::start)
 }
