@@ -20,6 +20,8 @@ mod bodies;
 #[path = "contract/common.rs"]
 #[allow(dead_code, reason = "what it needs of another suite's")]
 mod common;
+#[path = "apps/hedged.rs"]
+mod hedged;
 #[path = "apps/held.rs"]
 mod held;
 #[path = "apps/kept.rs"]

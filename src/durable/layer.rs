@@ -25,7 +25,7 @@ use super::{
     store::Inner,
 };
 use crate::{
-    lifecycle::{GoesOn, Keeper, Lifecycle, Promised, SendBody, enter},
+    lifecycle::{GoesOn, How, Keeper, Lifecycle, Promised, SendBody, Whose, enter},
     pool::caught,
 };
 
@@ -149,27 +149,28 @@ impl Keeper for Left {
         self.waits.strong_count() == 0
     }
 
-    fn keep(&self, lifecycle: Lifecycle, mut response: Response, returned: bool, going: Option<GoesOn>) -> Promised {
+    fn keep(&self, lifecycle: Lifecycle, mut response: Response, how: How, whose: Whose) -> Promised {
         let promises = Durable::is_in(response.extensions());
-        if !returned && !promises {
+        if how == How::Finished && !promises {
             // The handler runs on, and so does its claim.
             return Promised::Nothing(response);
         }
         // What is returned after `finish` is no answer to anybody; what else goes nowhere is kept: who asks again has asked
         // once.
-        let is_answer = !returned || !lifecycle.0.is_finished();
+        let is_answer = how != How::ReturnedLate;
         // What still waits for a response will get one, and its claim is for that, unless what goes on alone has promised
         // before.
         let has_left = self.is_gone() || lifecycle.0.has_answered();
         let may_answer = promises && is_answer;
+        let goes_on = !matches!(whose, Whose::InService);
         // Nor is it for anything else as long as another goes on.
-        let another = self.claimant.going() > usize::from(going.is_some()) || lifecycle.0.is_in_service();
-        let takes = if may_answer { has_left || going.is_some() } else { has_left && !another };
+        let another = self.claimant.going() > usize::from(goes_on) || lifecycle.0.is_in_service();
+        let takes = if may_answer { has_left || goes_on } else { has_left && !another };
         let guard = takes.then(|| self.claimant.take()).flatten();
         // Only now: whoever finds that nothing goes on gives the claim back.
-        drop(going);
+        drop(whose);
         // Those of the response that is waited for have the same keys, and are other jobs, perhaps.
-        if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| returned && has_left) {
+        if let Some(claim) = guard.as_ref().and_then(Guard::claim).filter(|_| how != How::Finished && has_left) {
             stamp(response.extensions_mut(), claim);
         }
         let (answered, late) = if is_answer { (guard, None) } else { (None, guard) };

@@ -18,10 +18,10 @@ use super::{
     frames::Framed,
     handling::HandlerEnd,
     held::{Surroundings, keep_strays, poll_handler},
-    nowhere::{finish_nowhere, returned_alone},
-    polled::Polled,
+    nowhere::{How, finish_nowhere, returned_alone},
+    polled::{Polled, Which},
     response::SendBody,
-    running::Apart,
+    running::Count,
     shared::Shared,
     word,
 };
@@ -41,7 +41,7 @@ enum Alone {
 }
 
 /// Lets a handler go on in a tracked task.
-pub(super) fn detach<F, B, E>(future: Pin<Box<F>>, shared: &Arc<Shared>, context: Surroundings)
+pub(super) fn detach<F, B, E>(future: Pin<Box<F>>, shared: &Arc<Shared>, which: Which, context: Surroundings)
 where
     F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
     B: SendBody,
@@ -50,23 +50,27 @@ where
     let framed = Framed::new(shared.clone(), HANDLER, future);
     let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
     let keepers = shared.keepers();
+    let is_rest = shared.has_finished(which.number);
     // There may be another attempt. The handler has ended when the last of them has.
-    let why = if shared.is_finished() { Apart::Finished } else { Apart::Left };
-    let lone = Lone { counted: Counted::begin(shared, why), framed };
+    let lone = Lone { counted: Counted::begin(owner.clone(), which), framed };
+    let which = Which { alone: true, ..which };
     let work = async move {
         let _detached = detached;
         // Whole, so that it is dropped in order also where this never begins.
         let Lone { counted, mut framed } = lone;
-        let may_finish = why == Apart::Left;
+        let mut has_finished = is_rest;
         // Not by the one place that the handler in service has, which may be another attempt's by now.
         let mut news = News::of(&owner);
         let ended = poll_fn(|cx| {
             news.enlist(cx);
             let Some(future) = framed.work.as_mut() else { return Poll::Pending };
-            let _polled = Polled::begin(&owner, why, std::ptr::from_ref(&*future).addr());
+            let around = Polled::begin(&owner, which, true);
             let polled = poll_handler(&owner, false, future.as_mut(), cx);
+            drop(around);
             // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
-            if let Some(response) = may_finish.then(|| owner.take_its_finished()).flatten() {
+            let is_its = |by| !has_finished && by == which;
+            if let Some(response) = owner.take_finished(is_its) {
+                has_finished = true;
                 finish_nowhere(&owner, *response, keepers.again());
             }
             match polled {
@@ -81,18 +85,21 @@ where
                 Ok(Poll::Pending) => {}
             }
             owner.arm_for_work();
-            if owner.verdict().is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
+            if owner.verdict_on(has_finished).is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
         })
         .await;
         let polling = continuation::Polling::begin();
         drop(framed);
         keep_strays(&owner, polling);
         let is_dropped = matches!(ended, Alone::Dropped);
-        if !may_finish {
+        if is_rest {
             spans::ended(&Span::current(), if is_dropped { "dropped" } else { "ended" });
         }
         let continuations = match ended {
-            Alone::Returned(response) => returned_alone(&owner, response, keepers).await,
+            Alone::Returned(response) => {
+                let how = if has_finished { How::ReturnedLate } else { How::Returned };
+                returned_alone(&owner, response, how, keepers).await
+            }
             Alone::Failed | Alone::Dropped => Queue::Empty,
             Alone::Panicked(payload) => {
                 owner.panicked(HANDLER, &payload);
@@ -102,13 +109,13 @@ where
         };
         counted.end(|| {
             if is_dropped {
-                owner.handler_ended(HandlerEnd::Dropped, Some(why));
+                owner.handler_ended(HandlerEnd::Dropped, Count::ALONE);
             } else {
-                owner.handler_returned(continuations, Some(why));
+                owner.handler_returned(continuations, Count::ALONE);
             }
         });
     };
-    let span = match shared.word().has(word::FINISHED) {
+    let span = match is_rest {
         // It is its own continuation now (contract rule 7).
         true => spans::continuation(&context.span, || shared.route(), None, Some(shared.id())),
         false => context.span,
@@ -130,14 +137,13 @@ struct Lone<F> {
 /// It is counted among what goes on, until its end is told, or until it is dropped: with its runtime.
 struct Counted {
     owner: Arc<Shared>,
-    why: Apart,
     told: bool,
 }
 
 impl Counted {
-    fn begin(owner: &Arc<Shared>, why: Apart) -> Self {
-        owner.running.begin_apart(why);
-        Self { owner: owner.clone(), why, told: false }
+    fn begin(owner: Arc<Shared>, which: Which) -> Self {
+        owner.running.begin_alone(which.count());
+        Self { owner, told: false }
     }
 
     fn end(mut self, tell: impl FnOnce()) {
@@ -150,7 +156,7 @@ impl Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         if !self.told {
-            self.owner.handler_ended(HandlerEnd::Dropped, Some(self.why));
+            self.owner.handler_ended(HandlerEnd::Dropped, Count::ALONE);
             self.owner.ended_one(HandlerEnd::Dropped);
         }
     }

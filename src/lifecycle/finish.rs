@@ -15,7 +15,7 @@ use super::{
     error::Kind,
     nowhere::{self, Keepers},
     passage::Waits,
-    polled,
+    polled::{self, Which},
     shared::Shared,
     word::{self, Word},
 };
@@ -93,12 +93,9 @@ impl Future for Finish {
     }
 }
 
-/// What was given to `finish`.
+/// What was given to `finish`, and by whom.
 pub(super) struct Finished {
-    /// In [whose poll](polled::attempt).
-    attempt: usize,
-    /// Before a head had left: perhaps it does.
-    leaves: bool,
+    by: Which,
     pub(super) response: Box<Response>,
 }
 
@@ -107,23 +104,20 @@ impl Shared {
         self.word().has(word::FINISHED)
     }
 
-    /// The response that was given to `finish`, the first time, unless another attempt has to take it. The bit is set under
-    /// the lock that the response is stored under, so that who sees no bit needs no lock.
-    pub(super) fn take_finished(&self) -> Option<Box<Response>> {
-        self.take_finished_if(|finished| finished.attempt == polled::attempt() && finished.leaves)
+    /// Whether that attempt has called `finish`, as far as can be told.
+    pub(super) fn has_finished(&self, number: u32) -> bool {
+        let finisher = || lock(&self.core).rare().finisher;
+        self.is_finished() && [number, Which::UNKNOWN].contains(&finisher())
     }
 
-    /// That of the attempt which is polled, and goes on by itself: it goes nowhere.
-    pub(super) fn take_its_finished(&self) -> Option<Box<Response>> {
-        self.take_finished_if(|finished| finished.attempt == polled::attempt())
+    pub(super) fn set_finisher(&self, number: u32) {
+        lock(&self.core).rare().finisher = number;
     }
 
-    pub(super) fn take_anybodys_finished(&self) -> Option<Box<Response>> {
-        self.take_finished_if(|_| true)
-    }
-
-    fn take_finished_if(&self, is_it: impl FnOnce(&mut Finished) -> bool) -> Option<Box<Response>> {
-        let taken = || lock(&self.core).rare().finished.take_if(is_it);
+    /// The response that was given to `finish`, the first time. The bit is set under the lock that the response is stored
+    /// under, so that who sees no bit needs no lock.
+    pub(super) fn take_finished(&self, is_it: impl FnOnce(Which) -> bool) -> Option<Box<Response>> {
+        let taken = || lock(&self.core).rare().finished.take_if(|finished| is_it(finished.by));
         self.is_finished().then(taken).flatten().map(|finished| finished.response)
     }
 
@@ -132,13 +126,14 @@ impl Shared {
         let changed = self.change(None, |word| {
             (!word.has(word::FINISHED) && word.has(word::HANDLER)).then(|| word.with(word::FINISHED))
         });
-        let attempt = polled::attempt();
+        let by = polled::which(self);
         // The client is gone and the handler runs on without it: there is nobody to answer.
         let leaves = changed.as_ref().is_some_and(|change| !change.new.has(word::HEAD));
         let refusal = match changed {
             None if self.is_finished() => Some(Kind::FinishedTwice),
             None => Some(Kind::AlreadyAnswered),
-            Some(_) if !leaves && attempt == 0 => {
+            Some(_) if !leaves && !by.alone => {
+                core.rare().finisher = by.number;
                 drop(core);
                 if let Some(me) = self.arc() {
                     nowhere::finish_nowhere(&me, *response, Keepers::none());
@@ -152,7 +147,8 @@ impl Shared {
             caught::discard(response);
             return Err(LifecycleError::new(kind));
         }
-        core.rare().finished = Some(Finished { attempt, leaves, response });
+        core.rare().finisher = by.number;
+        core.rare().finished = Some(Finished { by, response });
         drop(core);
         self.wake(Waits::Handler);
         // One that goes on alone is among them.

@@ -2,7 +2,7 @@
 
 use super::{
     nowhere::{Keepers, finish_nowhere},
-    running::Apart,
+    running::Count,
     shared::Shared,
     word,
 };
@@ -17,19 +17,25 @@ pub(super) enum HandlerEnd {
 }
 
 impl Shared {
-    /// First poll of any of our futures: whatever is inside the innermost counts as the handler.
+    /// An attempt begins: the first poll of a future of ours that is not inside of another attempt. Whatever is inside the
+    /// innermost counts as the handler.
     pub(super) fn handler_started(&self) {
-        let attempted = |word: word::Word| word.has(word::HANDLER).then(|| word.attempted());
-        if !self.word().has(word::HANDLER) || self.change(None, attempted).is_none() {
-            self.change(Some(EventKind::HandlerStart), |word| {
-                (!word.has(word::HANDLER)).then(|| word.with(word::HANDLER))
-            });
+        // The other one of the two where it ends, or begins, in between.
+        loop {
+            let first = |word: word::Word| (!word.has(word::HANDLER)).then(|| word.with(word::HANDLER));
+            if !self.word().has(word::HANDLER) && self.change(Some(EventKind::HandlerStart), first).is_some() {
+                return;
+            }
+            let further = |word: word::Word| word.has(word::HANDLER).then(|| word.attempted());
+            if self.change(None, further).is_some() || self.word().has(word::ENDED) {
+                return;
+            }
         }
     }
 
-    /// An attempt of it ended, in service or `apart`.
-    pub(super) fn handler_ended(&self, how: HandlerEnd, apart: Option<Apart>) {
-        self.running.leave(apart);
+    /// An attempt of it ended.
+    pub(super) fn handler_ended(&self, how: HandlerEnd, count: Count) {
+        self.running.leave(count);
         self.tell_handlers_end(how);
     }
 
@@ -50,9 +56,9 @@ impl Shared {
     }
 
     /// An attempt returned, with these continuations.
-    pub(super) fn handler_returned(&self, mut continuations: Queue<Continuation>, apart: Option<Apart>) {
+    pub(super) fn handler_returned(&self, mut continuations: Queue<Continuation>, count: Count) {
         if continuations.is_empty() {
-            return self.handler_ended(HandlerEnd::Ended, apart);
+            return self.handler_ended(HandlerEnd::Ended, count);
         }
         // Most servers carry nothing.
         if !self.pool().carries.is_empty() {
@@ -61,15 +67,18 @@ impl Shared {
         // Under the lock that the ending task takes them from, so that none starts before the handler's end is
         // told; and in one transition, so that the request cannot end before they are seen.
         let mut core = lock(&self.core);
-        self.running.leave(apart);
-        let ended = |word| self.without_handler(word).map(|word| word.with(word::WORK));
+        self.running.leave(count);
+        let works = |word: word::Word| if word.has(word::HOOKS) { word } else { word.with(word::WORK) };
+        let ended = |word| self.without_handler(word).map(works);
         // Another goes on, or the handler's end was told before.
         let joins = |word: word::Word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK));
         let changed = self.change(Some(EventKind::HandlerEnd), ended).or_else(|| self.change(None, joins));
-        if core.is_lost() || changed.is_none() {
-            // The request has ended, and was sent in once more.
+        if core.is_lost() || changed.is_none_or(|change| change.new.has(word::HOOKS)) {
+            // A middleware has answered before it began, or the request has ended and was sent in once more.
             drop(core);
-            return continuations.for_each(|continuation| self.keep(continuation));
+            continuations.for_each(|continuation| self.keep(continuation));
+            self.handler_is_over();
+            return self.progress();
         }
         for continuation in continuations {
             core.continuations.push_back(continuation);
@@ -88,8 +97,9 @@ impl Shared {
         if self.word().has(word::HANDLER) {
             return;
         }
-        // One that another task, or a destructor, gave to `finish` in this very moment has nobody left who would take it.
-        if let (Some(late), Some(me)) = (self.take_anybodys_finished(), self.arc()) {
+        // One that another task, or a destructor, gave to `finish` in this very moment has nobody left who would take it. Under
+        // the lock that it is stored under: another attempt may have begun, whose it is then.
+        if let (Some(late), Some(me)) = (self.take_finished(|_| !self.word().has(word::HANDLER)), self.arc()) {
             finish_nowhere(&me, *late, Keepers::none());
         }
         #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
@@ -105,26 +115,28 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::lifecycle::shared::Arrival;
+    use crate::lifecycle::{running::Within, shared::Arrival};
 
     #[test]
-    fn an_attempt_that_begins_where_another_ends_is_the_handler() {
+    fn attempts_that_begin_where_another_ends_are_the_handler() {
         let shared = Shared::new(Arrival::of_a_test(&Arc::default()));
-        shared.running.begin(1);
+        shared.running.begin(1, Within::Nothing);
         shared.handler_started();
-        shared.running.leave(None);
-        let mut begins = true;
+        shared.running.leave(Count::IN_SERVICE);
+        let mut begins = 2..4;
         let ended = shared.change(None, |word| {
             let ended = shared.without_handler(word);
-            if std::mem::take(&mut begins) {
+            for number in begins.by_ref() {
                 assert!(ended.is_some());
-                shared.running.begin(2);
+                shared.running.begin(number, Within::Other);
                 shared.handler_started();
             }
             ended
         });
         assert!(ended.is_none() && shared.word().has(word::HANDLER));
-        shared.handler_ended(HandlerEnd::Ended, None);
+        shared.handler_ended(HandlerEnd::Ended, Count::IN_SERVICE);
+        assert!(shared.word().has(word::HANDLER));
+        shared.handler_ended(HandlerEnd::Ended, Count::IN_SERVICE);
         assert!(!shared.word().has(word::HANDLER));
     }
 }

@@ -16,8 +16,9 @@ use super::{
     handling::HandlerEnd,
     nowhere::{Keepers, finish_nowhere, returned_late},
     passage::Waits,
-    polled::is_in_rest,
+    polled::{Polled, Which, begin_within},
     response::{SendBody, answer, collect, watched},
+    running::Within,
     shared::Shared,
     transitions::Verdict,
     word,
@@ -43,15 +44,16 @@ pub(super) struct Held<F> {
     shared: Arc<Shared>,
     depth: u32,
     started: bool,
-    /// It began inside of what goes on behind a `finish`, or in a task of a middleware's own: not as another attempt, as far as
-    /// can be told.
+    /// Which attempt it is, or is around; when it has begun.
+    which: Which,
+    /// Another of ours has begun in its polls, and is the attempt.
+    taken_over: bool,
+    /// It began in a task of a middleware's own: not as another attempt, as far as can be told.
     apart: bool,
-    /// A `finish` was called before it began.
-    finished_before: bool,
     /// Taken when the handler first waits; a handler that never does pays nothing for it.
     context: Option<Surroundings>,
     /// Kept as a pointer, since a destructor cannot ask for the bounds that it takes.
-    detach: fn(Pin<Box<F>>, &Arc<Shared>, Surroundings),
+    detach: fn(Pin<Box<F>>, &Arc<Shared>, Which, Surroundings),
 }
 
 impl<F, B, E> Held<F>
@@ -65,8 +67,9 @@ where
             shared,
             depth,
             started: false,
+            which: Which { number: Which::UNKNOWN, alone: false },
+            taken_over: false,
             apart: false,
-            finished_before: false,
             context: None,
             detach: detach::<F, B, E>,
         }
@@ -85,13 +88,18 @@ where
                 return Poll::Ready(Ok(answer(Verdict::TimedOut)));
             }
             self.started = true;
-            self.apart = is_in_rest(&self.shared) || !continuation::Polling::is_under_way();
-            self.finished_before = self.shared.is_finished();
-            self.shared.running.begin(self.depth);
-            self.shared.handler_started();
+            self.apart = !continuation::Polling::is_under_way();
+            let (within, which) = begin_within(&self.shared, self.depth);
+            self.which = which;
+            self.shared.running.begin(self.depth, within);
+            if matches!(within, Within::Nothing | Within::Other) {
+                self.shared.handler_started();
+            }
         }
         let shared = &self.shared;
+        let around = Polled::begin(shared, self.which, self.taken_over);
         let polled = poll_handler(shared, first, future.as_mut(), cx);
+        self.taken_over = around.end();
         let innermost = self.is_innermost();
         match polled {
             Ok(Poll::Ready(result)) => {
@@ -135,7 +143,7 @@ where
     /// The handler panicked, or gave an error. What it had given to `finish` before, without waiting for it, leaves all the
     /// same (contract rule 7).
     fn failed(&self) -> Option<Response> {
-        let finished = self.shared.take_finished().and_then(|mut response| {
+        let finished = self.take_finished().and_then(|mut response| {
             collect(&self.shared, &mut response);
             let told = |payload| {
                 self.shared.panicked(BODY, &payload);
@@ -143,7 +151,7 @@ where
             };
             caught::call(|| watched(&self.shared, *response)).map_err(told).ok()
         });
-        self.shared.handler_ended(HandlerEnd::Ended, None);
+        self.shared.handler_ended(HandlerEnd::Ended, self.which.count());
         finished
     }
 
@@ -156,7 +164,7 @@ where
         }
         let continuations = Continuation::take_from(response.extensions_mut());
         // It may have called `finish` without ever waiting for it: then that is its answer.
-        let response = match self.shared.take_finished() {
+        let response = match self.take_finished() {
             Some(finished) => {
                 returned_late(&self.shared, response);
                 *finished
@@ -166,7 +174,7 @@ where
         // The body's producer begins before the handler ends, so that the request does not end in between. What it says
         // of its length is the user's code.
         let response = caught::call(|| watched(&self.shared, response));
-        self.shared.handler_returned(continuations, None);
+        self.shared.handler_returned(continuations, self.which.count());
         response.unwrap_or_else(|payload| {
             self.shared.panicked(BODY, &payload);
             self.shared.ended_one(HandlerEnd::Ended);
@@ -177,12 +185,16 @@ where
     /// The handler waits: for something of its own, or for us.
     fn waits(&mut self, cx: &mut Context<'_>) -> Poll<Response> {
         let shared = &self.shared;
-        // Registered before the looks, so that what changes after them wakes us.
-        shared.register(Waits::Handler, cx);
         if self.context.is_none() {
             self.context = Some(Surroundings::capture(shared));
         }
-        let finished = shared.take_finished();
+        if self.which.alone {
+            // The task that it is inside of waits for us.
+            return Poll::Pending;
+        }
+        // Registered before the looks, so that what changes after them wakes us.
+        shared.register(Waits::Handler, cx);
+        let finished = self.take_finished();
         if let Some(response) = finished {
             let mut response = *response;
             collect(shared, &mut response);
@@ -197,7 +209,7 @@ where
                     self.shared.abandon();
                 }
                 self.discard();
-                self.shared.handler_ended(HandlerEnd::Dropped, None);
+                self.shared.handler_ended(HandlerEnd::Dropped, self.which.count());
                 self.shared.ended_one(HandlerEnd::Dropped);
                 Poll::Ready(answer(verdict))
             }
@@ -214,31 +226,47 @@ where
 
 impl<F> Held<F> {
     fn is_innermost(&self) -> bool {
+        let (running, depth) = (&self.shared.running, self.depth);
         // What is inside of it may have been called, and not begun.
-        self.shared.running.is_innermost(self.depth)
-            || self.shared.running.is_deepest(self.depth) && self.shared.word().has(word::HANDLER)
+        let by_number =
+            || running.is_innermost(depth) || running.is_deepest(depth) && self.shared.word().has(word::HANDLER);
+        !self.taken_over && (!running.is_scattered() || by_number())
     }
 
     /// Whether the `finish` that was called is its own, or that of what it runs in: an abort ends it no longer (contract rule 7).
     /// Beside or behind the rest of one that has finished, another attempt is protected by nothing.
     fn has_finished(&self) -> bool {
-        let others = self.finished_before || self.shared.running.any_finished();
-        self.shared.is_finished() && (self.apart || !others)
+        self.shared.is_finished() && (self.apart || self.shared.has_finished(self.which.number))
+    }
+
+    /// What its attempt has finished. What is around several takes that of any, and so does who cannot know them apart; inside of
+    /// what goes on by itself it is for that.
+    fn take_finished(&self) -> Option<Box<Response>> {
+        if self.which.alone {
+            return None;
+        }
+        let (mine, anybodys) = (self.which.number, self.taken_over || self.shared.running.is_scattered());
+        let is_it = |by: Which| !by.alone && (anybodys || [mine, Which::UNKNOWN].contains(&by.number));
+        let taken = self.shared.take_finished(is_it)?;
+        if !self.taken_over {
+            self.shared.set_finisher(mine);
+        }
+        Some(taken)
     }
 
     fn verdict(&self) -> Option<Verdict> {
-        self.shared.verdict().or_else(|| self.shared.producer_verdict().filter(|_| !self.has_finished()))
+        self.shared.verdict_on(self.has_finished())
     }
 
     fn go_on_alone(&mut self) {
         if let Some(future) = self.future.take() {
             let context = self.context.take().unwrap_or_else(|| Surroundings::capture(&self.shared));
-            (self.detach)(future, &self.shared, context);
+            (self.detach)(future, &self.shared, self.which, context);
         }
     }
 
     fn nobody_took_it(&self) {
-        if let Some(response) = self.shared.take_finished() {
+        if let Some(response) = self.take_finished() {
             finish_nowhere(&self.shared, *response, Keepers::none());
         }
     }
@@ -278,7 +306,7 @@ impl<F> Drop for Held<F> {
             self.nobody_took_it();
         }
         if innermost {
-            self.shared.handler_ended(HandlerEnd::Dropped, None);
+            self.shared.handler_ended(HandlerEnd::Dropped, self.which.count());
         }
         self.shared.ended_one(HandlerEnd::Dropped);
     }
@@ -308,7 +336,9 @@ pub(super) fn poll_handler<F: Future>(
 #[inline]
 pub(super) fn poll_around<F: Future>(shared: &Shared, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
     let polling = continuation::Polling::begin();
+    let around = Polled::begin_between(shared);
     let polled = caught::poll(future, cx);
+    drop(around);
     keep_strays(shared, polling);
     polled.unwrap_or_else(|payload| resume_unwind(payload))
 }

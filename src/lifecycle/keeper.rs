@@ -7,7 +7,7 @@ use http::response::Parts;
 
 use super::{
     Lifecycle,
-    nowhere::{Promised, Storing, go_on_held},
+    nowhere::{How, Promised, Storing, go_on_held},
     response::taken_off,
     shared::Shared,
     word,
@@ -22,9 +22,8 @@ use crate::{
 pub(crate) trait Keeper: Send + Sync {
     /// Whether it is: what a handler promises then does not come by it.
     fn is_gone(&self) -> bool;
-    /// Stores what the response promises, which goes nowhere. It was `returned`, or else given to `finish`; and may have gone
-    /// on until now.
-    fn keep(&self, lifecycle: Lifecycle, response: Response, returned: bool, going: Option<GoesOn>) -> Promised;
+    /// Stores what the response promises, which goes nowhere.
+    fn keep(&self, lifecycle: Lifecycle, response: Response, how: How, whose: Whose) -> Promised;
     /// Something goes on that may promise something, as long as the value lives: a handler alone, or a response that is held
     /// back.
     fn goes_on(&self) -> GoesOn;
@@ -32,6 +31,16 @@ pub(crate) trait Keeper: Send + Sync {
 
 /// Whatever a [`Keeper`] knows it for.
 pub(crate) type GoesOn = Box<dyn Any + Send + Sync>;
+
+/// Whose response a [`Keeper`] is to keep.
+pub(crate) enum Whose {
+    /// Something in service.
+    InService,
+    /// What it knows to go on, and to do so still.
+    GoesOn,
+    /// What went on until now.
+    WentOn(#[expect(dead_code, reason = "it is told to go on as long as this lives")] GoesOn),
+}
 
 /// Those around what goes on; the innermost last. `None` for those that there are.
 pub(super) struct Keepers(Option<Vec<Known>>);
@@ -44,7 +53,7 @@ impl Keepers {
         Self(None)
     }
 
-    /// The same, for something else.
+    /// The same, for what it comes to before its end.
     pub(super) fn again(&self) -> Self {
         let again = |known: &Known| (known.0.clone(), None);
         Self(self.0.as_ref().map(|known| known.iter().map(again).collect()))
@@ -70,16 +79,17 @@ impl Shared {
     }
 
     /// The innermost of the keepers first, as for a response on its way out: of those that there are, or that were around it
-    /// when it began to go on. A handler `returned` it, or it was given to `finish`.
-    pub(super) fn store_promises(
-        self: &Arc<Self>,
-        mut response: Response,
-        returned: bool,
-        around: Keepers,
-    ) -> Promised {
+    /// when it began to go on.
+    pub(super) fn store_promises(self: &Arc<Self>, mut response: Response, how: How, around: Keepers) -> Promised {
+        let goes_on = around.0.is_some();
         let there = || self.all_keepers().into_iter().map(|keeper| (keeper, None)).collect();
-        for (keeper, going) in around.0.unwrap_or_else(there).into_iter().rev() {
-            match keeper.keep(Lifecycle(self.clone()), response, returned, going) {
+        for (keeper, told) in around.0.unwrap_or_else(there).into_iter().rev() {
+            let whose = match told {
+                Some(told) => Whose::WentOn(told),
+                None if goes_on => Whose::GoesOn,
+                None => Whose::InService,
+            };
+            match keeper.keep(Lifecycle(self.clone()), response, how, whose) {
                 Promised::Nothing(back) => response = back,
                 storing => return storing,
             }
@@ -127,8 +137,7 @@ pub(crate) struct HeldBack {
 pub(super) struct Kept {
     owner: Arc<Shared>,
     keepers: Keepers,
-    /// By the handler, and not given to `finish`.
-    returned: bool,
+    how: How,
 }
 
 impl HeldBack {
@@ -136,7 +145,8 @@ impl HeldBack {
     pub(crate) fn of(lifecycle: &Lifecycle, head: &Parts) -> Option<Self> {
         is_promised(&head.extensions).then(|| {
             let owner = lifecycle.0.clone();
-            let kept = Kept { keepers: owner.keepers(), returned: !owner.is_finished(), owner };
+            let how = if owner.is_finished() { How::Finished } else { How::Returned };
+            let kept = Kept { keepers: owner.keepers(), how, owner };
             Self { head: head.clone(), kept: Some(kept) }
         })
     }
@@ -165,8 +175,12 @@ impl HeldBack {
 }
 
 impl Kept {
+    pub(super) fn how(&self) -> How {
+        self.how
+    }
+
     /// Stores what it came to.
     pub(super) fn store(self, response: Response) -> Promised {
-        self.owner.store_promises(response, self.returned, self.keepers)
+        self.owner.store_promises(response, self.how, self.keepers)
     }
 }

@@ -33,8 +33,8 @@ pub(crate) use self::{
 };
 #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
 pub(crate) use self::{
-    keeper::{GoesOn, HeldBack, Keeper},
-    nowhere::{Promised, Storing, store_alone},
+    keeper::{GoesOn, HeldBack, Keeper, Whose},
+    nowhere::{How, Promised, Storing, store_alone},
     seat::Seat,
     transitions::Verdict,
 };

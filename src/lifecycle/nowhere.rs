@@ -33,31 +33,43 @@ pub(crate) enum Promised {
     Storing(Storing),
 }
 
+/// How a response came that goes nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum How {
+    /// It was given to `finish`.
+    Finished,
+    /// The attempt returned it.
+    Returned,
+    /// So after its `finish`.
+    ReturnedLate,
+}
+
 pub(crate) type Storing = Pin<Box<dyn Future<Output = Response> + Send>>;
 
 /// That of a handler that went on alone, for whom `keepers` were there when it began to. Gives the continuations in it.
 pub(super) async fn returned_alone(
     owner: &Arc<Shared>,
     mut response: Response,
+    how: How,
     keepers: Keepers,
 ) -> Queue<Continuation> {
     let continuations = Continuation::take_from(response.extensions_mut());
-    let response = match owner.store_promises(response, true, keepers) {
+    let response = match owner.store_promises(response, how, keepers) {
         Promised::Storing(storing) => stored(owner, storing).await,
         Promised::Nothing(response) => {
-            tell_unheard(owner, &response);
+            tell_unheard(owner, &response, how);
             Some(response)
         }
     };
     if let Some(response) = response {
-        go_nowhere(owner, response);
+        go_nowhere(owner, response, how);
     }
     continuations
 }
 
 /// A response that comes too late to be sent. After `finish` it is dropped (contract rule 7).
-fn go_nowhere(shared: &Arc<Shared>, response: Response) {
-    if shared.is_finished() {
+fn go_nowhere(shared: &Arc<Shared>, response: Response, how: How) {
+    if how == How::ReturnedLate {
         tell_error(shared, &response);
         caught::discard(response);
         return;
@@ -66,8 +78,8 @@ fn go_nowhere(shared: &Arc<Shared>, response: Response) {
 }
 
 /// The work did not get done, and neither its client nor a middleware hears of that (contract rule 13).
-fn tell_unheard(shared: &Shared, response: &Response) {
-    if response.status().is_server_error() && !shared.is_finished() {
+fn tell_unheard(shared: &Shared, response: &Response, how: How) {
+    if response.status().is_server_error() && how == How::Returned {
         let (route, status) = (shared.route(), response.status().as_u16());
         caught::tell(|| {
             tracing::error!(
@@ -94,7 +106,7 @@ fn tell_error(shared: &Shared, response: &Response) {
 /// A response that was given to `finish`, and that nobody takes: by a handler for whom `keepers` were there.
 pub(super) fn finish_nowhere(shared: &Arc<Shared>, mut response: Response, keepers: Keepers) {
     collect(shared, &mut response);
-    let storing = match shared.store_promises(response, false, keepers) {
+    let storing = match shared.store_promises(response, How::Finished, keepers) {
         Promised::Storing(storing) => storing,
         Promised::Nothing(response) => {
             return produce_unread(shared, response.into_body());
@@ -114,12 +126,13 @@ pub(super) fn go_on_held(shared: &Arc<Shared>, rest: Storing, kept: Kept) {
     let owner = shared.clone();
     go_on(shared, async move {
         let Some(response) = stored(&owner, rest).await else { return };
+        let how = kept.how();
         let response = match kept.store(response) {
             Promised::Storing(storing) => stored(&owner, storing).await,
             Promised::Nothing(response) => Some(response),
         };
         if let Some(response) = response {
-            go_nowhere(&owner, response);
+            go_nowhere(&owner, response, how);
         }
     });
 }
@@ -144,7 +157,7 @@ fn go_on(shared: &Arc<Shared>, work: impl Future<Output = ()> + Send + 'static) 
 /// What a handler returned whose answer was another, given to `finish`.
 pub(super) fn returned_late(shared: &Arc<Shared>, response: Response) {
     tell_error(shared, &response);
-    match shared.store_promises(response, true, Keepers::none()) {
+    match shared.store_promises(response, How::ReturnedLate, Keepers::none()) {
         Promised::Nothing(response) => caught::discard(response),
         Promised::Storing(storing) => store_alone(shared, storing),
     }
@@ -231,7 +244,7 @@ impl Shared {
     }
 
     #[expect(clippy::unused_self, reason = "with durable jobs there is something to store")]
-    fn store_promises(self: &Arc<Self>, response: Response, _: bool, _: Keepers) -> Promised {
+    fn store_promises(self: &Arc<Self>, response: Response, _: How, _: Keepers) -> Promised {
         Promised::Nothing(response)
     }
 }

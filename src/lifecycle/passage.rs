@@ -21,7 +21,7 @@ use crate::{connection::Connection, pool::lock, queue::Queue};
 pub(super) enum Waits {
     /// The outermost response future, then the outermost body.
     Response,
-    /// The innermost response future, then the task that its handler goes on in.
+    /// The innermost response future. What goes on by itself has [news](super::alone::News) of its own.
     Handler,
     /// The innermost body, which a middleware may have put into a task of its own.
     Producer,

@@ -4,19 +4,42 @@ use std::sync::atomic::Ordering;
 
 use crate::sync::{AtomicU32, AtomicU64};
 
-/// An attempt that nobody around it waits for any more, by what made it so. What one is counted by: beyond all futures of our
-/// services, and all other attempts, that one request could ever have at once.
+/// What an attempt is counted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u64)]
-pub(super) enum Apart {
-    /// It has called `finish`.
-    Finished = 1 << 21,
-    /// Its client has left, and whatever was around it has dropped it.
-    Left = 1 << 42,
+pub(super) struct Count(u64);
+
+impl Count {
+    /// It is part of one that is counted.
+    pub(super) const NOTHING: Self = Self(0);
+    pub(super) const IN_SERVICE: Self = Self(IN_SERVICE);
+    /// Nobody around it waits for it any more: it has called `finish`, or its client has left and whatever was around it has
+    /// dropped it.
+    pub(super) const ALONE: Self = Self(ALONE);
 }
 
-/// There is one in service.
-const IN_SERVICE: u64 = 1 << 63;
+// Three numbers, each with room for more than one request could ever have in memory at once.
+
+/// A future of one of our services that has begun and not ended.
+const FUTURE: u64 = 1;
+/// An attempt in service: the innermost of those futures.
+const IN_SERVICE: u64 = 1 << 20;
+const ALONE: u64 = 1 << 40;
+
+/// Of `entered`: one began in a task of its own, so that nobody knows what it is inside of.
+const SCATTERED: u32 = 1 << 31;
+
+/// What the first poll of a future of ours came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Within {
+    /// Another one, which counted as the attempt until now.
+    Attempt,
+    /// Another one, in which there was one already; or one that is not counted.
+    Other,
+    /// One that goes on by itself, and is the attempt still.
+    Alone,
+    /// Nothing of this request.
+    Nothing,
+}
 
 pub(super) struct Running {
     /// How many of our services this request has entered. The innermost is the one whose number stays the highest.
@@ -33,11 +56,12 @@ impl Running {
     }
 
     pub(super) fn enter(&self) -> u32 {
-        self.entered.fetch_add(1, Ordering::AcqRel) + 1
+        (self.entered.fetch_add(1, Ordering::AcqRel) + 1) & !SCATTERED
     }
 
+    /// Nothing inside of this service was called, as far as can be told.
     pub(super) fn is_innermost(&self, depth: u32) -> bool {
-        self.entered.load(Ordering::Acquire) == depth
+        self.entered.load(Ordering::Acquire) & !SCATTERED == depth
     }
 
     /// Nothing inside of this service was ever polled, although it may have been called.
@@ -45,48 +69,122 @@ impl Running {
         self.deepest.load(Ordering::Acquire) == depth
     }
 
+    /// Whether only the numbers tell what is inside of what.
+    pub(super) fn is_scattered(&self) -> bool {
+        self.entered.load(Ordering::Acquire) & SCATTERED != 0
+    }
+
     /// A future of one of our services that could be the innermost.
-    pub(super) fn begin(&self, depth: u32) {
+    pub(super) fn begin(&self, depth: u32, within: Within) {
         self.deepest.fetch_max(depth, Ordering::AcqRel);
-        let _ = self.counts.fetch_update(Ordering::AcqRel, Ordering::Acquire, |counts| Some((counts | IN_SERVICE) + 1));
+        let counts = match within {
+            Within::Attempt | Within::Alone => FUTURE,
+            Within::Other => FUTURE + IN_SERVICE,
+            Within::Nothing => return self.begin_anywhere(),
+        };
+        self.counts.fetch_add(counts, Ordering::AcqRel);
+    }
+
+    /// If it is not the first, it may be inside of any of them, and is most likely inside of the last.
+    fn begin_anywhere(&self) {
+        let begun = |counts| {
+            let takes_over = futures(counts) > 0 && in_service(counts) > 0;
+            Some(counts + FUTURE + if takes_over { 0 } else { IN_SERVICE })
+        };
+        let before = self.counts.fetch_update(Ordering::AcqRel, Ordering::Acquire, begun);
+        if before.is_ok_and(|counts| futures(counts) > 0) {
+            self.entered.fetch_or(SCATTERED, Ordering::AcqRel);
+        }
     }
 
     /// Whether it was the last; then none is in service.
     pub(super) fn end(&self) -> bool {
-        let futures = |counts| counts % Apart::Finished as u64;
         let ended = |counts| {
-            let left = counts - 1;
-            Some(if futures(left) == 0 { left & !IN_SERVICE } else { left })
+            let left = counts - FUTURE;
+            Some(if futures(left) == 0 { left - in_service(left) * IN_SERVICE } else { left })
         };
         self.counts.fetch_update(Ordering::AcqRel, Ordering::Acquire, ended).is_ok_and(|before| futures(before) == 1)
     }
 
-    /// It is in service no more.
-    pub(super) fn begin_apart(&self, why: Apart) {
-        self.counts.fetch_add(why as u64, Ordering::AcqRel);
-        self.leave(None);
+    /// It was counted by that, and goes on by itself.
+    pub(super) fn begin_alone(&self, before: Count) {
+        self.counts.fetch_add(ALONE, Ordering::AcqRel);
+        self.leave(before);
     }
 
-    /// An attempt has ended, in service or `apart`. Before that is told: of several that end at once, the last tells.
-    pub(super) fn leave(&self, apart: Option<Apart>) {
-        match apart {
-            Some(why) => self.counts.fetch_sub(why as u64, Ordering::AcqRel),
-            None => self.counts.fetch_and(!IN_SERVICE, Ordering::AcqRel),
-        };
+    /// An attempt has ended. Before that is told: of several that end at once, the last tells.
+    pub(super) fn leave(&self, count: Count) {
+        if count == Count::IN_SERVICE {
+            // Of those that are scattered, one may have been taken for another.
+            let left = |counts| (in_service(counts) > 0).then(|| counts - IN_SERVICE);
+            let _ = self.counts.fetch_update(Ordering::AcqRel, Ordering::Acquire, left);
+        } else {
+            self.counts.fetch_sub(count.0, Ordering::AcqRel);
+        }
     }
 
     #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
     pub(super) fn is_in_service(&self) -> bool {
+        in_service(self.counts.load(Ordering::Acquire)) > 0
+    }
+
+    /// Whether any attempt goes on, in service or alone.
+    pub(super) fn any(&self) -> bool {
         self.counts.load(Ordering::Acquire) >= IN_SERVICE
     }
+}
 
-    /// Whether any attempt goes on, in service or apart.
-    pub(super) fn any(&self) -> bool {
-        self.counts.load(Ordering::Acquire) >= Apart::Finished as u64
+fn futures(counts: u64) -> u64 {
+    counts % IN_SERVICE
+}
+
+fn in_service(counts: u64) -> u64 {
+    counts % ALONE / IN_SERVICE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_attempt_in_service_counts() {
+        let running = Running::new();
+        running.begin(1, Within::Nothing);
+        running.begin(2, Within::Attempt);
+        running.begin(3, Within::Other);
+        assert!(!running.is_scattered());
+        running.leave(Count::IN_SERVICE);
+        assert!(running.any() && !running.end());
+        running.leave(Count::IN_SERVICE);
+        assert!(!running.any() && !running.end());
+        assert!(running.end());
     }
 
-    /// Whether any goes on that has finished.
-    pub(super) fn any_finished(&self) -> bool {
-        self.counts.load(Ordering::Acquire) % Apart::Left as u64 >= Apart::Finished as u64
+    #[test]
+    fn one_in_a_task_of_its_own_takes_over() {
+        let running = Running::new();
+        running.begin(1, Within::Nothing);
+        running.begin(2, Within::Nothing);
+        assert_eq!((running.enter(), running.is_scattered(), running.is_innermost(2)), (2, true, true));
+        running.leave(Count::IN_SERVICE);
+        assert!(!running.any());
+        // One may be taken for another.
+        running.leave(Count::IN_SERVICE);
+        assert!(!running.any() && !running.end() && running.end());
+        running.begin(3, Within::Nothing);
+        assert!(running.any() && running.end() && !running.any());
+    }
+
+    #[test]
+    fn what_goes_on_alone_is_counted_with_all_that_is_inside() {
+        let running = Running::new();
+        running.begin(1, Within::Nothing);
+        running.begin_alone(Count::IN_SERVICE);
+        running.begin(2, Within::Alone);
+        running.leave(Count::NOTHING);
+        assert!(running.any() && !running.end() && running.end());
+        assert!(running.any());
+        running.leave(Count::ALONE);
+        assert!(!running.any());
     }
 }

@@ -108,8 +108,10 @@ pub(super) struct Core {
 /// What most requests do not have.
 #[derive(Default)]
 pub(super) struct Rare {
-    /// What was given to `finish`, until the innermost service takes it.
+    /// What was given to `finish`, until whatever its attempt runs in takes it.
     pub(super) finished: Option<Finished>,
+    /// The attempt that has called it.
+    pub(super) finisher: u32,
     pub(super) panic: Option<Box<str>>,
     /// The error of the first continuation that failed.
     pub(super) failure: Option<Box<str>>,

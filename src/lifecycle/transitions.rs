@@ -38,6 +38,11 @@ impl Shared {
         }
     }
 
+    /// So of one attempt, which has finished or not: another one may have.
+    pub(super) fn verdict_on(&self, has_finished: bool) -> Option<Verdict> {
+        self.verdict().or_else(|| self.producer_verdict().filter(|_| !has_finished))
+    }
+
     /// Whether a handler whose future is dropped by somebody else goes on in a task of its own.
     pub(super) fn survives_drop(&self, has_finished: bool) -> bool {
         let word = self.word();

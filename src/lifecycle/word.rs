@@ -47,17 +47,18 @@ pub(super) const AWAITED: u64 = 1 << 17;
 pub(super) const PANICKED: u64 = 1 << 18;
 /// The response's body failed, and that was told of.
 pub(super) const BODY_FAILED: u64 = 1 << 19;
-// Bits 20 to 35: how many bodies are there whose producer has not ended. A middleware that asks again may leave several; those
+// Bits 20 to 33: how many bodies are there whose producer has not ended. A middleware that asks again may leave several; those
 // beyond what fits in here are not waited for.
 const ONE_PRODUCER: u64 = 1 << 20;
 /// There is one.
-pub(super) const PRODUCER: u64 = 0xFFFF * ONE_PRODUCER;
-// Bits 36 to 50: how many go on without a reader.
-const ONE_UNREAD: u64 = 1 << 36;
+pub(super) const PRODUCER: u64 = 0x3FFF * ONE_PRODUCER;
+// Bits 34 to 47: how many go on without a reader.
+const ONE_UNREAD: u64 = 1 << 34;
 /// There is one.
-pub(super) const UNREAD: u64 = 0x7FFF * ONE_UNREAD;
-/// Changes with each further attempt of the handler.
-const ATTEMPT: u64 = 1 << 51;
+pub(super) const UNREAD: u64 = 0x3FFF * ONE_UNREAD;
+// Bits 48 to 51 change with each further attempt of the handler.
+const ONE_ATTEMPT: u64 = 1 << 48;
+const ATTEMPT: u64 = 0xF * ONE_ATTEMPT;
 // Bits 52 to 63: the number of shields.
 const SHIELD: u64 = 1 << 52;
 
@@ -137,7 +138,7 @@ impl Word {
 
     /// Another attempt of the handler has begun: whoever was about to end that has to look again.
     pub(crate) fn attempted(self) -> Self {
-        Self(self.0 ^ ATTEMPT)
+        Self(self.0 & !ATTEMPT | (self.0 + ONE_ATTEMPT) & ATTEMPT)
     }
 
     /// One more body is produced.
@@ -273,10 +274,13 @@ mod tests {
         assert!(!thrown_away.is_settled() && !thrown_away.has(PRODUCER));
         assert!(thrown_away.produced_unread().is_settled());
         // What does not fit in changes nothing beside it.
-        let full = (1..0xFFFF).fold(one, |word, _| word.producing().unwrap());
+        let full = (1..0x3FFF).fold(one, |word, _| word.producing().unwrap());
         assert_eq!((full.producing(), full.has(UNREAD)), (None, false));
-        let full = (0..0x7FFF).fold(one, |word, _| word.producing_unread());
+        let full = (0..0x3FFF).fold(one, |word, _| word.producing_unread());
         assert_eq!(full.producing_unread(), full);
+        let attempted: Vec<_> = (0..16).scan(full, |word, _| Some(std::mem::replace(word, word.attempted()))).collect();
+        assert!(attempted[1..].iter().all(|word| *word != full && word.has(UNREAD)));
+        assert_eq!(attempted[15].attempted(), full);
         assert!(!sent.without(HEAD).is_settled());
         assert!(!Word(0).with(HEAD).is_settled());
         assert!(Word(0).with(HEAD | GAVE_UP).is_settled());

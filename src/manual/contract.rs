@@ -234,12 +234,17 @@
 //! **The response of a handler that timed out** is this crate's 503. It is flushed like any other: hooks then see
 //! TIMEOUT together with [`Sent::Flushed`](crate::Sent::Flushed).
 //!
-//! **A retry between two layers** makes the handler run again within one request. All attempts share one clock, and
-//! none begins once it has run out. The continuations of every attempt run, including those of discarded responses;
-//! what an attempt does after its `finish`, or after its client has left and a middleware has given up on it, is
-//! waited for like any handler. Each hook that an attempt registers runs
-//! too, also that of a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the
-//! layer outside.
+//! **Several attempts between two layers,** one after another (a retry) or at once (a hedge), run the handler several
+//! times within one request. All attempts share one clock, and none begins once it has run out. The continuations of
+//! every attempt run, including those of discarded responses; what an attempt does after its `finish`, or after its
+//! client has left and a middleware has given up on it, is waited for like any handler. One of them may call `finish`:
+//! that is its own answer, an abort no longer ends it, and the others stay as they are. The handler has started with
+//! the first of them, and has ended, in events, with the last. Each hook that an attempt registers runs too, also that
+//! of a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the layer outside.
+//!
+//! Attempts that run at once have to be polled by the middleware's own future, as those of `tower::hedge` and of
+//! `select!` are. If each runs in a task of its own, nothing tells what is inside of what: then the one that was called
+//! last counts as the handler, and the others are neither protected from an abort nor able to `finish`.
 //!
 //! **Middleware between two layers** goes on without its client like the handler, if the client left before the
 //! handler had begun; its request then ends after both, and the limit ends both.

@@ -30,9 +30,9 @@ use crate::{
     support::{Client, Gate, Notes, Server},
 };
 
-type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
+pub type Answer = Pin<Box<dyn Future<Output = Response> + Send>>;
 
-fn copy(request: &Request) -> Request {
+pub fn copy(request: &Request) -> Request {
     let mut copy = Request::new(Body::empty());
     *copy.uri_mut() = request.uri().clone();
     *copy.extensions_mut() = request.extensions().clone();
@@ -40,7 +40,7 @@ fn copy(request: &Request) -> Request {
 }
 
 /// A middleware that makes two attempts, and gives up on one when it is `over`.
-fn twice(over: &Arc<Notify>) -> impl FnMut(Request, Next) -> Answer + Clone + use<> {
+pub fn twice(over: &Arc<Notify>) -> impl FnMut(Request, Next) -> Answer + Clone + use<> {
     let over = over.clone();
     move |request, next| {
         let over = over.clone();
@@ -68,7 +68,7 @@ async fn serve<T: 'static>(
 }
 
 /// Asks, and has left when the first attempt is under way, though it reads on.
-async fn asks_and_leaves(server: &Server, notes: &Notes) -> Client {
+pub async fn asks_and_leaves(server: &Server, notes: &Notes) -> Client {
     let mut client = server.connect().await;
     client.send_get("/").await;
     notes.seen("first").await;

@@ -11,6 +11,7 @@ use tower_epilogue::{Continuation, Failure, IgnoreAbortLayer, ShutdownHookLayer}
 
 use crate::{
     common::{SHORT, told},
+    routes::work,
     support::{Gate, Notes, Server},
 };
 
@@ -138,4 +139,44 @@ async fn its_panic_is_counted() {
     notes.seen("dropped").await;
     assert!(server.stop().await.is_clean());
     assert_eq!(epilogue.panicked(), 1);
+}
+
+/// It begins, and returns, while a hook runs.
+#[tokio::test]
+async fn its_continuation_runs_behind_the_hooks() {
+    let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
+    let theirs = notes.clone();
+    let handler = async move || (work(&theirs, "late"), "nobody reads this");
+    let (theirs, begins) = (notes.clone(), gates[0].clone());
+    let answers_at_once = from_fn(move |request: Request, next: Next| {
+        let (notes, gate) = (theirs.clone(), begins.clone());
+        async move {
+            tokio::spawn(async move {
+                gate.passed().await;
+                drop(next.run(request).await);
+                notes.add("returned");
+            });
+            "accepted"
+        }
+    });
+    let (theirs, may_end) = (notes.clone(), gates[1].clone());
+    let slow = ShutdownHookLayer::new(move |_| {
+        let (notes, gate) = (theirs.clone(), may_end.clone());
+        async move {
+            notes.add("hook");
+            gate.passed().await;
+        }
+    });
+    let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new());
+    let server = Server::start(app.layer(answers_at_once).layer(slow)).await;
+    assert_eq!(server.get("/").await.text(), "accepted");
+    notes.seen("hook").await;
+    gates[0].open();
+    notes.seen("returned").await;
+    gates[1].open();
+    notes.seen("work: late").await;
+    server.journal.ended(1).await;
+    let epilogue = server.epilogue.clone();
+    assert!(server.stop().await.is_clean());
+    assert_eq!((epilogue.lost(), notes.all().len()), (0, 3));
 }

@@ -3,7 +3,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -22,10 +22,11 @@ use tower::retry::RetryLayer;
 use tower_epilogue::{EpilogueBuilder, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
 use crate::{
+    beside::{asks_and_leaves, twice},
     common::SECOND,
     routes::{hook, work},
     stacks::Again,
-    support::{Client, Gate, Notes, Server},
+    support::{Client, Gate, Notes, Server, h2client::Http2},
 };
 
 /// How the second attempt ends.
@@ -137,4 +138,88 @@ async fn a_drain_names_and_cuts_it() {
     let all = notes.all();
     assert_eq!(all[..2], ["first", "first is over"]);
     assert!(all[2].starts_with("hook: GET / ABORTED | TIMEOUT "), "{all:?}");
+}
+
+/// It no longer ignores the abort, when one of the two has finished: that is the end of the other.
+#[tokio::test]
+async fn what_one_finishes_keeps_no_abort_from_the_other() {
+    for finishes in [0, 1] {
+        let (notes, gates, over) = (Notes::default(), [Gate::closed(), Gate::closed()], Arc::new(Notify::new()));
+        let (theirs, opens, asked) = (notes.clone(), gates.clone(), Arc::new(AtomicUsize::new(0)));
+        let handler = async move |lifecycle: Lifecycle| {
+            let attempt = asked.fetch_add(1, Ordering::SeqCst);
+            let _dropped = theirs.on_drop(["first is over", "second is over"][attempt]);
+            let shield = (attempt == 0).then(|| lifecycle.shield());
+            theirs.add(["first", "second"][attempt]);
+            if attempt == finishes {
+                opens[0].passed().await;
+                let begun = tokio::time::timeout(Duration::ZERO, lifecycle.finish("early"));
+                let _ = begun.await;
+                theirs.add("finished");
+            } else if attempt == 0 {
+                theirs.seen("finished").await;
+            }
+            drop(shield);
+            opens[1].passed().await;
+        };
+        let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND));
+        let server = Server::start(app.layer(from_fn(twice(&over))).layer(hook(&notes))).await;
+        let client = asks_and_leaves(&server, &notes).await;
+        over.notify_one();
+        notes.seen("second").await;
+        gates[0].open();
+        let mut over = ["first is over", "second is over"];
+        if finishes == 0 {
+            over.reverse();
+        }
+        notes.seen(over[0]).await;
+        gates[1].open();
+        server.journal.ended(1).await;
+        let all = notes.all();
+        assert_eq!(all[2..5], ["finished", over[0], over[1]]);
+        assert!(all[5].starts_with("hook: GET / ABORTED"), "{all:?}");
+        drop(client);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// It calls that with what the other one has given it.
+#[tokio::test]
+async fn the_finish_of_another_request_is_that_requests() {
+    let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
+    let (gives, given) = tokio::sync::oneshot::channel();
+    let (gives, given) = (Arc::new(Mutex::new(Some(gives))), Arc::new(Mutex::new(Some(given))));
+    let (theirs, opens) = (notes.clone(), gates[0].clone());
+    let leader = async move || {
+        theirs.add("leader");
+        opens.passed().await;
+        let given = given.lock().unwrap().take().unwrap();
+        let follower: Lifecycle = given.await.unwrap();
+        let sent = follower.finish("done").await;
+        theirs.add(format!("leader: {sent:?}"));
+    };
+    let (theirs, opens) = (notes.clone(), gates[1].clone());
+    let follower = async move |lifecycle: Lifecycle| {
+        let gives = gives.lock().unwrap().take().unwrap();
+        gives.send(lifecycle).unwrap();
+        theirs.add("follower");
+        opens.passed().await;
+    };
+    let app = Router::new().route("/leader", get(leader)).route("/follower", get(follower));
+    let server = Server::start(app.layer(IgnoreAbortLayer::new())).await;
+    let mut client = Http2::connect(server.address).await;
+    drop(client.start("GET", "/leader").await);
+    notes.seen("leader").await;
+    server.journal.seen("aborted").await;
+    let opens = async {
+        notes.seen("follower").await;
+        gates[0].open();
+    };
+    let (reply, ()) = tokio::join!(server.get("/follower"), opens);
+    assert_eq!(reply.text(), "done");
+    gates[1].open();
+    server.journal.ended(2).await;
+    assert_eq!(notes.all(), ["leader", "follower", "leader: Ok(Flushed)"]);
+    drop(client);
+    assert!(server.stop().await.is_clean());
 }

@@ -36,6 +36,8 @@ on_both!(
     what_the_second_finishes_is_stored_when_the_first_is_over,
     what_is_about_to_go_on_by_itself_keeps_its_layer_and_key,
     what_is_finished_behind_a_middleware_is_kept_under_its_key,
+    what_is_finished_before_another_is_answered_has_the_key,
+    what_is_returned_beside_the_finish_of_another_has_the_key,
 );
 
 const KEY: [(&str, &str); 1] = [("Idempotency-Key", "k")];
@@ -266,4 +268,96 @@ async fn what_is_finished_behind_a_middleware_is_kept_under_its_key(place: Place
     assert_eq!(again.text(), "ab");
     node.completed(1).await;
     assert_eq!((place.number(JOBS).await, calls.load(Ordering::SeqCst)), (1, 1));
+}
+
+/// The first one finishes, when the second has begun: in a handler that waits, or behind a middleware that does.
+async fn what_is_finished_before_another_is_answered_has_the_key(place: Place) {
+    for between in [false, true] {
+        let place = place.another();
+        let (told, over, calls) = (Told::new(), Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+        let (theirs, counted) = (told.clone(), calls.clone());
+        let handler = async move |lifecycle: Lifecycle, name: String| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            if !between {
+                theirs.held_back().await;
+            }
+            let _ = lifecycle.finish((StatusCode::CREATED, Durable::new(Task::ok(name)), "ab")).await;
+        };
+        let theirs = told.clone();
+        let waits = from_fn(move |request: Request<Body>, next: Next| {
+            let told = theirs.clone();
+            async move {
+                if between {
+                    told.held_back().await;
+                }
+                next.run(request).await
+            }
+        });
+        let again = from_fn(attempts(over.clone(), 1));
+        let app = |store: &DurableStore| {
+            let inside = Router::new().route("/", post(handler)).layer(TimeLimitLayer::off()).layer(waits);
+            let inside = inside.layer(TimeLimitLayer::off()).layer(again);
+            inside.layer(store.layer()).layer(IgnoreAbortLayer::new())
+        };
+        let node = Node::start(&place, app).await;
+        let mut client = leaves(&node, &told, "it").await;
+        over.notify_one();
+        told.until(2).await;
+        told.free(1);
+        place.until(JOBS, 1).await;
+        over.notify_one();
+        assert_eq!(client.reply().await.status, 504);
+        told.free(2);
+        node.journal.ended(1).await;
+        let again = node.post_again("/", &KEY, "it").await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")), "{between}");
+        node.completed(1).await;
+        assert_eq!((place.number(JOBS).await, calls.load(Ordering::SeqCst)), (1, 2), "{between}");
+    }
+}
+
+/// A retry's, after an error that the first has given to `finish`. That has ended before it, or has not.
+async fn what_is_returned_beside_the_finish_of_another_has_the_key(place: Place) {
+    for first_is_over in [false, true] {
+        let place = place.another();
+        let (first, second, calls) = (Told::new(), Told::new(), Arc::new(AtomicUsize::new(0)));
+        let (waits, returns, counted) = (first.clone(), second.clone(), calls.clone());
+        let handler = async move |lifecycle: Lifecycle, name: String| {
+            if counted.fetch_add(1, Ordering::SeqCst) == 0 {
+                let begun = lifecycle.finish(StatusCode::BAD_GATEWAY);
+                let _ = tokio::time::timeout(Duration::ZERO, begun).await;
+                waits.held_back().await;
+                return ().into_response();
+            }
+            returns.held_back().await;
+            (StatusCode::CREATED, Durable::new(Task::ok(name)), "ab").into_response()
+        };
+        let again = from_fn(|request: Request<Body>, next: Next| async move {
+            let (parts, body) = request.into_parts();
+            let bytes = to_bytes(body, 1_000).await.unwrap();
+            let attempt = || next.clone().run(Request::from_parts(parts.clone(), Body::from(bytes.clone())));
+            let response = attempt().await;
+            if response.status().is_server_error() { attempt().await } else { response }
+        });
+        let app = |store: &DurableStore| {
+            let inside = Router::new().route("/", post(handler)).layer(TimeLimitLayer::off()).layer(again);
+            inside.layer(store.layer()).layer(IgnoreAbortLayer::new())
+        };
+        let node = Node::start(&place, app).await;
+        on_its_way::leaves(&node, &second, "/", Some("k"), "it", Leave::ResetStream).await;
+        node.journal.seen("aborted").await;
+        first.until(1).await;
+        let frees = if first_is_over { [&first, &second] } else { [&second, &first] };
+        frees[0].free(1);
+        if first_is_over {
+            assert_eq!(node.post("/", &KEY, "it").await.status, 409);
+        } else {
+            node.record.begun("it", 1).await;
+        }
+        frees[1].free(1);
+        let again = node.post_again("/", &KEY, "it").await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")), "{first_is_over}");
+        node.completed(1).await;
+        assert_eq!((place.number(JOBS).await, calls.load(Ordering::SeqCst)), (1, 2), "{first_is_over}");
+    }
 }
