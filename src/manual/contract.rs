@@ -243,8 +243,8 @@
 //! of a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the layer outside.
 //!
 //! Attempts that run at once have to be polled by the middleware's own future, as those of `tower::hedge` and of
-//! `select!` are. If each runs in a task of its own, nothing tells what is inside of what: then the one that was called
-//! last counts as the handler, and the others are neither protected from an abort nor able to `finish`.
+//! `select!` are. If each runs in a task of its own, nothing tells what is inside of what, and only the one that was
+//! called last counts as the handler: then none of them may call `finish`.
 //!
 //! **Middleware between two layers** goes on without its client like the handler, if the client left before the
 //! handler had begun; its request then ends after both, and the limit ends both.

@@ -2,10 +2,12 @@
 
 use std::{
     convert::Infallible,
+    future::poll_fn,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -163,7 +165,7 @@ async fn the_end_of_the_first_attempt_is_not_that_of_the_second() {
 /// What the first attempt has finished does not keep the second one from being ended, whether it still goes on or not.
 #[tokio::test]
 async fn an_abort_that_is_not_ignored_ends_the_attempt_that_has_not_finished() {
-    for first_is_over in [false, true] {
+    for (first_is_over, half_closes) in [(false, false), (false, true), (true, false), (true, true)] {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
         let server = both_wait(&notes, &gates, IgnoreAbortLayer::off(), 60 * SECOND).await;
         let mut client = server.connect().await;
@@ -176,7 +178,11 @@ async fn an_abort_that_is_not_ignored_ends_the_attempt_that_has_not_finished() {
             gates[0].open();
             notes.seen("first is over").await;
         }
-        client.close();
+        if half_closes {
+            client.half_close().await;
+        } else {
+            client.close();
+        }
         notes.seen("second is over").await;
         assert_eq!(notes.has("first is over"), first_is_over);
         gates[0].open();
@@ -184,6 +190,40 @@ async fn an_abort_that_is_not_ignored_ends_the_attempt_that_has_not_finished() {
         assert_eq!(notes.all()[2..], [ends[0], ends[1], "hook: GET / ABORTED Aborted"]);
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// Not even once, in a task of its own, to see that it is to end.
+#[tokio::test]
+async fn an_attempt_that_an_abort_ends_goes_nowhere_else() {
+    let (notes, asked) = (Notes::default(), Arc::new(AtomicUsize::new(0)));
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        if asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            let begun = lifecycle.finish(StatusCode::BAD_GATEWAY);
+            let _ = tokio::time::timeout(Duration::ZERO, begun).await;
+            return;
+        }
+        let _dropped = theirs.on_drop("second is over");
+        let here = tokio::task::id();
+        theirs.add("second");
+        poll_fn(|_| {
+            if tokio::task::id() != here {
+                theirs.add("polled elsewhere");
+            }
+            Poll::<()>::Pending
+        })
+        .await;
+    };
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND));
+    let server = Server::start(app.layer(RetryLayer::new(Again(1))).layer(hook(&notes))).await;
+    let mut client = Http2::connect(server.address).await;
+    let response = client.start("GET", "/").await;
+    notes.seen("second").await;
+    drop(response);
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["second", "second is over", "hook: GET / ABORTED Aborted"]);
+    drop(client);
+    assert!(server.stop().await.is_clean());
 }
 
 /// It is the same attempt's: what the middleware has finished protects what it goes on with.

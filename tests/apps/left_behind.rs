@@ -223,3 +223,43 @@ async fn the_finish_of_another_request_is_that_requests() {
     drop(client);
     assert!(server.stop().await.is_clean());
 }
+
+/// Nobody waits for its answer: what a middleware around the handler gets is what that returns.
+#[tokio::test]
+async fn what_is_finished_does_not_go_back_through_its_middleware() {
+    let (notes, gates, over) = (Notes::default(), [Gate::closed(), Gate::closed()], Arc::new(Notify::new()));
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        let sent = tokio::time::timeout(Duration::ZERO, lifecycle.finish((StatusCode::CREATED, "early"))).await;
+        theirs.add(format!("handler: {sent:?}"));
+        StatusCode::ACCEPTED
+    };
+    let (theirs, opens, asked) = (notes.clone(), gates.clone(), Arc::new(AtomicUsize::new(0)));
+    let between = from_fn(move |request: Request, next: Next| {
+        let attempt = asked.fetch_add(1, Ordering::SeqCst);
+        let (notes, gate) = (theirs.clone(), opens[attempt].clone());
+        async move {
+            notes.add(["first", "second"][attempt]);
+            gate.passed().await;
+            if attempt == 1 {
+                return "second".into_response();
+            }
+            let response = next.run(request).await;
+            notes.add(format!("middleware: {}", response.status()));
+            response
+        }
+    });
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(between);
+    let app = app.layer(TimeLimitLayer::new(60 * SECOND)).layer(from_fn(twice(&over)));
+    let server = Server::start(app.layer((hook(&notes), IgnoreAbortLayer::new()))).await;
+    let mut client = asks_and_leaves(&server, &notes).await;
+    over.notify_one();
+    notes.seen("second").await;
+    gates[0].open();
+    notes.seen("middleware: 202 Accepted").await;
+    gates[1].open();
+    assert_eq!(client.reply().await.text(), "second");
+    server.journal.ended(1).await;
+    assert_eq!(notes.all().len(), 5, "{:?}", notes.all());
+    assert!(server.stop().await.is_clean());
+}
