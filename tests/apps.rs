@@ -24,6 +24,8 @@ mod common;
 mod hedged;
 #[path = "apps/held.rs"]
 mod held;
+#[path = "apps/in_tasks.rs"]
+mod in_tasks;
 #[path = "apps/kept.rs"]
 mod kept;
 #[path = "apps/kinds.rs"]

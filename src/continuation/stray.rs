@@ -47,12 +47,6 @@ impl Polling {
         })
     }
 
-    /// Whether there is one on this thread.
-    #[inline]
-    pub(crate) fn is_under_way() -> bool {
-        MARKS.with(|marks| marks.polls.get() > 0)
-    }
-
     /// What went astray meanwhile, if anything did.
     #[inline]
     pub(crate) fn end(self) -> Option<Vec<Continuation>> {

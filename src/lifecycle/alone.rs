@@ -17,12 +17,13 @@ use tracing::Span;
 use super::{
     frames::Framed,
     handling::HandlerEnd,
-    held::{Surroundings, keep_strays, poll_handler},
+    held::{Surroundings, poll_handler},
     nowhere::{How, finish_nowhere, returned_alone},
     polled::{Polled, Which},
     response::SendBody,
     running::Count,
     shared::Shared,
+    strays::keep_strays,
     word,
 };
 use crate::{
@@ -50,7 +51,7 @@ where
     let framed = Framed::new(shared.clone(), HANDLER, future);
     let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
     let keepers = shared.keepers();
-    let is_rest = shared.has_finished(which.number);
+    let is_rest = shared.has_finished(which);
     // There may be another attempt. The handler has ended when the last of them has.
     let lone = Lone { counted: Counted::begin(owner.clone(), which), framed };
     let which = Which { alone: true, ..which };
@@ -58,7 +59,6 @@ where
         let _detached = detached;
         // Whole, so that it is dropped in order also where this never begins.
         let Lone { counted, mut framed } = lone;
-        let mut has_finished = is_rest;
         // Not by the one place that the handler in service has, which may be another attempt's by now.
         let mut news = News::of(&owner);
         let ended = poll_fn(|cx| {
@@ -68,9 +68,7 @@ where
             let polled = poll_handler(&owner, false, future.as_mut(), cx);
             drop(around);
             // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
-            let is_its = |by| !has_finished && by == which;
-            if let Some(response) = owner.take_finished(is_its) {
-                has_finished = true;
+            if let Some(response) = owner.take_finished(|by| by == which) {
                 finish_nowhere(&owner, *response, keepers.again());
             }
             match polled {
@@ -85,7 +83,7 @@ where
                 Ok(Poll::Pending) => {}
             }
             owner.arm_for_work();
-            if owner.verdict_on(has_finished).is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
+            if owner.verdict_on(which).is_some() { Poll::Ready(Alone::Dropped) } else { Poll::Pending }
         })
         .await;
         let polling = continuation::Polling::begin();
@@ -97,7 +95,7 @@ where
         }
         let continuations = match ended {
             Alone::Returned(response) => {
-                let how = if has_finished { How::ReturnedLate } else { How::Returned };
+                let how = if owner.has_finished(which) { How::ReturnedLate } else { How::Returned };
                 returned_alone(&owner, response, how, keepers).await
             }
             Alone::Failed | Alone::Dropped => Queue::Empty,

@@ -104,10 +104,10 @@ impl Shared {
         self.word().has(word::FINISHED)
     }
 
-    /// Whether that attempt has called `finish`, as far as can be told.
-    pub(super) fn has_finished(&self, number: u32) -> bool {
+    /// Whether that attempt has called `finish`, or what it runs in, as far as can be told.
+    pub(super) fn has_finished(&self, which: Which) -> bool {
         let finisher = || lock(&self.core).rare().finisher;
-        self.is_finished() && [number, Which::UNKNOWN].contains(&finisher())
+        self.is_finished() && (which.apart || [which.number, Which::UNKNOWN].contains(&finisher()))
     }
 
     pub(super) fn set_finisher(&self, number: u32) {

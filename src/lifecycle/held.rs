@@ -12,14 +12,15 @@ use axum_core::response::Response;
 use tracing::Span;
 
 use super::{
-    alone::detach,
+    alone::{News, detach},
     handling::HandlerEnd,
     nowhere::{Keepers, finish_nowhere, returned_late},
     passage::Waits,
-    polled::{Polled, Which, begin_within},
+    polled::{Polled, Which, begin_within, is_alone},
     response::{SendBody, answer, collect, watched},
     running::Within,
     shared::Shared,
+    strays::{keep_dropped, keep_strays},
     transitions::Verdict,
     word,
 };
@@ -48,8 +49,8 @@ pub(super) struct Held<F> {
     which: Which,
     /// Another of ours has begun in its polls, and is the attempt.
     taken_over: bool,
-    /// It began in a task of a middleware's own: not as another attempt, as far as can be told.
-    apart: bool,
+    /// One of several, in whichever task, has no place of its own among those that are woken.
+    news: Option<Box<News>>,
     /// Taken when the handler first waits; a handler that never does pays nothing for it.
     context: Option<Surroundings>,
     /// Kept as a pointer, since a destructor cannot ask for the bounds that it takes.
@@ -67,9 +68,9 @@ where
             shared,
             depth,
             started: false,
-            which: Which { number: Which::UNKNOWN, alone: false },
+            which: Which::new(Which::UNKNOWN),
             taken_over: false,
-            apart: false,
+            news: None,
             context: None,
             detach: detach::<F, B, E>,
         }
@@ -77,9 +78,9 @@ where
 
     /// Polls the handler; answers for it when it may not go on, or has finished its response.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Response, E>> {
-        let Some(future) = self.future.as_mut() else {
+        if self.future.is_none() {
             return Poll::Pending;
-        };
+        }
         let first = !self.started;
         if first {
             if self.shared.verdict() == Some(Verdict::TimedOut) {
@@ -87,15 +88,11 @@ where
                 self.discard();
                 return Poll::Ready(Ok(answer(Verdict::TimedOut)));
             }
-            self.started = true;
-            self.apart = !continuation::Polling::is_under_way();
-            let (within, which) = begin_within(&self.shared, self.depth);
-            self.which = which;
-            self.shared.running.begin(self.depth, within);
-            if matches!(within, Within::Nothing | Within::Other) {
-                self.shared.handler_started();
-            }
+            self.begin();
+        } else if self.which.alone && !is_alone(&self.shared) {
+            self.is_elsewhere();
         }
+        let Some(future) = self.future.as_mut() else { return Poll::Pending };
         let shared = &self.shared;
         let around = Polled::begin(shared, self.which, self.taken_over);
         let polled = poll_handler(shared, first, future.as_mut(), cx);
@@ -106,7 +103,10 @@ where
                 self.discard();
                 let result = match (result, innermost) {
                     (Ok(response), _) => Ok(self.returned(response, innermost)),
-                    (Err(error), false) => Err(error),
+                    (Err(error), false) => {
+                        self.give_up(HandlerEnd::Ended);
+                        Err(error)
+                    }
                     (Err(error), true) => match self.failed() {
                         Some(finished) => {
                             caught::discard(error);
@@ -126,6 +126,7 @@ where
                     self.shared.panicked(HANDLER, &payload);
                     self.failed()
                 } else {
+                    self.give_up(HandlerEnd::Ended);
                     None
                 };
                 self.shared.ended_one(HandlerEnd::Ended);
@@ -160,6 +161,7 @@ where
         let mut response = response.map(SendBody::into_body);
         if !innermost {
             collect(&self.shared, &mut response);
+            self.give_up(HandlerEnd::Ended);
             return response;
         }
         let continuations = Continuation::take_from(response.extensions_mut());
@@ -193,7 +195,10 @@ where
             return Poll::Pending;
         }
         // Registered before the looks, so that what changes after them wakes us.
-        shared.register(Waits::Handler, cx);
+        match &mut self.news {
+            Some(news) => news.enlist(cx),
+            None => shared.register(Waits::Handler, cx),
+        }
         let finished = self.take_finished();
         if let Some(response) = finished {
             let mut response = *response;
@@ -202,7 +207,7 @@ where
             return Poll::Ready(watched(&self.shared, response));
         }
         shared.arm_for_work();
-        match self.verdict() {
+        match shared.verdict_on(self.which) {
             Some(verdict) => {
                 if verdict == Verdict::Abandoned {
                     // Its client may have left before the request arrived: of what is answered nothing is to leave.
@@ -214,7 +219,7 @@ where
                 Poll::Ready(answer(verdict))
             }
             None => {
-                let survives = self.shared.survives_drop(self.has_finished());
+                let survives = self.shared.survives_drop(self.shared.has_finished(self.which));
                 if let Some(context) = self.context.as_mut().filter(|_| survives) {
                     context.detached.get_or_insert_with(|| self.shared.pool().detach());
                 }
@@ -225,37 +230,54 @@ where
 }
 
 impl<F> Held<F> {
+    /// Its first poll.
+    fn begin(&mut self) {
+        self.started = true;
+        let (within, which) = begin_within(&self.shared, self.depth);
+        let apart = self.shared.running.begin(self.depth, within);
+        self.which = Which { apart: which.apart || apart, ..which };
+        if matches!(within, Within::Nothing | Within::Other) {
+            self.shared.handler_started();
+        }
+        if apart || within == Within::Other {
+            self.news = Some(Box::new(News::of(&self.shared)));
+        }
+    }
+
+    /// It began inside of what goes on by itself, and was moved out of that.
+    fn is_elsewhere(&mut self) {
+        self.which = Which { apart: true, ..Which::new(self.depth) };
+        if !self.taken_over {
+            self.shared.running.begin_apart();
+            self.shared.handler_started();
+            self.news = Some(Box::new(News::of(&self.shared)));
+        }
+    }
+
+    /// It ends, and is not the handler for all that is known. It counts all the same, unless another has taken its place.
+    fn give_up(&self, how: HandlerEnd) {
+        if !self.taken_over {
+            self.shared.handler_ended(how, self.which.count());
+        }
+    }
+
     fn is_innermost(&self) -> bool {
         let (running, depth) = (&self.shared.running, self.depth);
         // What is inside of it may have been called, and not begun.
         let by_number =
             || running.is_innermost(depth) || running.is_deepest(depth) && self.shared.word().has(word::HANDLER);
-        !self.taken_over && (!running.is_scattered() || by_number())
+        !self.taken_over && (self.which.apart || !running.is_scattered() || by_number())
     }
 
-    /// Whether the `finish` that was called is its own, or that of what it runs in: an abort ends it no longer (contract rule 7).
-    /// Beside or behind the rest of one that has finished, another attempt is protected by nothing.
-    fn has_finished(&self) -> bool {
-        self.shared.is_finished() && (self.apart || self.shared.has_finished(self.which.number))
-    }
-
-    /// What its attempt has finished. What is around several takes that of any, and so does who cannot know them apart; inside of
-    /// what goes on by itself it is for that.
+    /// What its attempt has finished. Inside of what goes on by itself, it is for that.
     fn take_finished(&self) -> Option<Box<Response>> {
-        if self.which.alone {
-            return None;
-        }
-        let (mine, anybodys) = (self.which.number, self.taken_over || self.shared.running.is_scattered());
-        let is_it = |by: Which| !by.alone && (anybodys || [mine, Which::UNKNOWN].contains(&by.number));
-        let taken = self.shared.take_finished(is_it)?;
-        if !self.taken_over {
-            self.shared.set_finisher(mine);
+        let number = self.which.number;
+        let is_its = |by: Which| !by.alone && [number, Which::UNKNOWN].contains(&by.number);
+        let taken = (!self.which.alone).then(|| self.shared.take_finished(is_its)).flatten()?;
+        if self.is_innermost() {
+            self.shared.set_finisher(number);
         }
         Some(taken)
-    }
-
-    fn verdict(&self) -> Option<Verdict> {
-        self.shared.verdict_on(self.has_finished())
     }
 
     fn go_on_alone(&mut self) {
@@ -297,7 +319,7 @@ impl<F> Drop for Held<F> {
         // before it does.
         if innermost {
             self.nobody_took_it();
-            if self.shared.survives_drop(self.has_finished()) {
+            if self.shared.survives_drop(self.shared.has_finished(self.which)) {
                 return self.go_on_alone();
             }
         }
@@ -305,9 +327,7 @@ impl<F> Drop for Held<F> {
         if !innermost {
             self.nobody_took_it();
         }
-        if innermost {
-            self.shared.handler_ended(HandlerEnd::Dropped, self.which.count());
-        }
+        self.give_up(HandlerEnd::Dropped);
         self.shared.ended_one(HandlerEnd::Dropped);
     }
 }
@@ -334,47 +354,18 @@ pub(super) fn poll_handler<F: Future>(
 
 /// Polls what is around the handler.
 #[inline]
-pub(super) fn poll_around<F: Future>(shared: &Shared, future: Pin<&mut F>, cx: &mut Context<'_>) -> Poll<F::Output> {
+pub(super) fn poll_around<F: Future>(
+    shared: &Shared,
+    begun: &mut bool,
+    future: Pin<&mut F>,
+    cx: &mut Context<'_>,
+) -> Poll<F::Output> {
     let polling = continuation::Polling::begin();
-    let around = Polled::begin_between(shared);
+    let around = Polled::begin_between(shared, *begun);
     let polled = caught::poll(future, cx);
-    drop(around);
+    if let Some(around) = around {
+        *begun = around.end();
+    }
     keep_strays(shared, polling);
     polled.unwrap_or_else(|payload| resume_unwind(payload))
-}
-
-/// Drops what is the user's, in a destructor perhaps: a middleware may have had a response in it. Nobody is called but for
-/// that; what goes along was `captured` before.
-#[inline]
-pub(super) fn keep_dropped<T>(shared: &Shared, captured: &[Box<dyn Captured>], drops: impl FnOnce() -> T) -> T {
-    let polling = continuation::Polling::begin();
-    let dropped = drops();
-    if let Some(strays) = polling.end() {
-        shared.keep_all(strays, || captured.iter().map(|value| value.another()).collect());
-    }
-    dropped
-}
-
-/// Those of responses that were dropped meanwhile belong to this request.
-#[inline]
-pub(super) fn keep_strays(shared: &Shared, polling: continuation::Polling) {
-    if let Some(strays) = polling.end() {
-        shared.keep_all(strays, || shared.captured());
-    }
-}
-
-impl Shared {
-    #[cold]
-    fn keep_all(&self, strays: Vec<Continuation>, captured: impl Fn() -> Vec<Box<dyn Captured>>) {
-        for continuation in strays {
-            self.tell_of_stray();
-            self.keep_with(continuation, captured());
-        }
-    }
-
-    fn tell_of_stray(&self) {
-        let said =
-            "a response with a continuation was dropped before any layer saw it: the continuation runs all the same";
-        caught::tell(|| tracing::warn!(route = self.route(), "{said}"));
-    }
 }

@@ -76,6 +76,7 @@ mod running;
 mod seat;
 mod service;
 mod shared;
+mod strays;
 mod telling;
 mod timer;
 mod told;

@@ -21,7 +21,8 @@ use crate::{connection::Connection, pool::lock, queue::Queue};
 pub(super) enum Waits {
     /// The outermost response future, then the outermost body.
     Response,
-    /// The innermost response future. What goes on by itself has [news](super::alone::News) of its own.
+    /// The innermost response future; the first of several. The others, and what goes on by itself, have
+    /// [news](super::alone::News) of their own.
     Handler,
     /// The innermost body, which a middleware may have put into a task of its own.
     Producer,

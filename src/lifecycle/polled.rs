@@ -14,11 +14,17 @@ pub(super) struct Which {
     pub(super) number: u32,
     /// Nobody waits for it any more: it is polled in a task of its own.
     pub(super) alone: bool,
+    /// It began in a task of a middleware's own: not as another attempt, as far as can be told.
+    pub(super) apart: bool,
 }
 
 impl Which {
     /// Nobody can tell: it runs in a task of the user's, or around several.
     pub(super) const UNKNOWN: u32 = 0;
+
+    pub(super) const fn new(number: u32) -> Self {
+        Self { number, alone: false, apart: false }
+    }
 
     /// What a future of ours is counted by. What goes on by itself is counted as a whole.
     pub(super) fn count(self) -> Count {
@@ -33,11 +39,13 @@ struct Frame {
     which: Which,
     /// It is not what counts as the attempt, or no longer: another of our futures has begun inside of it.
     taken_over: bool,
+    /// It never was, and nobody knows what it is inside of.
+    between: bool,
 }
 
 thread_local! {
     static FRAME: Cell<Frame> = const {
-        Cell::new(Frame { request: 0, which: Which { number: Which::UNKNOWN, alone: false }, taken_over: false })
+        Cell::new(Frame { request: 0, which: Which::new(Which::UNKNOWN), taken_over: false, between: false })
     };
 }
 
@@ -53,14 +61,19 @@ pub(super) struct Polled {
 impl Polled {
     #[inline]
     pub(super) fn begin(shared: &Shared, which: Which, taken_over: bool) -> Self {
-        Self { before: FRAME.replace(Frame { request: std::ptr::from_ref(shared).addr(), which, taken_over }) }
+        Self::enter(Frame { request: std::ptr::from_ref(shared).addr(), which, taken_over, between: false })
     }
 
     /// That of one which is never the attempt. `None` where it is inside of another: so is what begins in it, then.
     #[inline]
-    pub(super) fn begin_between(shared: &Shared) -> Option<Self> {
-        let around = Which { number: Which::UNKNOWN, alone: false };
-        of(shared).is_none().then(|| Self::begin(shared, around, true))
+    pub(super) fn begin_between(shared: &Shared, taken_over: bool) -> Option<Self> {
+        let (request, which) = (std::ptr::from_ref(shared).addr(), Which::new(Which::UNKNOWN));
+        of(shared).is_none().then(|| Self::enter(Frame { request, which, taken_over, between: true }))
+    }
+
+    #[inline]
+    fn enter(frame: Frame) -> Self {
+        Self { before: FRAME.replace(frame) }
     }
 
     /// Whether another has begun inside of it.
@@ -81,14 +94,14 @@ impl Drop for Polled {
 /// A future of ours begins here, in the service of that `number`.
 #[inline]
 pub(super) fn begin_within(shared: &Shared, number: u32) -> (Within, Which) {
-    let itself = Which { number, alone: false };
+    let itself = Which::new(number);
     match of(shared) {
         None => (Within::Nothing, itself),
         Some(frame) if frame.which.alone => (Within::Alone, frame.which),
         Some(frame) if frame.taken_over => (Within::Other, itself),
         Some(frame) => {
             FRAME.set(Frame { taken_over: true, ..frame });
-            (Within::Attempt, frame.which)
+            if frame.between { (Within::Nothing, itself) } else { (Within::Attempt, frame.which) }
         }
     }
 }
@@ -96,5 +109,10 @@ pub(super) fn begin_within(shared: &Shared, number: u32) -> (Within, Which) {
 /// Which attempt does what is done here.
 pub(super) fn which(shared: &Shared) -> Which {
     let known = of(shared).filter(|frame| frame.which.alone || !frame.taken_over);
-    known.map_or(Which { number: Which::UNKNOWN, alone: false }, |frame| frame.which)
+    known.map_or(Which::new(Which::UNKNOWN), |frame| frame.which)
+}
+
+/// Whether what is polled here is inside of what goes on by itself.
+pub(super) fn is_alone(shared: &Shared) -> bool {
+    of(shared).is_some_and(|frame| frame.which.alone)
 }

@@ -33,7 +33,7 @@ const SCATTERED: u32 = 1 << 31;
 pub(super) enum Within {
     /// Another one, which counted as the attempt until now.
     Attempt,
-    /// Another one, in which there was one already; or one that is not counted.
+    /// Another one, in which there was one already.
     Other,
     /// One that goes on by itself, and is the attempt still.
     Alone,
@@ -74,36 +74,27 @@ impl Running {
         self.entered.load(Ordering::Acquire) & SCATTERED != 0
     }
 
-    /// A future of one of our services that could be the innermost.
-    pub(super) fn begin(&self, depth: u32, within: Within) {
+    /// A future of one of our services that could be the innermost. Whether nobody can tell what it is inside of.
+    pub(super) fn begin(&self, depth: u32, within: Within) -> bool {
         self.deepest.fetch_max(depth, Ordering::AcqRel);
-        let counts = match within {
-            Within::Attempt | Within::Alone => FUTURE,
-            Within::Other => FUTURE + IN_SERVICE,
-            Within::Nothing => return self.begin_anywhere(),
-        };
-        self.counts.fetch_add(counts, Ordering::AcqRel);
-    }
-
-    /// If it is not the first, it may be inside of any of them, and is most likely inside of the last.
-    fn begin_anywhere(&self) {
-        let begun = |counts| {
-            let takes_over = futures(counts) > 0 && in_service(counts) > 0;
-            Some(counts + FUTURE + if takes_over { 0 } else { IN_SERVICE })
-        };
-        let before = self.counts.fetch_update(Ordering::AcqRel, Ordering::Acquire, begun);
-        if before.is_ok_and(|counts| futures(counts) > 0) {
+        let is_part = matches!(within, Within::Attempt | Within::Alone);
+        let before = self.counts.fetch_add(FUTURE + if is_part { 0 } else { IN_SERVICE }, Ordering::AcqRel);
+        let is_apart = within == Within::Nothing && futures(before) > 0;
+        if is_apart {
             self.entered.fetch_or(SCATTERED, Ordering::AcqRel);
         }
+        is_apart
     }
 
-    /// Whether it was the last; then none is in service.
+    /// One that began inside of what goes on alone is polled elsewhere.
+    pub(super) fn begin_apart(&self) {
+        self.counts.fetch_add(IN_SERVICE, Ordering::AcqRel);
+        self.entered.fetch_or(SCATTERED, Ordering::AcqRel);
+    }
+
+    /// Whether it was the last.
     pub(super) fn end(&self) -> bool {
-        let ended = |counts| {
-            let left = counts - FUTURE;
-            Some(if futures(left) == 0 { left - in_service(left) * IN_SERVICE } else { left })
-        };
-        self.counts.fetch_update(Ordering::AcqRel, Ordering::Acquire, ended).is_ok_and(|before| futures(before) == 1)
+        futures(self.counts.fetch_sub(FUTURE, Ordering::AcqRel)) == 1
     }
 
     /// It was counted by that, and goes on by itself.
@@ -114,18 +105,12 @@ impl Running {
 
     /// An attempt has ended. Before that is told: of several that end at once, the last tells.
     pub(super) fn leave(&self, count: Count) {
-        if count == Count::IN_SERVICE {
-            // Of those that are scattered, one may have been taken for another.
-            let left = |counts| (in_service(counts) > 0).then(|| counts - IN_SERVICE);
-            let _ = self.counts.fetch_update(Ordering::AcqRel, Ordering::Acquire, left);
-        } else {
-            self.counts.fetch_sub(count.0, Ordering::AcqRel);
-        }
+        self.counts.fetch_sub(count.0, Ordering::AcqRel);
     }
 
     #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
     pub(super) fn is_in_service(&self) -> bool {
-        in_service(self.counts.load(Ordering::Acquire)) > 0
+        self.counts.load(Ordering::Acquire) % ALONE >= IN_SERVICE
     }
 
     /// Whether any attempt goes on, in service or alone.
@@ -136,10 +121,6 @@ impl Running {
 
 fn futures(counts: u64) -> u64 {
     counts % IN_SERVICE
-}
-
-fn in_service(counts: u64) -> u64 {
-    counts % ALONE / IN_SERVICE
 }
 
 #[cfg(test)]
@@ -161,18 +142,16 @@ mod tests {
     }
 
     #[test]
-    fn one_in_a_task_of_its_own_takes_over() {
+    fn one_in_a_task_of_its_own_is_another() {
         let running = Running::new();
-        running.begin(1, Within::Nothing);
-        running.begin(2, Within::Nothing);
+        assert!(!running.begin(1, Within::Nothing));
+        assert!(running.begin(2, Within::Nothing));
         assert_eq!((running.enter(), running.is_scattered(), running.is_innermost(2)), (2, true, true));
         running.leave(Count::IN_SERVICE);
-        assert!(!running.any());
-        // One may be taken for another.
+        assert!(running.any() && !running.end());
+        assert!(!running.begin(3, Within::Attempt));
         running.leave(Count::IN_SERVICE);
         assert!(!running.any() && !running.end() && running.end());
-        running.begin(3, Within::Nothing);
-        assert!(running.any() && running.end() && !running.any());
     }
 
     #[test]

@@ -16,10 +16,11 @@ use super::{
     Lifecycle,
     drive::{Drive, response_future},
     driver::Driver,
-    held::{Held, keep_dropped, poll_around},
+    held::{Held, poll_around},
     home::Home,
     response::{self, SendBody},
     shared::{Arrival, Shared},
+    strays::keep_dropped,
 };
 use crate::{connection::Connection, pool::caught};
 
@@ -162,7 +163,7 @@ impl Entered {
         if self.shared.running.is_innermost(self.depth) {
             Hold::Held { held: Held::new(Box::pin(future), self.shared, self.depth) }
         } else {
-            Hold::Plain { around: Around { future: Some(future), shared: self.shared } }
+            Hold::Plain { around: Around { future: Some(future), shared: self.shared, begun: false } }
         }
     }
 
@@ -180,7 +181,7 @@ impl Entered {
             Ok(future) if shared.running.is_innermost(self.depth) => {
                 Hold::Held { held: Held::new(future, shared, self.depth) }
             }
-            Ok(future) => Hold::Plain { around: Around { future: Some(future), shared } },
+            Ok(future) => Hold::Plain { around: Around { future: Some(future), shared, begun: false } },
         };
         Drive::new(driver, hold)
     }
@@ -265,6 +266,8 @@ pin_project! {
         #[pin]
         future: Option<F>,
         shared: Arc<Shared>,
+        // Where nobody knows what it is inside of: something of ours has begun in it.
+        begun: bool,
     }
 
     impl<F> PinnedDrop for Around<F> {
@@ -288,7 +291,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Some(future) = this.future.as_pin_mut() else { return Poll::Pending };
-        poll_around(this.shared, future, cx).map_ok(|response| {
+        poll_around(this.shared, this.begun, future, cx).map_ok(|response| {
             let mut response = response.map(SendBody::into_body);
             // What middleware between our services has added.
             response::collect(this.shared, &mut response);

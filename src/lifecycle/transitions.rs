@@ -8,7 +8,7 @@ use std::{sync::atomic::Ordering, task::Context};
 use axum_core::response::Response;
 use http::Version;
 
-use super::{passage::Waits, shared::Shared, word};
+use super::{passage::Waits, polled::Which, shared::Shared, word};
 use crate::{
     connection::WhyDropped,
     event::EventKind,
@@ -39,8 +39,8 @@ impl Shared {
     }
 
     /// So of one attempt, which has finished or not: another one may have.
-    pub(super) fn verdict_on(&self, has_finished: bool) -> Option<Verdict> {
-        self.verdict().or_else(|| self.producer_verdict().filter(|_| !has_finished))
+    pub(super) fn verdict_on(&self, which: Which) -> Option<Verdict> {
+        self.verdict().or_else(|| self.producer_verdict().filter(|_| !self.has_finished(which)))
     }
 
     /// Whether a handler whose future is dropped by somebody else goes on in a task of its own.

@@ -138,7 +138,7 @@ impl Word {
 
     /// Another attempt of the handler has begun: whoever was about to end that has to look again.
     pub(crate) fn attempted(self) -> Self {
-        Self(self.0 & !ATTEMPT | (self.0 + ONE_ATTEMPT) & ATTEMPT)
+        Self(self.0 & !ATTEMPT | self.0.wrapping_add(ONE_ATTEMPT) & ATTEMPT)
     }
 
     /// One more body is produced.

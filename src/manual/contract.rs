@@ -238,13 +238,13 @@
 //! times within one request. All attempts share one clock, and none begins once it has run out. The continuations of
 //! every attempt run, including those of discarded responses; what an attempt does after its `finish`, or after its
 //! client has left and a middleware has given up on it, is waited for like any handler. One of them may call `finish`:
-//! that is its own answer, an abort no longer ends it, and the others stay as they are. The handler has started with
-//! the first of them, and has ended, in events, with the last. Each hook that an attempt registers runs too, also that
-//! of a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the layer outside.
+//! that is its own answer, an abort no longer ends it, and the others stay as they are. Of those that overlap, events
+//! tell as of one handler, from the start of the first to the end of the last. Each hook that an attempt registers runs
+//! too, also that of a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the
+//! layer outside.
 //!
-//! Attempts that run at once have to be polled by the middleware's own future, as those of `tower::hedge` and of
-//! `select!` are. If each runs in a task of its own, nothing tells what is inside of what, and only the one that was
-//! called last counts as the handler: then none of them may call `finish`.
+//! So do attempts that a middleware runs in tasks of their own. What such a task is part of, nothing tells: the `finish`
+//! of another attempt, or of the middleware, protects it from an abort as its own does.
 //!
 //! **Middleware between two layers** goes on without its client like the handler, if the client left before the
 //! handler had begun; its request then ends after both, and the limit ends both.

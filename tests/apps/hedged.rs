@@ -18,7 +18,7 @@ use axum::{
 };
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use http::StatusCode;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinSet};
 use tower::{Service, layer::layer_fn, service_fn};
 use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
@@ -53,11 +53,23 @@ struct Plan {
     limit: Duration,
     /// This one fails at once, and the other one finishes.
     fails: Option<usize>,
-    /// The outer service's future is polled around both of them, or the first is made when that is called.
-    at_once: bool,
+    made: Made,
 }
 
-const WAITS: Plan = Plan { limit: Duration::from_secs(60), fails: None, at_once: false };
+/// How the middleware makes its attempts.
+#[derive(Clone, Copy, Debug)]
+enum Made {
+    /// Both in its own future.
+    Polled,
+    /// The first when it is called itself.
+    Called,
+    /// In a task each, which it aborts when it is dropped.
+    Spawned,
+}
+
+const ALL: [Made; 3] = [Made::Polled, Made::Called, Made::Spawned];
+
+const WAITS: Plan = Plan { limit: Duration::from_secs(60), fails: None, made: Made::Polled };
 
 async fn serve(notes: &Notes, gates: &[Gate; 2], plan: Plan) -> Server {
     let (theirs, gates, asked) = (notes.clone(), gates.clone(), Arc::new(AtomicUsize::new(0)));
@@ -78,17 +90,25 @@ async fn serve(notes: &Notes, gates: &[Gate; 2], plan: Plan) -> Server {
         }
     };
     let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(plan.limit));
-    let app = match plan.at_once {
-        true => app.layer(layer_fn(|inner: Route| {
+    let app = match plan.made {
+        Made::Called => app.layer(layer_fn(|inner: Route| {
             service_fn(move |request: Request| {
                 let mut inner = inner.clone();
                 let first = inner.call(copy(&request));
                 async move { first_success([first.boxed(), inner.call(request).boxed()]).await }
             })
         })),
-        false => app.layer(from_fn(|request: Request, next: Next| async move {
+        Made::Polled => app.layer(from_fn(|request: Request, next: Next| async move {
             let attempts = [next.clone().run(copy(&request)), next.run(request)];
             first_success(attempts.map(|attempt| attempt.map(Ok).boxed())).await
+        })),
+        Made::Spawned => app.layer(from_fn(|request: Request, next: Next| async move {
+            let spawned = |attempt| {
+                let mut tasks = JoinSet::new();
+                tasks.spawn(attempt);
+                async move { Ok(tasks.join_next().await.unwrap().unwrap()) }.boxed()
+            };
+            first_success([next.clone().run(copy(&request)), next.run(request)].map(spawned)).await
         })),
     };
     Server::start(app.layer((hook(notes), IgnoreAbortLayer::new()))).await
@@ -105,9 +125,9 @@ fn told_of_handlers(server: &Server) -> Vec<String> {
 
 #[tokio::test]
 async fn both_go_on_without_their_client() {
-    for (at_once, order) in [(false, [0, 1]), (false, [1, 0]), (true, [0, 1]), (true, [1, 0])] {
+    for (made, order) in ALL.into_iter().flat_map(|made| [(made, [0, 1]), (made, [1, 0])]) {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-        let server = serve(&notes, &gates, Plan { at_once, ..WAITS }).await;
+        let server = serve(&notes, &gates, Plan { made, ..WAITS }).await;
         let mut client = Http2::connect(server.address).await;
         let response = client.start("GET", "/").await;
         both_began(&notes).await;
@@ -129,9 +149,9 @@ async fn both_go_on_without_their_client() {
 /// The other one may still call `finish`, and what it does then is waited for.
 #[tokio::test]
 async fn the_end_of_one_is_not_that_of_the_other() {
-    for (at_once, fails) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+    for (made, fails) in ALL.into_iter().flat_map(|made| [(made, 0), (made, 1)]) {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-        let server = serve(&notes, &gates, Plan { at_once, fails: Some(fails), ..WAITS }).await;
+        let server = serve(&notes, &gates, Plan { made, fails: Some(fails), ..WAITS }).await;
         let opens = async {
             both_began(&notes).await;
             gates[fails].open();
@@ -154,9 +174,9 @@ async fn the_end_of_one_is_not_that_of_the_other() {
 /// It is the answer, and the other one is dropped.
 #[tokio::test]
 async fn the_rest_of_the_one_that_finishes_goes_on() {
-    for (at_once, fails) in [(false, 0), (false, 1), (true, 0), (true, 1)] {
+    for (made, fails) in ALL.into_iter().flat_map(|made| [(made, 0), (made, 1)]) {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-        let server = serve(&notes, &gates, Plan { at_once, fails: Some(fails), ..WAITS }).await;
+        let server = serve(&notes, &gates, Plan { made, fails: Some(fails), ..WAITS }).await;
         let opens = async {
             both_began(&notes).await;
             gates[1 - fails].open();
@@ -176,9 +196,9 @@ async fn the_rest_of_the_one_that_finishes_goes_on() {
 
 #[tokio::test]
 async fn the_limit_ends_both() {
-    for at_once in [false, true] {
+    for made in ALL {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-        let plan = Plan { at_once, limit: Duration::from_millis(200), ..WAITS };
+        let plan = Plan { made, limit: Duration::from_millis(200), ..WAITS };
         let server = serve(&notes, &gates, plan).await;
         assert_eq!(server.get("/").await.status, 503);
         server.journal.ended(1).await;
