@@ -70,6 +70,7 @@ impl Driver {
             shared.abandon();
         }
         shared.wake(Waits::Handler);
+        shared.wake_awaiting();
         match caught::poll(inner.as_mut(), cx) {
             Ok(Poll::Pending) => {
                 inner.leave();

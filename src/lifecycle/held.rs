@@ -49,7 +49,7 @@ pub(super) struct Held<F> {
     which: Which,
     /// Another of ours has begun in its polls, and is the attempt.
     taken_over: bool,
-    /// One of several, in whichever task, has no place of its own among those that are woken.
+    /// For one [beside](Which::beside) the first.
     news: Option<Box<News>>,
     /// Taken when the handler first waits; a handler that never does pays nothing for it.
     context: Option<Surroundings>,
@@ -235,18 +235,19 @@ impl<F> Held<F> {
         self.started = true;
         let (within, which) = begin_within(&self.shared, self.depth);
         let apart = self.shared.running.begin(self.depth, within);
-        self.which = Which { apart: which.apart || apart, ..which };
+        let beside = apart || within == Within::Other;
+        self.which = Which { apart: which.apart || apart, beside: which.beside || beside, ..which };
         if matches!(within, Within::Nothing | Within::Other) {
             self.shared.handler_started();
         }
-        if apart || within == Within::Other {
+        if self.which.beside {
             self.news = Some(Box::new(News::of(&self.shared)));
         }
     }
 
     /// It began inside of what goes on by itself, and was moved out of that.
     fn is_elsewhere(&mut self) {
-        self.which = Which { apart: true, ..Which::new(self.depth) };
+        self.which = Which { apart: true, beside: true, ..Which::new(self.depth) };
         if !self.taken_over {
             self.shared.running.begin_apart();
             self.shared.handler_started();

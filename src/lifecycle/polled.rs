@@ -16,6 +16,8 @@ pub(super) struct Which {
     pub(super) alone: bool,
     /// It began in a task of a middleware's own: not as another attempt, as far as can be told.
     pub(super) apart: bool,
+    /// It is not the first, and has no place of its own among those that are woken.
+    pub(super) beside: bool,
 }
 
 impl Which {
@@ -23,7 +25,7 @@ impl Which {
     pub(super) const UNKNOWN: u32 = 0;
 
     pub(super) const fn new(number: u32) -> Self {
-        Self { number, alone: false, apart: false }
+        Self { number, alone: false, apart: false, beside: false }
     }
 
     /// What a future of ours is counted by. What goes on by itself is counted as a whole.

@@ -56,6 +56,43 @@ async fn the_limit_ends_a_handler_in_a_task() {
     }
 }
 
+/// Whether the middleware waits for them, or has answered.
+#[tokio::test]
+async fn the_limit_ends_each_of_two_in_tasks() {
+    for waits in [false, true] {
+        let (notes, asked) = (Notes::default(), Arc::new(AtomicUsize::new(0)));
+        let theirs = notes.clone();
+        let handler = async move || {
+            let _dropped = theirs.on_drop(["first is over", "second is over"][asked.fetch_add(1, Ordering::SeqCst)]);
+            theirs.add("handler");
+            std::future::pending::<()>().await;
+        };
+        let theirs = notes.clone();
+        let both = from_fn(move |request: Request, next: Next| {
+            let notes = theirs.clone();
+            async move {
+                let first = tokio::spawn(next.clone().run(copy(&request)));
+                notes.count(1).await;
+                let second = tokio::spawn(next.run(request));
+                notes.count(2).await;
+                if waits {
+                    let _ = tokio::join!(first, second);
+                }
+                StatusCode::ACCEPTED
+            }
+        });
+        let limit = TimeLimitLayer::new(Duration::from_millis(100));
+        let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new()).layer(limit).layer(both);
+        let server = Server::start(app.layer(hook(&notes))).await;
+        assert_eq!(server.get("/").await.status, if waits { 503 } else { 202 });
+        server.journal.ended(1).await;
+        let mut all = notes.all();
+        all[2..4].sort_unstable();
+        assert_eq!(all[2..], ["first is over", "second is over", "hook: GET / TIMEOUT Flushed"]);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
 /// The first attempt has ended in a task; the second, in the middleware's own future, is the handler all the same.
 async fn second_inline(notes: &Notes, gate: &Gate) -> Server {
     let (theirs, opens, asked) = (notes.clone(), gate.clone(), Arc::new(AtomicUsize::new(0)));
