@@ -229,12 +229,13 @@ async fn an_attempt_that_an_abort_ends_goes_nowhere_else() {
 /// It is the same attempt's: what the middleware has finished protects what it goes on with.
 #[tokio::test]
 async fn an_abort_does_not_end_a_handler_behind_the_finish_of_its_middleware() {
-    for spawned in [false, true] {
-        behind_the_finish_of_its_middleware(spawned).await;
+    for (spawned, nested) in [(false, false), (true, false), (false, true), (true, true)] {
+        behind_the_finish_of_its_middleware(spawned, nested).await;
     }
 }
 
-async fn behind_the_finish_of_its_middleware(spawned: bool) {
+/// With one layer inside of it, or with one directly around another.
+async fn behind_the_finish_of_its_middleware(spawned: bool, nested: bool) {
     let (notes, gate) = (Notes::default(), Gate::closed());
     let (theirs, opens) = (notes.clone(), gate.clone());
     let handler = async move || {
@@ -251,10 +252,9 @@ async fn behind_the_finish_of_its_middleware(spawned: bool) {
             false => next.run(request).await,
         }
     };
-    let app = Router::new()
-        .route("/", get(handler).layer(TimeLimitLayer::new(60 * SECOND)))
-        .layer(from_fn(ack_first))
-        .layer(IgnoreAbortLayer::off());
+    let (route, limit) = (get(handler), TimeLimitLayer::new(60 * SECOND));
+    let route = if nested { route.layer((limit, limit)) } else { route.layer(limit) };
+    let app = Router::new().route("/", route).layer(from_fn(ack_first)).layer(IgnoreAbortLayer::off());
     let server = Server::start(app.layer(hook(&notes))).await;
     let mut client = server.connect().await;
     client.send_get("/").await;
