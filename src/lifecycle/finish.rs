@@ -104,10 +104,11 @@ impl Shared {
         self.word().has(word::FINISHED)
     }
 
-    /// Whether that attempt has called `finish`, or what it runs in, as far as can be told.
+    /// Whether that attempt has called `finish`, or what it runs in, as far as can be told: not of what runs in a task of a
+    /// middleware's own, and not of what that is a part of.
     pub(super) fn has_finished(&self, which: Which) -> bool {
         let finisher = || lock(&self.core).rare().finisher;
-        self.is_finished() && (which.apart || [which.number, Which::UNKNOWN].contains(&finisher()))
+        self.is_finished() && (self.running.is_scattered() || [which.number, Which::UNKNOWN].contains(&finisher()))
     }
 
     pub(super) fn set_finisher(&self, number: u32) {

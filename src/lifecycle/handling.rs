@@ -120,15 +120,15 @@ mod tests {
     #[test]
     fn attempts_that_begin_where_another_ends_are_the_handler() {
         let shared = Shared::new(Arrival::of_a_test(&Arc::default()));
-        shared.running.begin(1, Within::Nothing);
+        shared.running.begin(Within::Nothing);
         shared.handler_started();
         shared.running.leave(Count::IN_SERVICE);
-        let mut begins = 2..4;
+        let mut begins = 0..2;
         let ended = shared.change(None, |word| {
             let ended = shared.without_handler(word);
-            for number in begins.by_ref() {
+            for _ in begins.by_ref() {
                 assert!(ended.is_some());
-                shared.running.begin(number, Within::Other);
+                shared.running.begin(Within::Other);
                 shared.handler_started();
             }
             ended

@@ -22,13 +22,16 @@ use super::{
     shared::Shared,
     strays::{keep_dropped, keep_strays},
     transitions::Verdict,
-    word,
 };
 use crate::{
     continuation::{self, Continuation},
-    event::{BODY, HANDLER},
+    event::{BODY, HANDLER, RequestId},
     pool::{Captured, Detached, caught},
 };
+
+/// On a response whose body is watched, where another of our services may be around it in another task.
+#[derive(Clone, Copy)]
+struct Watched(RequestId);
 
 /// What goes along when a handler moves to a task of its own.
 pub(super) struct Surroundings {
@@ -97,7 +100,7 @@ where
         let around = Polled::begin(shared, self.which, self.taken_over);
         let polled = poll_handler(shared, first, future.as_mut(), cx);
         self.taken_over = around.end();
-        let innermost = self.is_innermost();
+        let innermost = !self.taken_over;
         match polled {
             Ok(Poll::Ready(result)) => {
                 self.discard();
@@ -159,20 +162,22 @@ where
     /// The handler returned.
     fn returned(&self, response: http::Response<B>, innermost: bool) -> Response {
         let mut response = response.map(SendBody::into_body);
-        if !innermost {
+        // It may have called `finish` without ever waiting for it: then that is its answer.
+        let finished = innermost.then(|| self.take_finished()).flatten();
+        if !innermost || finished.is_none() && self.is_anothers(&response) {
             collect(&self.shared, &mut response);
             self.give_up(HandlerEnd::Ended);
             return response;
         }
         let continuations = Continuation::take_from(response.extensions_mut());
-        // It may have called `finish` without ever waiting for it: then that is its answer.
-        let response = match self.take_finished() {
+        let response = match finished {
             Some(finished) => {
                 returned_late(&self.shared, response);
                 *finished
             }
             None => response,
         };
+        let response = self.mark(response);
         // The body's producer begins before the handler ends, so that the request does not end in between. What it says
         // of its length is the user's code.
         let response = caught::call(|| watched(&self.shared, response));
@@ -182,6 +187,20 @@ where
             self.shared.ended_one(HandlerEnd::Ended);
             resume_unwind(payload)
         })
+    }
+
+    /// For what it may be inside of, in another task.
+    fn mark(&self, mut response: Response) -> Response {
+        if self.which.beside {
+            response.extensions_mut().insert(Watched(self.shared.id()));
+        }
+        response
+    }
+
+    /// It comes from what is inside of it, in another task.
+    fn is_anothers(&self, response: &Response) -> bool {
+        let watched = || response.extensions().get::<Watched>();
+        self.shared.running.is_scattered() && watched().is_some_and(|watched| watched.0 == self.shared.id())
     }
 
     /// The handler waits: for something of its own, or for us.
@@ -203,6 +222,7 @@ where
         if let Some(response) = finished {
             let mut response = *response;
             collect(shared, &mut response);
+            response = self.mark(response);
             self.go_on_alone();
             return Poll::Ready(watched(&self.shared, response));
         }
@@ -234,9 +254,8 @@ impl<F> Held<F> {
     fn begin(&mut self) {
         self.started = true;
         let (within, which) = begin_within(&self.shared, self.depth);
-        let apart = self.shared.running.begin(self.depth, within);
-        let beside = apart || within == Within::Other;
-        self.which = Which { apart: which.apart || apart, beside: which.beside || beside, ..which };
+        let is_apart = self.shared.running.begin(within);
+        self.which = Which { beside: which.beside || is_apart || within == Within::Other, ..which };
         if matches!(within, Within::Nothing | Within::Other) {
             self.shared.handler_started();
         }
@@ -247,7 +266,7 @@ impl<F> Held<F> {
 
     /// It began inside of what goes on by itself, and was moved out of that.
     fn is_elsewhere(&mut self) {
-        self.which = Which { apart: true, beside: true, ..Which::new(self.depth) };
+        self.which = Which { beside: true, ..Which::new(self.depth) };
         if !self.taken_over {
             self.shared.running.begin_apart();
             self.shared.handler_started();
@@ -255,27 +274,21 @@ impl<F> Held<F> {
         }
     }
 
-    /// It ends, and is not the handler for all that is known. It counts all the same, unless another has taken its place.
+    /// It ends without an answer of its own. It counts, unless another has taken its place.
     fn give_up(&self, how: HandlerEnd) {
         if !self.taken_over {
             self.shared.handler_ended(how, self.which.count());
         }
     }
 
-    fn is_innermost(&self) -> bool {
-        let (running, depth) = (&self.shared.running, self.depth);
-        // What is inside of it may have been called, and not begun.
-        let by_number =
-            || running.is_innermost(depth) || running.is_deepest(depth) && self.shared.word().has(word::HANDLER);
-        !self.taken_over && (self.which.apart || !running.is_scattered() || by_number())
-    }
-
     /// What its attempt has finished. Inside of what goes on by itself, it is for that.
     fn take_finished(&self) -> Option<Box<Response>> {
-        let number = self.which.number;
-        let is_its = |by: Which| !by.alone && [number, Which::UNKNOWN].contains(&by.number);
+        let (number, running) = (self.which.number, &self.shared.running);
+        // What is around others takes what may be theirs when it has none.
+        let may_be_its = self.which.beside || !running.is_scattered() || running.in_service() <= 1;
+        let is_its = |by: Which| !by.alone && (by.number == number || by.number == Which::UNKNOWN && may_be_its);
         let taken = (!self.which.alone).then(|| self.shared.take_finished(is_its)).flatten()?;
-        if self.is_innermost() {
+        if !self.taken_over {
             self.shared.set_finisher(number);
         }
         Some(taken)
@@ -315,7 +328,7 @@ impl<F> Drop for Held<F> {
             self.discard();
             return;
         }
-        let innermost = self.is_innermost();
+        let innermost = !self.taken_over;
         // A finished response that nobody took. One of ours that is inside decides for itself, and what stands between goes
         // before it does.
         if innermost {

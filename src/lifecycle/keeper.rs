@@ -106,7 +106,7 @@ impl Shared {
 
     /// Whether an attempt is in service: it may be about to go on by itself, with whatever keeps it.
     pub(crate) fn is_in_service(&self) -> bool {
-        self.running.is_in_service()
+        self.running.in_service() > 0
     }
 
     /// Whether no response leaves any more.

@@ -14,8 +14,6 @@ pub(super) struct Which {
     pub(super) number: u32,
     /// Nobody waits for it any more: it is polled in a task of its own.
     pub(super) alone: bool,
-    /// It began in a task of a middleware's own: not as another attempt, as far as can be told.
-    pub(super) apart: bool,
     /// It is not the first, and has no place of its own among those that are woken.
     pub(super) beside: bool,
 }
@@ -25,7 +23,7 @@ impl Which {
     pub(super) const UNKNOWN: u32 = 0;
 
     pub(super) const fn new(number: u32) -> Self {
-        Self { number, alone: false, apart: false, beside: false }
+        Self { number, alone: false, beside: false }
     }
 
     /// What a future of ours is counted by. What goes on by itself is counted as a whole.
@@ -99,7 +97,10 @@ pub(super) fn begin_within(shared: &Shared, number: u32) -> (Within, Which) {
     let itself = Which::new(number);
     match of(shared) {
         None => (Within::Nothing, itself),
-        Some(frame) if frame.which.alone => (Within::Alone, frame.which),
+        Some(frame) if frame.which.alone => {
+            FRAME.set(Frame { taken_over: true, ..frame });
+            (Within::Alone, frame.which)
+        }
         Some(frame) if frame.taken_over => (Within::Other, itself),
         Some(frame) => {
             FRAME.set(Frame { taken_over: true, ..frame });
@@ -117,4 +118,21 @@ pub(super) fn which(shared: &Shared) -> Which {
 /// Whether what is polled here is inside of what goes on by itself.
 pub(super) fn is_alone(shared: &Shared) -> bool {
     of(shared).is_some_and(|frame| frame.which.alone)
+}
+
+thread_local! {
+    /// The request, and the number, of the last of our services that was called here.
+    static CALLED: Cell<(usize, u32)> = const { Cell::new((0, 0)) };
+}
+
+#[inline]
+pub(super) fn called(shared: &Shared, number: u32) {
+    CALLED.set((std::ptr::from_ref(shared).addr(), number));
+}
+
+/// Whether the call of the service of that number has called another one inside of it.
+#[inline]
+pub(super) fn has_called_on(shared: &Shared, number: u32) -> bool {
+    let (request, last) = CALLED.get();
+    request == std::ptr::from_ref(shared).addr() && last != number
 }

@@ -42,41 +42,28 @@ pub(super) enum Within {
 }
 
 pub(super) struct Running {
-    /// How many of our services this request has entered. The innermost is the one whose number stays the highest.
+    /// How many of our services this request has entered.
     entered: AtomicU32,
-    /// The innermost of them that was ever polled.
-    deepest: AtomicU32,
     /// In one word, so that of several that end at once the last sees that it is.
     counts: AtomicU64,
 }
 
 impl Running {
     pub(super) fn new() -> Self {
-        Self { entered: AtomicU32::new(1), deepest: AtomicU32::new(0), counts: AtomicU64::new(0) }
+        Self { entered: AtomicU32::new(1), counts: AtomicU64::new(0) }
     }
 
     pub(super) fn enter(&self) -> u32 {
         (self.entered.fetch_add(1, Ordering::AcqRel) + 1) & !SCATTERED
     }
 
-    /// Nothing inside of this service was called, as far as can be told.
-    pub(super) fn is_innermost(&self, depth: u32) -> bool {
-        self.entered.load(Ordering::Acquire) & !SCATTERED == depth
-    }
-
-    /// Nothing inside of this service was ever polled, although it may have been called.
-    pub(super) fn is_deepest(&self, depth: u32) -> bool {
-        self.deepest.load(Ordering::Acquire) == depth
-    }
-
-    /// Whether only the numbers tell what is inside of what.
+    /// Whether one began in a task of its own.
     pub(super) fn is_scattered(&self) -> bool {
         self.entered.load(Ordering::Acquire) & SCATTERED != 0
     }
 
     /// A future of one of our services that could be the innermost. Whether nobody can tell what it is inside of.
-    pub(super) fn begin(&self, depth: u32, within: Within) -> bool {
-        self.deepest.fetch_max(depth, Ordering::AcqRel);
+    pub(super) fn begin(&self, within: Within) -> bool {
         let is_part = matches!(within, Within::Attempt | Within::Alone);
         let before = self.counts.fetch_add(FUTURE + if is_part { 0 } else { IN_SERVICE }, Ordering::AcqRel);
         let is_apart = within == Within::Nothing && futures(before) > 0;
@@ -108,9 +95,9 @@ impl Running {
         self.counts.fetch_sub(count.0, Ordering::AcqRel);
     }
 
-    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres"))]
-    pub(super) fn is_in_service(&self) -> bool {
-        self.counts.load(Ordering::Acquire) % ALONE >= IN_SERVICE
+    /// How many are in service.
+    pub(super) fn in_service(&self) -> u64 {
+        self.counts.load(Ordering::Acquire) % ALONE / IN_SERVICE
     }
 
     /// Whether any attempt goes on, in service or alone.
@@ -130,10 +117,11 @@ mod tests {
     #[test]
     fn each_attempt_in_service_counts() {
         let running = Running::new();
-        running.begin(1, Within::Nothing);
-        running.begin(2, Within::Attempt);
-        running.begin(3, Within::Other);
-        assert!(!running.is_scattered());
+        running.begin(Within::Nothing);
+        running.begin(Within::Attempt);
+        assert_eq!(running.in_service(), 1);
+        running.begin(Within::Other);
+        assert_eq!((running.in_service(), running.is_scattered()), (2, false));
         running.leave(Count::IN_SERVICE);
         assert!(running.any() && !running.end());
         running.leave(Count::IN_SERVICE);
@@ -144,12 +132,12 @@ mod tests {
     #[test]
     fn one_in_a_task_of_its_own_is_another() {
         let running = Running::new();
-        assert!(!running.begin(1, Within::Nothing));
-        assert!(running.begin(2, Within::Nothing));
-        assert_eq!((running.enter(), running.is_scattered(), running.is_innermost(2)), (2, true, true));
+        assert!(!running.begin(Within::Nothing));
+        assert!(running.begin(Within::Nothing));
+        assert_eq!((running.enter(), running.is_scattered(), running.in_service()), (2, true, 2));
         running.leave(Count::IN_SERVICE);
         assert!(running.any() && !running.end());
-        assert!(!running.begin(3, Within::Attempt));
+        assert!(!running.begin(Within::Attempt));
         running.leave(Count::IN_SERVICE);
         assert!(!running.any() && !running.end() && running.end());
     }
@@ -157,9 +145,9 @@ mod tests {
     #[test]
     fn what_goes_on_alone_is_counted_with_all_that_is_inside() {
         let running = Running::new();
-        running.begin(1, Within::Nothing);
+        running.begin(Within::Nothing);
         running.begin_alone(Count::IN_SERVICE);
-        running.begin(2, Within::Alone);
+        running.begin(Within::Alone);
         running.leave(Count::NOTHING);
         assert!(running.any() && !running.end() && running.end());
         assert!(running.any());

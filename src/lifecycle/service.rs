@@ -18,6 +18,7 @@ use super::{
     driver::Driver,
     held::{Held, poll_around},
     home::Home,
+    polled,
     response::{self, SendBody},
     shared::{Arrival, Shared},
     strays::keep_dropped,
@@ -96,12 +97,14 @@ impl Entered {
         }
         extensions.insert(Lifecycle(shared.clone()));
         note_route(&shared, request.extensions());
+        polled::called(&shared, OUTERMOST);
         Self { shared, depth: OUTERMOST, catches_panics }
     }
 
     fn inside<B>(shared: Arc<Shared>, request: &Request<B>) -> Self {
         note_route(&shared, request.extensions());
         let depth = shared.running.enter();
+        polled::called(&shared, depth);
         Self { shared, depth, catches_panics: false }
     }
 
@@ -160,10 +163,10 @@ impl Entered {
         };
         // Services that are nested directly have entered by now, and need no box of ours; those behind a router
         // enter at the first poll.
-        if self.shared.running.is_innermost(self.depth) {
-            Hold::Held { held: Held::new(Box::pin(future), self.shared, self.depth) }
-        } else {
+        if polled::has_called_on(&self.shared, self.depth) {
             Hold::Plain { around: Around { future: Some(future), shared: self.shared, begun: false } }
+        } else {
+            Hold::Held { held: Held::new(Box::pin(future), self.shared, self.depth) }
         }
     }
 
@@ -178,10 +181,10 @@ impl Entered {
         let (driver, shared) = (self.driver(), self.shared);
         let hold = match caught::call(|| Box::pin(call())) {
             Err(payload) => Hold::Panicked { payload: Some(payload), shared },
-            Ok(future) if shared.running.is_innermost(self.depth) => {
-                Hold::Held { held: Held::new(future, shared, self.depth) }
+            Ok(future) if polled::has_called_on(&shared, self.depth) => {
+                Hold::Plain { around: Around { future: Some(future), shared, begun: false } }
             }
-            Ok(future) => Hold::Plain { around: Around { future: Some(future), shared, begun: false } },
+            Ok(future) => Hold::Held { held: Held::new(future, shared, self.depth) },
         };
         Drive::new(driver, hold)
     }

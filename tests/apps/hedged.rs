@@ -63,11 +63,17 @@ enum Made {
     Polled,
     /// The first when it is called itself.
     Called,
-    /// In a task each, which it aborts when it is dropped.
-    Spawned,
+    /// In a task, which it aborts when it is dropped: both, the first, or the second.
+    Spawned([bool; 2]),
 }
 
-const ALL: [Made; 3] = [Made::Polled, Made::Called, Made::Spawned];
+const ALL: [Made; 5] = [
+    Made::Polled,
+    Made::Called,
+    Made::Spawned([true, true]),
+    Made::Spawned([true, false]),
+    Made::Spawned([false, true]),
+];
 
 const WAITS: Plan = Plan { limit: Duration::from_secs(60), fails: None, made: Made::Polled };
 
@@ -102,13 +108,17 @@ async fn serve(notes: &Notes, gates: &[Gate; 2], plan: Plan) -> Server {
             let attempts = [next.clone().run(copy(&request)), next.run(request)];
             first_success(attempts.map(|attempt| attempt.map(Ok).boxed())).await
         })),
-        Made::Spawned => app.layer(from_fn(|request: Request, next: Next| async move {
+        Made::Spawned(which) => app.layer(from_fn(move |request: Request, next: Next| async move {
             let spawned = |attempt| {
                 let mut tasks = JoinSet::new();
                 tasks.spawn(attempt);
                 async move { Ok(tasks.join_next().await.unwrap().unwrap()) }.boxed()
             };
-            first_success([next.clone().run(copy(&request)), next.run(request)].map(spawned)).await
+            let made = |(number, attempt): (usize, BoxFuture<'static, Response>)| {
+                if which[number] { spawned(attempt) } else { attempt.map(Ok).boxed() }
+            };
+            let (first, second) = (next.clone().run(copy(&request)).boxed(), next.run(request).boxed());
+            first_success([made((0, first)), made((1, second))]).await
         })),
     };
     Server::start(app.layer((hook(notes), IgnoreAbortLayer::new()))).await

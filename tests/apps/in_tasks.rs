@@ -1,8 +1,9 @@
 //! Beside middleware that runs the handler, or an attempt, in a task of its own.
 
 use std::{
+    convert::Infallible,
     sync::{
-        Arc,
+        Arc, Barrier,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -10,19 +11,25 @@ use std::{
 
 use axum::{
     Router,
+    body::Body,
     extract::Request,
     middleware::{Next, from_fn},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{Route, get},
 };
-use futures_util::{StreamExt, stream::FuturesUnordered};
+use futures_util::{
+    StreamExt,
+    stream::{self, FuturesUnordered},
+};
 use http::StatusCode;
+use tower::{Service, layer::layer_fn, retry::RetryLayer, service_fn};
 use tower_epilogue::{IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
 use crate::{
     beside::copy,
     common::SECOND,
     routes::{hook, work},
+    stacks::Again,
     support::{Gate, Notes, Server, h2client::Http2},
 };
 
@@ -175,9 +182,16 @@ async fn what_goes_on_without_its_client_may_finish_from_a_task() {
     assert!(server.stop().await.is_clean());
 }
 
-/// Two attempts at once, each of which is woken by itself: a task of the first one finishes when the second is over.
+/// Two attempts at once, each of which is woken by itself: a task of the first one finishes when the second is over. With one
+/// layer in each, or two.
 #[tokio::test]
 async fn a_task_of_the_first_of_two_may_finish() {
+    for two_layers in [false, true] {
+        a_task_of_the_first_finishes(two_layers).await;
+    }
+}
+
+async fn a_task_of_the_first_finishes(two_layers: bool) {
     let (notes, asked) = (Notes::default(), Arc::new(AtomicUsize::new(0)));
     let theirs = notes.clone();
     let handler = async move |lifecycle: Lifecycle| -> Response {
@@ -204,7 +218,8 @@ async fn a_task_of_the_first_of_two_may_finish() {
         }
         last
     });
-    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(both);
+    let route = if two_layers { get(handler).layer(IgnoreAbortLayer::off()) } else { get(handler) };
+    let app = Router::new().route("/", route).layer(TimeLimitLayer::new(60 * SECOND)).layer(both);
     let server = Server::start(app.layer(hook(&notes))).await;
     assert_eq!(server.get("/").await.text(), "first");
     server.journal.ended(1).await;
@@ -246,5 +261,124 @@ async fn the_limit_ends_what_was_moved_out_of_what_goes_on_alone() {
     server.journal.ended(1).await;
     assert_eq!(notes.all()[1..], ["handler", "handler is over", "hook: GET / ABORTED | TIMEOUT Aborted"]);
     drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+/// In each of two tasks, whose first attempts have failed.
+#[tokio::test]
+async fn the_limit_ends_what_is_tried_again_in_tasks() {
+    let (notes, asked) = (Notes::default(), Arc::new(AtomicUsize::new(0)));
+    let theirs = notes.clone();
+    let handler = async move || -> Response {
+        let attempt = asked.fetch_add(1, Ordering::SeqCst);
+        theirs.add("handler");
+        if attempt < 2 {
+            theirs.count(2).await;
+            return StatusCode::BAD_GATEWAY.into_response();
+        }
+        let _dropped = theirs.on_drop("handler is over");
+        std::future::pending().await
+    };
+    let theirs = notes.clone();
+    let both = from_fn(move |request: Request, next: Next| {
+        let notes = theirs.clone();
+        async move {
+            drop([tokio::spawn(next.clone().run(copy(&request))), tokio::spawn(next.run(request))]);
+            notes.count(4).await;
+            StatusCode::ACCEPTED
+        }
+    });
+    let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new()).layer(RetryLayer::new(Again(1)));
+    let app = app.layer(TimeLimitLayer::new(Duration::from_millis(100))).layer(both);
+    let server = Server::start(app.layer(hook(&notes))).await;
+    assert_eq!(server.get("/").await.status, 202);
+    server.journal.ended(1).await;
+    assert_eq!(notes.all()[4..], ["handler is over", "handler is over", "hook: GET / TIMEOUT Flushed"]);
+    assert!(server.stop().await.is_clean());
+}
+
+/// While the handler runs in a task.
+#[tokio::test]
+async fn a_middleware_may_finish_before_its_handler() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move || {
+        theirs.add("handler");
+        opens.passed().await;
+        theirs.add("handler is over");
+        "late"
+    };
+    let theirs = notes.clone();
+    let later = from_fn(move |lifecycle: Lifecycle, request: Request, next: Next| {
+        let notes = theirs.clone();
+        async move {
+            let task = tokio::spawn(next.run(request));
+            notes.seen("handler").await;
+            let sent = lifecycle.finish((StatusCode::ACCEPTED, "later")).await;
+            notes.add(format!("middleware: {sent:?}"));
+            task.await.unwrap()
+        }
+    });
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(later);
+    let server = Server::start(app.layer(hook(&notes))).await;
+    assert_eq!(server.get("/").await.text(), "later");
+    notes.seen("middleware: Ok(Flushed)").await;
+    gate.open();
+    server.journal.ended(1).await;
+    let rest = ["middleware: Ok(Flushed)", "handler is over", "hook: GET / NORMAL Flushed"];
+    assert_eq!(notes.all()[1..], rest);
+    assert!(server.stop().await.is_clean());
+}
+
+/// Its body is watched once.
+#[tokio::test]
+async fn a_stream_from_a_task_is_one() {
+    let notes = Notes::default();
+    let handler = async || Body::from_stream(stream::iter(["a", "b"].map(Ok::<_, Infallible>)));
+    let spawns = from_fn(|request: Request, next: Next| async { tokio::spawn(next.run(request)).await.unwrap() });
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(spawns);
+    let server = Server::start(app.layer(hook(&notes))).await;
+    let mut client = Http2::connect(server.address).await;
+    assert_eq!(client.get("/").await.unwrap().body, b"ab");
+    server.journal.ended(1).await;
+    let ends = server.journal.lines().into_iter().filter(|line| line.starts_with("body_end")).count();
+    assert_eq!((ends, notes.all()), (1, vec!["hook: GET / NORMAL Flushed".to_owned()]));
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+/// In the same moment, on two threads: each has a layer of ours around what they call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn the_limit_ends_each_of_two_that_begin_at_once() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        let _dropped = theirs.on_drop("handler is over");
+        theirs.add("handler");
+        std::future::pending::<()>().await;
+    };
+    let meet = Arc::new(Barrier::new(2));
+    let meets = layer_fn(move |inner: Route| {
+        let meet = meet.clone();
+        service_fn(move |request: Request| {
+            tokio::task::block_in_place(|| meet.wait());
+            inner.clone().call(request)
+        })
+    });
+    let theirs = notes.clone();
+    let both = from_fn(move |request: Request, next: Next| {
+        let notes = theirs.clone();
+        async move {
+            drop([tokio::spawn(next.clone().run(copy(&request))), tokio::spawn(next.run(request))]);
+            notes.count(2).await;
+            StatusCode::ACCEPTED
+        }
+    });
+    let limit = TimeLimitLayer::new(Duration::from_millis(100));
+    let app = Router::new().route("/", get(handler)).layer((limit, meets)).layer(both);
+    let server = Server::start(app.layer(hook(&notes))).await;
+    assert_eq!(server.get("/").await.status, 202);
+    server.journal.ended(1).await;
+    assert_eq!(notes.all()[2..], ["handler is over", "handler is over", "hook: GET / TIMEOUT Flushed"]);
     assert!(server.stop().await.is_clean());
 }
