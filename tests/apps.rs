@@ -26,6 +26,8 @@ mod hedged;
 mod held;
 #[path = "apps/in_tasks.rs"]
 mod in_tasks;
+#[path = "apps/isolated.rs"]
+mod isolated;
 #[path = "apps/kept.rs"]
 mod kept;
 #[path = "apps/kinds.rs"]

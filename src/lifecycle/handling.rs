@@ -115,12 +115,15 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::lifecycle::{running::Within, shared::Arrival};
+    use crate::lifecycle::{
+        running::{Around, Within},
+        shared::Arrival,
+    };
 
     #[test]
     fn attempts_that_begin_where_another_ends_are_the_handler() {
         let shared = Shared::new(Arrival::of_a_test(&Arc::default()));
-        shared.running.begin(Within::Nothing);
+        shared.running.begin(Within::Nothing, Around::NOTHING);
         shared.handler_started();
         shared.running.leave(Count::IN_SERVICE);
         let mut begins = 0..2;
@@ -128,7 +131,7 @@ mod tests {
             let ended = shared.without_handler(word);
             for _ in begins.by_ref() {
                 assert!(ended.is_some());
-                shared.running.begin(Within::Other);
+                shared.running.begin(Within::Other, Around::NOTHING);
                 shared.handler_started();
             }
             ended

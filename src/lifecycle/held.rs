@@ -18,20 +18,16 @@ use super::{
     passage::Waits,
     polled::{Polled, Which, begin_within, is_alone},
     response::{SendBody, answer, collect, watched},
-    running::Within,
+    running::{Around, Within},
     shared::Shared,
     strays::{keep_dropped, keep_strays},
     transitions::Verdict,
 };
 use crate::{
     continuation::{self, Continuation},
-    event::{BODY, HANDLER, RequestId},
+    event::{BODY, HANDLER},
     pool::{Captured, Detached, caught},
 };
-
-/// On a response whose body is watched, where another of our services may be around it in another task.
-#[derive(Clone, Copy)]
-struct Watched(RequestId);
 
 /// What goes along when a handler moves to a task of its own.
 pub(super) struct Surroundings {
@@ -47,6 +43,7 @@ pub(super) struct Held<F> {
     future: Option<Pin<Box<F>>>,
     shared: Arc<Shared>,
     depth: u32,
+    around: Around,
     started: bool,
     /// Which attempt it is, or is around; when it has begun.
     which: Which,
@@ -65,11 +62,12 @@ where
     F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
     B: SendBody,
 {
-    pub(super) fn new(future: Pin<Box<F>>, shared: Arc<Shared>, depth: u32) -> Self {
+    pub(super) fn new(future: Pin<Box<F>>, shared: Arc<Shared>, depth: u32, around: Around) -> Self {
         Self {
             future: Some(future),
             shared,
             depth,
+            around,
             started: false,
             which: Which::new(Which::UNKNOWN),
             taken_over: false,
@@ -95,11 +93,13 @@ where
         } else if self.which.alone && !is_alone(&self.shared) {
             self.is_elsewhere();
         }
+        self.give_way();
         let Some(future) = self.future.as_mut() else { return Poll::Pending };
         let shared = &self.shared;
         let around = Polled::begin(shared, self.which, self.taken_over);
         let polled = poll_handler(shared, first, future.as_mut(), cx);
         self.taken_over = around.end();
+        self.give_way();
         let innermost = !self.taken_over;
         match polled {
             Ok(Poll::Ready(result)) => {
@@ -162,22 +162,20 @@ where
     /// The handler returned.
     fn returned(&self, response: http::Response<B>, innermost: bool) -> Response {
         let mut response = response.map(SendBody::into_body);
-        // It may have called `finish` without ever waiting for it: then that is its answer.
-        let finished = innermost.then(|| self.take_finished()).flatten();
-        if !innermost || finished.is_none() && self.is_anothers(&response) {
+        if !innermost {
             collect(&self.shared, &mut response);
             self.give_up(HandlerEnd::Ended);
             return response;
         }
         let continuations = Continuation::take_from(response.extensions_mut());
-        let response = match finished {
+        // It may have called `finish` without ever waiting for it: then that is its answer.
+        let response = match self.take_finished() {
             Some(finished) => {
                 returned_late(&self.shared, response);
                 *finished
             }
             None => response,
         };
-        let response = self.mark(response);
         // The body's producer begins before the handler ends, so that the request does not end in between. What it says
         // of its length is the user's code.
         let response = caught::call(|| watched(&self.shared, response));
@@ -187,20 +185,6 @@ where
             self.shared.ended_one(HandlerEnd::Ended);
             resume_unwind(payload)
         })
-    }
-
-    /// For what it may be inside of, in another task.
-    fn mark(&self, mut response: Response) -> Response {
-        if self.which.beside {
-            response.extensions_mut().insert(Watched(self.shared.id()));
-        }
-        response
-    }
-
-    /// It comes from what is inside of it, in another task.
-    fn is_anothers(&self, response: &Response) -> bool {
-        let watched = || response.extensions().get::<Watched>();
-        self.shared.running.is_scattered() && watched().is_some_and(|watched| watched.0 == self.shared.id())
     }
 
     /// The handler waits: for something of its own, or for us.
@@ -222,7 +206,6 @@ where
         if let Some(response) = finished {
             let mut response = *response;
             collect(shared, &mut response);
-            response = self.mark(response);
             self.go_on_alone();
             return Poll::Ready(watched(&self.shared, response));
         }
@@ -254,7 +237,7 @@ impl<F> Held<F> {
     fn begin(&mut self) {
         self.started = true;
         let (within, which) = begin_within(&self.shared, self.depth);
-        let is_apart = self.shared.running.begin(within);
+        let is_apart = self.shared.running.begin(within, self.around);
         self.which = Which { beside: which.beside || is_apart || within == Within::Other, ..which };
         if matches!(within, Within::Nothing | Within::Other) {
             self.shared.handler_started();
@@ -268,9 +251,17 @@ impl<F> Held<F> {
     fn is_elsewhere(&mut self) {
         self.which = Which { beside: true, ..Which::new(self.depth) };
         if !self.taken_over {
-            self.shared.running.begin_apart();
+            self.shared.running.begin_apart(self.around);
             self.shared.handler_started();
             self.news = Some(Box::new(News::of(&self.shared)));
+        }
+    }
+
+    /// Something inside of it has begun in another task, and is the handler.
+    fn give_way(&mut self) {
+        if !self.taken_over && self.started && self.shared.running.is_around(self.depth) {
+            self.give_up(HandlerEnd::Ended);
+            self.taken_over = true;
         }
     }
 
@@ -283,10 +274,8 @@ impl<F> Held<F> {
 
     /// What its attempt has finished. Inside of what goes on by itself, it is for that.
     fn take_finished(&self) -> Option<Box<Response>> {
-        let (number, running) = (self.which.number, &self.shared.running);
-        // What is around others takes what may be theirs when it has none.
-        let may_be_its = self.which.beside || !running.is_scattered() || running.in_service() <= 1;
-        let is_its = |by: Which| !by.alone && (by.number == number || by.number == Which::UNKNOWN && may_be_its);
+        let number = self.which.number;
+        let is_its = |by: Which| !by.alone && [number, Which::UNKNOWN].contains(&by.number);
         let taken = (!self.which.alone).then(|| self.shared.take_finished(is_its)).flatten()?;
         if !self.taken_over {
             self.shared.set_finisher(number);
@@ -328,6 +317,7 @@ impl<F> Drop for Held<F> {
             self.discard();
             return;
         }
+        self.give_way();
         let innermost = !self.taken_over;
         // A finished response that nobody took. One of ours that is inside decides for itself, and what stands between goes
         // before it does.

@@ -8,7 +8,9 @@ use http::{Method, StatusCode, Version};
 use super::{
     Lifecycle,
     home::Home,
+    running::Around,
     seat::Seat,
+    service::OUTERMOST,
     shared::{Arrival, Shared},
     word,
 };
@@ -34,7 +36,7 @@ impl Lifecycle {
             is_job: true,
         });
         shared.change(None, |word| Some(word.with(word::HEAD).with_sent(Sent::Flushed)));
-        Self(shared)
+        Self(shared, Around::NOTHING.and(OUTERMOST))
     }
 }
 

@@ -9,6 +9,7 @@ use super::{
     Lifecycle,
     nowhere::{How, Promised, Storing, go_on_held},
     response::taken_off,
+    running::Around,
     shared::Shared,
     word,
 };
@@ -89,7 +90,7 @@ impl Shared {
                 None if goes_on => Whose::GoesOn,
                 None => Whose::InService,
             };
-            match keeper.keep(Lifecycle(self.clone()), response, how, whose) {
+            match keeper.keep(Lifecycle(self.clone(), Around::NOTHING), response, how, whose) {
                 Promised::Nothing(back) => response = back,
                 storing => return storing,
             }

@@ -112,7 +112,7 @@ mod work;
 /// # let _ = app;
 /// ```
 #[derive(Clone)]
-pub struct Lifecycle(pub(crate) Arc<Shared>);
+pub struct Lifecycle(pub(crate) Arc<Shared>, running::Around);
 
 impl fmt::Debug for Lifecycle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -41,16 +41,31 @@ pub(super) enum Within {
     Nothing,
 }
 
+/// Numbers of services of ours, as far as they fit in: what another is inside of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Around(u32);
+
+impl Around {
+    pub(super) const NOTHING: Self = Self(0);
+
+    /// And that one.
+    pub(super) fn and(self, number: u32) -> Self {
+        Self(self.0 | 1_u32.checked_shl(number - 1).unwrap_or(0))
+    }
+}
+
 pub(super) struct Running {
     /// How many of our services this request has entered.
     entered: AtomicU32,
+    /// Those around something that began in a task of its own.
+    around: AtomicU32,
     /// In one word, so that of several that end at once the last sees that it is.
     counts: AtomicU64,
 }
 
 impl Running {
     pub(super) fn new() -> Self {
-        Self { entered: AtomicU32::new(1), counts: AtomicU64::new(0) }
+        Self { entered: AtomicU32::new(1), around: AtomicU32::new(0), counts: AtomicU64::new(0) }
     }
 
     pub(super) fn enter(&self) -> u32 {
@@ -62,21 +77,33 @@ impl Running {
         self.entered.load(Ordering::Acquire) & SCATTERED != 0
     }
 
-    /// A future of one of our services that could be the innermost. Whether nobody can tell what it is inside of.
-    pub(super) fn begin(&self, within: Within) -> bool {
+    /// Whether something inside of that service began in a task of its own. Then that is the handler, and the service is around.
+    #[inline]
+    pub(super) fn is_around(&self, number: u32) -> bool {
+        self.around.load(Ordering::Acquire) & Around::NOTHING.and(number).0 != 0
+    }
+
+    /// A future of one of our services that could be the innermost. Whether it began in a task of its own: inside of the services
+    /// `around`, but in the poll of none.
+    pub(super) fn begin(&self, within: Within, around: Around) -> bool {
         let is_part = matches!(within, Within::Attempt | Within::Alone);
         let before = self.counts.fetch_add(FUTURE + if is_part { 0 } else { IN_SERVICE }, Ordering::AcqRel);
         let is_apart = within == Within::Nothing && futures(before) > 0;
         if is_apart {
-            self.entered.fetch_or(SCATTERED, Ordering::AcqRel);
+            self.scatter(around);
         }
         is_apart
     }
 
     /// One that began inside of what goes on alone is polled elsewhere.
-    pub(super) fn begin_apart(&self) {
+    pub(super) fn begin_apart(&self, around: Around) {
         self.counts.fetch_add(IN_SERVICE, Ordering::AcqRel);
+        self.scatter(around);
+    }
+
+    fn scatter(&self, Around(around): Around) {
         self.entered.fetch_or(SCATTERED, Ordering::AcqRel);
+        self.around.fetch_or(around, Ordering::AcqRel);
     }
 
     /// Whether it was the last.
@@ -95,7 +122,7 @@ impl Running {
         self.counts.fetch_sub(count.0, Ordering::AcqRel);
     }
 
-    /// How many are in service.
+    #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres", test))]
     pub(super) fn in_service(&self) -> u64 {
         self.counts.load(Ordering::Acquire) % ALONE / IN_SERVICE
     }
@@ -117,10 +144,10 @@ mod tests {
     #[test]
     fn each_attempt_in_service_counts() {
         let running = Running::new();
-        running.begin(Within::Nothing);
-        running.begin(Within::Attempt);
+        running.begin(Within::Nothing, Around::NOTHING);
+        running.begin(Within::Attempt, Around::NOTHING);
         assert_eq!(running.in_service(), 1);
-        running.begin(Within::Other);
+        running.begin(Within::Other, Around::NOTHING);
         assert_eq!((running.in_service(), running.is_scattered()), (2, false));
         running.leave(Count::IN_SERVICE);
         assert!(running.any() && !running.end());
@@ -132,22 +159,32 @@ mod tests {
     #[test]
     fn one_in_a_task_of_its_own_is_another() {
         let running = Running::new();
-        assert!(!running.begin(Within::Nothing));
-        assert!(running.begin(Within::Nothing));
+        assert!(!running.begin(Within::Nothing, Around::NOTHING));
+        assert!(running.begin(Within::Nothing, Around::NOTHING));
         assert_eq!((running.enter(), running.is_scattered(), running.in_service()), (2, true, 2));
         running.leave(Count::IN_SERVICE);
         assert!(running.any() && !running.end());
-        assert!(!running.begin(Within::Attempt));
+        assert!(!running.begin(Within::Attempt, Around::NOTHING));
         running.leave(Count::IN_SERVICE);
         assert!(!running.any() && !running.end() && running.end());
     }
 
     #[test]
+    fn what_is_around_one_in_a_task_is_known() {
+        let running = Running::new();
+        let around = Around::NOTHING.and(1).and(2).and(33).and(70);
+        running.begin(Within::Nothing, Around::NOTHING);
+        running.begin(Within::Nothing, around);
+        let found: Vec<_> = (1..=70).filter(|number| running.is_around(*number)).collect();
+        assert_eq!(found, [1, 2]);
+    }
+
+    #[test]
     fn what_goes_on_alone_is_counted_with_all_that_is_inside() {
         let running = Running::new();
-        running.begin(Within::Nothing);
+        running.begin(Within::Nothing, Around::NOTHING);
         running.begin_alone(Count::IN_SERVICE);
-        running.begin(Within::Alone);
+        running.begin(Within::Alone, Around::NOTHING);
         running.leave(Count::NOTHING);
         assert!(running.any() && !running.end() && running.end());
         assert!(running.any());

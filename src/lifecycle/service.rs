@@ -20,6 +20,7 @@ use super::{
     home::Home,
     polled,
     response::{self, SendBody},
+    running,
     shared::{Arrival, Shared},
     strays::keep_dropped,
 };
@@ -45,6 +46,8 @@ static ROOM: LazyLock<Extensions> = LazyLock::new(|| {
 pub(crate) struct Entered {
     shared: Arc<Shared>,
     depth: u32,
+    /// What it is inside of.
+    around: running::Around,
     catches_panics: bool,
 }
 
@@ -53,8 +56,12 @@ pub(crate) fn enter<B>(request: &mut Request<B>) -> Entered
 where
     B: http_body::Body,
 {
-    match request.extensions().get::<Lifecycle>() {
-        Some(lifecycle) => Entered::inside(lifecycle.0.clone(), request),
+    match request.extensions_mut().get_mut::<Lifecycle>() {
+        Some(lifecycle) => {
+            let entered = Entered::inside(lifecycle);
+            note_route(&entered.shared, request.extensions());
+            entered
+        }
         None => {
             let arrival = arrival(Home::alone(), None, request);
             Entered::first(arrival, request, false)
@@ -95,21 +102,24 @@ impl Entered {
         if extensions.is_empty() {
             *extensions = ROOM.clone();
         }
-        extensions.insert(Lifecycle(shared.clone()));
+        extensions.insert(Lifecycle(shared.clone(), running::Around::NOTHING.and(OUTERMOST)));
         note_route(&shared, request.extensions());
         polled::called(&shared, OUTERMOST);
-        Self { shared, depth: OUTERMOST, catches_panics }
+        Self { shared, depth: OUTERMOST, around: running::Around::NOTHING, catches_panics }
     }
 
-    fn inside<B>(shared: Arc<Shared>, request: &Request<B>) -> Self {
-        note_route(&shared, request.extensions());
+    /// What this one calls finds itself inside of it.
+    fn inside(lifecycle: &mut Lifecycle) -> Self {
+        let shared = lifecycle.0.clone();
         let depth = shared.running.enter();
         polled::called(&shared, depth);
-        Self { shared, depth, catches_panics: false }
+        let around = lifecycle.1;
+        lifecycle.1 = around.and(depth);
+        Self { shared, depth, around, catches_panics: false }
     }
 
     pub(crate) fn lifecycle(&self) -> Lifecycle {
-        Lifecycle(self.shared.clone())
+        Lifecycle(self.shared.clone(), self.around)
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -166,7 +176,7 @@ impl Entered {
         if polled::has_called_on(&self.shared, self.depth) {
             Hold::Plain { around: Around { future: Some(future), shared: self.shared, begun: false } }
         } else {
-            Hold::Held { held: Held::new(Box::pin(future), self.shared, self.depth) }
+            Hold::Held { held: Held::new(Box::pin(future), self.shared, self.depth, self.around) }
         }
     }
 
@@ -184,7 +194,7 @@ impl Entered {
             Ok(future) if polled::has_called_on(&shared, self.depth) => {
                 Hold::Plain { around: Around { future: Some(future), shared, begun: false } }
             }
-            Ok(future) => Hold::Held { held: Held::new(future, shared, self.depth) },
+            Ok(future) => Hold::Held { held: Held::new(future, shared, self.depth, self.around) },
         };
         Drive::new(driver, hold)
     }

@@ -247,8 +247,7 @@
 //! of one attempt, or of the middleware, then protects all of them from an abort.
 //!
 //! **Middleware between two layers** goes on without its client like the handler, if the client left before the
-//! handler had begun, or if the handler runs in a task of its own; its request then ends after both, and the limit ends
-//! both.
+//! handler had begun; its request then ends after both, and the limit ends both.
 //!
 //! **A timeout or other middleware outside a layer** that drops the handler is no abort on a tracked connection:
 //! ignoring aborts does not save the handler, and the status stays NORMAL. Without a tracked connection it reads as a

@@ -297,39 +297,6 @@ async fn the_limit_ends_what_is_tried_again_in_tasks() {
     assert!(server.stop().await.is_clean());
 }
 
-/// While the handler runs in a task.
-#[tokio::test]
-async fn a_middleware_may_finish_before_its_handler() {
-    let (notes, gate) = (Notes::default(), Gate::closed());
-    let (theirs, opens) = (notes.clone(), gate.clone());
-    let handler = async move || {
-        theirs.add("handler");
-        opens.passed().await;
-        theirs.add("handler is over");
-        "late"
-    };
-    let theirs = notes.clone();
-    let later = from_fn(move |lifecycle: Lifecycle, request: Request, next: Next| {
-        let notes = theirs.clone();
-        async move {
-            let task = tokio::spawn(next.run(request));
-            notes.seen("handler").await;
-            let sent = lifecycle.finish((StatusCode::ACCEPTED, "later")).await;
-            notes.add(format!("middleware: {sent:?}"));
-            task.await.unwrap()
-        }
-    });
-    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(later);
-    let server = Server::start(app.layer(hook(&notes))).await;
-    assert_eq!(server.get("/").await.text(), "later");
-    notes.seen("middleware: Ok(Flushed)").await;
-    gate.open();
-    server.journal.ended(1).await;
-    let rest = ["middleware: Ok(Flushed)", "handler is over", "hook: GET / NORMAL Flushed"];
-    assert_eq!(notes.all()[1..], rest);
-    assert!(server.stop().await.is_clean());
-}
-
 /// Its body is watched once.
 #[tokio::test]
 async fn a_stream_from_a_task_is_one() {

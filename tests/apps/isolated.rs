@@ -1,0 +1,146 @@
+//! Beside middleware that runs the handler in a task of its own, so that its panic costs nothing else: all is told once, of the
+//! handler, and nothing of the middleware around it.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    handler::Handler,
+    middleware::{Next, from_fn},
+    routing::get,
+};
+use futures_util::stream;
+use tower_epilogue::{EpilogueBuilder, EventKind, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
+
+use crate::{
+    common::SECOND,
+    routes::{hook, work},
+    support::{Gate, Notes, Server, h2client::Http2},
+};
+
+/// The middleware goes on, with what the handler returned, when the gate is open.
+async fn serve<T: 'static>(
+    notes: &Notes,
+    gate: &Gate,
+    handler: impl Handler<T, ()>,
+    setup: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder,
+) -> Server {
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let isolates = from_fn(move |request: Request, next: Next| {
+        let (notes, gate) = (theirs.clone(), opens.clone());
+        async move {
+            let response = tokio::spawn(next.run(request)).await.unwrap();
+            notes.add("middleware");
+            gate.passed().await;
+            response
+        }
+    });
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(isolates);
+    Server::with(app.layer((hook(notes), IgnoreAbortLayer::new())), setup).await
+}
+
+/// The handler has returned, although its middleware has yet to.
+#[tokio::test]
+async fn a_late_finish_is_refused() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        let continuation = work(&theirs, "handler");
+        tokio::spawn(async move {
+            theirs.seen("middleware").await;
+            // It has been polled.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let sent = lifecycle.finish("late").await;
+            theirs.add(format!("late: {}", sent.is_err_and(|error| error.is_already_answered())));
+            opens.open();
+        });
+        (continuation, "answer")
+    };
+    let server = serve(&notes, &gate, handler, |builder| builder).await;
+    assert_eq!(server.get("/").await.text(), "answer");
+    server.journal.ended(1).await;
+    assert_eq!(notes.all(), ["middleware", "late: true", "work: handler", "hook: GET / NORMAL Flushed"]);
+    let told: Vec<_> = server.journal.lines().into_iter().filter(|line| line.starts_with("handler_")).collect();
+    assert_eq!(told, ["handler_start/0", "handler_end/0"]);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn one_that_goes_on_without_its_client_is_counted_once() {
+    let (notes, gate, waits) = (Notes::default(), Gate::closed(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), waits.clone());
+    let handler = async move || {
+        theirs.add("handler");
+        opens.passed().await;
+        "answer"
+    };
+    let server = serve(&notes, &gate, handler, |builder| builder.max_detached(2)).await;
+    let mut client = Http2::connect(server.address).await;
+    let response = client.start("GET", "/").await;
+    notes.seen("handler").await;
+    drop(response);
+    server.journal.seen("aborted").await;
+    let response = client.start("GET", "/").await;
+    notes.count(2).await;
+    assert_eq!((notes.all(), server.epilogue.detached()), (vec!["handler".to_owned(); 2], 1));
+    waits.open();
+    gate.open();
+    assert_eq!(response.await.unwrap().status(), 200);
+    server.journal.ended(2).await;
+    drop(client);
+    assert!(server.stop().await.is_clean());
+}
+
+#[tokio::test]
+async fn its_panic_is_told_once() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let panicked = Notes::default();
+    let theirs = panicked.clone();
+    let told = move |event: &tower_epilogue::Event| {
+        if let EventKind::Panicked { what, .. } = event.kind() {
+            theirs.add(*what);
+        }
+    };
+    let handler = async || -> &'static str { panic!("as this test wants it") };
+    let server = serve(&notes, &gate, handler, |builder| builder.on_event(told)).await;
+    assert_eq!(server.get("/").await.status, 500);
+    let epilogue = server.epilogue.clone();
+    assert!(server.stop().await.is_clean());
+    assert_eq!((panicked.all(), epilogue.panicked()), (vec!["handler".to_owned()], 1));
+    assert_eq!(notes.all(), ["hook: GET / NORMAL Flushed"]);
+}
+
+/// Whether its client has it, or has left before.
+#[tokio::test]
+async fn its_stream_ends_once() {
+    for leaves in [false, true] {
+        let (notes, gate, waits) = (Notes::default(), Gate::closed(), Gate::closed());
+        let (theirs, opens) = (notes.clone(), waits.clone());
+        let handler = async move || {
+            theirs.add("handler");
+            opens.passed().await;
+            Body::from_stream(stream::iter(["a", "b"].map(Ok::<_, Infallible>)))
+        };
+        gate.open();
+        let server = serve(&notes, &gate, handler, |builder| builder).await;
+        let mut client = Http2::connect(server.address).await;
+        let response = client.start("GET", "/").await;
+        notes.seen("handler").await;
+        if leaves {
+            drop(response);
+            server.journal.seen("aborted").await;
+            waits.open();
+        } else {
+            waits.open();
+            let whole = crate::support::h2client::read(response.await.unwrap()).await.unwrap();
+            assert_eq!(whole.body, b"ab");
+        }
+        server.journal.ended(1).await;
+        let ends = server.journal.lines().into_iter().filter(|line| line.starts_with("body_")).count();
+        assert_eq!(ends, 1, "{leaves}: {:?}", server.journal.lines());
+        drop(client);
+        assert!(server.stop().await.is_clean());
+    }
+}
