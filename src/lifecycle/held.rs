@@ -99,7 +99,9 @@ where
         let around = Polled::begin(shared, self.which, self.taken_over);
         let polled = poll_handler(shared, first, future.as_mut(), cx);
         self.taken_over = around.end();
-        self.give_way();
+        if !matches!(polled, Ok(Poll::Pending)) {
+            self.give_way();
+        }
         let innermost = !self.taken_over;
         match polled {
             Ok(Poll::Ready(result)) => {
@@ -209,6 +211,10 @@ where
             self.go_on_alone();
             return Poll::Ready(watched(&self.shared, response));
         }
+        if self.is_around() {
+            self.give_way();
+            return Poll::Pending;
+        }
         shared.arm_for_work();
         match shared.verdict_on(self.which) {
             Some(verdict) => {
@@ -242,6 +248,9 @@ impl<F> Held<F> {
         if matches!(within, Within::Nothing | Within::Other) {
             self.shared.handler_started();
         }
+        if is_apart {
+            self.tell_around();
+        }
         if self.which.beside {
             self.news = Some(Box::new(News::of(&self.shared)));
         }
@@ -253,13 +262,24 @@ impl<F> Held<F> {
         if !self.taken_over {
             self.shared.running.begin_apart(self.around);
             self.shared.handler_started();
+            self.tell_around();
             self.news = Some(Box::new(News::of(&self.shared)));
         }
     }
 
-    /// Something inside of it has begun in another task, and is the handler.
+    /// What is around it, in other tasks, gives way at once, and not when it is polled next.
+    fn tell_around(&self) {
+        self.shared.wake(Waits::Handler);
+        self.shared.wake_awaiting();
+    }
+
+    /// Whether something inside of it has begun in another task, and is the handler.
+    fn is_around(&self) -> bool {
+        self.started && self.shared.running.is_around(self.depth)
+    }
+
     fn give_way(&mut self) {
-        if !self.taken_over && self.started && self.shared.running.is_around(self.depth) {
+        if !self.taken_over && self.is_around() {
             self.give_up(HandlerEnd::Ended);
             self.taken_over = true;
         }
@@ -274,8 +294,8 @@ impl<F> Held<F> {
 
     /// What its attempt has finished. Inside of what goes on by itself, it is for that.
     fn take_finished(&self) -> Option<Box<Response>> {
-        let number = self.which.number;
-        let is_its = |by: Which| !by.alone && [number, Which::UNKNOWN].contains(&by.number);
+        let (number, is_around) = (self.which.number, self.is_around());
+        let is_its = |by: Which| !by.alone && (by.number == number || by.number == Which::UNKNOWN && !is_around);
         let taken = (!self.which.alone).then(|| self.shared.take_finished(is_its)).flatten()?;
         if !self.taken_over {
             self.shared.set_finisher(number);

@@ -25,7 +25,7 @@ const FUTURE: u64 = 1;
 const IN_SERVICE: u64 = 1 << 20;
 const ALONE: u64 = 1 << 40;
 
-/// Of `entered`: one began in a task of its own, so that nobody knows what it is inside of.
+/// Of `entered`: one began in a task of its own, so that nobody knows whose `finish` protects it.
 const SCATTERED: u32 = 1 << 31;
 
 /// What the first poll of a future of ours came in.

@@ -243,8 +243,9 @@
 //! too, also that of a [`ShutdownHookLayer`](crate::ShutdownHookLayer) inside the retry: to have it run once, put the
 //! layer outside.
 //!
-//! So do attempts that a middleware runs in tasks of their own. What such a task is part of, nothing tells: the `finish`
-//! of one attempt, or of the middleware, then protects all of them from an abort.
+//! An attempt may also run in a task of its own (`tokio::spawn`). Nothing tells then whose `finish` protects what from an
+//! abort: that of one attempt, or of the middleware, protects all of them. A middleware that runs its handler so should
+//! not call `finish` meanwhile: the handler may answer with what it gives.
 //!
 //! **Middleware between two layers** goes on without its client like the handler, if the client left before the
 //! handler had begun; its request then ends after both, and the limit ends both.

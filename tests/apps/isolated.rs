@@ -1,7 +1,7 @@
 //! Beside middleware that runs the handler in a task of its own, so that its panic costs nothing else: all is told once, of the
 //! handler, and nothing of the middleware around it.
 
-use std::{convert::Infallible, time::Duration};
+use std::convert::Infallible;
 
 use axum::{
     Router,
@@ -9,6 +9,7 @@ use axum::{
     extract::Request,
     handler::Handler,
     middleware::{Next, from_fn},
+    response::IntoResponse,
     routing::get,
 };
 use futures_util::stream;
@@ -41,29 +42,87 @@ async fn serve<T: 'static>(
     Server::with(app.layer((hook(notes), IgnoreAbortLayer::new())), setup).await
 }
 
-/// The handler has returned, although its middleware has yet to.
+fn told_of_handlers(server: &Server) -> Vec<String> {
+    server.journal.lines().into_iter().filter(|line| line.starts_with("handler_")).collect()
+}
+
+/// The handler has returned, although its middleware has yet to, which waits for it or for something else.
 #[tokio::test]
 async fn a_late_finish_is_refused() {
-    let (notes, gate) = (Notes::default(), Gate::closed());
-    let (theirs, opens) = (notes.clone(), gate.clone());
-    let handler = async move |lifecycle: Lifecycle| {
-        let continuation = work(&theirs, "handler");
-        tokio::spawn(async move {
-            theirs.seen("middleware").await;
-            // It has been polled.
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            let sent = lifecycle.finish("late").await;
-            theirs.add(format!("late: {}", sent.is_err_and(|error| error.is_already_answered())));
-            opens.open();
+    for waits in [true, false] {
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        let handler = async move |lifecycle: Lifecycle| {
+            let continuation = work(&theirs, "handler");
+            tokio::spawn(async move {
+                theirs.seen("returned").await;
+                for _ in 0..50 {
+                    tokio::task::yield_now().await;
+                }
+                let sent = lifecycle.finish("late").await;
+                theirs.add(format!("late: {}", sent.is_err_and(|error| error.is_already_answered())));
+                opens.open();
+            });
+            (continuation, "answer")
+        };
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        let isolates = from_fn(move |request: Request, next: Next| {
+            let (notes, gate) = (theirs.clone(), opens.clone());
+            async move {
+                let task = tokio::spawn(async move {
+                    let response = next.run(request).await;
+                    notes.add("returned");
+                    response
+                });
+                if waits {
+                    let response = task.await.unwrap();
+                    gate.passed().await;
+                    return response;
+                }
+                gate.passed().await;
+                task.await.unwrap()
+            }
         });
-        (continuation, "answer")
+        let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(isolates);
+        let server = Server::start(app.layer(hook(&notes))).await;
+        assert_eq!(server.get("/").await.text(), "answer");
+        server.journal.ended(1).await;
+        assert_eq!(notes.all(), ["returned", "late: true", "work: handler", "hook: GET / NORMAL Flushed"]);
+        assert_eq!(told_of_handlers(&server), ["handler_start/0", "handler_end/0"]);
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// Its task is aborted by somebody else.
+#[tokio::test]
+async fn one_that_is_dropped_is_told_of_so() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move || {
+        theirs.add("handler");
+        std::future::pending::<()>().await;
     };
-    let server = serve(&notes, &gate, handler, |builder| builder).await;
-    assert_eq!(server.get("/").await.text(), "answer");
+    let theirs = notes.clone();
+    let aborts = from_fn(move |request: Request, next: Next| {
+        let notes = theirs.clone();
+        async move {
+            let task = tokio::spawn(next.run(request));
+            let handle = task.abort_handle();
+            tokio::spawn(async move {
+                notes.seen("handler").await;
+                for _ in 0..50 {
+                    tokio::task::yield_now().await;
+                }
+                handle.abort();
+            });
+            task.await.unwrap_or_else(|error| error.is_cancelled().to_string().into_response())
+        }
+    });
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(aborts);
+    let server = Server::start(app.layer(hook(&notes))).await;
+    assert_eq!(server.get("/").await.text(), "true");
     server.journal.ended(1).await;
-    assert_eq!(notes.all(), ["middleware", "late: true", "work: handler", "hook: GET / NORMAL Flushed"]);
-    let told: Vec<_> = server.journal.lines().into_iter().filter(|line| line.starts_with("handler_")).collect();
-    assert_eq!(told, ["handler_start/0", "handler_end/0"]);
+    assert_eq!(told_of_handlers(&server), ["handler_start/0", "handler_dropped/0"]);
     assert!(server.stop().await.is_clean());
 }
 
