@@ -27,7 +27,7 @@ use super::{
     word,
 };
 use crate::{
-    continuation,
+    continuation::{self, Continuation},
     event::HANDLER,
     pool::{carry::carried, caught, spans},
     queue::Queue,
@@ -51,7 +51,7 @@ where
     let framed = Framed::new(shared.clone(), HANDLER, future);
     let detached = context.detached.unwrap_or_else(|| shared.pool().detach());
     let keepers = shared.keepers();
-    let is_rest = shared.has_finished(which);
+    let is_rest = shared.is_finisher(which);
     // There may be another attempt. The handler has ended when the last of them has.
     let lone = Lone { counted: Counted::begin(owner.clone(), which), framed };
     let which = Which { alone: true, ..which };
@@ -95,7 +95,7 @@ where
         }
         let continuations = match ended {
             Alone::Returned(response) => {
-                let how = if owner.has_finished(which) { How::ReturnedLate } else { How::Returned };
+                let how = if owner.is_finisher(which) { How::ReturnedLate } else { How::Returned };
                 returned_alone(&owner, response, how, keepers).await
             }
             Alone::Failed | Alone::Dropped => Queue::Empty,
@@ -105,13 +105,10 @@ where
                 Queue::Empty
             }
         };
-        counted.end(|| {
-            if is_dropped {
-                owner.handler_ended(HandlerEnd::Dropped, Count::ALONE);
-            } else {
-                owner.handler_returned(continuations, Count::ALONE);
-            }
-        });
+        match is_dropped {
+            true => drop(counted),
+            false => counted.returned(continuations),
+        }
     };
     let span = match is_rest {
         // It is its own continuation now (contract rule 7).
@@ -132,7 +129,7 @@ struct Lone<F> {
     counted: Counted,
 }
 
-/// It is counted among what goes on, until its end is told, or until it is dropped: with its runtime.
+/// It is counted among what goes on, until it has returned, or until it is dropped: at its limit, or with its runtime.
 struct Counted {
     owner: Arc<Shared>,
     told: bool,
@@ -144,10 +141,9 @@ impl Counted {
         Self { owner, told: false }
     }
 
-    fn end(mut self, tell: impl FnOnce()) {
+    fn returned(mut self, continuations: Queue<Continuation>) {
         self.told = true;
-        tell();
-        self.owner.ended_one(HandlerEnd::Ended);
+        self.owner.handler_returned(continuations, Count::ALONE);
     }
 }
 
@@ -155,7 +151,6 @@ impl Drop for Counted {
     fn drop(&mut self) {
         if !self.told {
             self.owner.handler_ended(HandlerEnd::Dropped, Count::ALONE);
-            self.owner.ended_one(HandlerEnd::Dropped);
         }
     }
 }

@@ -104,11 +104,15 @@ impl Shared {
         self.word().has(word::FINISHED)
     }
 
-    /// Whether that attempt has called `finish`, or what it runs in, as far as can be told: not of what runs in a task of a
-    /// middleware's own, and not of what that is a part of.
-    pub(super) fn has_finished(&self, which: Which) -> bool {
+    /// Whether that attempt has called `finish`, as far as can be told.
+    pub(super) fn is_finisher(&self, which: Which) -> bool {
         let finisher = || lock(&self.core).rare().finisher;
-        self.is_finished() && (self.running.is_scattered() || [which.number, Which::UNKNOWN].contains(&finisher()))
+        self.is_finished() && [which.number, Which::UNKNOWN].contains(&finisher())
+    }
+
+    /// Whether a `finish` protects that attempt from an abort: its own, or that of what it may be a part of.
+    pub(super) fn has_finished(&self, which: Which) -> bool {
+        self.is_finished() && (self.running.is_scattered() || self.is_finisher(which))
     }
 
     pub(super) fn set_finisher(&self, number: u32) {

@@ -120,7 +120,6 @@ where
                         None => Err(error),
                     },
                 };
-                self.shared.ended_one(HandlerEnd::Ended);
                 Poll::Ready(result)
             }
             Ok(Poll::Pending) if innermost => self.waits(cx).map(Ok),
@@ -134,7 +133,6 @@ where
                     self.give_up(HandlerEnd::Ended);
                     None
                 };
-                self.shared.ended_one(HandlerEnd::Ended);
                 match finished {
                     Some(finished) => {
                         caught::dispose(payload);
@@ -184,7 +182,6 @@ where
         self.shared.handler_returned(continuations, self.which.count());
         response.unwrap_or_else(|payload| {
             self.shared.panicked(BODY, &payload);
-            self.shared.ended_one(HandlerEnd::Ended);
             resume_unwind(payload)
         })
     }
@@ -200,9 +197,9 @@ where
             return Poll::Pending;
         }
         // Registered before the looks, so that what changes after them wakes us.
-        match &mut self.news {
-            Some(news) => news.enlist(cx),
-            None => shared.register(Waits::Handler, cx),
+        match self.which.beside {
+            true => self.news.get_or_insert_with(|| Box::new(News::of(shared))).enlist(cx),
+            false => shared.register(Waits::Handler, cx),
         }
         let finished = self.take_finished();
         if let Some(response) = finished {
@@ -224,7 +221,6 @@ where
                 }
                 self.discard();
                 self.shared.handler_ended(HandlerEnd::Dropped, self.which.count());
-                self.shared.ended_one(HandlerEnd::Dropped);
                 Poll::Ready(answer(verdict))
             }
             None => {
@@ -243,27 +239,27 @@ impl<F> Held<F> {
     fn begin(&mut self) {
         self.started = true;
         let (within, which) = begin_within(&self.shared, self.depth);
-        let is_apart = self.shared.running.begin(within, self.around);
-        self.which = Which { beside: which.beside || is_apart || within == Within::Other, ..which };
+        self.which = which;
         if matches!(within, Within::Nothing | Within::Other) {
-            self.shared.handler_started();
+            self.begin_attempt(within);
         }
+    }
+
+    /// Inside of no other attempt, or nobody can tell of which.
+    fn begin_attempt(&mut self, within: Within) {
+        let is_apart = self.shared.running.begin(within, self.around);
+        self.shared.handler_started();
+        self.which.beside = is_apart || within == Within::Other;
         if is_apart {
             self.tell_around();
-        }
-        if self.which.beside {
-            self.news = Some(Box::new(News::of(&self.shared)));
         }
     }
 
     /// It began inside of what goes on by itself, and was moved out of that.
     fn is_elsewhere(&mut self) {
-        self.which = Which { beside: true, ..Which::new(self.depth) };
+        self.which = Which::new(self.depth);
         if !self.taken_over {
-            self.shared.running.begin_apart(self.around);
-            self.shared.handler_started();
-            self.tell_around();
-            self.news = Some(Box::new(News::of(&self.shared)));
+            self.begin_attempt(Within::Nothing);
         }
     }
 
@@ -352,7 +348,6 @@ impl<F> Drop for Held<F> {
             self.nobody_took_it();
         }
         self.give_up(HandlerEnd::Dropped);
-        self.shared.ended_one(HandlerEnd::Dropped);
     }
 }
 

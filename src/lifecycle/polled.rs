@@ -79,7 +79,8 @@ impl Polled {
     /// Whether another has begun inside of it.
     #[inline]
     pub(super) fn end(self) -> bool {
-        let it = FRAME.replace(self.before);
+        let it = FRAME.get();
+        drop(self);
         it.taken_over
     }
 }

@@ -1,4 +1,4 @@
-//! What runs of a request's handler: futures of our services around each other, and attempts beside each other.
+//! Which attempts at a request run: in service, inside of which of our services, and alone.
 
 use std::sync::atomic::Ordering;
 
@@ -17,16 +17,11 @@ impl Count {
     pub(super) const ALONE: Self = Self(ALONE);
 }
 
-// Three numbers, each with room for more than one request could ever have in memory at once.
+// Two numbers, each with room for more than one request could ever have in memory at once.
 
-/// A future of one of our services that has begun and not ended.
-const FUTURE: u64 = 1;
-/// An attempt in service: the innermost of those futures.
-const IN_SERVICE: u64 = 1 << 20;
-const ALONE: u64 = 1 << 40;
-
-/// Of `entered`: one began in a task of its own, so that nobody knows whose `finish` protects it.
-const SCATTERED: u32 = 1 << 31;
+/// The innermost future of ours, of those around each other.
+const IN_SERVICE: u64 = 1;
+const ALONE: u64 = 1 << 32;
 
 /// What the first poll of a future of ours came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +64,12 @@ impl Running {
     }
 
     pub(super) fn enter(&self) -> u32 {
-        (self.entered.fetch_add(1, Ordering::AcqRel) + 1) & !SCATTERED
+        self.entered.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// Whether one began in a task of its own.
+    /// Whether any began in a task of its own: nobody knows then whose `finish` protects what.
     pub(super) fn is_scattered(&self) -> bool {
-        self.entered.load(Ordering::Acquire) & SCATTERED != 0
+        self.around.load(Ordering::Acquire) != 0
     }
 
     /// Whether something inside of that service began in a task of its own. Then that is the handler, and the service is around.
@@ -83,32 +78,15 @@ impl Running {
         self.around.load(Ordering::Acquire) & Around::NOTHING.and(number).0 != 0
     }
 
-    /// A future of one of our services that could be the innermost. Whether it began in a task of its own: inside of the services
-    /// `around`, but in the poll of none.
+    /// An attempt begins. Whether another goes on that it may be inside of, and so are the services `around` it, though it is
+    /// polled in a task of its own.
     pub(super) fn begin(&self, within: Within, around: Around) -> bool {
-        let is_part = matches!(within, Within::Attempt | Within::Alone);
-        let before = self.counts.fetch_add(FUTURE + if is_part { 0 } else { IN_SERVICE }, Ordering::AcqRel);
-        let is_apart = within == Within::Nothing && futures(before) > 0;
+        let before = self.counts.fetch_add(IN_SERVICE, Ordering::AcqRel);
+        let is_apart = within == Within::Nothing && before > 0;
         if is_apart {
-            self.scatter(around);
+            self.around.fetch_or(around.0, Ordering::AcqRel);
         }
         is_apart
-    }
-
-    /// One that began inside of what goes on alone is polled elsewhere.
-    pub(super) fn begin_apart(&self, around: Around) {
-        self.counts.fetch_add(IN_SERVICE, Ordering::AcqRel);
-        self.scatter(around);
-    }
-
-    fn scatter(&self, Around(around): Around) {
-        self.entered.fetch_or(SCATTERED, Ordering::AcqRel);
-        self.around.fetch_or(around, Ordering::AcqRel);
-    }
-
-    /// Whether it was the last.
-    pub(super) fn end(&self) -> bool {
-        futures(self.counts.fetch_sub(FUTURE, Ordering::AcqRel)) == 1
     }
 
     /// It was counted by that, and goes on by itself.
@@ -124,17 +102,13 @@ impl Running {
 
     #[cfg(any(feature = "durable-sqlite", feature = "durable-postgres", test))]
     pub(super) fn in_service(&self) -> u64 {
-        self.counts.load(Ordering::Acquire) % ALONE / IN_SERVICE
+        self.counts.load(Ordering::Acquire) % ALONE
     }
 
     /// Whether any attempt goes on, in service or alone.
     pub(super) fn any(&self) -> bool {
-        self.counts.load(Ordering::Acquire) >= IN_SERVICE
+        self.counts.load(Ordering::Acquire) > 0
     }
-}
-
-fn futures(counts: u64) -> u64 {
-    counts % IN_SERVICE
 }
 
 #[cfg(test)]
@@ -142,53 +116,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_attempt_in_service_counts() {
-        let running = Running::new();
-        running.begin(Within::Nothing, Around::NOTHING);
-        running.begin(Within::Attempt, Around::NOTHING);
-        assert_eq!(running.in_service(), 1);
-        running.begin(Within::Other, Around::NOTHING);
-        assert_eq!((running.in_service(), running.is_scattered()), (2, false));
-        running.leave(Count::IN_SERVICE);
-        assert!(running.any() && !running.end());
-        running.leave(Count::IN_SERVICE);
-        assert!(!running.any() && !running.end());
-        assert!(running.end());
-    }
-
-    #[test]
-    fn one_in_a_task_of_its_own_is_another() {
+    fn each_attempt_counts() {
         let running = Running::new();
         assert!(!running.begin(Within::Nothing, Around::NOTHING));
-        assert!(running.begin(Within::Nothing, Around::NOTHING));
-        assert_eq!((running.enter(), running.is_scattered(), running.in_service()), (2, true, 2));
+        assert!(!running.begin(Within::Other, Around::NOTHING));
+        running.begin_alone(Count::IN_SERVICE);
+        assert_eq!((running.in_service(), running.any()), (1, true));
         running.leave(Count::IN_SERVICE);
-        assert!(running.any() && !running.end());
-        assert!(!running.begin(Within::Attempt, Around::NOTHING));
-        running.leave(Count::IN_SERVICE);
-        assert!(!running.any() && !running.end() && running.end());
+        assert_eq!((running.in_service(), running.any()), (0, true));
+        running.begin_alone(Count::NOTHING);
+        running.leave(Count::ALONE);
+        assert!(running.any());
+        running.leave(Count::ALONE);
+        assert!(!running.any());
     }
 
     #[test]
     fn what_is_around_one_in_a_task_is_known() {
         let running = Running::new();
         let around = Around::NOTHING.and(1).and(2).and(33).and(70);
-        running.begin(Within::Nothing, Around::NOTHING);
-        running.begin(Within::Nothing, around);
+        running.begin(Within::Other, around);
+        assert!(!running.is_scattered());
+        assert!(running.begin(Within::Nothing, around) && running.is_scattered());
         let found: Vec<_> = (1..=70).filter(|number| running.is_around(*number)).collect();
         assert_eq!(found, [1, 2]);
-    }
-
-    #[test]
-    fn what_goes_on_alone_is_counted_with_all_that_is_inside() {
-        let running = Running::new();
-        running.begin(Within::Nothing, Around::NOTHING);
-        running.begin_alone(Count::IN_SERVICE);
-        running.begin(Within::Alone, Around::NOTHING);
-        running.leave(Count::NOTHING);
-        assert!(running.any() && !running.end() && running.end());
-        assert!(running.any());
-        running.leave(Count::ALONE);
-        assert!(!running.any());
     }
 }

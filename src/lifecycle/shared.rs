@@ -272,14 +272,6 @@ impl Shared {
         self.shaped.swap(true, Ordering::AcqRel)
     }
 
-    /// A future of one of our services ended. After the last, the handler has ended, whatever the middleware between
-    /// did with the service inside of it.
-    pub(super) fn ended_one(&self, how: super::handling::HandlerEnd) {
-        if self.running.end() && self.word().has(word::HANDLER) {
-            self.tell_handlers_end(how);
-        }
-    }
-
     // === transitions ===
 
     /// Changes the word, and tells of it. `None` from `change` means that this may not happen (any more).

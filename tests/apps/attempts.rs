@@ -26,16 +26,17 @@ use tower_epilogue::{EpilogueBuilder, IgnoreAbortLayer, Lifecycle, TimeLimitLaye
 
 use crate::{
     common::SECOND,
-    routes::{hook, work},
+    routes::{hook, waits_for_a_limit, work},
     stacks::Again,
     support::{Gate, Notes, Server, h2client::Http2},
 };
 
-/// Its first attempt finishes with an error, and goes on to the gate; its second one answers at once.
+/// Its first attempt finishes with an error, and goes on to the gate, behind which it may set a limit and wait for that; its
+/// second one answers at once.
 async fn server(
     notes: &Notes,
     gate: &Gate,
-    limit: Duration,
+    limits: bool,
     setup: impl FnOnce(EpilogueBuilder) -> EpilogueBuilder,
 ) -> Server {
     let (theirs, opens, asked) = (notes.clone(), gate.clone(), Arc::new(AtomicUsize::new(0)));
@@ -47,10 +48,13 @@ async fn server(
         let sent = lifecycle.finish(StatusCode::BAD_GATEWAY).await.unwrap();
         theirs.add(format!("first: {sent:?}"));
         opens.passed().await;
+        if limits {
+            waits_for_a_limit(&lifecycle).await;
+        }
         drop(dropped);
         work(&theirs, "first").into_response()
     };
-    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(limit));
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND));
     Server::with(app.layer(RetryLayer::new(Again(1))).layer(hook(notes)), setup).await
 }
 
@@ -65,7 +69,7 @@ async fn asked(server: &Server, http2: bool) -> String {
 async fn hooks_wait_for_the_rest_of_an_attempt_that_finished() {
     for http2 in [false, true] {
         let (notes, gate) = (Notes::default(), Gate::closed());
-        let server = server(&notes, &gate, 60 * SECOND, |builder| builder).await;
+        let server = server(&notes, &gate, false, |builder| builder).await;
         assert_eq!(asked(&server, http2).await, "second");
         notes.seen("first: Flushed").await;
         notes.seen("work: second").await;
@@ -83,8 +87,10 @@ async fn hooks_wait_for_the_rest_of_an_attempt_that_finished() {
 #[tokio::test]
 async fn the_limit_ends_the_rest_of_an_attempt_that_finished() {
     let (notes, gate) = (Notes::default(), Gate::closed());
-    let server = server(&notes, &gate, Duration::from_millis(100), |builder| builder).await;
+    let server = server(&notes, &gate, true, |builder| builder).await;
     assert_eq!(asked(&server, false).await, "second");
+    notes.count(2).await;
+    gate.open();
     server.journal.ended(1).await;
     assert_eq!(notes.all()[2..], ["first is over", "hook: GET / TIMEOUT Flushed"]);
     assert!(server.stop().await.is_clean());
@@ -94,7 +100,7 @@ async fn the_limit_ends_the_rest_of_an_attempt_that_finished() {
 async fn a_drain_names_and_cuts_the_rest_of_an_attempt_that_finished() {
     let (notes, gate) = (Notes::default(), Gate::closed());
     let setup = |builder: EpilogueBuilder| builder.drain_deadline(Duration::from_millis(30));
-    let server = server(&notes, &gate, 60 * SECOND, setup).await;
+    let server = server(&notes, &gate, false, setup).await;
     assert_eq!(asked(&server, true).await, "second");
     notes.seen("work: second").await;
     let report = server.stop().await;
@@ -102,8 +108,8 @@ async fn a_drain_names_and_cuts_the_rest_of_an_attempt_that_finished() {
     assert_eq!(notes.all()[2..], ["first is over", "hook: GET / TIMEOUT Flushed"]);
 }
 
-/// Both attempts wait: the first at its gate, when it has finished, and the second at its own.
-async fn both_wait(notes: &Notes, gates: &[Gate; 2], ignores: IgnoreAbortLayer, limit: Duration) -> Server {
+/// Both attempts wait: the first at its gate, when it has finished, and the second at its own. Behind that it may set a limit.
+async fn both_wait(notes: &Notes, gates: &[Gate; 2], ignores: IgnoreAbortLayer, limits: bool) -> Server {
     let (theirs, gates, asked) = (notes.clone(), gates.clone(), Arc::new(AtomicUsize::new(0)));
     let handler = async move |lifecycle: Lifecycle| {
         let attempt = asked.fetch_add(1, Ordering::SeqCst);
@@ -114,8 +120,11 @@ async fn both_wait(notes: &Notes, gates: &[Gate; 2], ignores: IgnoreAbortLayer, 
         }
         theirs.add(["first", "second"][attempt]);
         gates[attempt].passed().await;
+        if limits {
+            waits_for_a_limit(&lifecycle).await;
+        }
     };
-    let app = Router::new().route("/", get(handler)).layer((TimeLimitLayer::new(limit), ignores));
+    let app = Router::new().route("/", get(handler)).layer((TimeLimitLayer::new(60 * SECOND), ignores));
     Server::start(app.layer(RetryLayer::new(Again(1))).layer(hook(notes))).await
 }
 
@@ -124,14 +133,17 @@ async fn both_wait(notes: &Notes, gates: &[Gate; 2], ignores: IgnoreAbortLayer, 
 async fn the_limit_ends_both_attempts() {
     for leaves in [false, true] {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-        let server = both_wait(&notes, &gates, IgnoreAbortLayer::new(), Duration::from_millis(200)).await;
+        let server = both_wait(&notes, &gates, IgnoreAbortLayer::new(), true).await;
         let mut client = Http2::connect(server.address).await;
         let response = client.start("GET", "/").await;
         notes.seen("first").await;
         notes.seen("second").await;
         if leaves {
             drop(response);
+            server.journal.seen("aborted").await;
+            gates[1].open();
         } else {
+            gates[1].open();
             assert_eq!(response.await.unwrap().status(), 503);
         }
         server.journal.ended(1).await;
@@ -146,7 +158,7 @@ async fn the_limit_ends_both_attempts() {
 #[tokio::test]
 async fn the_end_of_the_first_attempt_is_not_that_of_the_second() {
     let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-    let server = both_wait(&notes, &gates, IgnoreAbortLayer::new(), 60 * SECOND).await;
+    let server = both_wait(&notes, &gates, IgnoreAbortLayer::new(), false).await;
     let mut client = Http2::connect(server.address).await;
     let response = client.start("GET", "/").await;
     notes.seen("first").await;
@@ -167,7 +179,7 @@ async fn the_end_of_the_first_attempt_is_not_that_of_the_second() {
 async fn an_abort_that_is_not_ignored_ends_the_attempt_that_has_not_finished() {
     for (first_is_over, half_closes) in [(false, false), (false, true), (true, false), (true, true)] {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-        let server = both_wait(&notes, &gates, IgnoreAbortLayer::off(), 60 * SECOND).await;
+        let server = both_wait(&notes, &gates, IgnoreAbortLayer::off(), false).await;
         let mut client = server.connect().await;
         client.send_get("/").await;
         notes.seen("first").await;

@@ -6,7 +6,6 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use axum::{
@@ -25,8 +24,8 @@ use tower_epilogue::{EarlyCloseLayer, IgnoreAbortLayer, Lifecycle, TimeLimitLaye
 use crate::{
     beside::{asks_and_leaves, copy, twice},
     common::SECOND,
-    routes::{hook, work},
-    support::{Gate, Notes, Server, h2client::Http2},
+    routes::{hook, waits_for_a_limit, work},
+    support::{Gate, Notes, Reply, Server, h2client::Http2},
 };
 
 type Attempt = BoxFuture<'static, Result<Response, Infallible>>;
@@ -50,7 +49,8 @@ const OVER: [&str; 2] = ["first is over", "second is over"];
 /// What the attempts do behind their gates.
 #[derive(Clone, Copy)]
 struct Plan {
-    limit: Duration,
+    /// The second sets a limit, and waits for it.
+    limits: bool,
     /// This one fails at once, and the other one finishes.
     fails: Option<usize>,
     made: Made,
@@ -75,7 +75,7 @@ const ALL: [Made; 5] = [
     Made::Spawned([false, true]),
 ];
 
-const WAITS: Plan = Plan { limit: Duration::from_secs(60), fails: None, made: Made::Polled };
+const WAITS: Plan = Plan { limits: false, fails: None, made: Made::Polled };
 
 async fn serve(notes: &Notes, gates: &[Gate; 2], plan: Plan) -> Server {
     let (theirs, gates, asked) = (notes.clone(), gates.clone(), Arc::new(AtomicUsize::new(0)));
@@ -85,6 +85,9 @@ async fn serve(notes: &Notes, gates: &[Gate; 2], plan: Plan) -> Server {
         let _dropped = theirs.on_drop(OVER[attempt]);
         theirs.add(name);
         gates[attempt].passed().await;
+        if plan.limits {
+            waits_for_a_limit(&lifecycle).await;
+        }
         match plan.fails {
             Some(fails) if fails == attempt => (work(&theirs, name), StatusCode::BAD_GATEWAY).into_response(),
             Some(_) => {
@@ -95,7 +98,7 @@ async fn serve(notes: &Notes, gates: &[Gate; 2], plan: Plan) -> Server {
             None => (work(&theirs, name), name).into_response(),
         }
     };
-    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(plan.limit));
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND));
     let app = match plan.made {
         Made::Called => app.layer(layer_fn(|inner: Route| {
             service_fn(move |request: Request| {
@@ -127,6 +130,15 @@ async fn serve(notes: &Notes, gates: &[Gate; 2], plan: Plan) -> Server {
 async fn both_began(notes: &Notes) {
     notes.seen("first").await;
     notes.seen("second").await;
+}
+
+/// What is answered when both have begun, and `then` has been done.
+async fn reply(server: &Server, notes: &Notes, then: impl Future<Output = ()>) -> Reply {
+    let both = async {
+        both_began(notes).await;
+        then.await;
+    };
+    tokio::join!(server.get("/"), both).0
 }
 
 fn told_of_handlers(server: &Server) -> Vec<String> {
@@ -163,14 +175,12 @@ async fn the_end_of_one_is_not_that_of_the_other() {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
         let server = serve(&notes, &gates, Plan { made, fails: Some(fails), ..WAITS }).await;
         let opens = async {
-            both_began(&notes).await;
             gates[fails].open();
             notes.seen(OVER[fails]).await;
             gates[1 - fails].open();
         };
-        let (reply, ()) = tokio::join!(server.get("/"), opens);
         let name = NAMES[1 - fails];
-        assert_eq!(reply.text(), name);
+        assert_eq!(reply(&server, &notes, opens).await.text(), name);
         server.journal.ended(1).await;
         let all = notes.all();
         assert!(notes.has(&format!("{name}: Ok(Flushed)")), "{all:?}");
@@ -187,13 +197,8 @@ async fn the_rest_of_the_one_that_finishes_goes_on() {
     for (made, fails) in ALL.into_iter().flat_map(|made| [(made, 0), (made, 1)]) {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
         let server = serve(&notes, &gates, Plan { made, fails: Some(fails), ..WAITS }).await;
-        let opens = async {
-            both_began(&notes).await;
-            gates[1 - fails].open();
-        };
-        let (reply, ()) = tokio::join!(server.get("/"), opens);
         let name = NAMES[1 - fails];
-        assert_eq!(reply.text(), name);
+        assert_eq!(reply(&server, &notes, async { gates[1 - fails].open() }).await.text(), name);
         server.journal.ended(1).await;
         let all = notes.all();
         let rest = [format!("{name}: Ok(Flushed)"), OVER[1 - fails].to_owned(), format!("work: {name}")];
@@ -208,9 +213,8 @@ async fn the_rest_of_the_one_that_finishes_goes_on() {
 async fn the_limit_ends_both() {
     for made in ALL {
         let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
-        let plan = Plan { made, limit: Duration::from_millis(200), ..WAITS };
-        let server = serve(&notes, &gates, plan).await;
-        assert_eq!(server.get("/").await.status, 503);
+        let server = serve(&notes, &gates, Plan { made, limits: true, ..WAITS }).await;
+        assert_eq!(reply(&server, &notes, async { gates[1].open() }).await.status, 503);
         server.journal.ended(1).await;
         let mut all = notes.all();
         all[2..4].sort_unstable();

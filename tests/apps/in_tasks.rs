@@ -28,10 +28,26 @@ use tower_epilogue::{IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 use crate::{
     beside::copy,
     common::SECOND,
-    routes::{hook, work},
+    routes::{hook, waits_for_a_limit, work},
     stacks::Again,
     support::{Gate, Notes, Server, h2client::Http2},
 };
+
+/// When so many have begun, and the gate is open, it sets a limit, and waits for that.
+async fn is_limited(lifecycle: Lifecycle, notes: &Notes, gate: &Gate, begun: usize) {
+    let _dropped = notes.on_drop("handler is over");
+    notes.add("handler");
+    notes.count(begun).await;
+    gate.passed().await;
+    waits_for_a_limit(&lifecycle).await;
+}
+
+/// Calls what is inside twice, each in a task of its own, and answers when there are so many notes.
+async fn in_two_tasks(notes: Notes, begun: usize, request: Request, next: Next) -> StatusCode {
+    drop([tokio::spawn(next.clone().run(copy(&request))), tokio::spawn(next.run(request))]);
+    notes.count(begun).await;
+    StatusCode::ACCEPTED
+}
 
 /// Its middleware is polled all the time meanwhile. With one layer in the task, or with one directly around another.
 #[tokio::test]
@@ -39,9 +55,9 @@ async fn the_limit_ends_a_handler_in_a_task() {
     for nested in [false, true] {
         let notes = Notes::default();
         let theirs = notes.clone();
-        let handler = async move || {
+        let handler = async move |lifecycle: Lifecycle| {
             let _dropped = theirs.on_drop("handler is over");
-            std::future::pending::<()>().await;
+            waits_for_a_limit(&lifecycle).await;
         };
         let ticks = from_fn(|request: Request, next: Next| async move {
             let mut task = tokio::spawn(next.run(request));
@@ -53,7 +69,7 @@ async fn the_limit_ends_a_handler_in_a_task() {
                 }
             }
         });
-        let (app, limit) = (Router::new().route("/", get(handler)), TimeLimitLayer::new(Duration::from_millis(100)));
+        let (app, limit) = (Router::new().route("/", get(handler)), TimeLimitLayer::new(60 * SECOND));
         let app = if nested { app.layer((limit, IgnoreAbortLayer::new())) } else { app.layer(limit) };
         let server = Server::start(app.layer(ticks).layer(hook(&notes))).await;
         assert_eq!(server.get("/").await.status, 503);
@@ -67,13 +83,9 @@ async fn the_limit_ends_a_handler_in_a_task() {
 #[tokio::test]
 async fn the_limit_ends_each_of_two_in_tasks() {
     for waits in [false, true] {
-        let (notes, asked) = (Notes::default(), Arc::new(AtomicUsize::new(0)));
-        let theirs = notes.clone();
-        let handler = async move || {
-            let _dropped = theirs.on_drop(["first is over", "second is over"][asked.fetch_add(1, Ordering::SeqCst)]);
-            theirs.add("handler");
-            std::future::pending::<()>().await;
-        };
+        let (notes, gate) = (Notes::default(), Gate::closed());
+        let (theirs, opens) = (notes.clone(), gate.clone());
+        let handler = async move |lifecycle: Lifecycle| is_limited(lifecycle, &theirs, &opens, 2).await;
         let theirs = notes.clone();
         let both = from_fn(move |request: Request, next: Next| {
             let notes = theirs.clone();
@@ -88,14 +100,16 @@ async fn the_limit_ends_each_of_two_in_tasks() {
                 StatusCode::ACCEPTED
             }
         });
-        let limit = TimeLimitLayer::new(Duration::from_millis(100));
+        let limit = TimeLimitLayer::new(60 * SECOND);
         let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new()).layer(limit).layer(both);
         let server = Server::start(app.layer(hook(&notes))).await;
+        if waits {
+            gate.open();
+        }
         assert_eq!(server.get("/").await.status, if waits { 503 } else { 202 });
+        gate.open();
         server.journal.ended(1).await;
-        let mut all = notes.all();
-        all[2..4].sort_unstable();
-        assert_eq!(all[2..], ["first is over", "second is over", "hook: GET / TIMEOUT Flushed"]);
+        assert_eq!(notes.all()[2..], ["handler is over", "handler is over", "hook: GET / TIMEOUT Flushed"]);
         assert!(server.stop().await.is_clean());
     }
 }
@@ -231,12 +245,8 @@ async fn a_task_of_the_first_finishes(two_layers: bool) {
 #[tokio::test]
 async fn the_limit_ends_what_was_moved_out_of_what_goes_on_alone() {
     let (notes, gate) = (Notes::default(), Gate::closed());
-    let theirs = notes.clone();
-    let handler = async move || {
-        let _dropped = theirs.on_drop("handler is over");
-        theirs.add("handler");
-        std::future::pending::<()>().await;
-    };
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| is_limited(lifecycle, &theirs, &opens, 0).await;
     let (theirs, opens) = (notes.clone(), gate.clone());
     let moves = from_fn(move |request: Request, next: Next| {
         let (notes, gate) = (theirs.clone(), opens.clone());
@@ -250,7 +260,7 @@ async fn the_limit_ends_what_was_moved_out_of_what_goes_on_alone() {
         }
     });
     let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new()).layer(moves);
-    let app = app.layer((hook(&notes), TimeLimitLayer::new(Duration::from_millis(300)), IgnoreAbortLayer::new()));
+    let app = app.layer((hook(&notes), TimeLimitLayer::new(60 * SECOND), IgnoreAbortLayer::new()));
     let server = Server::start(app).await;
     let mut client = Http2::connect(server.address).await;
     let response = client.start("GET", "/").await;
@@ -267,31 +277,23 @@ async fn the_limit_ends_what_was_moved_out_of_what_goes_on_alone() {
 /// In each of two tasks, whose first attempts have failed.
 #[tokio::test]
 async fn the_limit_ends_what_is_tried_again_in_tasks() {
-    let (notes, asked) = (Notes::default(), Arc::new(AtomicUsize::new(0)));
-    let theirs = notes.clone();
-    let handler = async move || -> Response {
-        let attempt = asked.fetch_add(1, Ordering::SeqCst);
-        theirs.add("handler");
-        if attempt < 2 {
+    let (notes, gate, asked) = (Notes::default(), Gate::closed(), Arc::new(AtomicUsize::new(0)));
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| -> Response {
+        if asked.fetch_add(1, Ordering::SeqCst) < 2 {
+            theirs.add("handler");
             theirs.count(2).await;
             return StatusCode::BAD_GATEWAY.into_response();
         }
-        let _dropped = theirs.on_drop("handler is over");
-        std::future::pending().await
+        is_limited(lifecycle, &theirs, &opens, 4).await;
+        "nobody reads this".into_response()
     };
     let theirs = notes.clone();
-    let both = from_fn(move |request: Request, next: Next| {
-        let notes = theirs.clone();
-        async move {
-            drop([tokio::spawn(next.clone().run(copy(&request))), tokio::spawn(next.run(request))]);
-            notes.count(4).await;
-            StatusCode::ACCEPTED
-        }
-    });
+    let both = from_fn(move |request: Request, next: Next| in_two_tasks(theirs.clone(), 4, request, next));
     let app = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new()).layer(RetryLayer::new(Again(1)));
-    let app = app.layer(TimeLimitLayer::new(Duration::from_millis(100))).layer(both);
-    let server = Server::start(app.layer(hook(&notes))).await;
+    let server = Server::start(app.layer(TimeLimitLayer::new(60 * SECOND)).layer(both).layer(hook(&notes))).await;
     assert_eq!(server.get("/").await.status, 202);
+    gate.open();
     server.journal.ended(1).await;
     assert_eq!(notes.all()[4..], ["handler is over", "handler is over", "hook: GET / TIMEOUT Flushed"]);
     assert!(server.stop().await.is_clean());
@@ -317,13 +319,9 @@ async fn a_stream_from_a_task_is_one() {
 /// In the same moment, on two threads: each has a layer of ours around what they call.
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn the_limit_ends_each_of_two_that_begin_at_once() {
-    let notes = Notes::default();
-    let theirs = notes.clone();
-    let handler = async move || {
-        let _dropped = theirs.on_drop("handler is over");
-        theirs.add("handler");
-        std::future::pending::<()>().await;
-    };
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| is_limited(lifecycle, &theirs, &opens, 2).await;
     let meet = Arc::new(Barrier::new(2));
     let meets = layer_fn(move |inner: Route| {
         let meet = meet.clone();
@@ -333,18 +331,11 @@ async fn the_limit_ends_each_of_two_that_begin_at_once() {
         })
     });
     let theirs = notes.clone();
-    let both = from_fn(move |request: Request, next: Next| {
-        let notes = theirs.clone();
-        async move {
-            drop([tokio::spawn(next.clone().run(copy(&request))), tokio::spawn(next.run(request))]);
-            notes.count(2).await;
-            StatusCode::ACCEPTED
-        }
-    });
-    let limit = TimeLimitLayer::new(Duration::from_millis(100));
-    let app = Router::new().route("/", get(handler)).layer((limit, meets)).layer(both);
+    let both = from_fn(move |request: Request, next: Next| in_two_tasks(theirs.clone(), 2, request, next));
+    let app = Router::new().route("/", get(handler)).layer((TimeLimitLayer::new(60 * SECOND), meets)).layer(both);
     let server = Server::start(app.layer(hook(&notes))).await;
     assert_eq!(server.get("/").await.status, 202);
+    gate.open();
     server.journal.ended(1).await;
     assert_eq!(notes.all()[2..], ["handler is over", "handler is over", "hook: GET / TIMEOUT Flushed"]);
     assert!(server.stop().await.is_clean());

@@ -1,6 +1,6 @@
 //! An app with one of everything that a router has, whose handlers note what they do.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Form, Json, Router,
@@ -40,6 +40,12 @@ pub fn work(notes: &Notes, note: &'static str) -> Continuation {
         tokio::task::yield_now().await;
         notes.add(format!("work: {note}"));
     })
+}
+
+/// Sets one that is soon over, and does not return.
+pub async fn waits_for_a_limit(lifecycle: &Lifecycle) {
+    lifecycle.set_time_limit(Duration::from_millis(20));
+    std::future::pending::<()>().await;
 }
 
 struct Failure(Notes);

@@ -17,7 +17,7 @@ use axum::{
     response::IntoResponse as _,
     routing::post,
 };
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinSet};
 use tower_epilogue::{
     Continuation, IgnoreAbortLayer, Lifecycle, TimeLimitLayer,
     durable::{Durable, DurableStore},
@@ -316,9 +316,10 @@ async fn what_is_finished_before_another_is_answered_has_the_key(place: Place) {
     }
 }
 
-/// A retry's, after an error that the first has given to `finish`. That has ended before it, or has not.
+/// A retry's, after an error that the first has given to `finish`. That has ended before it, or has not. Each is in a task of
+/// its own, which ends with the middleware, or is not.
 async fn what_is_returned_beside_the_finish_of_another_has_the_key(place: Place) {
-    for first_is_over in [false, true] {
+    for (first_is_over, spawned) in [(false, false), (true, false), (false, true), (true, true)] {
         let place = place.another();
         let (first, second, calls) = (Told::new(), Told::new(), Arc::new(AtomicUsize::new(0)));
         let (waits, returns, counted) = (first.clone(), second.clone(), calls.clone());
@@ -332,10 +333,18 @@ async fn what_is_returned_beside_the_finish_of_another_has_the_key(place: Place)
             returns.held_back().await;
             (StatusCode::CREATED, Durable::new(Task::ok(name)), "ab").into_response()
         };
-        let again = from_fn(|request: Request<Body>, next: Next| async move {
+        let again = from_fn(move |request: Request<Body>, next: Next| async move {
             let (parts, body) = request.into_parts();
             let bytes = to_bytes(body, 1_000).await.unwrap();
-            let attempt = || next.clone().run(Request::from_parts(parts.clone(), Body::from(bytes.clone())));
+            let attempt = async || {
+                let attempt = next.clone().run(Request::from_parts(parts.clone(), Body::from(bytes.clone())));
+                if !spawned {
+                    return attempt.await;
+                }
+                let mut tasks = JoinSet::new();
+                tasks.spawn(attempt);
+                tasks.join_next().await.unwrap().unwrap()
+            };
             let response = attempt().await;
             if response.status().is_server_error() { attempt().await } else { response }
         });
@@ -356,8 +365,9 @@ async fn what_is_returned_beside_the_finish_of_another_has_the_key(place: Place)
         }
         frees[1].free(1);
         let again = node.post_again("/", &KEY, "it").await;
-        assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")), "{first_is_over}");
+        let which = (first_is_over, spawned);
+        assert_eq!((again.status, again.header("idempotency-replayed")), (201, Some("true")), "{which:?}");
         node.completed(1).await;
-        assert_eq!((place.number(JOBS).await, calls.load(Ordering::SeqCst)), (1, 2), "{first_is_over}");
+        assert_eq!((place.number(JOBS).await, calls.load(Ordering::SeqCst)), (1, 2), "{which:?}");
     }
 }
