@@ -9,6 +9,29 @@ pub(crate) use self::model_room::*;
 #[cfg(not(epilogue_model))]
 pub(crate) use self::std_room::*;
 
+/// A value of each thread's own. Those of a model are all on one of the system's.
+#[cfg(not(epilogue_model))]
+macro_rules! per_thread {
+    ($(#[$about:meta])* static $name:ident: $type:ty = $value:expr;) => {
+        std::thread_local! {
+            $(#[$about])*
+            static $name: $type = const { $value };
+        }
+    };
+}
+
+#[cfg(epilogue_model)]
+macro_rules! per_thread {
+    ($(#[$about:meta])* static $name:ident: $type:ty = $value:expr;) => {
+        loom::thread_local! {
+            $(#[$about])*
+            static $name: $type = $value;
+        }
+    };
+}
+
+pub(crate) use per_thread;
+
 #[cfg(not(epilogue_model))]
 mod std_room {
     pub(crate) use std::sync::{

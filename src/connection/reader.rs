@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64 as Counter, Ordering},
 };
 
-use crate::sync::{AtomicBool, AtomicU64};
+use crate::sync::{AtomicBool, AtomicU64, per_thread};
 
 /// The thread in which a server acts on what it has read, until it does something else.
 ///
@@ -59,10 +59,9 @@ impl Reader {
 /// Of a thread's number, and the count of its steps.
 const STEPS: u64 = u32::MAX as u64;
 
-#[cfg(not(epilogue_model))]
-std::thread_local!(static HERE: Cell<u64> = const { Cell::new(0) });
-#[cfg(epilogue_model)]
-loom::thread_local!(static HERE: Cell<u64> = Cell::new(0));
+per_thread!(
+    static HERE: Cell<u64> = Cell::new(0);
+);
 
 /// Changes with each step of a server in this thread, and is the same in no other: who finds the same twice has had no server
 /// between. Not 0.

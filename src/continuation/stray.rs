@@ -10,7 +10,7 @@ use super::{
     Continuation,
     alone::{self, Nobody},
 };
-use crate::{pool::caught, queue::Queue};
+use crate::{pool::caught, queue::Queue, sync::per_thread};
 
 /// What a poll has to know of its thread. Plain numbers, which need no destructor: each poll looks at them, and hardly one has
 /// anything to do with what they count.
@@ -21,10 +21,13 @@ struct Marks {
     astray: Cell<usize>,
 }
 
-thread_local! {
-    static MARKS: Marks = const { Marks { polls: Cell::new(0), astray: Cell::new(0) } };
+per_thread!(
+    static MARKS: Marks = Marks { polls: Cell::new(0), astray: Cell::new(0) };
+);
+
+per_thread! {
     /// What was lost in those polls together with its response: what an inner poll has lost is above what the outer one had.
-    static STRAY: RefCell<Vec<Continuation>> = const { RefCell::new(Vec::new()) };
+    static STRAY: RefCell<Vec<Continuation>> = RefCell::new(Vec::new());
 }
 
 /// A poll of a request's handler: the continuations whose responses are dropped in it, since an inner middleware

@@ -17,13 +17,13 @@ use tracing::Span;
 use super::{
     frames::Framed,
     handling::HandlerEnd,
-    held::{Surroundings, poll_handler},
+    held::Surroundings,
     nowhere::{How, finish_nowhere, returned_alone},
     polled::{Polled, Which},
     response::SendBody,
     running::Count,
     shared::Shared,
-    strays::keep_strays,
+    strays::{keep_strays, poll_handler},
     word,
 };
 use crate::{
@@ -42,8 +42,13 @@ enum Alone {
 }
 
 /// Lets a handler go on in a tracked task.
-pub(super) fn detach<F, B, E>(future: Pin<Box<F>>, shared: &Arc<Shared>, which: Which, context: Surroundings)
-where
+pub(super) fn detach<F, B, E>(
+    future: Pin<Box<F>>,
+    shared: &Arc<Shared>,
+    which: Which,
+    count: Count,
+    context: Surroundings,
+) where
     F: Future<Output = Result<http::Response<B>, E>> + Send + 'static,
     B: SendBody,
 {
@@ -53,7 +58,7 @@ where
     let keepers = shared.keepers();
     let is_rest = shared.is_finisher(which);
     // There may be another attempt. The handler has ended when the last of them has.
-    let lone = Lone { counted: Counted::begin(owner.clone(), which), framed };
+    let lone = Lone { counted: Counted::begin(owner.clone(), count), framed };
     let which = Which { alone: true, ..which };
     let work = async move {
         let _detached = detached;
@@ -64,7 +69,7 @@ where
         let ended = poll_fn(|cx| {
             news.enlist(cx);
             let Some(future) = framed.work.as_mut() else { return Poll::Pending };
-            let around = Polled::begin(&owner, which, true);
+            let around = Polled::begin(&owner, which, 0, true);
             let polled = poll_handler(&owner, false, future.as_mut(), cx);
             drop(around);
             // The middleware that dropped it may not have answered yet: the head that leaves is not that of this one.
@@ -136,8 +141,8 @@ struct Counted {
 }
 
 impl Counted {
-    fn begin(owner: Arc<Shared>, which: Which) -> Self {
-        owner.running.begin_alone(which.count());
+    fn begin(owner: Arc<Shared>, before: Count) -> Self {
+        owner.running.begin_alone(before);
         Self { owner, told: false }
     }
 

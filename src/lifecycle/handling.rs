@@ -16,18 +16,22 @@ pub(super) enum HandlerEnd {
     Dropped,
 }
 
+/// Hooks run, or have.
+const OVER: u64 = word::HOOKS | word::ENDED;
+
 impl Shared {
     /// An attempt begins: the first poll of a future of ours that is not inside of another attempt. Whatever is inside the
-    /// innermost counts as the handler.
+    /// innermost counts as the handler. One that begins, in a task, when hooks run does not: they are the last (contract
+    /// rule 2).
     pub(super) fn handler_started(&self) {
         // The other one of the two where it ends, or begins, in between.
         loop {
-            let first = |word: word::Word| (!word.has(word::HANDLER)).then(|| word.with(word::HANDLER));
+            let first = |word: word::Word| (!word.has(word::HANDLER | OVER)).then(|| word.with(word::HANDLER));
             if !self.word().has(word::HANDLER) && self.change(Some(EventKind::HandlerStart), first).is_some() {
                 return;
             }
             let further = |word: word::Word| word.has(word::HANDLER).then(|| word.attempted());
-            if self.change(None, further).is_some() || self.word().has(word::ENDED) {
+            if self.change(None, further).is_some() || self.word().has(OVER) {
                 return;
             }
         }
@@ -123,7 +127,7 @@ mod tests {
     #[test]
     fn attempts_that_begin_where_another_ends_are_the_handler() {
         let shared = Shared::new(Arrival::of_a_test(&Arc::default()));
-        shared.running.begin(Within::Nothing, Around::NOTHING);
+        shared.running.begin(Within::Nothing(None), 1, Around::NOTHING);
         shared.handler_started();
         shared.running.leave(Count::IN_SERVICE);
         let mut begins = 0..2;
@@ -131,7 +135,7 @@ mod tests {
             let ended = shared.without_handler(word);
             for _ in begins.by_ref() {
                 assert!(ended.is_some());
-                shared.running.begin(Within::Other, Around::NOTHING);
+                shared.running.begin(Within::Other, 2, Around::NOTHING);
                 shared.handler_started();
             }
             ended

@@ -18,13 +18,13 @@ use super::{
     passage::Waits,
     polled::{Polled, Which, begin_within, is_alone},
     response::{SendBody, answer, collect, watched},
-    running::{Around, Within},
+    running::{Around, Count, Within},
     shared::Shared,
-    strays::{keep_dropped, keep_strays},
+    strays::{keep_dropped, poll_handler},
     transitions::Verdict,
 };
 use crate::{
-    continuation::{self, Continuation},
+    continuation::Continuation,
     event::{BODY, HANDLER},
     pool::{Captured, Detached, caught},
 };
@@ -36,6 +36,8 @@ pub(super) struct Surroundings {
     /// It goes on without its client already, in its connection's task.
     pub(super) detached: Option<Detached>,
 }
+
+type Detach<F> = fn(Pin<Box<F>>, &Arc<Shared>, Which, Count, Surroundings);
 
 /// A handler's future that can be moved to a task of its own: when it is dropped while aborts are ignored, and
 /// after `finish`.
@@ -54,7 +56,7 @@ pub(super) struct Held<F> {
     /// Taken when the handler first waits; a handler that never does pays nothing for it.
     context: Option<Surroundings>,
     /// Kept as a pointer, since a destructor cannot ask for the bounds that it takes.
-    detach: fn(Pin<Box<F>>, &Arc<Shared>, Which, Surroundings),
+    detach: Detach<F>,
 }
 
 impl<F, B, E> Held<F>
@@ -96,9 +98,11 @@ where
         self.give_way();
         let Some(future) = self.future.as_mut() else { return Poll::Pending };
         let shared = &self.shared;
-        let around = Polled::begin(shared, self.which, self.taken_over);
+        let around = Polled::begin(shared, self.which, self.depth, self.taken_over);
         let polled = poll_handler(shared, first, future.as_mut(), cx);
-        self.taken_over = around.end();
+        if around.end() {
+            self.is_taken_over();
+        }
         if !matches!(polled, Ok(Poll::Pending)) {
             self.give_way();
         }
@@ -155,7 +159,7 @@ where
             };
             caught::call(|| watched(&self.shared, *response)).map_err(told).ok()
         });
-        self.shared.handler_ended(HandlerEnd::Ended, self.which.count());
+        self.shared.handler_ended(HandlerEnd::Ended, self.count());
         finished
     }
 
@@ -163,9 +167,15 @@ where
     fn returned(&self, response: http::Response<B>, innermost: bool) -> Response {
         let mut response = response.map(SendBody::into_body);
         if !innermost {
-            collect(&self.shared, &mut response);
             self.give_up(HandlerEnd::Ended);
-            return response;
+            // In the very poll in which the handler began in a task it may have finished.
+            let finished = self.is_around().then(|| self.take_finished()).flatten();
+            let is_finished = finished.is_some();
+            if let Some(finished) = finished {
+                returned_late(&self.shared, std::mem::replace(&mut response, *finished));
+            }
+            collect(&self.shared, &mut response);
+            return if is_finished { watched(&self.shared, response) } else { response };
         }
         let continuations = Continuation::take_from(response.extensions_mut());
         // It may have called `finish` without ever waiting for it: then that is its answer.
@@ -179,7 +189,7 @@ where
         // The body's producer begins before the handler ends, so that the request does not end in between. What it says
         // of its length is the user's code.
         let response = caught::call(|| watched(&self.shared, response));
-        self.shared.handler_returned(continuations, self.which.count());
+        self.shared.handler_returned(continuations, self.count());
         response.unwrap_or_else(|payload| {
             self.shared.panicked(BODY, &payload);
             resume_unwind(payload)
@@ -220,7 +230,7 @@ where
                     self.shared.abandon();
                 }
                 self.discard();
-                self.shared.handler_ended(HandlerEnd::Dropped, self.which.count());
+                self.shared.handler_ended(HandlerEnd::Dropped, self.count());
                 Poll::Ready(answer(verdict))
             }
             None => {
@@ -240,14 +250,22 @@ impl<F> Held<F> {
         self.started = true;
         let (within, which) = begin_within(&self.shared, self.depth);
         self.which = which;
-        if matches!(within, Within::Nothing | Within::Other) {
-            self.begin_attempt(within);
+        match within {
+            // With its count.
+            Within::Attempt(_) if which.alone => {}
+            Within::Attempt(from) if self.shared.running.hand_over(from, self.depth) => {}
+            Within::Attempt(_) => {
+                self.which = Which::new(self.depth);
+                self.begin_attempt(Within::Other);
+            }
+            Within::Alone => self.shared.running.begin_alone(Count::NOTHING),
+            Within::Nothing(_) | Within::Other => self.begin_attempt(within),
         }
     }
 
     /// Inside of no other attempt, or nobody can tell of which.
     fn begin_attempt(&mut self, within: Within) {
-        let is_apart = self.shared.running.begin(within, self.around);
+        let is_apart = self.shared.running.begin(within, self.depth, self.around);
         self.shared.handler_started();
         self.which.beside = is_apart || within == Within::Other;
         if is_apart {
@@ -259,7 +277,8 @@ impl<F> Held<F> {
     fn is_elsewhere(&mut self) {
         self.which = Which::new(self.depth);
         if !self.taken_over {
-            self.begin_attempt(Within::Nothing);
+            self.begin_attempt(Within::Nothing(None));
+            self.shared.running.leave(Count::ALONE);
         }
     }
 
@@ -277,14 +296,27 @@ impl<F> Held<F> {
     fn give_way(&mut self) {
         if !self.taken_over && self.is_around() {
             self.give_up(HandlerEnd::Ended);
-            self.taken_over = true;
+            self.is_taken_over();
         }
+    }
+
+    /// Another is the handler, and has its own place among those that go on without their clients.
+    fn is_taken_over(&mut self) {
+        self.taken_over = true;
+        if let Some(context) = &mut self.context {
+            context.detached = None;
+        }
+    }
+
+    /// What it counts for until now: it ends, or goes on by itself.
+    fn count(&self) -> Count {
+        if self.which.alone { Count::ALONE } else { self.shared.running.give_up(self.depth) }
     }
 
     /// It ends without an answer of its own. It counts, unless another has taken its place.
     fn give_up(&self, how: HandlerEnd) {
         if !self.taken_over {
-            self.shared.handler_ended(how, self.which.count());
+            self.shared.handler_ended(how, self.count());
         }
     }
 
@@ -302,7 +334,7 @@ impl<F> Held<F> {
     fn go_on_alone(&mut self) {
         if let Some(future) = self.future.take() {
             let context = self.context.take().unwrap_or_else(|| Surroundings::capture(&self.shared));
-            (self.detach)(future, &self.shared, self.which, context);
+            (self.detach)(future, &self.shared, self.which, self.count(), context);
         }
     }
 
@@ -355,36 +387,4 @@ impl Surroundings {
     fn capture(shared: &Shared) -> Self {
         Self { span: Span::current(), captured: shared.captured(), detached: None }
     }
-}
-
-/// One poll of the handler, on its request's clock.
-#[inline]
-pub(super) fn poll_handler<F: Future>(
-    shared: &Shared,
-    first: bool,
-    future: Pin<&mut F>,
-    cx: &mut Context<'_>,
-) -> Result<Poll<F::Output>, caught::Payload> {
-    let polling = continuation::Polling::begin();
-    let polled = shared.measure_first(HANDLER, first, || caught::poll(future, cx));
-    keep_strays(shared, polling);
-    polled
-}
-
-/// Polls what is around the handler.
-#[inline]
-pub(super) fn poll_around<F: Future>(
-    shared: &Shared,
-    begun: &mut bool,
-    future: Pin<&mut F>,
-    cx: &mut Context<'_>,
-) -> Poll<F::Output> {
-    let polling = continuation::Polling::begin();
-    let around = Polled::begin_between(shared, *begun);
-    let polled = caught::poll(future, cx);
-    if let Some(around) = around {
-        *begun = around.end();
-    }
-    keep_strays(shared, polling);
-    polled.unwrap_or_else(|payload| resume_unwind(payload))
 }

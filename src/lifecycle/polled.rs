@@ -3,9 +3,10 @@
 use std::cell::Cell;
 
 use super::{
-    running::{Count, Within},
+    running::{Around, Within},
     shared::Shared,
 };
+use crate::sync::per_thread;
 
 /// Which attempt at a request, of those beside each other. What is inside of another is the same one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +26,6 @@ impl Which {
     pub(super) const fn new(number: u32) -> Self {
         Self { number, alone: false, beside: false }
     }
-
-    /// What a future of ours is counted by. What goes on by itself is counted as a whole.
-    pub(super) fn count(self) -> Count {
-        if self.alone { Count::NOTHING } else { Count::IN_SERVICE }
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -37,20 +33,33 @@ struct Frame {
     /// The address of the request.
     request: usize,
     which: Which,
+    /// The service that the future is in.
+    number: u32,
     /// It is not what counts as the attempt, or no longer: another of our futures has begun inside of it.
     taken_over: bool,
-    /// It never was, and nobody knows what it is inside of.
-    between: bool,
+    /// It never was, and is in no other future of ours: the services around it.
+    between: Option<Around>,
 }
 
-thread_local! {
-    static FRAME: Cell<Frame> = const {
-        Cell::new(Frame { request: 0, which: Which::new(Which::UNKNOWN), taken_over: false, between: false })
-    };
+const NOTHING: Frame =
+    Frame { request: 0, which: Which::new(Which::UNKNOWN), number: 0, taken_over: false, between: None };
+
+per_thread!(
+    static FRAME: Cell<Frame> = Cell::new(NOTHING);
+);
+
+#[inline]
+fn here() -> Frame {
+    FRAME.with(Cell::get)
+}
+
+#[inline]
+fn set(frame: Frame) {
+    FRAME.with(|here| here.set(frame));
 }
 
 fn of(shared: &Shared) -> Option<Frame> {
-    Some(FRAME.get()).filter(|frame| frame.request == std::ptr::from_ref(shared).addr())
+    Some(here()).filter(|frame| frame.request == std::ptr::from_ref(shared).addr())
 }
 
 /// The poll of a future of one of our services, or of what goes on by itself: what begins in it is inside of that.
@@ -60,26 +69,28 @@ pub(super) struct Polled {
 
 impl Polled {
     #[inline]
-    pub(super) fn begin(shared: &Shared, which: Which, taken_over: bool) -> Self {
-        Self::enter(Frame { request: std::ptr::from_ref(shared).addr(), which, taken_over, between: false })
+    pub(super) fn begin(shared: &Shared, which: Which, number: u32, taken_over: bool) -> Self {
+        Self::enter(Frame { request: std::ptr::from_ref(shared).addr(), which, number, taken_over, between: None })
     }
 
     /// That of one which is never the attempt. `None` where it is inside of another: so is what begins in it, then.
     #[inline]
-    pub(super) fn begin_between(shared: &Shared, taken_over: bool) -> Option<Self> {
+    pub(super) fn begin_between(shared: &Shared, around: Around, taken_over: bool) -> Option<Self> {
         let (request, which) = (std::ptr::from_ref(shared).addr(), Which::new(Which::UNKNOWN));
-        of(shared).is_none().then(|| Self::enter(Frame { request, which, taken_over, between: true }))
+        of(shared)
+            .is_none()
+            .then(|| Self::enter(Frame { request, which, number: 0, taken_over, between: Some(around) }))
     }
 
     #[inline]
     fn enter(frame: Frame) -> Self {
-        Self { before: FRAME.replace(frame) }
+        Self { before: FRAME.with(|here| here.replace(frame)) }
     }
 
     /// Whether another has begun inside of it.
     #[inline]
     pub(super) fn end(self) -> bool {
-        let it = FRAME.get();
+        let it = here();
         drop(self);
         it.taken_over
     }
@@ -88,7 +99,7 @@ impl Polled {
 impl Drop for Polled {
     #[inline]
     fn drop(&mut self) {
-        FRAME.set(self.before);
+        set(self.before);
     }
 }
 
@@ -97,15 +108,18 @@ impl Drop for Polled {
 pub(super) fn begin_within(shared: &Shared, number: u32) -> (Within, Which) {
     let itself = Which::new(number);
     match of(shared) {
-        None => (Within::Nothing, itself),
+        None => (Within::Nothing(None), itself),
         Some(frame) if frame.which.alone => {
-            FRAME.set(Frame { taken_over: true, ..frame });
-            (Within::Alone, frame.which)
+            set(Frame { taken_over: true, ..frame });
+            (if frame.taken_over { Within::Alone } else { Within::Attempt(frame.number) }, frame.which)
         }
         Some(frame) if frame.taken_over => (Within::Other, itself),
         Some(frame) => {
-            FRAME.set(Frame { taken_over: true, ..frame });
-            if frame.between { (Within::Nothing, itself) } else { (Within::Attempt, frame.which) }
+            set(Frame { taken_over: true, ..frame });
+            match frame.between {
+                Some(_) => (Within::Nothing(frame.between), itself),
+                None => (Within::Attempt(frame.number), frame.which),
+            }
         }
     }
 }
@@ -121,19 +135,19 @@ pub(super) fn is_alone(shared: &Shared) -> bool {
     of(shared).is_some_and(|frame| frame.which.alone)
 }
 
-thread_local! {
+per_thread! {
     /// The request, and the number, of the last of our services that was called here.
-    static CALLED: Cell<(usize, u32)> = const { Cell::new((0, 0)) };
+    static CALLED: Cell<(usize, u32)> = Cell::new((0, 0));
 }
 
 #[inline]
 pub(super) fn called(shared: &Shared, number: u32) {
-    CALLED.set((std::ptr::from_ref(shared).addr(), number));
+    CALLED.with(|called| called.set((std::ptr::from_ref(shared).addr(), number)));
 }
 
 /// Whether the call of the service of that number has called another one inside of it.
 #[inline]
 pub(super) fn has_called_on(shared: &Shared, number: u32) -> bool {
-    let (request, last) = CALLED.get();
+    let (request, last) = CALLED.with(Cell::get);
     request == std::ptr::from_ref(shared).addr() && last != number
 }

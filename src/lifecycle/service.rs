@@ -16,13 +16,13 @@ use super::{
     Lifecycle,
     drive::{Drive, response_future},
     driver::Driver,
-    held::{Held, poll_around},
+    held::Held,
     home::Home,
     polled,
     response::{self, SendBody},
     running,
     shared::{Arrival, Shared},
-    strays::keep_dropped,
+    strays::{keep_dropped, poll_around},
 };
 use crate::{connection::Connection, pool::caught};
 
@@ -174,7 +174,9 @@ impl Entered {
         // Services that are nested directly have entered by now, and need no box of ours; those behind a router
         // enter at the first poll.
         if polled::has_called_on(&self.shared, self.depth) {
-            Hold::Plain { around: Around { future: Some(future), shared: self.shared, begun: false } }
+            Hold::Plain {
+                around: Around { future: Some(future), shared: self.shared, outside: self.around, begun: false },
+            }
         } else {
             Hold::Held { held: Held::new(Box::pin(future), self.shared, self.depth, self.around) }
         }
@@ -192,7 +194,7 @@ impl Entered {
         let hold = match caught::call(|| Box::pin(call())) {
             Err(payload) => Hold::Panicked { payload: Some(payload), shared },
             Ok(future) if polled::has_called_on(&shared, self.depth) => {
-                Hold::Plain { around: Around { future: Some(future), shared, begun: false } }
+                Hold::Plain { around: Around { future: Some(future), shared, outside: self.around, begun: false } }
             }
             Ok(future) => Hold::Held { held: Held::new(future, shared, self.depth, self.around) },
         };
@@ -279,7 +281,9 @@ pin_project! {
         #[pin]
         future: Option<F>,
         shared: Arc<Shared>,
-        // Where nobody knows what it is inside of: something of ours has begun in it.
+        // What it is inside of.
+        outside: running::Around,
+        // Where it is polled in none of that: something of ours has begun in it.
         begun: bool,
     }
 
@@ -304,7 +308,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let Some(future) = this.future.as_pin_mut() else { return Poll::Pending };
-        poll_around(this.shared, this.begun, future, cx).map_ok(|response| {
+        poll_around(this.shared, *this.outside, this.begun, future, cx).map_ok(|response| {
             let mut response = response.map(SendBody::into_body);
             // What middleware between our services has added.
             response::collect(this.shared, &mut response);

@@ -269,7 +269,7 @@ impl Shared {
 
     /// `event` is there for bodies of unknown length.
     pub(crate) fn producer_ended(&self, event: Option<EventKind>) {
-        self.change(event, |word| word.has(word::PRODUCER).then(|| word.produced()));
+        self.change(self.before_hooks(event), |word| word.has(word::PRODUCER).then(|| word.produced()));
         self.progress();
     }
 
@@ -279,8 +279,13 @@ impl Shared {
     }
 
     pub(super) fn unread_ended(&self, event: Option<EventKind>) {
-        self.change(event, |word| word.has(word::UNREAD).then(|| word.produced_unread()));
+        self.change(self.before_hooks(event), |word| word.has(word::UNREAD).then(|| word.produced_unread()));
         self.progress();
+    }
+
+    /// The body of a handler that began when hooks run is told of as little as that. Those of others keep hooks from running.
+    fn before_hooks(&self, event: Option<EventKind>) -> Option<EventKind> {
+        event.filter(|_| !self.word().has(word::HOOKS))
     }
 
     pub(crate) fn uploaded(&self) {

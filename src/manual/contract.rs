@@ -245,7 +245,9 @@
 //!
 //! An attempt may also run in a task of its own (`tokio::spawn`). Nothing tells then whose `finish` protects what from an
 //! abort: that of one attempt, or of the middleware, protects all of them. A middleware that runs its handler so should
-//! not call `finish` meanwhile: the handler may answer with what it gives.
+//! not call `finish` meanwhile: the handler may answer with what it gives. What a task is inside of is known up to the 64th
+//! time that a request enters one of our services: a retry enters all of those inside of it once more. Behind that, the
+//! middleware counts as a handler, too: it keeps a place of its own, and a late `finish` may be accepted.
 //!
 //! **Middleware between two layers** goes on without its client like the handler, if the client left before the
 //! handler had begun; its request then ends after both, and the limit ends both.
@@ -289,7 +291,7 @@
 //! longer join the request; nor can it once the request has ended, which can happen where a middleware answers at
 //! once and runs the handler in a task of its own. Such a continuation runs on its own, without limit, place or
 //! hooks, and is logged. Its error goes to the failure handler; a drain waits for it, and cuts and names it at its
-//! deadline.
+//! deadline. Of a handler that begins when hooks run, and of its body, no event tells.
 //!
 //! **The status page** (feature `status-page`) counts and lists every request of its `Epilogue` except those for the
 //! page itself. Its live updates are one long response: they end when a drain begins, and they are exempt from the

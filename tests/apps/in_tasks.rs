@@ -27,7 +27,7 @@ use tower_epilogue::{IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
 use crate::{
     beside::copy,
-    common::SECOND,
+    common::{SECOND, SHORT},
     routes::{hook, waits_for_a_limit, work},
     stacks::Again,
     support::{Gate, Notes, Server, h2client::Http2},
@@ -241,12 +241,25 @@ async fn a_task_of_the_first_finishes(two_layers: bool) {
     assert!(server.stop().await.is_clean());
 }
 
-/// What has begun inside of a middleware that goes on without its client, which then puts it into a task.
-#[tokio::test]
-async fn the_limit_ends_what_was_moved_out_of_what_goes_on_alone() {
-    let (notes, gate) = (Notes::default(), Gate::closed());
-    let (theirs, opens) = (notes.clone(), gate.clone());
-    let handler = async move |lifecycle: Lifecycle| is_limited(lifecycle, &theirs, &opens, 0).await;
+/// What has begun inside of a middleware that goes on without its client, which then puts it into a task, and returns.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn hooks_wait_for_what_was_moved_out_of_what_goes_on_alone() {
+    for limited in [false, true] {
+        what_was_moved_out_of_what_goes_on_alone(limited).await;
+    }
+}
+
+async fn what_was_moved_out_of_what_goes_on_alone(limited: bool) {
+    let (notes, gate, ends) = (Notes::default(), Gate::closed(), Gate::closed());
+    let (theirs, opens, may_end) = (notes.clone(), gate.clone(), ends.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        if limited {
+            return is_limited(lifecycle, &theirs, &opens, 0).await;
+        }
+        let _dropped = theirs.on_drop("handler is over");
+        theirs.add("handler");
+        may_end.passed().await;
+    };
     let (theirs, opens) = (notes.clone(), gate.clone());
     let moves = from_fn(move |request: Request, next: Next| {
         let (notes, gate) = (theirs.clone(), opens.clone());
@@ -268,8 +281,13 @@ async fn the_limit_ends_what_was_moved_out_of_what_goes_on_alone() {
     drop(response);
     server.journal.seen("aborted").await;
     gate.open();
+    notes.seen("handler").await;
+    // Hooks that do not wait have the time to run.
+    tokio::time::sleep(SHORT).await;
+    ends.open();
     server.journal.ended(1).await;
-    assert_eq!(notes.all()[1..], ["handler", "handler is over", "hook: GET / ABORTED | TIMEOUT Aborted"]);
+    let status = if limited { "ABORTED | TIMEOUT" } else { "ABORTED" };
+    assert_eq!(notes.all()[1..], ["handler", "handler is over", &format!("hook: GET / {status} Aborted")]);
     drop(client);
     assert!(server.stop().await.is_clean());
 }

@@ -12,11 +12,12 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use futures_util::stream;
+use futures_util::{FutureExt, stream};
+use tower::{Layer, Service, service_fn};
 use tower_epilogue::{EpilogueBuilder, EventKind, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
 use crate::{
-    common::SECOND,
+    common::{SECOND, SHORT},
     routes::{hook, work},
     support::{Gate, Notes, Server, h2client::Http2},
 };
@@ -202,4 +203,134 @@ async fn its_stream_ends_once() {
         drop(client);
         assert!(server.stop().await.is_clean());
     }
+}
+
+/// In a task of the handler's own, which begins when that has returned. What is around the handler has not been polled since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_finish_behind_its_answer_is_refused() {
+    let notes = Notes::default();
+    let theirs = notes.clone();
+    let handler = async move |lifecycle: Lifecycle| {
+        let notes = theirs.clone();
+        tokio::spawn(async move { notes.add(format!("late: {}", lifecycle.finish("late").await.is_ok())) });
+        "answer"
+    };
+    let spawns = from_fn(|request: Request, next: Next| async { tokio::spawn(next.run(request)).await.unwrap() });
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(spawns);
+    let server = Server::start(app.layer(hook(&notes))).await;
+    assert_eq!(server.get("/").await.text(), "answer");
+    server.journal.ended(1).await;
+    assert!(notes.has("late: false"), "{:?}", notes.all());
+    assert!(server.stop().await.is_clean());
+}
+
+/// A service that spawns in its `call`, which a layer of ours is around, and is polled later.
+#[tokio::test]
+async fn it_may_begin_before_what_is_around_it_is_polled() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move |lifecycle: Lifecycle| {
+        let (notes, gate) = (theirs.clone(), opens.clone());
+        tokio::spawn(async move {
+            notes.seen("middleware").await;
+            let late = lifecycle.finish("late").now_or_never();
+            notes.add(format!("late: {late:?}"));
+            gate.open();
+        });
+        theirs.add("handler");
+        "answer"
+    };
+    let mut inner = Router::new().route("/", get(handler)).layer(IgnoreAbortLayer::new());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let spawns = service_fn(move |request: Request| {
+        let (notes, gate) = (theirs.clone(), opens.clone());
+        let task = tokio::spawn(Service::<Request>::call(&mut inner, request));
+        async move {
+            let response = task.await.unwrap();
+            notes.add("middleware");
+            gate.passed().await;
+            // Whoever was woken by what is late has its turn.
+            tokio::task::yield_now().await;
+            response
+        }
+    });
+    let answer = TimeLimitLayer::new(60 * SECOND).layer(spawns).call(Request::new(Body::empty()));
+    notes.seen("handler").await;
+    let body = answer.await.unwrap().into_body();
+    assert_eq!(axum::body::to_bytes(body, 100).await.unwrap(), "answer");
+    assert!(notes.all()[2].starts_with("late: Some(Err"), "{:?}", notes.all());
+}
+
+/// By a middleware which waited when the client left, and then calls it, in a task or not.
+#[tokio::test]
+async fn one_that_begins_without_its_client_is_counted_once() {
+    for spawned in [false, true] {
+        let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
+        let (theirs, opens) = (notes.clone(), gates[1].clone());
+        let handler = async move || {
+            theirs.add("handler");
+            opens.passed().await;
+        };
+        let (theirs, opens) = (notes.clone(), gates[0].clone());
+        let waits = from_fn(move |request: Request, next: Next| {
+            let (notes, gate) = (theirs.clone(), opens.clone());
+            async move {
+                notes.add("middleware");
+                gate.passed().await;
+                match spawned {
+                    true => tokio::spawn(next.run(request)).await.unwrap(),
+                    false => next.run(request).await,
+                }
+            }
+        });
+        let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(waits);
+        let server = Server::start(app.layer((hook(&notes), IgnoreAbortLayer::new()))).await;
+        let mut client = server.connect().await;
+        client.send_get("/").await;
+        notes.seen("middleware").await;
+        client.half_close().await;
+        server.journal.seen("aborted").await;
+        gates[0].open();
+        notes.seen("handler").await;
+        // What is around it has been polled.
+        tokio::time::sleep(SHORT).await;
+        assert_eq!(server.epilogue.detached(), 1, "{spawned}");
+        gates[1].open();
+        server.journal.ended(1).await;
+        assert!(server.stop().await.is_clean());
+    }
+}
+
+/// It has begun in another thread meanwhile, and goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn what_its_middleware_finishes_while_it_begins_is_the_answer() {
+    let (notes, gate) = (Notes::default(), Gate::closed());
+    let (theirs, opens) = (notes.clone(), gate.clone());
+    let handler = async move || {
+        theirs.add("handler");
+        opens.passed().await;
+    };
+    let theirs = notes.clone();
+    let finishes = from_fn(move |lifecycle: Lifecycle, request: Request, next: Next| {
+        let notes = theirs.clone();
+        async move {
+            tokio::spawn(next.run(request));
+            tokio::task::block_in_place(|| {
+                while !notes.has("handler") {
+                    std::thread::yield_now();
+                }
+            });
+            assert!(lifecycle.finish((work(&notes, "finished"), "finished")).now_or_never().is_none());
+            (work(&notes, "returned"), "returned")
+        }
+    });
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(finishes);
+    let server = Server::start(app.layer(hook(&notes))).await;
+    assert_eq!(server.get("/").await.text(), "finished");
+    gate.open();
+    server.journal.ended(1).await;
+    let mut all = notes.all();
+    all[1..3].sort_unstable();
+    assert_eq!(all, ["handler", "work: finished", "work: returned", "hook: GET / NORMAL Flushed"]);
+    assert!(server.stop().await.is_clean());
 }

@@ -1,12 +1,16 @@
 //! A middleware that answers at once and has the handler run in a task of its own: what that returns may come when its request
 //! has ended.
 
+use std::convert::Infallible;
+
 use axum::{
     Router,
+    body::Body,
     extract::Request,
     middleware::{Next, from_fn},
     routing::get,
 };
+use futures_util::stream;
 use tower_epilogue::{Continuation, Failure, IgnoreAbortLayer, ShutdownHookLayer};
 
 use crate::{
@@ -146,7 +150,8 @@ async fn its_panic_is_counted() {
 async fn its_continuation_runs_behind_the_hooks() {
     let (notes, gates) = (Notes::default(), [Gate::closed(), Gate::closed()]);
     let theirs = notes.clone();
-    let handler = async move || (work(&theirs, "late"), "nobody reads this");
+    let handler =
+        async move || (work(&theirs, "late"), Body::from_stream(stream::pending::<Result<String, Infallible>>()));
     let (theirs, begins) = (notes.clone(), gates[0].clone());
     let answers_at_once = from_fn(move |request: Request, next: Next| {
         let (notes, gate) = (theirs.clone(), begins.clone());
@@ -176,6 +181,10 @@ async fn its_continuation_runs_behind_the_hooks() {
     gates[1].open();
     notes.seen("work: late").await;
     server.journal.ended(1).await;
+    // It is not told of: nothing but hooks comes behind the first of them.
+    let is_told = |line: &String| line.starts_with("handler_") || line.starts_with("body_");
+    let handlers = server.journal.lines().into_iter().filter(is_told);
+    assert_eq!(handlers.collect::<Vec<_>>(), ["handler_start/0", "handler_end/0"]);
     let epilogue = server.epilogue.clone();
     assert!(server.stop().await.is_clean());
     assert_eq!((epilogue.lost(), notes.all().len()), (0, 3));
