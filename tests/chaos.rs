@@ -24,6 +24,9 @@ use tower_epilogue::test_util::TestServer;
 #[path = "chaos/app.rs"]
 mod app;
 
+#[path = "chaos/attempts.rs"]
+mod attempts;
+
 #[path = "chaos/check.rs"]
 mod check;
 

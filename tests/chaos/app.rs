@@ -13,17 +13,21 @@ use axum::{
     body::{Body, Bytes},
     extract::{Path, Request},
     http::StatusCode,
+    middleware::from_fn,
     response::{IntoResponse, Response},
     routing::any,
 };
 use futures_util::{FutureExt as _, StreamExt as _, stream};
 use tower_epilogue::{
-    ConnectionStatus, Continuation, EarlyCloseLayer, End, IgnoreAbortLayer, Lifecycle, RequestId, ShutdownHookLayer,
-    TimeLimitLayer,
+    ConnectionStatus, Continuation, EarlyCloseLayer, End, IgnoreAbortLayer, Lifecycle, Phase, RequestId,
+    ShutdownHookLayer, TimeLimitLayer,
 };
 use tower_http::{compression::CompressionLayer, timeout::TimeoutLayer, trace::TraceLayer};
 
-use super::plan::{Answer, Dice, HookDoes, Plan, Work};
+use super::{
+    attempts::Attempts,
+    plan::{Answer, Dice, HookDoes, Plan, Work, plan_of},
+};
 
 /// What a panic of the app's says: not one of a check.
 pub const PANIC: &str = "chaos: as planned";
@@ -33,6 +37,9 @@ pub const PANIC: &str = "chaos: as planned";
 pub struct Record {
     pub request: Option<RequestId>,
     pub handlers: u32,
+    /// Those that began, in a task, when their request had its hooks run already; and their continuations.
+    pub late: u32,
+    pub promised_late: usize,
     /// Hooks of the handler, in the order of their registration, with those that hooks registered.
     pub registered: Vec<String>,
     pub hooks: Vec<String>,
@@ -90,6 +97,7 @@ pub enum Around {
     Trace,
     /// Somebody else's timeout: the client's abort it is not.
     Timeout(Duration),
+    Attempts(Attempts),
 }
 
 pub fn arounds(dice: &mut Dice) -> Vec<Around> {
@@ -108,13 +116,19 @@ pub fn arounds(dice: &mut Dice) -> Vec<Around> {
             _ => Around::Hook(place),
         });
     }
+    if dice.once_in(3) {
+        all.insert(dice.below(all.len() as u64 + 1) as usize, Around::Attempts(Attempts::of(dice)));
+        // One that has no layer inside throws responses away that nobody else has seen.
+        all.push(dice.one_of(&[Around::EarlyClose, Around::KeepAlive, Around::IgnoreAbort, Around::Hook(9)]));
+    }
     all
 }
 
 pub fn app(arounds: &[Around], notes: &Notes) -> Router {
     let theirs = notes.clone();
+    let several = arounds.iter().any(|around| matches!(around, Around::Attempts(_)));
     let handler = async move |Path(number): Path<u64>, lifecycle: Lifecycle, request: Request| {
-        handler(number, theirs.clone(), lifecycle, request).await
+        handler(number, several, theirs.clone(), lifecycle, request).await
     };
     let mut app = Router::new().route("/{number}", any(handler));
     for around in arounds.iter().rev() {
@@ -134,6 +148,7 @@ pub fn app(arounds: &[Around], notes: &Notes) -> Router {
             Around::Compression => app.layer(CompressionLayer::new()),
             Around::Trace => app.layer(TraceLayer::new_for_http()),
             Around::Timeout(limit) => app.layer(TimeoutLayer::with_status_code(StatusCode::REQUEST_TIMEOUT, limit)),
+            Around::Attempts(attempts) => app.layer(from_fn(move |request, next| attempts.make(request, next))),
         };
     }
     app
@@ -205,16 +220,23 @@ fn with(mut response: Response, work: Vec<Continuation>) -> Response {
     response
 }
 
-async fn handler(number: u64, notes: Notes, lifecycle: Lifecycle, request: Request) -> Response {
+async fn handler(number: u64, several: bool, notes: Notes, lifecycle: Lifecycle, request: Request) -> Response {
     let token = notes.token.clone();
-    let plan = Plan::of(notes.seed, number);
-    notes.note(number, |record| {
+    let is_late = matches!(lifecycle.phase(), Phase::Ending | Phase::Ended);
+    let (attempt, plan) = notes.note(number, |record| {
+        let attempt = record.handlers;
+        let mut plan = if several { plan_of(notes.seed, number, attempt) } else { Plan::of(notes.seed, number) };
+        if is_late {
+            plan.ends_by_itself();
+        }
         record.request = Some(lifecycle.id());
         record.handlers += 1;
-        record.limited = plan.limit.is_some();
+        record.late += u32::from(is_late);
+        record.limited |= plan.limit.is_some();
+        (attempt, plan)
     });
     for (place, does) in plan.hooks.iter().enumerate() {
-        register(&notes, number, &format!("hook {place}"), *does, &lifecycle);
+        register(&notes, number, &format!("hook {place} of attempt {attempt}"), *does, &lifecycle);
     }
     if plan.ignores {
         lifecycle.ignore_abort(true);
@@ -230,7 +252,12 @@ async fn handler(number: u64, notes: Notes, lifecycle: Lifecycle, request: Reque
         tokio::time::sleep(plan.before).await;
     }
     drop(shield);
-    let work = || continuations(&notes, number, &plan, 0, &lifecycle);
+    // Each of the request has a number of its own.
+    let first = attempt as usize * 100;
+    let work = || continuations(&notes, number, &plan, first, &lifecycle);
+    if is_late {
+        notes.note(number, |record| record.promised_late += plan.work.len() * 2);
+    }
     let response = match plan.answer {
         Answer::Whole(size) => with(vec![b'x'; size].into_response(), work()),
         Answer::NoContent => with(StatusCode::NO_CONTENT.into_response(), work()),
@@ -240,7 +267,7 @@ async fn handler(number: u64, notes: Notes, lifecycle: Lifecycle, request: Reque
         Answer::Finish(size) => {
             let _ = lifecycle.finish(with(vec![b'x'; size].into_response(), work())).await;
             tokio::time::sleep(plan.after).await;
-            with(().into_response(), continuations(&notes, number, &plan, plan.work.len(), &lifecycle))
+            with(().into_response(), continuations(&notes, number, &plan, first + plan.work.len(), &lifecycle))
         }
         Answer::FinishUnawaited => {
             let _ = lifecycle.finish("finished").now_or_never();

@@ -139,6 +139,25 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// No limit ends it.
+    pub fn ends_by_itself(&mut self) {
+        if self.answer == Answer::Never {
+            self.answer = Answer::NoContent;
+        }
+        self.work.retain(|work| *work != Work::Endless);
+    }
+}
+
+/// That of one attempt of several at a request, each of which ends by itself.
+pub fn plan_of(seed: u64, number: u64, attempt: u32) -> Plan {
+    let mut plan = Plan::of(seed.wrapping_add(u64::from(attempt) << 32), number);
+    if plan.answer == Answer::Never {
+        plan.limit.get_or_insert(Duration::from_millis(30));
+    }
+    plan
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
     Http10,

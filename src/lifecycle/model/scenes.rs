@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Handler, Scene};
+use super::{Attempts, Handler, Scene};
 
 /// How long one scene may take, so that all of them take about a minute; `LOOM_MAX_DURATION` in the environment sets
 /// another (in seconds). A scene that has more orders than that says so.
@@ -40,6 +40,9 @@ macro_rules! scenes {
         )*
     };
 }
+
+const HEDGED: Scene = Scene { attempts: Attempts::Hedged, ..Scene::HTTP1 };
+const SPAWNED: Scene = Scene { attempts: Attempts::Spawned, ..Scene::HTTP1 };
 
 scenes! {
     http1_undisturbed: Scene { bound: 2, ..Scene::HTTP1 };
@@ -73,4 +76,18 @@ scenes! {
     http2_late_reset: Scene { leaves: true, turn: 2, ..Scene::HTTP2 };
     http2_later_reset: Scene { leaves: true, turn: 3, ..Scene::HTTP2 };
     http2_known_length_and_limit: Scene { known: true, limit: true, ..Scene::HTTP2 };
+    attempts_at_once: Scene { bound: 2, handler: Handler::Waits, ..HEDGED };
+    attempts_at_once_and_abort: Scene { bound: 2, handler: Handler::Waits, leaves: true, ..HEDGED };
+    attempts_at_once_and_ignored_abort: Scene { handler: Handler::Waits, leaves: true, ignores: true, ..HEDGED };
+    attempts_at_once_and_limit: Scene { handler: Handler::Hangs, limit: true, ..HEDGED };
+    attempts_at_once_that_finish: Scene { handler: Handler::Finishes, leaves: true, ..HEDGED };
+    attempts_at_once_and_killed: Scene { handler: Handler::Waits, killed: true, ..HEDGED };
+    attempt_in_a_task: Scene { handler: Handler::Waits, ..SPAWNED };
+    attempt_in_a_task_that_returns_at_once: Scene { ..SPAWNED };
+    attempt_in_a_task_and_abort: Scene { handler: Handler::Hangs, leaves: true, ..SPAWNED };
+    attempt_in_a_task_and_ignored_abort: Scene { handler: Handler::Waits, leaves: true, ignores: true, ..SPAWNED };
+    attempt_in_a_task_and_limit: Scene { handler: Handler::Hangs, limit: true, ..SPAWNED };
+    attempt_in_a_task_that_finishes: Scene { handler: Handler::Finishes, ..SPAWNED };
+    attempt_in_a_task_that_finishes_and_limit: Scene { handler: Handler::Finishes, limit: true, ..SPAWNED };
+    attempt_in_a_task_and_killed: Scene { handler: Handler::Waits, killed: true, ..SPAWNED };
 }
