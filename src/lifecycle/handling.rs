@@ -69,14 +69,13 @@ impl Shared {
             continuations.iter_mut().for_each(|continuation| continuation.carry(self.captured()));
         }
         // Under the lock that the ending task takes them from, so that none starts before the handler's end is
-        // told; and in one transition, so that the request cannot end before they are seen.
+        // told; and the request cannot end before they are seen.
         let mut core = lock(&self.core);
+        // Before it counts no longer: what ends beside it may tell of the handler's end then, and end the request.
+        let joined = self.change(None, |word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK)));
         self.running.leave(count);
-        let works = |word: word::Word| if word.has(word::HOOKS) { word } else { word.with(word::WORK) };
-        let ended = |word| self.without_handler(word).map(works);
-        // Another goes on, or the handler's end was told before.
-        let joins = |word: word::Word| (!word.has(word::HOOKS)).then(|| word.with(word::WORK));
-        let changed = self.change(Some(EventKind::HandlerEnd), ended).or_else(|| self.change(None, joins));
+        let ended = self.change(Some(EventKind::HandlerEnd), |word| self.without_handler(word));
+        let changed = ended.or(joined);
         if core.is_lost() || changed.is_none_or(|change| change.new.has(word::HOOKS)) {
             // A middleware has answered before it began, or the request has ended and was sent in once more.
             drop(core);

@@ -110,13 +110,9 @@ where
         match polled {
             Ok(Poll::Ready(result)) => {
                 self.discard();
-                let result = match (result, innermost) {
-                    (Ok(response), _) => Ok(self.returned(response, innermost)),
-                    (Err(error), false) => {
-                        self.give_up(HandlerEnd::Ended);
-                        Err(error)
-                    }
-                    (Err(error), true) => match self.failed() {
+                let result = match result {
+                    Ok(response) => Ok(self.returned(response, innermost)),
+                    Err(error) => match self.failed(innermost) {
                         Some(finished) => {
                             caught::discard(error);
                             Ok(finished)
@@ -130,15 +126,15 @@ where
             Ok(Poll::Pending) => Poll::Pending,
             Err(payload) => {
                 self.discard();
-                let finished = if innermost {
+                // Before its end. The panic of what is around the handler goes on, and is told of where it arrives.
+                if innermost {
                     self.shared.panicked(HANDLER, &payload);
-                    self.failed()
-                } else {
-                    self.give_up(HandlerEnd::Ended);
-                    None
-                };
-                match finished {
+                }
+                match self.failed(innermost) {
                     Some(finished) => {
+                        if !innermost {
+                            self.shared.panicked(HANDLER, &payload);
+                        }
                         caught::dispose(payload);
                         Poll::Ready(Ok(finished))
                     }
@@ -150,32 +146,38 @@ where
 
     /// The handler panicked, or gave an error. What it had given to `finish` before, without waiting for it, leaves all the
     /// same (contract rule 7).
-    fn failed(&self) -> Option<Response> {
-        let finished = self.take_finished().and_then(|mut response| {
-            collect(&self.shared, &mut response);
-            let told = |payload| {
-                self.shared.panicked(BODY, &payload);
-                caught::dispose(payload);
-            };
-            caught::call(|| watched(&self.shared, *response)).map_err(told).ok()
-        });
-        self.shared.handler_ended(HandlerEnd::Ended, self.count());
+    fn failed(&self, innermost: bool) -> Option<Response> {
+        let finished = self.finished(innermost);
+        if innermost {
+            self.shared.handler_ended(HandlerEnd::Ended, self.count());
+        }
         finished
+    }
+
+    /// What is its answer, whatever it has come to. Of what is around the handler: what it finished in the very poll in which
+    /// that began in a task.
+    fn finished(&self, innermost: bool) -> Option<Response> {
+        let mut response = (innermost || self.is_around()).then(|| self.take_finished()).flatten()?;
+        collect(&self.shared, &mut response);
+        let told = |payload| {
+            self.shared.panicked(BODY, &payload);
+            caught::dispose(payload);
+        };
+        caught::call(|| watched(&self.shared, *response)).map_err(told).ok()
     }
 
     /// The handler returned.
     fn returned(&self, response: http::Response<B>, innermost: bool) -> Response {
         let mut response = response.map(SendBody::into_body);
         if !innermost {
-            self.give_up(HandlerEnd::Ended);
-            // In the very poll in which the handler began in a task it may have finished.
-            let finished = self.is_around().then(|| self.take_finished()).flatten();
-            let is_finished = finished.is_some();
-            if let Some(finished) = finished {
-                returned_late(&self.shared, std::mem::replace(&mut response, *finished));
-            }
             collect(&self.shared, &mut response);
-            return if is_finished { watched(&self.shared, response) } else { response };
+            return match self.finished(false) {
+                Some(finished) => {
+                    returned_late(&self.shared, response);
+                    finished
+                }
+                None => response,
+            };
         }
         let continuations = Continuation::take_from(response.extensions_mut());
         // It may have called `finish` without ever waiting for it: then that is its answer.

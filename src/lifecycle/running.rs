@@ -52,7 +52,7 @@ impl Around {
 
 /// Nothing, for a number that does not fit in.
 fn bit(number: u32) -> u64 {
-    1_u64.checked_shl(number - 1).unwrap_or(0)
+    1_u64.checked_shl(number.wrapping_sub(1)).unwrap_or(0)
 }
 
 pub(super) struct Running {

@@ -154,11 +154,12 @@ impl Shared {
         }
     }
 
-    /// Starts the task that brings the request to its end, unless there is one.
+    /// Starts the task that brings the request to its end, or has it look again.
     pub(super) fn ensure_ending(&self) {
         let started = self.change(None, |word| (!word.has(word::ENDING)).then(|| word.with(word::ENDING)));
-        if let Some(me) = started.and_then(|_| self.arc()) {
-            ending::start(self, me);
+        match started.and_then(|_| self.arc()) {
+            Some(me) => ending::start(self, me),
+            None => self.ending_waker.wake(),
         }
     }
 
@@ -198,8 +199,14 @@ impl Shared {
 mod tests {
     use std::sync::Arc;
 
+    use axum_core::{body::Body, response::Response};
+
     use super::*;
-    use crate::{lifecycle::shared::Arrival, pool::Pool};
+    use crate::{
+        lifecycle::{Phase, handling::HandlerEnd, running::Count, shared::Arrival},
+        pool::Pool,
+        status::Sent,
+    };
 
     #[test]
     fn what_comes_when_its_runtime_has_ended_is_lost_and_not_in_silence() {
@@ -216,5 +223,26 @@ mod tests {
         shared.keep(Continuation::new(async {}));
         assert_eq!((pool.lost(), pool.running()), (1, 0));
         assert!(shared.add_hook(Hook::new(|_| async {})).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_head_that_comes_last_is_the_end_also_of_what_went_on_alone() {
+        let shared = Shared::new(Arrival::of_a_test(&Arc::default()));
+        shared.running.begin_alone(Count::NOTHING);
+        shared.handler_started();
+        shared.ensure_ending();
+        shared.decide(Sent::Aborted);
+        shared.keep(Continuation::new(async {}));
+        shared.handler_ended(HandlerEnd::Ended, Count::ALONE);
+        // Its task has its turns.
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(shared.word().phase(), Phase::Handling);
+        shared.response_leaves(&Response::new(Body::empty()));
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(shared.word().phase(), Phase::Ended);
     }
 }

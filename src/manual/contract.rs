@@ -291,7 +291,8 @@
 //! longer join the request; nor can it once the request has ended, which can happen where a middleware answers at
 //! once and runs the handler in a task of its own. Such a continuation runs on its own, without limit, place or
 //! hooks, and is logged. Its error goes to the failure handler; a drain waits for it, and cuts and names it at its
-//! deadline. Of a handler that begins when hooks run, and of its body, no event tells.
+//! deadline. Of a handler that begins when hooks run, and of its body, no event tells but that it panicked, or that its body
+//! failed; no limit ends it.
 //!
 //! **The status page** (feature `status-page`) counts and lists every request of its `Epilogue` except those for the
 //! page itself. Its live updates are one long response: they end when a drain begins, and they are exempt from the

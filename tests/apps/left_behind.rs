@@ -22,7 +22,7 @@ use tower::retry::RetryLayer;
 use tower_epilogue::{EpilogueBuilder, IgnoreAbortLayer, Lifecycle, TimeLimitLayer};
 
 use crate::{
-    beside::{asks_and_leaves, twice},
+    beside::{asks_and_leaves, copy, twice},
     common::SECOND,
     routes::{hook, work},
     stacks::Again,
@@ -261,5 +261,57 @@ async fn what_is_finished_does_not_go_back_through_its_middleware() {
     assert_eq!(client.reply().await.text(), "second");
     server.journal.ended(1).await;
     assert_eq!(notes.all().len(), 5, "{:?}", notes.all());
+    assert!(server.stop().await.is_clean());
+}
+
+/// The client is gone, and all of the handler is over, before its middleware has answered.
+#[tokio::test]
+async fn a_middleware_that_answers_last_keeps_no_hook_waiting() {
+    let (notes, over, asked) = (Notes::default(), Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
+    let gates = [Gate::closed(), Gate::closed(), Gate::closed()];
+    let (theirs, opens) = (notes.clone(), gates.clone());
+    let handler = async move |lifecycle: Lifecycle| -> Response {
+        let attempt = asked.fetch_add(1, Ordering::SeqCst);
+        lifecycle.ignore_abort(true);
+        theirs.add(["first", "second"][attempt]);
+        opens[attempt].passed().await;
+        if attempt == 0 {
+            let mut finish = std::pin::pin!(lifecycle.finish("nobody reads this"));
+            assert!(futures_util::poll!(&mut finish).is_pending());
+            theirs.add("finished");
+            theirs.add(format!("{:?}", finish.await));
+            return work(&theirs, "first").into_response();
+        }
+        // That ends this attempt alone.
+        lifecycle.ignore_abort(false);
+        std::future::pending().await
+    };
+    let (theirs, opens, gives_up) = (notes.clone(), gates[2].clone(), over.clone());
+    let impatient = from_fn(move |request: Request, next: Next| {
+        let (notes, gate, over) = (theirs.clone(), opens.clone(), gives_up.clone());
+        async move {
+            tokio::select! {
+                _ = next.clone().run(copy(&request)) => unreachable!("it waits"),
+                () = over.notified() => {}
+            }
+            let response = next.run(request).await;
+            notes.add("middleware");
+            gate.passed().await;
+            response
+        }
+    });
+    let app = Router::new().route("/", get(handler)).layer(TimeLimitLayer::new(60 * SECOND)).layer(impatient);
+    let server = Server::start(app.layer(hook(&notes))).await;
+    let _client = asks_and_leaves(&server, &notes).await;
+    over.notify_one();
+    notes.seen("second").await;
+    gates[0].open();
+    notes.seen("finished").await;
+    gates[1].open();
+    notes.seen("middleware").await;
+    notes.seen("work: first").await;
+    gates[2].open();
+    server.journal.ended(1).await;
+    assert_eq!(notes.all().last().unwrap(), "hook: GET / ABORTED Aborted");
     assert!(server.stop().await.is_clean());
 }
