@@ -39,7 +39,7 @@ pub(super) enum Within {
 
 /// Numbers of services of ours, as far as they fit in: what another is inside of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Around(u64);
+pub(super) struct Around(u32);
 
 impl Around {
     pub(super) const NOTHING: Self = Self(0);
@@ -51,17 +51,17 @@ impl Around {
 }
 
 /// Nothing, for a number that does not fit in.
-fn bit(number: u32) -> u64 {
-    1_u64.checked_shl(number.wrapping_sub(1)).unwrap_or(0)
+fn bit(number: u32) -> u32 {
+    1_u32.checked_shl(number.wrapping_sub(1)).unwrap_or(0)
 }
 
 pub(super) struct Running {
     /// How many of our services this request has entered.
     entered: AtomicU32,
     /// Those around something that began in a task of its own.
-    around: AtomicU64,
+    around: AtomicU32,
     /// Those whose futures count as attempts in service: whoever takes a bit away takes that out of the counts.
-    counted: AtomicU64,
+    counted: AtomicU32,
     /// In one word, so that of several that end at once the last sees that it is.
     counts: AtomicU64,
 }
@@ -70,8 +70,8 @@ impl Running {
     pub(super) fn new() -> Self {
         Self {
             entered: AtomicU32::new(1),
-            around: AtomicU64::new(0),
-            counted: AtomicU64::new(0),
+            around: AtomicU32::new(0),
+            counted: AtomicU32::new(0),
             counts: AtomicU64::new(0),
         }
     }
@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn what_is_around_one_in_a_task_is_known() {
         let running = Running::new();
-        let around = Around::NOTHING.and(1).and(2).and(65).and(70);
+        let around = Around::NOTHING.and(1).and(2).and(33).and(70);
         running.begin(Within::Other, 2, around);
         assert!(!running.is_scattered());
         assert!(running.begin(Within::Nothing(Some(around)), 71, Around::NOTHING) && running.is_scattered());

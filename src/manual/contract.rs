@@ -245,7 +245,7 @@
 //!
 //! An attempt may also run in a task of its own (`tokio::spawn`). Nothing tells then whose `finish` protects what from an
 //! abort: that of one attempt, or of the middleware, protects all of them. A middleware that runs its handler so should
-//! not call `finish` meanwhile: the handler may answer with what it gives. What a task is inside of is known up to the 64th
+//! not call `finish` meanwhile: the handler may answer with what it gives. What a task is inside of is known up to the 32nd
 //! time that a request enters one of our services: a retry enters all of those inside of it once more. Behind that, the
 //! middleware counts as a handler, too: it keeps a place of its own, and a late `finish` may be accepted.
 //!
